@@ -1,0 +1,61 @@
+"""Training on the mixture: the wrapper, the transform, the objectives and the methods. Of generation it knows only shards."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cfaug.learn.methods import METHODS, Method
+    from cfaug.learn.mixing import CounterfactualDataset, Draw
+    from cfaug.learn.models import MODELS, SmallCNN
+    from cfaug.learn.objectives import GroupDRO
+    from cfaug.learn.sources import MixedImages, StreamedImages, TensorImages, TrainingSet
+    from cfaug.learn.train import TrainedClassifier, TrainSettings, Validation, predict, train_classifier
+    from cfaug.learn.transforms import RandomCounterfactual
+
+_HOMES = {
+    "CounterfactualDataset": "mixing",
+    "Draw": "mixing",
+    "RandomCounterfactual": "transforms",
+    "GroupDRO": "objectives",
+    "METHODS": "methods",
+    "Method": "methods",
+    "MODELS": "models",
+    "SmallCNN": "models",
+    "MixedImages": "sources",
+    "StreamedImages": "sources",
+    "TensorImages": "sources",
+    "TrainingSet": "sources",
+    "TrainSettings": "train",
+    "TrainedClassifier": "train",
+    "Validation": "train",
+    "predict": "train",
+    "train_classifier": "train",
+}
+
+__all__ = [
+    "METHODS",
+    "MODELS",
+    "CounterfactualDataset",
+    "Draw",
+    "GroupDRO",
+    "Method",
+    "MixedImages",
+    "RandomCounterfactual",
+    "SmallCNN",
+    "StreamedImages",
+    "TensorImages",
+    "TrainSettings",
+    "TrainedClassifier",
+    "TrainingSet",
+    "Validation",
+    "predict",
+    "train_classifier",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'cfaug.learn' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"cfaug.learn.{_HOMES[name]}"), name)

@@ -1,0 +1,177 @@
+"""Where a training batch comes from: images in memory, a mixture in memory, or a map-style dataset read by a DataLoader.
+
+A TrainingSet knows its targets and its group codes before any image is read, so a sampler can balance them; it is then
+handed the epoch's batches as lists of positions. ``groups(epoch)`` may change from epoch to epoch, because a mixture
+draws another image, hence another group, at the same position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cfaug.errors import DataError
+
+Batch = tuple[Tensor, Tensor, Tensor | None]
+"""images (B, C, H, W) uint8, targets (B,) int64, group codes (B,) or (B, A) int64 or None."""
+
+
+@runtime_checkable
+class TrainingSet(Protocol):
+    """What ``train_classifier`` trains on."""
+
+    targets: Tensor
+    """(N,) int64 class codes"""
+    shape: tuple[int, int, int]
+    """channels, height, width"""
+    group_count: int
+    """number of group codes, 0 when there are none"""
+
+    def groups(self, epoch: int) -> Tensor | None:
+        """Group codes (N,) or (N, A) of what the epoch shows at each position."""
+        ...
+
+    def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
+        """The epoch's batches; ``order`` is a sequence of int64 position tensors."""
+        ...
+
+
+def count_groups(codes: Tensor | None) -> int:
+    """1 + the largest code (0 without codes)."""
+    return 0 if codes is None or not codes.numel() else int(codes.max()) + 1
+
+
+class TensorImages:
+    """Images in memory: uint8 (N, C, H, W), targets (N,) and optional group codes (N,) or (N, A).
+
+    ``transform`` maps an image batch to an image batch (uint8 or float in [-1, 1]); nothing is added by default.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        groups: Tensor | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise DataError(
+                f"images: expected uint8 (N, C, H, W), came {images.dtype} {tuple(images.shape)}; convert them"
+            )
+        if len(images) != len(targets) or (groups is not None and len(groups) != len(images)):
+            raise DataError(f"targets and groups: expected {len(images)} of each, one an image; came another length")
+        self.images, self.targets, self.transform = images, targets.long(), transform
+        self._groups = None if groups is None else groups.long()
+        self.shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+        self.group_count = count_groups(self._groups)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def groups(self, epoch: int) -> Tensor | None:
+        return self._groups
+
+    def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
+        for positions in order:
+            images = self.images[positions]
+            images = images if self.transform is None else self.transform(images)
+            yield images, self.targets[positions], None if self._groups is None else self._groups[positions]
+
+
+class MixedImages:
+    """A mixture in memory: a pool of uint8 images and, for every epoch, which pool row stands at each position.
+
+    ``draw(epoch)`` returns pool rows (N,) int64; ``pool_groups`` are the group codes of the pool's rows, so a drawn
+    counterfactual counts in the group of its own attributes.
+    """
+
+    def __init__(
+        self,
+        pool: Tensor,
+        targets: Tensor,
+        draw: Callable[[int], Tensor],
+        pool_groups: Tensor | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        self.pool, self.targets, self.draw, self.transform = pool, targets.long(), draw, transform
+        self._groups = None if pool_groups is None else pool_groups.long()
+        self.shape = (int(pool.shape[1]), int(pool.shape[2]), int(pool.shape[3]))
+        self.group_count = count_groups(self._groups)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def groups(self, epoch: int) -> Tensor | None:
+        return None if self._groups is None else self._groups[self.draw(epoch)]
+
+    def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
+        rows = self.draw(epoch)
+        for positions in order:
+            chosen = rows[positions]
+            images = self.pool[chosen]
+            images = images if self.transform is None else self.transform(images)
+            yield images, self.targets[positions], None if self._groups is None else self._groups[chosen]
+
+
+@dataclass(frozen=True)
+class _Ordered:
+    """A batch sampler over batches that are already decided."""
+
+    order: Sequence[Tensor]
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (positions.tolist() for positions in self.order)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+
+class StreamedImages:
+    """A map-style dataset of (uint8 image (C, H, W), target[, group code]) that does not fit in memory.
+
+    Targets and group codes are given apart, so that sampling reads no image. ``workers`` DataLoader processes read;
+    the dataset's ``set_epoch`` is called when it has one.
+    """
+
+    def __init__(self, dataset: Dataset[Any], targets: Tensor, groups: Tensor | None = None, workers: int = 0) -> None:
+        self.dataset, self.targets, self.workers = dataset, targets.long(), workers
+        self._groups = None if groups is None else groups.long()
+        first = dataset[0][0] if len(self.targets) else torch.zeros(3, 8, 8)
+        if not isinstance(first, Tensor) or first.ndim != 3:
+            raise DataError(
+                f"training images: expected a tensor (C, H, W), came {type(first).__name__}; transform them"
+            )
+        self.shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
+        self.group_count = count_groups(self._groups)
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset[Any], workers: int = 0) -> StreamedImages:
+        """Reads targets and groups from the dataset once: ``.targets`` / ``.groups`` when it has them, else every item."""
+        if hasattr(dataset, "targets"):
+            groups = getattr(dataset, "groups", None)
+            return cls(
+                dataset, torch.as_tensor(dataset.targets), None if groups is None else torch.as_tensor(groups), workers
+            )
+        items = [dataset[i][1:] for i in range(len(dataset))]  # type: ignore[arg-type]
+        targets = torch.tensor([int(item[0]) for item in items], dtype=torch.int64)
+        coded = bool(items) and len(items[0]) > 1
+        groups = torch.stack([torch.as_tensor(item[1]) for item in items]) if coded else None
+        return cls(dataset, targets, groups, workers)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def groups(self, epoch: int) -> Tensor | None:
+        return self._groups
+
+    def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        loader = DataLoader(self.dataset, batch_sampler=_Ordered(order), num_workers=self.workers)  # type: ignore[arg-type]
+        for positions, item in zip(order, loader):
+            yield item[0], self.targets[positions], None if self._groups is None else self._groups[positions]
