@@ -1,4 +1,4 @@
-"""Training on the mixture: the wrapper, the transform, the objectives and the methods. Of generation it knows only shards."""
+"""Training on the mixture: wrapper, transform, objectives, methods. Of generation it knows only the shards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a training batch comes from: images in memory, a mixture in memory, or a map-style dataset read by a DataLoader.
+"""Where a training batch comes from: images or a mixture in memory, or a map-style dataset read by a DataLoader.
 
 A TrainingSet knows its targets and its group codes before any image is read, so a sampler can balance them; it is then
 handed the epoch's batches as lists of positions. ``groups(epoch)`` may change from epoch to epoch, because a mixture
@@ -134,44 +134,53 @@ class _Ordered:
 class StreamedImages:
     """A map-style dataset of (uint8 image (C, H, W), target[, group code]) that does not fit in memory.
 
-    Targets and group codes are given apart, so that sampling reads no image. ``workers`` DataLoader processes read;
-    the dataset's ``set_epoch`` is called when it has one.
+    Targets and group codes are given apart, so that sampling reads no image; ``groups`` may be a function of the epoch,
+    for a mixture whose drawn images change group. ``workers`` DataLoader processes read; the dataset's ``set_epoch`` is
+    called when it has one.
     """
 
-    def __init__(self, dataset: Dataset[Any], targets: Tensor, groups: Tensor | None = None, workers: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        targets: Tensor,
+        groups: Tensor | Callable[[int], Tensor] | None = None,
+        group_count: int = 0,
+        workers: int = 0,
+    ) -> None:
         self.dataset, self.targets, self.workers = dataset, targets.long(), workers
-        self._groups = None if groups is None else groups.long()
+        self._groups = groups
         first = dataset[0][0] if len(self.targets) else torch.zeros(3, 8, 8)
         if not isinstance(first, Tensor) or first.ndim != 3:
             raise DataError(
                 f"training images: expected a tensor (C, H, W), came {type(first).__name__}; transform them"
             )
         self.shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
-        self.group_count = count_groups(self._groups)
+        self.group_count = group_count or count_groups(self.groups(0))
 
     @classmethod
     def from_dataset(cls, dataset: Dataset[Any], workers: int = 0) -> StreamedImages:
-        """Reads targets and groups from the dataset once: ``.targets`` / ``.groups`` when it has them, else every item."""
+        """Targets and groups are read once: from ``.targets`` / ``.groups`` where it has them, else from every item."""
         if hasattr(dataset, "targets"):
             groups = getattr(dataset, "groups", None)
-            return cls(
-                dataset, torch.as_tensor(dataset.targets), None if groups is None else torch.as_tensor(groups), workers
-            )
-        items = [dataset[i][1:] for i in range(len(dataset))]  # type: ignore[arg-type]
+            coded_groups = None if groups is None else torch.as_tensor(groups)
+            return cls(dataset, torch.as_tensor(dataset.targets), coded_groups, workers=workers)
+        items = [dataset[i][1:] for i in range(len(dataset))]
         targets = torch.tensor([int(item[0]) for item in items], dtype=torch.int64)
         coded = bool(items) and len(items[0]) > 1
         groups = torch.stack([torch.as_tensor(item[1]) for item in items]) if coded else None
-        return cls(dataset, targets, groups, workers)
+        return cls(dataset, targets, groups, workers=workers)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def groups(self, epoch: int) -> Tensor | None:
-        return self._groups
+        codes = self._groups(epoch) if callable(self._groups) else self._groups
+        return None if codes is None else codes.long()
 
     def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
+        codes = self.groups(epoch)
         loader = DataLoader(self.dataset, batch_sampler=_Ordered(order), num_workers=self.workers)  # type: ignore[arg-type]
         for positions, item in zip(order, loader):
-            yield item[0], self.targets[positions], None if self._groups is None else self._groups[positions]
+            yield item[0], self.targets[positions], None if codes is None else codes[positions]
