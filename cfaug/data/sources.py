@@ -1,0 +1,94 @@
+"""Data sets by name: what a recipe's ``data.source`` may say, and how each is opened.
+
+A registry of names, never an import path from a configuration file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cfaug.data.attributes import Schema, near
+from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
+from cfaug.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named source is made (``module:function``, loaded on use) and whether it knows its own confounding."""
+
+    maker: str
+    can_unconfound: bool
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source("cfaug.data.sets.digits:digits", True),
+    "double_colored_mnist": Source("cfaug.data.sets.mnist:double_colored_mnist", True),
+    "folder": Source("cfaug.data.datasets:FolderDataset", False),
+}
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise UsageError(f"unknown data source {name!r}; {near(name, SOURCES)}")
+    return SOURCES[name]
+
+
+def can_unconfound(source: str) -> bool:
+    """Can this source be had with attributes drawn independently of the target (the oracle's training set)?"""
+    return _source(source).can_unconfound
+
+
+def open_source(
+    source: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    *,
+    target: str | None = None,
+    spurious: Sequence[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    values: Mapping[str, Sequence[str]] | None = None,
+    attributes: Sequence[str] = (),
+    schema: Schema | None = None,
+    seed: int = 0,
+    confounded: bool = True,
+    **options: Any,
+) -> AttributeDataset:
+    """Open one split of a named source.
+
+    A generated source (digits, double_colored_mnist) has its own attributes and values: ``target`` and ``spurious``
+    default to its own and may select among them; ``seed`` draws its colours, ``confounded=False`` gives the same
+    source images with attributes drawn independently of the target, and ``options`` are its own (``rho``, ...).
+    For a folder these come from the table; ``seed`` means nothing there. Raises UsageError for an unknown
+    source, option or attribute, with the near names.
+    """
+    entry = _source(source)
+    module, function = entry.maker.split(":")
+    maker = getattr(importlib.import_module(module), function)
+    if not entry.can_unconfound:
+        if not confounded:
+            raise UsageError(f"a {source} cannot be made unconfounded: its images are what they are; drop the oracle")
+        if options:
+            raise UsageError(f"source {source!r} has no option {next(iter(options))!r}; it takes none")
+        if root is None:
+            raise UsageError(f"source {source!r} needs a root; give the directory that holds metadata.csv")
+        return FolderDataset(root, split, target, spurious or (), kinds, values, schema, attributes)
+    known = [p for p in inspect.signature(maker).parameters if p not in ("root", "split", "seed", "confounded")]
+    for option in options:
+        if option not in known:
+            raise UsageError(f"source {source!r} has no option {option!r}; {near(option, known)}")
+    dataset: ArrayDataset = maker(root=root, split=split, seed=seed, confounded=confounded, **options)
+    own = dataset.schema
+    for name in (*(kinds or {}), *(values or {}), *attributes):
+        if own[name].kind != (kinds or {}).get(name, own[name].kind):
+            raise UsageError(f"source {source!r}: attribute {name!r} is {own[name].kind}, not {(kinds or {})[name]}")
+        if values and name in values and tuple(map(str, values[name])) != own[name].values:
+            raise UsageError(f"source {source!r} brings its own values of {name!r}; remove values.{name}")
+    if schema is None and (target is not None or spurious is not None):
+        chosen = own.target if target is None else target
+        schema = Schema(own, chosen, [s for s in own.spurious if s != chosen] if spurious is None else spurious)
+    return dataset if schema is None else ArrayDataset(dataset.images, dataset.table, schema, split)
