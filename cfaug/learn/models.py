@@ -74,13 +74,13 @@ def build_model(name: str, channels: int, size: tuple[int, int], classes: int, s
         raise UsageError(f"model: expected one of {sorted(MODELS)}, came {name!r}; did you mean {near[0]!r}?")
     with _INIT_LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return MODELS[name](channels, size, classes).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        return MODELS[name](channels, size, classes).to(memory_format=torch.channels_last)
 
 
 def as_input(images: Tensor) -> Tensor:
     """uint8 (B, C, H, W) in 0..255 -> float32 in [-1, 1]; float images are taken to be ready and keep their values.
 
-    The result is channels_last, which made the training step a tenth to a fifth faster and prediction nearly twice as fast.
+    The result is channels_last: measured a tenth to a fifth faster in training, nearly twice as fast in prediction.
     """
     floats = images.float().div_(127.5).sub_(1.0) if images.dtype == torch.uint8 else images.float()
     return floats.contiguous(memory_format=torch.channels_last)

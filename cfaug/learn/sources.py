@@ -164,7 +164,7 @@ class StreamedImages:
             groups = getattr(dataset, "groups", None)
             coded_groups = None if groups is None else torch.as_tensor(groups)
             return cls(dataset, torch.as_tensor(dataset.targets), coded_groups, workers=workers)
-        items = [dataset[i][1:] for i in range(len(dataset))]
+        items = [dataset[i][1:] for i in range(len(dataset))]  # type: ignore[arg-type]
         targets = torch.tensor([int(item[0]) for item in items], dtype=torch.int64)
         coded = bool(items) and len(items[0]) > 1
         groups = torch.stack([torch.as_tensor(item[1]) for item in items]) if coded else None
@@ -181,6 +181,6 @@ class StreamedImages:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
         codes = self.groups(epoch)
-        loader = DataLoader(self.dataset, batch_sampler=_Ordered(order), num_workers=self.workers)  # type: ignore[arg-type]
+        loader = DataLoader(self.dataset, batch_sampler=_Ordered(order), num_workers=self.workers)
         for positions, item in zip(order, loader):
             yield item[0], self.targets[positions], None if codes is None else codes[positions]

@@ -1,0 +1,123 @@
+"""Results rows to one line a method: means and ranges over seeds, the gap closed, and the terminal's table.
+
+    gap closed = (WGA_method - WGA_erm) / (WGA_oracle - WGA_erm)
+
+of mean worst-group accuracies over seeds. Not promised: that a mean over three seeds is known to a point; the range
+beside it is the least and greatest seed, not an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# shortcuts first, then the controls, then ours, and the ceiling last: the order in which the story is read
+ORDER = (
+    "erm", "class_resampling", "group_resampling", "subg", "group_dro", "jtt", "lisa", "mixup", "dfr", "masked", "ffr",
+    "null_control", "counterfactuals_only", "cfaug", "cfaug+group_dro", "cfaug+dfr", "cfaug+consistency", "oracle",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """One method over its seeds; each triple is (mean, least, greatest), fractions."""
+
+    method: str
+    seeds: tuple[int, ...]
+    average: tuple[float, float, float]
+    adjusted: tuple[float, float, float]
+    worst: tuple[float, float, float]
+    worst_group: str
+    worst_n: int
+    worst_ci95: tuple[float, float]
+    gap_closed: float | None
+    train_seconds: float
+
+
+def gap_closed(method: float, erm: float, oracle: float) -> float | None:
+    """The share of the worst-group gap between ERM and the oracle that is closed; None where there is no gap."""
+    return None if oracle - erm <= 0 else (method - erm) / (oracle - erm)
+
+
+def _rank(method: str) -> tuple[int, str]:
+    ours = method.startswith("cfaug")
+    return (ORDER.index(method) if method in ORDER else ORDER.index("oracle" if ours else "null_control"), method)
+
+
+def _triple(values: list[float]) -> tuple[float, float, float]:
+    return float(np.mean(values)), float(np.min(values)), float(np.max(values))
+
+
+def summarise(rows: Iterable[Mapping[str, Any]], split: str = "test") -> list[MethodSummary]:
+    """One MethodSummary a method, ERM first and the oracle last; the worst group named is that of the worst seed."""
+    by_method: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row["split"] == split:
+            by_method.setdefault(str(row["method"]), []).append(row)
+    means = {name: float(np.mean([row["worst_group_accuracy"] for row in found])) for name, found in by_method.items()}
+    summaries = []
+    for name in sorted(by_method, key=_rank):
+        found = sorted(by_method[name], key=lambda row: int(row["seed"]))
+        worst = min(found, key=lambda row: float(row["worst_group_accuracy"]))
+        known = "erm" in means and "oracle" in means and name not in ("erm", "oracle")
+        low, high = worst["worst_group_ci95"]
+        summaries.append(
+            MethodSummary(
+                method=name,
+                seeds=tuple(int(row["seed"]) for row in found),
+                average=_triple([row["average_accuracy"] for row in found]),
+                adjusted=_triple([row["adjusted_average_accuracy"] for row in found]),
+                worst=_triple([row["worst_group_accuracy"] for row in found]),
+                worst_group=str(worst["worst_group"]),
+                worst_n=int(worst["groups"][worst["worst_group"]]["n"]),
+                worst_ci95=(float(low), float(high)),
+                gap_closed=gap_closed(means[name], means["erm"], means["oracle"]) if known else None,
+                train_seconds=float(np.mean([row["train_seconds"] for row in found])),
+            )
+        )
+    return summaries
+
+
+def attribute_gaps(
+    rows: Iterable[Mapping[str, Any]], spurious: Sequence[str], split: str = "test"
+) -> dict[str, dict[str, float]]:
+    """method -> {spurious attribute: mean over seeds of the worst accuracy among that attribute's groups}.
+
+    Fixing one shortcut can open another (Li et al. 2023, A Whac-A-Mole Dilemma), so each is shown on its own.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        if row["split"] != split:
+            continue
+        least: dict[str, float] = {}
+        for name, group in row["groups"].items():
+            attribute = next((a for a in spurious if f",{a}=" in name), None)
+            if group["n"] and attribute is not None:
+                least[attribute] = min(least.get(attribute, 1.0), group["accuracy"])
+        for attribute, value in least.items():
+            found.setdefault(str(row["method"]), {}).setdefault(attribute, []).append(value)
+    ordered = sorted(found, key=_rank)
+    return {method: {a: float(np.mean(values)) for a, values in found[method].items()} for method in ordered}
+
+
+def format_table(rows: Iterable[Mapping[str, Any]], split: str = "test") -> str:
+    """The table for the terminal, percentages; ERM first, the oracle last."""
+    summaries = summarise(rows, split)
+    if not summaries:
+        return "no results yet"
+    width = max(len("method"), *(len(item.method) for item in summaries))
+    head = f"{'method':<{width}}  {'worst group':>11}  {'(seeds)':>13}  {'average':>7}  {'adjusted':>8}  {'gap closed':>10}"
+    lines = [head + "  worst group of the worst seed (n, 95 %)"]
+    for item in summaries:
+        spread = f"{100 * item.worst[1]:.1f} - {100 * item.worst[2]:.1f}"
+        gap = "" if item.gap_closed is None else f"{100 * item.gap_closed:.0f} %"
+        low, high = item.worst_ci95
+        lines.append(
+            f"{item.method:<{width}}  {100 * item.worst[0]:>9.1f} %  {spread:>13}  {100 * item.average[0]:>5.1f} %"
+            f"  {100 * item.adjusted[0]:>6.1f} %  {gap:>10}  {item.worst_group} (n {item.worst_n},"
+            f" {100 * low:.0f} to {100 * high:.0f})"
+        )
+    return "\n".join(lines)
