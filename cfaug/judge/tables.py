@@ -109,8 +109,8 @@ def format_table(rows: Iterable[Mapping[str, Any]], split: str = "test") -> str:
     if not summaries:
         return "no results yet"
     width = max(len("method"), *(len(item.method) for item in summaries))
-    head = f"{'method':<{width}}  {'worst group':>11}  {'(seeds)':>13}  {'average':>7}  {'adjusted':>8}  {'gap closed':>10}"
-    lines = [head + "  worst group of the worst seed (n, 95 %)"]
+    head = f"{'method':<{width}}  {'worst group':>11}  {'(seeds)':>13}  {'average':>7}  {'adjusted':>8}"
+    lines = [f"{head}  {'gap closed':>10}  worst group of the worst seed (n, 95 %)"]
     for item in summaries:
         spread = f"{100 * item.worst[1]:.1f} - {100 * item.worst[2]:.1f}"
         gap = "" if item.gap_closed is None else f"{100 * item.gap_closed:.0f} %"
