@@ -1,0 +1,31 @@
+"""Floor 2: the plan, and everything between a plan and committed shards. Knows a model only by its protocol.
+
+`generate` and `verify` are functions here and modules of the same names below; what is imported eagerly below keeps
+the functions. Torch, webdataset and tqdm are imported where they are used, so this room is light.
+"""
+
+from __future__ import annotations
+
+from cfaug.offline.engines import Engine, LocalEngine, make_engine
+from cfaug.offline.generate import GenerateReport, generate
+from cfaug.offline.plan import Plan, PlanRow, balance_groups
+from cfaug.offline.shards import ShardReader
+from cfaug.offline.staging import encode_sample
+from cfaug.offline.verify import VerifyReport, verify
+from cfaug.offline.writer import write_shard
+
+__all__ = [
+    "Engine",
+    "GenerateReport",
+    "LocalEngine",
+    "Plan",
+    "PlanRow",
+    "ShardReader",
+    "VerifyReport",
+    "balance_groups",
+    "encode_sample",
+    "generate",
+    "make_engine",
+    "verify",
+    "write_shard",
+]

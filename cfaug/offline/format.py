@@ -1,0 +1,224 @@
+"""Shard format 1: the names, rows and records that are on disk, and the checks that keep them so.
+
+A shard is a USTAR file of samples; a sample is two members, ``<key>.json`` and ``<key>.png``. Beside it an index (JSON
+lines) says where each member's bytes are and what their sha256 is; the manifest (JSON lines) says which shards exist
+and vouches for tar and index by size and sha256:
+
+    manifest row -> sha256(index) -> sha256(member)        so one random read can be checked without reading the shard
+
+It does not promise authenticity: whoever can write the directory can write a consistent one. ``shards/README.md`` is
+the same contract in words, for other implementers.
+"""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from cfaug.errors import ShardError
+
+FORMAT = 1
+MANIFEST = "manifest.jsonl"
+LOCK = ".lock"
+CARD = "README.md"
+PARTIAL = ".partial"
+KEY = re.compile(r"[A-Za-z0-9_-]{1,120}", re.ASCII)
+TAR_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.tar", re.ASCII)
+INDEX_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.index\.jsonl", re.ASCII)
+SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+SPLITS = ("train", "val", "test")
+MAX_PIXELS = 1 << 26  # an image beyond 64 megapixels is a mistake or a decompression bomb
+MAX_SEED = 1 << 53  # exact in every JSON reader, and an int64 in Arrow
+RECORD_FIELDS = (
+    "schema", "key", "source_key", "source_digest", "split", "do", "attributes",
+    "factual", "target", "seed", "replica", "model", "quality",
+)  # fmt: skip
+
+Value = str | float | None
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a shard: `key`, `image` (uint8, height x width x 1 or 3) and the JSON `record`."""
+
+    key: str
+    image: npt.NDArray[np.uint8]
+    record: Record
+
+
+class Member(NamedTuple):
+    """Where one tar member's payload is: byte offset in the tar, length in bytes, sha256 hex."""
+
+    offset: int
+    size: int
+    sha256: str
+
+
+class IndexRow(NamedTuple):
+    """One sample as the index knows it; enough to match sources without opening the tar."""
+
+    key: str
+    source_key: str
+    source_digest: str
+    split: str
+    null: bool
+    json: Member
+    png: Member
+
+    def line(self) -> bytes:
+        return _line(self._asdict())
+
+    @staticmethod
+    def parse(line: bytes, where: str) -> IndexRow:
+        """The row of one line; :class:`ShardError` names `where` when it is not one."""
+        fields = _object(line, where)
+        try:
+            row = IndexRow(**{**fields, "json": Member(*fields["json"]), "png": Member(*fields["png"])})
+            texts = (row.source_key, row.source_digest, row.split)
+            sound = bool(KEY.fullmatch(row.key)) and all(isinstance(t, str) for t in texts) and type(row.null) is bool
+            for member in (row.json, row.png):
+                counts = all(type(n) is int and n >= 0 for n in (member.offset, member.size))
+                sound = sound and counts and bool(SHA256.fullmatch(member.sha256))
+        except (KeyError, TypeError):
+            sound = False
+        if not sound:
+            raise ShardError(f"{where}: expected an index row of shard format {FORMAT}, found {_short(line)}")
+        return row
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """One committed shard: what vouches for the bytes of `name` and of its `index`.
+
+    `plan` and `model` are the digests that produced it, `environment` the rest of what its bytes depend on
+    (batch size, threads, device, versions). `bytes` and `index_bytes` are sizes in bytes.
+    """
+
+    name: str
+    count: int
+    bytes: int
+    sha256: str
+    index: str
+    index_bytes: int
+    index_sha256: str
+    plan: str
+    model: str
+    environment: Mapping[str, str | int]
+    format: int = FORMAT
+
+    def line(self) -> builtins.bytes:
+        """One line of manifest.jsonl; `row_sha256` covers the rest, so that a flipped bit is seen here too."""
+        fields = asdict(self)
+        return _line({**fields, "row_sha256": hashlib.sha256(_line(fields)).hexdigest()})
+
+    @staticmethod
+    def parse(line: builtins.bytes, where: str) -> ManifestRow:
+        """The row of one line; :class:`ShardError` names `where` when the line is damaged or of another format."""
+        fields = _object(line, where)
+        if fields.get("format", FORMAT) != FORMAT:
+            raise ShardError(f"{where}: shard format {fields['format']!r}, this cfaug reads {FORMAT}: upgrade cfaug")
+        claimed = fields.pop("row_sha256", None)
+        if claimed != hashlib.sha256(_line(fields)).hexdigest():
+            raise ShardError(f"{where}: the row does not have the digest it states: the manifest was damaged or edited")
+        try:
+            row = ManifestRow(**fields)
+            counts = all(type(n) is int and n >= 0 for n in (row.count, row.bytes, row.index_bytes))
+            texts = all(isinstance(t, str) for t in (row.plan, row.model)) and isinstance(row.environment, dict)
+            patterns = ((TAR_NAME, row.name), (INDEX_NAME, row.index), (SHA256, row.sha256), (SHA256, row.index_sha256))
+            sound = counts and texts and all(pattern.fullmatch(text) for pattern, text in patterns)
+        except TypeError:
+            sound = False
+        if not sound:
+            raise ShardError(f"{where}: expected a manifest row of shard format {FORMAT}, found {_short(line)}")
+        return row
+
+
+def find(directory: str | Path) -> Path:
+    """The directory that holds the manifest: `directory` itself or its ``shards`` (so a run or its shards will do)."""
+    directory = Path(directory)
+    if not (directory / MANIFEST).exists() and (directory / "shards").is_dir():
+        return directory / "shards"
+    return directory
+
+
+def read_manifest(directory: Path) -> list[ManifestRow]:
+    """The committed shards, sorted by name. A last line without its newline never was committed and is not seen.
+
+    :class:`ShardError` for a damaged line, a shard listed twice, or shards of different plans, models or environments.
+    """
+    path = directory / MANIFEST
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ShardError(f"cannot read {path}: {error.strerror}") from None
+    rows = [ManifestRow.parse(line, f"{path} line {n}") for n, line in enumerate(content.split(b"\n")[:-1], 1)]
+    seen: set[str] = set()
+    for row in rows:
+        if row.name in seen:
+            raise ShardError(f"{path}: shard {row.name} is listed twice: generate again with --overwrite")
+        seen.add(row.name)
+        if (row.plan, row.model, row.environment) != (rows[0].plan, rows[0].model, rows[0].environment):
+            raise ShardError(f"{path}: {rows[0].name} and {row.name} are of different runs: generate with --overwrite")
+    return sorted(rows, key=lambda row: row.name)
+
+
+def check_record(record: Any, where: str) -> Record:
+    """`record` itself when it has exactly the fields and types of format 1, else :class:`ShardError` naming `where`."""
+    if not isinstance(record, dict) or set(record) != set(RECORD_FIELDS):
+        came = sorted(record) if isinstance(record, dict) else type(record).__name__
+        raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}; found {came}")
+    for name in ("key", "source_key", "source_digest", "split", "model"):
+        if not isinstance(record[name], str):
+            raise ShardError(f"{where}: expected text in field {name!r}, found {record[name]!r}")
+    for name in ("schema", "seed", "replica"):
+        if type(record[name]) is not int or record[name] < 0:
+            raise ShardError(f"{where}: expected a whole number in field {name!r}, found {record[name]!r}")
+    if record["schema"] != FORMAT:
+        raise ShardError(f"{where}: record of shard format {record['schema']}, we read {FORMAT}: upgrade cfaug")
+    for name in ("do", "attributes", "factual", "quality"):
+        values = record[name]
+        if not isinstance(values, dict) or not all(isinstance(k, str) and _is_value(v) for k, v in values.items()):
+            raise ShardError(f"{where}: expected names with texts or finite numbers in {name!r}, found {values!r:.120}")
+    if not _is_value(record["target"]):
+        raise ShardError(f"{where}: expected a text or a finite number as 'target', found {record['target']!r:.120}")
+    return record
+
+
+def canonical_json(fields: Any) -> bytes:
+    """Compact ASCII JSON in the given order, NaN refused: the same value gives the same bytes everywhere."""
+    return json.dumps(fields, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+
+
+def _line(fields: Mapping[str, Any]) -> bytes:
+    return canonical_json(fields) + b"\n"
+
+
+def _is_value(value: object) -> bool:
+    return value is None or isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise ShardError(f"{where}: expected one JSON object, found {_short(line)}: the file is damaged")
+    return fields
+
+
+def _short(line: bytes) -> str:
+    return repr(line[:60].decode("utf-8", "replace")) + ("..." if len(line) > 60 else "")
