@@ -253,12 +253,9 @@ class Schema:
             column = table[a.name]
             if a.kind == "continuous":
                 numbers = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=np.float64)
-                odd = np.isnan(numbers) & column.notna().to_numpy()
-                odd &= (
-                    np.array([text_of(v) not in (None, "") for v in column.to_numpy(dtype=object)])
-                    if odd.any()
-                    else odd
-                )
+                odd = np.isnan(numbers)
+                if odd.any():  # text is wrong; a missing number is for check() to judge
+                    odd &= np.array([text_of(v) not in (None, "") for v in column])
                 self._refuse(column, odd, a, table)
                 out[a.name] = pd.Series(numbers, index=index)
             else:

@@ -1,0 +1,201 @@
+"""The causal graph as data: directed arrows between attributes, hidden common causes, the image last.
+
+Text such as "species <-> background; species -> image; background -> image" is read piece by piece; pieces end at ";"
+or a line break; "a -> b -> c" is two arrows, "a" alone a node. "a <-> b" says that a hidden cause drives both.
+``image`` is the last node: nothing follows from it. Two graphs with the same nodes and arrows are equal and behave
+alike, in whatever order they were written. The graph is the user's assumption: nothing here tests it against data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import networkx as nx
+
+from cfaug.data.attributes import IMAGE, Schema, near
+from cfaug.errors import UsageError
+
+_NAME = re.compile(r"[^\s<>;,=-]+(?:[ -][^\s<>;,=-]+)*")
+_ARROW = re.compile(r"(<->|->)")
+
+
+class CausalGraph:
+    """A directed acyclic graph over attributes and ``image``, with ``<->`` for hidden common causes. Immutable.
+
+    Raises UsageError for a piece that cannot be read (quoted), a cycle (printed), and an ``image`` that has
+    children or shares a hidden cause.
+    """
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise UsageError(f'a graph is text such as "species -> image; background -> image", got {text!r}')
+        nodes: set[str] = set()
+        edges: set[tuple[str, str]] = set()
+        hidden: set[tuple[str, str]] = set()
+        for piece in (p.strip() for p in re.split(r"[;\n]", text)):
+            if not piece:
+                continue
+            names, arrows = _read(piece)
+            nodes.update(names)
+            for a, arrow, b in zip(names, arrows, names[1:]):
+                if arrow == "->":
+                    edges.add((a, b))
+                elif a == b:
+                    raise UsageError(f"graph: {piece!r} ties {a!r} to itself; <-> joins two different attributes")
+                else:
+                    hidden.add((min(a, b), max(a, b)))
+        if not nodes:
+            raise UsageError('the graph is empty; write at least one arrow, such as "species -> image"')
+        # sorted throughout, so that equal graphs encode their parents in the same order
+        self._nodes = tuple(sorted(nodes - {IMAGE})) + ((IMAGE,) if IMAGE in nodes else ())
+        self._edges = tuple(sorted(edges))
+        self._bidirected = tuple(sorted(hidden))
+        self._graph: Any = nx.DiGraph()
+        self._graph.add_nodes_from(self._nodes)
+        self._graph.add_edges_from(self._edges)
+        for a, b in self._edges:
+            if a == IMAGE:
+                raise UsageError(f"graph: image -> {b} is not possible, the image is the last node; write {b} -> image")
+        for pair in self._bidirected:
+            if IMAGE in pair:
+                other = next(n for n in pair if n != IMAGE)
+                raise UsageError(f"graph: {other} <-> image is not possible; use <-> between attributes only")
+        if not nx.is_directed_acyclic_graph(self._graph):
+            cycle = [a for a, _ in nx.find_cycle(self._graph)]
+            raise UsageError(f"the graph has a cycle: {' -> '.join([*cycle, cycle[0]])}; remove one of these arrows")
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """All nodes by name, ``image`` last if it is there."""
+        return self._nodes
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """All nodes but the image."""
+        return tuple(n for n in self._nodes if n != IMAGE)
+
+    @property
+    def edges(self) -> tuple[tuple[str, str], ...]:
+        """The arrows, as (cause, effect)."""
+        return self._edges
+
+    @property
+    def bidirected(self) -> tuple[tuple[str, str], ...]:
+        """The pairs with a hidden common cause."""
+        return self._bidirected
+
+    def __contains__(self, node: object) -> bool:
+        return node in self._nodes
+
+    def _known(self, node: str) -> str:
+        if node not in self._nodes:
+            raise UsageError(f"the graph has no node {node!r}; {near(node, self._nodes)}")
+        return node
+
+    def _sorted(self, nodes: Iterable[str]) -> tuple[str, ...]:
+        chosen = set(nodes)
+        return tuple(n for n in self._nodes if n in chosen)
+
+    def parents(self, node: str) -> tuple[str, ...]:
+        """Direct causes of ``node``, by name."""
+        return self._sorted(self._graph.predecessors(self._known(node)))
+
+    def children(self, node: str) -> tuple[str, ...]:
+        """Direct effects of ``node``, by name."""
+        return self._sorted(self._graph.successors(self._known(node)))
+
+    def ancestors(self, node: str) -> tuple[str, ...]:
+        """Every node with a directed path to ``node`` (without itself)."""
+        return self._sorted(nx.ancestors(self._graph, self._known(node)))
+
+    def descendants(self, node: str) -> tuple[str, ...]:
+        """Every node with a directed path from ``node`` (without itself)."""
+        return self._sorted(nx.descendants(self._graph, self._known(node)))
+
+    def directed_path(self, start: str, end: str) -> list[str] | None:
+        """A shortest directed path ``[start, ..., end]``, or None when there is none."""
+        if not nx.has_path(self._graph, self._known(start), self._known(end)):
+            return None
+        return list(nx.shortest_path(self._graph, start, end))
+
+    def topological_order(self) -> tuple[str, ...]:
+        """Causes before effects; ties by name."""
+        return tuple(nx.lexicographical_topological_sort(self._graph))
+
+    def check(self, schema: Schema) -> None:
+        """UsageError (with the near names) for a node that is no attribute of ``schema``."""
+        for name in self.attributes:
+            if name not in schema:
+                raise UsageError(f"the graph names {name!r}, which is no attribute; {near(name, schema.names)}")
+
+    # --- a value
+    def __str__(self) -> str:
+        joined = {n for pair in (*self._edges, *self._bidirected) for n in pair}
+        pieces = [f"{a} <-> {b}" for a, b in self._bidirected] + [f"{a} -> {b}" for a, b in self._edges]
+        return "; ".join(pieces + [n for n in self._nodes if n not in joined])
+
+    def __repr__(self) -> str:
+        return f"CausalGraph({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CausalGraph) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self._nodes, self._edges, self._bidirected))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; ``from_json`` gives back an equal graph."""
+        return {
+            "nodes": list(self._nodes),
+            "edges": [list(e) for e in self._edges],
+            "bidirected": [list(e) for e in self._bidirected],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CausalGraph:
+        """The inverse of ``to_json``; UsageError when ``data`` is something else."""
+        try:
+            pieces = [*data["nodes"], *(f"{a} -> {b}" for a, b in data["edges"])]
+            return cls("; ".join([*pieces, *(f"{a} <-> {b}" for a, b in data["bidirected"])]))
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, UsageError):
+                raise
+            raise UsageError(f"this is not a graph written by cfaug ({error}); write the graph again") from error
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of the canonical JSON."""
+        text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _read(piece: str) -> tuple[list[str], list[str]]:
+    parts = _ARROW.split(piece)
+    names, arrows = [p.strip() for p in parts[::2]], parts[1::2]
+    if not all(_NAME.fullmatch(n) for n in names):
+        raise UsageError(
+            f'graph: cannot read {piece!r}; write "a -> b" (a causes b) or "a <-> b" (a hidden common cause)'
+        )
+    return names, arrows
+
+
+def refuse_if_ancestor(graph: CausalGraph, target: str, spurious: Iterable[str]) -> None:
+    """UsageError, with the path, when a spurious attribute is an ancestor of the target.
+
+    A counterfactual keeps its source's label. That is right only while the intervened attribute does not cause
+    the target: otherwise do(attribute) changes what the label should be, and the kept label teaches a lie.
+    """
+    for name in spurious:
+        if name in graph and target in graph and (path := graph.directed_path(name, target)):
+            raise UsageError(
+                f"the graph says {' -> '.join(path)}: intervening on {name!r} would change the target {target!r}, yet "
+                f"counterfactuals keep their label; either correct the graph (a hidden common cause is "
+                f"{name} <-> {target}) or take {name!r} off the spurious attributes"
+            )
+
+
+check_label_safety = refuse_if_ancestor

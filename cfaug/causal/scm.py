@@ -1,0 +1,231 @@
+"""The structural causal model of the attributes: abduct, act, predict, on tables.
+
+    noise = scm.abduct(table)             the exogenous noise that explains each row
+    acted = scm.act(do(background="water"))
+    table_cf = acted.predict(noise)       the same noise, the new mechanisms
+
+Attributes absent from the graph are isolated roots: they stay as they are. A value is recomputed only in rows where
+a parent's value differs from the factual one, so non-descendants, and everything under do(), stay bit for bit what they
+were. Row i's draws depend on its seed and the attribute alone, never on the batch it sits in.
+
+What it does not do: "<->" is not fitted as dependent noise. Each node's noise is abducted from its own value, so
+a counterfactual already conditions on what the hidden cause did to that row; but ``sample`` draws the noises
+independently, and so loses the dependence that a "<->" stands for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cfaug.causal import storage
+from cfaug.causal.flows import ContinuousMechanism
+from cfaug.causal.graph import CausalGraph
+from cfaug.causal.intervention import Intervention, do
+from cfaug.causal.mechanisms import Array, CategoricalMechanism, Mechanism, Seeds
+from cfaug.data.attributes import IMAGE, Schema
+from cfaug.errors import CfaugError, ShardError, UsageError
+
+
+@dataclass(frozen=True)
+class Noise:
+    """What abduction found: per attribute the noise (B, K), and the factual rows it belongs to."""
+
+    values: Mapping[str, Array]
+    factual: pd.DataFrame
+
+    def __len__(self) -> int:
+        return len(self.factual)
+
+
+class SCM:
+    """A causal graph with one mechanism per attribute.
+
+    Raises UsageError when the graph names an attribute the schema lacks. Unusable before ``fit`` (UsageError).
+    """
+
+    def __init__(self, graph: CausalGraph, schema: Schema) -> None:
+        graph.check(schema)
+        self.graph, self.schema = graph, schema
+        self._mechanisms: dict[str, Mechanism] = {}
+        # every attribute of the schema, causes first, those the graph does not know last
+        order = [n for n in graph.topological_order() if n != IMAGE]
+        self.order: tuple[str, ...] = (*order, *(n for n in schema.names if n not in graph))
+
+    def parents(self, name: str) -> tuple[str, ...]:
+        """The parents of an attribute; none when the graph does not know it."""
+        return self.graph.parents(name) if name in self.graph else ()
+
+    def _new(self, name: str) -> Mechanism:
+        kind = ContinuousMechanism if self.schema[name].kind == "continuous" else CategoricalMechanism
+        return kind(self.schema, name, self.parents(name))
+
+    def fit(self, table: pd.DataFrame, seed: int = 0, weights: Array | None = None) -> SCM:
+        """Standardise the schema and fit every mechanism to ``table`` (optionally weighted rows); returns self.
+
+        Raises DataError for a missing column, a missing value or a value outside the schema.
+        """
+        schema = self.schema.fit(table)
+        table = schema.canonical(table)
+        self.schema = schema
+        for k, name in enumerate(self.order):
+            mechanism = self._new(name)
+            # one stream a node: adding rows to one mechanism's training must not change another's start
+            child = int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
+            self._mechanisms[name] = mechanism.fit(table[name], table[list(mechanism.parents)], weights, child)
+        return self
+
+    def mechanism(self, name: str) -> Mechanism:
+        """The fitted mechanism of one attribute; UsageError before ``fit``."""
+        self.schema[name]
+        if name not in self._mechanisms:
+            raise UsageError("this SCM is not fitted; call scm.fit(table) first")
+        return self._mechanisms[name]
+
+    # --- the three verbs
+    def abduct(self, table: pd.DataFrame, seed: int | Sequence[int] = 0) -> Noise:
+        """The noise of B rows, given all their attributes jointly.
+
+        ``seed`` is one number (each row then draws by the number and its key) or B numbers, one a row.
+        """
+        self.mechanism(self.order[0])
+        self.schema.check(table)
+        factual = self.schema.canonical(table)
+        rows = _row_seeds(seed, factual.index)
+        noise = {}
+        for k, name in enumerate(self.order):
+            mechanism = self.mechanism(name)
+            noise[name] = mechanism.abduct(factual[name], factual[list(mechanism.parents)], _at(rows, k))
+        return Noise(noise, factual)
+
+    def act(self, intervention: Intervention | Sequence[Intervention]) -> ActedSCM:
+        """This model under do(...), one for all rows or one a row; UsageError for what the schema does not allow."""
+        self.mechanism(self.order[0])
+        many = [intervention] if isinstance(intervention, Intervention) else list(intervention)
+        checked = {one: one.check(self.schema) for one in many}  # a plan repeats few distinct interventions
+        return ActedSCM(self, tuple(checked[one] for one in many), isinstance(intervention, Intervention))
+
+    def predict(self, noise: Noise) -> pd.DataFrame:
+        """The rows under do(): the factual table."""
+        return self.act(do()).predict(noise)
+
+    def counterfactual(
+        self,
+        table: pd.DataFrame,
+        intervention: Intervention | Sequence[Intervention],
+        seed: int | Sequence[int] = 0,
+    ) -> pd.DataFrame:
+        """abduct, act, predict: what each row's attributes would have been."""
+        return self.act(intervention).predict(self.abduct(table, seed))
+
+    def sample(self, n: int, seed: int = 0, intervention: Intervention | None = None) -> pd.DataFrame:
+        """n fresh rows under ``intervention`` (default do()): interventional samples, *not* counterfactuals."""
+        fixed = (intervention or do()).check(self.schema).assignments
+        rows = [[_natural(seed), i] for i in range(n)]
+        out = pd.DataFrame(index=pd.Index([f"sample-{i:06d}" for i in range(n)], dtype=object))
+        for k, name in enumerate(self.order):
+            mechanism = self.mechanism(name)
+            if name in fixed:
+                out[name] = pd.Series([fixed[name]] * n, index=out.index, dtype=self._dtype(name))
+            else:
+                out[name] = mechanism.sample(out[list(mechanism.parents)], [[*r, k] for r in rows])
+        return self.schema.canonical(out)
+
+    def _dtype(self, name: str) -> Any:
+        return np.float64 if self.schema[name].kind == "continuous" else object
+
+    # --- on disk
+    def _content(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        states = {name: self.mechanism(name).state() for name in self.order}
+        arrays = {f"{name}/{key}": a for name, (_, found) in states.items() for key, a in found.items()}
+        data = {"graph": self.graph.to_json(), "schema": self.schema.to_json()}
+        return data | {"mechanisms": {name: state for name, (state, _) in states.items()}}, arrays
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) of graph, schema and every fitted number."""
+        return storage.digest(*self._content())
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``scm.json`` (and ``scm.safetensors`` when there are flows) into ``directory``."""
+        storage.save(Path(directory), *self._content())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> SCM:
+        """Read what ``save`` wrote; ShardError when it is missing, corrupt, or not what its digest says."""
+        data, arrays = storage.load(Path(directory))
+        try:
+            scm = cls(CausalGraph.from_json(data["graph"]), Schema.from_json(data["schema"]))
+            for name in scm.order:
+                own = {k.removeprefix(f"{name}/"): a for k, a in arrays.items() if k.startswith(f"{name}/")}
+                scm._mechanisms[name] = scm._new(name).restore(data["mechanisms"][name], own)
+        except (KeyError, TypeError, ValueError, CfaugError) as error:
+            raise ShardError(f"{directory}: not an SCM this version can read ({error}); fit the model again") from error
+        return scm
+
+
+@dataclass(frozen=True)
+class ActedSCM:
+    """An SCM under interventions; ``predict`` is all it does."""
+
+    scm: SCM
+    interventions: tuple[Intervention, ...]
+    shared: bool  # one intervention for every row
+
+    def predict(self, noise: Noise) -> pd.DataFrame:
+        """The counterfactual rows of ``noise``: same columns, index and order as its factual table."""
+        n = len(noise)
+        if not self.shared and len(self.interventions) != n:
+            raise UsageError(f"expected one intervention a row, got {len(self.interventions)} for {n} rows")
+        rows = [self.interventions[0].assignments] * n if self.shared else [i.assignments for i in self.interventions]
+        columns: dict[str, npt.NDArray[Any]] = {}
+        changed: dict[str, npt.NDArray[np.bool_]] = {}
+        for name in self.scm.order:
+            factual = noise.factual[name].to_numpy()
+            values = factual.copy()
+            mechanism = self.scm.mechanism(name)
+            fixed = np.array([name in r for r in rows], dtype=bool)
+            moved = np.zeros(n, dtype=bool)
+            for parent in mechanism.parents:
+                moved |= changed[parent]
+            moved &= ~fixed
+            if moved.any():
+                parents = pd.DataFrame({p: columns[p][moved] for p in mechanism.parents})
+                values[moved] = mechanism.predict(noise.values[name][moved], parents)
+            for i in np.flatnonzero(fixed):
+                values[i] = rows[i][name]
+            columns[name], changed[name] = values, values != factual
+        index = noise.factual.index
+        names = self.scm.schema.names
+        return pd.DataFrame(
+            {c: pd.Series(columns[c], index=index, dtype=self.scm._dtype(c)) for c in names}, index=index
+        )
+
+
+def _natural(seed: Any) -> int:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise UsageError(f"a seed is a whole number from 0 up, got {seed!r}")
+    return int(seed)
+
+
+def _row_seeds(seed: int | Sequence[int], index: pd.Index) -> list[int]:
+    """One number a row. From a single seed: a hash with the row's key, so that order and batch do not matter."""
+    if isinstance(seed, int | np.integer):
+        start = _natural(seed)
+        words = (hashlib.blake2b(f"{start}:{key}".encode(), digest_size=8).digest() for key in index)
+        return [int.from_bytes(w, "big") for w in words]
+    seeds = [_natural(s) for s in seed]
+    if len(seeds) != len(index):
+        raise UsageError(f"expected one seed a row, got {len(seeds)} seeds for {len(index)} rows")
+    return seeds
+
+
+def _at(rows: Sequence[int], k: int) -> Seeds:
+    return [[r, k] for r in rows]
