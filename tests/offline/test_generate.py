@@ -1,0 +1,368 @@
+"""Same plan and model, same bytes: for any worker count, through crashes at every step, on a disk that fills up."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import torch
+
+from cfaug.causal.intervention import do
+from cfaug.data import pixel_digest
+from cfaug.errors import CfaugError, DataError, ShardError, UsageError
+from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate, make_engine, verify
+
+HERE = Path(__file__).parent
+
+
+def a_plan(n: int = 24, **options: object) -> Plan:
+    settings = {"null_fraction": 0.25, "samples_per_shard": 8, **options}
+    return balance_groups(tiny.dataset(n).table, tiny.schema(), **settings)  # type: ignore[arg-type]
+
+
+def run(out: Path, plan: Plan | None = None, **options: object) -> object:
+    settings = {"workers": 0, "batch_size": 5, "progress": False, **options}
+    model = settings.pop("model", tiny.model())
+    data = settings.pop("data", tiny.dataset())
+    return generate(model, data, a_plan() if plan is None else plan, out, **settings)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("reference")
+    run(out)
+    return out
+
+
+def test_records_say_what_was_done(reference) -> None:
+    plan, data = a_plan(), tiny.dataset()
+    reader = ShardReader(reference)
+    assert sorted(reader.keys) == sorted(row.key for row in plan)
+    rows = {row.key: row for row in plan}
+    model = tiny.model()
+    for i in range(len(reader)):
+        found, row = reader.sample(i), rows[reader.keys[i]]
+        place = list(data.table.index).index(row.source_key)
+        record, factual = found.record, dict(data.table.loc[row.source_key])
+        assert record["do"] == dict(row.do.assignments)
+        assert record["factual"] == factual
+        assert record["attributes"] == {**factual, **row.do.assignments}
+        assert (record["target"], record["split"], record["model"]) == (factual["digit"], "train", model.digest)
+        assert (record["seed"], record["replica"], record["schema"]) == (row.seed, row.replica, 1)
+        assert record["source_digest"] == pixel_digest(data.image(place))
+        change = np.abs(found.image.astype(float) - data.image(place)).mean() / 255
+        assert record["quality"]["change_l1"] == pytest.approx(change, abs=1e-6)
+        if row.do.is_null:  # the tiny model reconstructs exactly, and uint8 -> [-1, 1] -> uint8 loses nothing
+            np.testing.assert_array_equal(found.image, data.image(place))
+    assert verify(reference, plan).ok
+
+
+def test_gray_images_stay_gray(tmp_path) -> None:
+    run(tmp_path, data=tiny.dataset(channels=1))
+    assert ShardReader(tmp_path).image(0).shape == (8, 8, 1)
+
+
+def test_every_worker_count_gives_the_same_bytes(reference, tmp_path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        report = run(out, workers=workers, model=tiny.model(mark=str(marks), pause=0.05))
+        assert (report.written, report.skipped, report.images) == (4, 0, 32)  # type: ignore[attr-defined]
+        assert tiny.digests(out) == tiny.digests(reference)
+        assert tiny.manifest_lines(out) == tiny.manifest_lines(reference)
+    assert str(os.getpid()) not in {p.name.split("-")[0] for p in marks.iterdir()}
+
+
+def test_the_callers_threads_come_back(tmp_path) -> None:
+    torch.set_num_threads(2)
+    try:
+        run(tmp_path)  # the tiny model asserts that it sees one
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_samples_do_not_depend_on_their_neighbours(reference, tmp_path) -> None:
+    """A plan of one shard of the larger plan gives that shard's bytes: a shard is a pure unit of work."""
+    plan = a_plan()
+    model, data = tiny.model(), tiny.dataset()
+    part = Plan(plan.rows_of(2), samples_per_shard=8)
+    generate(model, data, part, tmp_path, workers=0, batch_size=5, progress=False)
+    name = "cf-train-000002.tar"
+    assert (tmp_path / "shards" / name).read_bytes() == (reference / "shards" / name).read_bytes()
+
+
+def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(reference, tmp_path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    out = tmp_path / "out"
+    run(out)
+    report = run(out, model=tiny.model(mark=str(marks)))
+    assert (report.written, report.skipped) == (0, 4)  # type: ignore[attr-defined]
+    assert not list(marks.iterdir())
+    tar = out / "shards" / "cf-train-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:512])
+    (out / "shards" / "cf-train-000003.index.jsonl").unlink()
+    seen: list[str] = []
+    report = run(out, on_shard=lambda row: seen.append(row.name))
+    assert seen == ["cf-train-000001.tar", "cf-train-000003.tar"]
+    assert tiny.digests(out) == tiny.digests(reference)
+    assert tiny.manifest_lines(out) == tiny.manifest_lines(reference)
+
+
+def _crashing(out: Path, plan: Plan, step: int, torn: bool) -> int:
+    """Run in a forked child that kills itself at the `step`-th system call of the commit protocol; its wait status."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    left = [step]
+
+    def countdown(call):  # type: ignore[no-untyped-def]
+        def wrapped(*args):  # type: ignore[no-untyped-def]
+            if left[0] == 0:
+                if torn and call is write:
+                    write(args[0], args[1][: len(args[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return call(*args)
+
+        return wrapped
+
+    write = os.write
+    try:
+        os.fsync, os.replace, os.write = countdown(os.fsync), countdown(os.replace), countdown(write)
+        run(out, plan)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_crash_at_any_step_leaves_a_readable_prefix_and_resumes_to_the_same_bytes(tmp_path, torn: bool) -> None:
+    plan, reference = a_plan(6, samples_per_shard=4), tmp_path / "reference"
+    run(reference, plan)
+    truth = ShardReader(reference)
+    records = {key: truth.record(i) for i, key in enumerate(truth.keys)}
+    for step in range(100):
+        out = tmp_path / str(step)
+        status = _crashing(out, plan, step, torn)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        if (out / "shards" / "manifest.jsonl").exists():
+            if b"\n" in (out / "shards" / "manifest.jsonl").read_bytes():
+                reader = ShardReader(out)
+                assert all(reader.record(i) == records[key] for i, key in enumerate(reader.keys))
+            else:
+                with pytest.raises(ShardError, match="an empty one"):
+                    ShardReader(out)
+        run(out, plan)
+        assert tiny.digests(out) == tiny.digests(reference)
+        assert tiny.manifest_lines(out) == tiny.manifest_lines(reference)
+    assert step > 15
+
+
+def test_a_killed_run_with_workers_leaves_no_orphans_and_resumes(reference, tmp_path) -> None:
+    marks, out = tmp_path / "marks", tmp_path / "out"
+    marks.mkdir()
+    code = f"""
+        import sys; sys.path.insert(0, {str(HERE)!r})
+        import tiny, test_generate
+        if __name__ == "__main__":
+            test_generate.run({str(out)!r}, workers=2, model=tiny.model(mark={str(marks)!r}, pause=0.3),
+                              on_shard=lambda row: print(row.name, flush=True))
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline()  # one shard is committed
+    with pytest.raises(UsageError, match="another process"):
+        run(out)
+    process.kill()
+    process.wait()
+    workers = {int(p.name.split("-")[0]) for p in marks.iterdir()}
+    assert workers
+    deadline = time.monotonic() + 5
+    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not any(_alive(pid) for pid in workers)
+    committed = len(ShardReader(out).manifest)
+    report = run(out)
+    assert (report.skipped, report.written) == (committed, 4 - committed)  # type: ignore[attr-defined]
+    assert tiny.digests(out) == tiny.digests(reference)
+    assert tiny.manifest_lines(out) == tiny.manifest_lines(reference)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_killed_worker_is_one_line_and_the_run_can_be_continued(reference, tmp_path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def kill_one(_: object) -> None:
+        for pid in {int(p.name.split("-")[0]) for p in marks.iterdir()}:
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(CfaugError, match="run the same again to continue") as caught:
+        run(tmp_path / "out", workers=1, model=tiny.model(mark=str(marks), pause=0.2), on_shard=kill_one)
+    assert "\n" not in str(caught.value)
+    assert verify(tmp_path / "out").leftovers == ()
+    run(tmp_path / "out")
+    assert tiny.digests(tmp_path / "out") == tiny.digests(reference)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    place = tmp_path / "disk"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_full_disk_is_one_line_and_nothing_is_half_written(reference, small_disk, workers: int) -> None:
+    with pytest.raises(CfaugError, match=r"cf-train-\d+\.tar in .*disk is full.*run the same command again") as caught:
+        run(small_disk, workers=workers)
+    assert "\n" not in str(caught.value)
+    report = verify(small_disk)
+    assert report.ok, str(report)
+    assert report.leftovers == ()
+    assert 0 < report.counts["shards"] < 4
+    subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
+    assert run(small_disk).skipped == report.counts["shards"]  # type: ignore[attr-defined]
+    assert tiny.digests(small_disk) == tiny.digests(reference)
+
+
+def test_a_manifest_row_that_does_not_fit_is_taken_back(reference, tmp_path, monkeypatch) -> None:
+    write, calls = os.write, []
+
+    def short(handle: int, data: bytes) -> int:
+        calls.append(data)
+        return write(handle, data[:20]) if len(calls) == 3 else write(handle, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", short)
+        with pytest.raises(CfaugError, match="disk is full"):
+            run(tmp_path)
+    assert verify(tmp_path).ok
+    assert verify(tmp_path).counts["shards"] == 2
+    run(tmp_path)
+    assert tiny.digests(tmp_path) == tiny.digests(reference)
+    assert tiny.manifest_lines(tmp_path) == tiny.manifest_lines(reference)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"plan": a_plan(seed=1)}, "plan="),
+        ({"model": tiny.model(digest="other")}, "model=tiny-model-1"),
+        ({"batch_size": 4}, "batch_size=5"),
+    ],
+)
+def test_another_runs_directory_is_refused_unless_overwritten(reference, tmp_path, change: dict, named: str) -> None:
+    run(tmp_path)
+    with pytest.raises(UsageError, match=named) as caught:
+        run(tmp_path, **change)
+    assert "--overwrite" in str(caught.value)
+    assert tiny.digests(tmp_path) == tiny.digests(reference)
+    run(tmp_path, overwrite=True, **change)
+    assert verify(tmp_path).ok
+    run(tmp_path, plan=a_plan(n=6), overwrite=True)  # fewer shards: the old ones go
+    assert verify(tmp_path, a_plan(n=6)).ok
+    (tmp_path / "shards" / "manifest.jsonl").write_bytes(b"damaged\n")
+    with pytest.raises(ShardError):
+        run(tmp_path)
+    run(tmp_path, overwrite=True)
+    assert tiny.digests(tmp_path) == tiny.digests(reference)
+
+
+def row(key: str = "a", source: str = "source 0.png", **values: object) -> Plan:
+    return Plan([PlanRow(key, source, do(values), 0, 0, 0)])
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        ({"data": tiny.dataset(split="test")}, UsageError, "'train', got 'test'"),
+        ({"plan": row(source="gone.png")}, DataError, "gone.png"),
+        ({"plan": row(colour="purple")}, UsageError, "purple"),
+        ({"plan": row(shape="round")}, UsageError, "shape"),
+        ({"plan": Plan([])}, UsageError, "empty"),
+        ({"engine": "lokal"}, UsageError, "did you mean 'local'"),
+        ({"workers": -1}, UsageError, "workers"),
+        ({"batch_size": 0}, UsageError, "batch_size"),
+    ],
+)
+def test_wrong_use_is_named_before_anything_is_written(tmp_path, change: dict, kind: type, message: str) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        run(tmp_path / "out", **change)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"), [("nan", "non-finite pixels for plan row"), ("shape", "keep the source's shape")]
+)
+def test_a_broken_model_is_named_and_nothing_is_left(tmp_path, broken: str, message: str) -> None:
+    with pytest.raises(CfaugError, match=message):
+        run(tmp_path, model=tiny.model(broken=broken), batch_size=8)
+    assert [p.name for p in (tmp_path / "shards").iterdir()] == [".lock"]
+
+
+def test_a_model_that_is_not_deterministic_is_found_out_on_resume(tmp_path) -> None:
+    run(tmp_path, model=tiny.model(broken="random"))
+    (tmp_path / "shards" / "cf-train-000000.tar").unlink()
+    with pytest.raises(ShardError, match="not deterministic"):
+        run(tmp_path, model=tiny.model(broken="random"))
+
+
+def test_sources_of_another_size_are_named(tmp_path) -> None:
+    data = tiny.dataset()
+    whole = data.image
+    data.image = lambda i: whole(i)[:-1] if i == 7 else whole(i)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"source 7\.png"):
+        run(tmp_path, data=data, batch_size=32)
+
+
+def test_what_cannot_be_pickled_is_told_to_stay_in_process(tmp_path) -> None:
+    with pytest.raises(UsageError, match="workers=0"):
+        next(make_engine("local", 1).map(lambda shard: shard, [0]))
+
+
+def test_verify_knows_what_is_missing(reference, tmp_path) -> None:
+    plan = a_plan()
+    plan.save(tmp_path / "plan")
+
+    class Stop(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        run(tmp_path, on_shard=stop)
+    assert verify(tmp_path).problems == ("3 of 4 shards are not there yet (cf-train-000001.tar): generate again",)
+    run(tmp_path)
+    assert verify(tmp_path).ok
+    a_plan(seed=9).save(tmp_path / "plan")
+    assert "another plan" in verify(tmp_path).problems[0]

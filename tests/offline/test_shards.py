@@ -1,0 +1,314 @@
+"""The on-disk contract under faults: every truncation and every flipped bit is seen, and named by shard and key."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.offline import ShardReader, encode_sample, verify, write_shard
+from cfaug.offline.format import ManifestRow, Sample
+from cfaug.offline.writer import ShardDirectory
+
+
+def sample(i: int, channels: int = 3, **changes: object) -> Sample:
+    rng = np.random.default_rng(i)
+    key = str(changes.get("key", f"train-{i:09d}"))
+    record = {
+        "schema": 1, "key": key, "source_key": f"source {i // 2}.png", "source_digest": "0" * 64, "split": "train",
+        "do": {} if i % 4 == 3 else {"colour": "red"}, "attributes": {"colour": "red", "thickness": 0.5},
+        "factual": {"colour": "blue", "thickness": 0.5}, "target": "1", "seed": i, "replica": i % 2, "model": "m",
+        "quality": {"change_l1": 0.25}, **changes,
+    }  # fmt: skip
+    return Sample(key, rng.integers(0, 256, (9, 7, channels), dtype=np.uint8), record)
+
+
+@pytest.fixture
+def shards(tmp_path) -> Path:
+    for k in range(2):
+        write_shard(tmp_path, f"cf-train-{k:06d}.tar", [sample(8 * k + i) for i in range(8)], "p", "m")
+    return tmp_path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_what_is_written_is_read(tmp_path, channels: int) -> None:
+    samples = [sample(i, channels) for i in range(8)]
+    row = write_shard(tmp_path / "shards", "cf-train-000000.tar", samples, "p", "m")
+    assert row.count == 8
+    for place in (tmp_path, tmp_path / "shards"):  # a run, or its shards
+        reader = pickle.loads(pickle.dumps(ShardReader(place)))
+        assert reader.keys == [s.key for s in samples]
+        assert len(reader) == 8
+        for i, expected in enumerate(samples):
+            found = reader.sample(i)
+            assert found.record == expected.record
+            np.testing.assert_array_equal(found.image, expected.image)
+            assert reader.index[i].null == (i % 4 == 3)
+        assert reader.by_source() == {f"source {k}.png": [2 * k, 2 * k + 1] for k in range(4)}
+        report = verify(place)
+        assert report.ok, str(report)
+        assert report.counts == {"shards": 1, "samples": 8, "null": 2, "sources": 4, "bytes": row.bytes}
+
+
+def test_same_samples_same_bytes_and_a_plain_ustar(tmp_path) -> None:
+    for name in ("a", "b"):
+        write_shard(tmp_path / name, "cf-train-000000.tar", [sample(i) for i in range(8)], "p", "m")
+    for name in ("cf-train-000000.tar", "cf-train-000000.index.jsonl", "manifest.jsonl"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    with tarfile.open(tmp_path / "a" / "cf-train-000000.tar") as tar:
+        members = tar.getmembers()
+    assert [m.name.split(".")[1] for m in members] == ["json", "png"] * 8
+    assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "cfaug", "cfaug", 0o444)}
+    assert (tmp_path / "a" / "cf-train-000000.tar").read_bytes()[257:265] == b"ustar\x0000"
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (sample(0, key="a.b"), "a.b"),
+        (sample(0, key="a/b"), "a/b"),
+        (sample(0, key="k" * 96), "95"),
+        (Sample("other", sample(0).image, sample(0).record), "agree"),
+        (Sample("train-000000000", np.zeros((4, 4, 4), np.uint8), sample(0).record), "uint8 image"),
+        (Sample("train-000000000", np.zeros((4, 4, 3), np.float32), sample(0).record), "float32"),
+        (sample(0, quality={"change_l1": float("nan")}), "finite"),
+        (sample(0, seed=1.5), "seed"),
+        (sample(0, schema=2), "upgrade"),
+        (sample(0, extra=1), "extra"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, bad: Sample, message: str) -> None:
+    with pytest.raises(ShardError, match=message):
+        encode_sample(bad)
+    with pytest.raises(ShardError, match=message):
+        write_shard(tmp_path, "cf-train-000000.tar", [sample(1), bad], "p", "m")
+    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+
+
+def test_the_longest_key_is_stored(tmp_path) -> None:
+    write_shard(tmp_path, "cf-train-000000.tar", [sample(0, key="k" * 95)], "p", "m")
+    assert ShardReader(tmp_path).record(0)["key"] == "k" * 95
+    assert verify(tmp_path).ok
+
+
+def test_fields_must_not_vary_within_a_shard(tmp_path) -> None:
+    odd = sample(1, attributes={"colour": "red"})
+    with pytest.raises(ShardError, match=r"train-000000001.*same attributes"):
+        write_shard(tmp_path, "cf-train-000000.tar", [sample(0), odd], "p", "m")
+    with pytest.raises(ShardError, match="no key twice"):
+        write_shard(tmp_path, "cf-train-000000.tar", [sample(0), sample(0)], "p", "m")
+
+
+def test_every_truncation_is_seen(shards) -> None:
+    """A peer reads 34 of 135 cuts at 512 bytes without an error."""
+    tar = shards / "cf-train-000001.tar"
+    whole = tar.read_bytes()
+    for size in range(0, len(whole), 512):
+        tar.write_bytes(whole[:size])
+        with pytest.raises(ShardError, match=r"cf-train-000001\.tar.*expected \d+ bytes"):
+            ShardReader(shards)
+        problems = verify(shards).problems
+        assert any("cf-train-000001.tar: expected" in p for p in problems)
+    tar.write_bytes(whole[:512])
+    assert any("sample 'train-000000008'" in p for p in verify(shards).problems)
+    tar.unlink()
+    with pytest.raises(ShardError, match=r"cf-train-000001\.tar"):
+        ShardReader(shards)
+    assert not verify(shards).ok
+
+
+def test_every_flipped_bit_is_seen_and_no_altered_payload_is_delivered(shards) -> None:
+    """A peer delivers altered payload for 240 of 300 flips, and loses samples for the other 60."""
+    tar = shards / "cf-train-000000.tar"
+    whole = tar.read_bytes()
+    truth = [ShardReader(shards).sample(i) for i in range(16)]
+    payload = {}
+    for row in ShardReader(shards).index[:8]:
+        for member in (row.json, row.png):
+            payload.update(dict.fromkeys(range(member.offset, member.offset + member.size), row.key))
+    rng = np.random.default_rng(0)
+    used = max(payload) + 512
+    for position in rng.integers(0, used, 300):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        tar.write_bytes(damaged)
+        report = verify(shards)
+        assert not report.ok
+        key = payload.get(int(position))
+        if key is None:
+            assert any("headers or padding" in p for p in report.problems)
+        else:
+            assert any(f"cf-train-000000.tar, sample {key!r}" in p for p in report.problems)
+        reader = ShardReader(shards)
+        for i in range(8):
+            if reader.keys[i] == key:
+                with pytest.raises(ShardError, match=key):
+                    reader.sample(i)
+            else:
+                assert reader.record(i) == truth[i].record
+    tar.write_bytes(whole)
+    assert verify(shards).ok
+
+
+@pytest.mark.parametrize("name", ["manifest.jsonl", "cf-train-000000.index.jsonl"])
+def test_every_flipped_bit_of_manifest_and_index_is_seen(shards, name: str) -> None:
+    path = shards / name
+    whole = path.read_bytes()
+    rng = np.random.default_rng(1)
+    for position in rng.integers(0, len(whole) - 1, 150):
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with pytest.raises(ShardError):
+            ShardReader(shards)
+        assert not verify(shards).ok
+
+
+def test_a_torn_manifest_line_is_ignored_then_replaced(shards) -> None:
+    path = shards / "manifest.jsonl"
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    for cut in (last + 1, last + 60, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert len(ShardReader(shards)) == 8
+        report = verify(shards)
+        assert not report.ok
+        assert any("cf-train-000001.tar: not in the manifest" in p for p in report.problems)
+        write_shard(shards, "cf-train-000001.tar", [sample(8 + i) for i in range(8)], "p", "m")
+        assert path.read_bytes() == whole
+    path.write_bytes(whole + b"\0" * 40)  # a file extended before its data reached the disk
+    assert len(ShardReader(shards)) == 16
+    with ShardDirectory(shards) as directory:
+        assert len(directory.load()) == 2
+    assert path.read_bytes() == whole
+
+
+def test_what_the_manifest_does_not_vouch_for_is_not_read(shards) -> None:
+    (shards / "cf-train-000007.tar").write_bytes((shards / "cf-train-000000.tar").read_bytes())
+    (shards / "cf-train-000009.tar.17.partial").write_bytes(b"half")
+    assert len(ShardReader(shards)) == 16
+    report = verify(shards)
+    assert [p for p in report.problems if "cf-train-000007.tar" in p]
+    assert report.leftovers == ("cf-train-000009.tar.17.partial",)
+    (shards / "cf-train-000007.tar").unlink()
+    assert verify(shards).ok
+    with ShardDirectory(shards):
+        pass
+    assert verify(shards).leftovers == ()
+
+
+def test_no_manifest_and_an_empty_one(tmp_path) -> None:
+    with pytest.raises(ShardError, match="generate first"):
+        ShardReader(tmp_path)
+    with pytest.raises(ShardError, match="found none"):
+        verify(tmp_path)
+    (tmp_path / "manifest.jsonl").write_bytes(b"")
+    with pytest.raises(ShardError, match="an empty one"):
+        ShardReader(tmp_path)
+
+
+def test_keys_in_two_shards_and_shards_of_two_runs_are_refused(tmp_path) -> None:
+    write_shard(tmp_path / "a", "cf-train-000000.tar", [sample(0)], "p", "m")
+    write_shard(tmp_path / "a", "cf-train-000001.tar", [sample(0)], "p", "m")
+    with pytest.raises(ShardError, match="train-000000000"):
+        ShardReader(tmp_path / "a")
+    assert any("the key is also in" in p for p in verify(tmp_path / "a").problems)
+    write_shard(tmp_path / "b", "cf-train-000000.tar", [sample(0)], "p", "m")
+    write_shard(tmp_path / "b", "cf-train-000001.tar", [sample(1)], "another plan", "m")
+    with pytest.raises(ShardError, match="different runs"):
+        ShardReader(tmp_path / "b")
+
+
+def test_a_name_is_committed_once(shards) -> None:
+    before = (shards / "manifest.jsonl").read_bytes()
+    write_shard(shards, "cf-train-000000.tar", [sample(i) for i in range(8)], "p", "m")  # the same bytes: fine
+    with pytest.raises(ShardError, match=r"cf-train-000000\.tar: expected the bytes committed before"):
+        write_shard(shards, "cf-train-000000.tar", [sample(i) for i in range(7)], "p", "m")
+    assert (shards / "manifest.jsonl").read_bytes() == before
+    assert verify(shards) == verify(shards)
+    assert verify(shards).leftovers == ()
+
+
+def test_a_hostile_directory_reaches_no_other_codec_and_no_other_path(tmp_path) -> None:
+    """Consistent digests do not make content safe: an EPS called .png stays undecoded, a pickle stays bytes."""
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(touch) run\n"
+    webp = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(webp, "WEBP")
+    huge = io.BytesIO()
+    Image.new("L", (9000, 9000)).save(huge, "PNG")
+    for n, content in enumerate((eps, webp.getvalue(), huge.getvalue(), pickle.dumps(print))):
+        directory = tmp_path / str(n)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("cfaug.offline.staging._png", lambda _, content=content: content)
+            write_shard(directory, "cf-train-000000.tar", [sample(0)], "p", "m")
+        with pytest.raises(ShardError, match=r"cf-train-000000\.tar, sample 'train-000000000'"):
+            ShardReader(directory).image(0)
+        assert not verify(directory).ok
+    row = ManifestRow("../x.tar", 1, 0, "0" * 64, "x.index.jsonl", 0, "0" * 64, "p", "m", {})
+    (tmp_path / "manifest.jsonl").write_bytes(row.line())
+    with pytest.raises(ShardError, match="manifest row"):
+        ShardReader(tmp_path)
+    future = {**json.loads(row.line()), "format": 2}
+    (tmp_path / "manifest.jsonl").write_bytes(json.dumps(future).encode() + b"\n")
+    with pytest.raises(ShardError, match="upgrade"):
+        ShardReader(tmp_path)
+
+
+def test_a_tar_that_other_readers_would_misread_is_a_problem(tmp_path, monkeypatch) -> None:
+    """A third member between two samples: our index still reads, but webdataset would see another sample."""
+    import webdataset
+
+    class Odd(webdataset.TarWriter):  # type: ignore[misc]
+        def write(self, fields: dict) -> int:
+            return int(super().write({**fields, "zz.pyd": b"\x80\x04."}))
+
+    monkeypatch.setattr(webdataset, "TarWriter", Odd)
+    write_shard(tmp_path, "cf-train-000000.tar", [sample(0), sample(1)], "p", "m")
+    ShardReader(tmp_path).sample(1)
+    assert any("zz.pyd" in p for p in verify(tmp_path).problems)
+
+
+def test_one_writer_at_a_time_and_a_killed_one_locks_nobody_out(shards) -> None:
+    code = (
+        "import sys, time; from cfaug.offline.writer import ShardDirectory\n"
+        "with ShardDirectory(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code, str(shards)], stdout=subprocess.PIPE)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"in\n"
+        with pytest.raises(UsageError, match=rf"pid {other.pid}.*--out"), ShardDirectory(shards):
+            pass
+        assert len(ShardReader(shards)) == 16  # reading needs no lock
+    finally:
+        other.kill()
+        other.wait()
+    with ShardDirectory(shards):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(38, os.strerror(38))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(CfaugError, match="flock"), ShardDirectory(tmp_path):
+        pass
+
+
+def test_a_directory_that_cannot_be_made(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CfaugError, match="cannot write") as caught, ShardDirectory(tmp_path / "file" / "shards"):
+        pass
+    assert "\n" not in str(caught.value)
