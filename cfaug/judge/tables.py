@@ -30,6 +30,7 @@ class MethodSummary:
     average: tuple[float, float, float]
     adjusted: tuple[float, float, float]
     worst: tuple[float, float, float]
+    worst_by_seed: tuple[float, ...]
     worst_group: str
     worst_n: int
     worst_ci95: tuple[float, float]
@@ -71,6 +72,7 @@ def summarise(rows: Iterable[Mapping[str, Any]], split: str = "test") -> list[Me
                 average=_triple([row["average_accuracy"] for row in found]),
                 adjusted=_triple([row["adjusted_average_accuracy"] for row in found]),
                 worst=_triple([row["worst_group_accuracy"] for row in found]),
+                worst_by_seed=tuple(float(row["worst_group_accuracy"]) for row in found),
                 worst_group=str(worst["worst_group"]),
                 worst_n=int(worst["groups"][worst["worst_group"]]["n"]),
                 worst_ci95=(float(low), float(high)),

@@ -1,0 +1,171 @@
+"""Inline SVG and PNG pieces of the report: bars over seeds, group matrices, the graph. Plain strings, no external file.
+
+Colours of text and lines come from the page's CSS variables, so the drawings follow its light or dark style; the colour
+of a matrix cell is fixed, because it is the datum. Not promised: a pretty layout of a graph with dozens of nodes.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cfaug.judge.tables import MethodSummary
+
+# low, middle, high accuracy: told apart by lightness as well as by hue
+SCALE = ((122, 31, 43), (233, 180, 84), (38, 132, 118))
+
+
+def png_uri(image: npt.NDArray[np.uint8]) -> str:
+    """A data URI of a uint8 image (H, W, 1 or 3)."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _canvas(width: float, height: float, label: str, grow: float = 1.0) -> str:
+    """The opening tag: never wider than ``grow`` times its natural size, so that text keeps its size."""
+    return (
+        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" width="{grow * width:.0f}" role="img" '
+        f'aria-label="{escape(label)}">'
+    )
+
+
+def scale_colour(value: float) -> tuple[str, str]:
+    """(fill, text colour) of an accuracy in [0, 1]."""
+    low, high, t = (SCALE[0], SCALE[1], value * 2) if value < 0.5 else (SCALE[1], SCALE[2], value * 2 - 1)
+    red, green, blue = (round(a + (b - a) * t) for a, b in zip(low, high))
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
+    return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if dark else "#1b1b1b"
+
+
+def method_bars(summaries: Sequence[MethodSummary]) -> str:
+    """Horizontal bars: mean worst-group accuracy, a dot a seed, a tick at the average accuracy."""
+    label, width, row, top = 190, 560, 34, 26
+    height = top + row * len(summaries) + 8
+    parts = [_canvas(label + width + 70, height, "worst-group accuracy by method", grow=1.25)]
+    for tick in range(0, 101, 20):
+        x = label + width * tick / 100
+        parts.append(f'<line x1="{x}" x2="{x}" y1="{top - 6}" y2="{height - 6}" class="grid"/>')
+        parts.append(f'<text x="{x}" y="{top - 11}" class="axis" text-anchor="middle">{tick} %</text>')
+    for number, item in enumerate(summaries):
+        y = top + row * number + 6
+        kind = "ours" if item.method.startswith("cfaug") else "oracle" if item.method == "oracle" else "other"
+        length = max(1.5, width * item.worst[0])
+        parts.append(
+            f'<text x="{label - 12}" y="{y + 15}" class="name {kind}" text-anchor="end">{escape(item.method)}</text>'
+        )
+        parts.append(f'<rect x="{label}" y="{y}" width="{length:.1f}" height="20" rx="2" class="bar {kind}"/>')
+        x = label + width * item.average[0]
+        parts.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{y - 2}" y2="{y + 22}" class="average">'
+            f"<title>average {100 * item.average[0]:.1f} %</title></line>"
+        )
+        for value in item.worst_by_seed:
+            parts.append(f'<circle cx="{label + width * value:.1f}" cy="{y + 10}" r="4" class="seed"/>')
+        at = label + width * max(item.worst[0], *item.worst_by_seed) + 10
+        parts.append(f'<text x="{at:.1f}" y="{y + 15}" class="value halo">{100 * item.worst[0]:.1f} %</text>')
+    return "".join([*parts, "</svg>"])
+
+
+def group_matrix(
+    cells: Mapping[tuple[str, str], Mapping[str, Any]],
+    targets: Sequence[str],
+    levels: Sequence[str],
+    worst: tuple[str, str],
+) -> str:
+    """Rows are target classes, columns levels of one spurious attribute; ``worst`` is outlined, empty groups blank."""
+    side, left = 34, 8 * max(len(value) for value in targets) + 14
+    head = 7 * max(len(value) for value in levels) + 8
+    height, slant = head + side * len(targets) + 6, head * 0.55
+    parts = [_canvas(left + side * len(levels) + slant + 8, height, "group accuracies")]
+    for j, level in enumerate(levels):
+        x = left + side * j + side / 2
+        parts.append(f'<text class="axis" transform="translate({x:.0f} {head - 6}) rotate(-58)">{escape(level)}</text>')
+    for i, target in enumerate(targets):
+        y = head + side * i
+        parts.append(
+            f'<text x="{left - 8}" y="{y + side / 2 + 4}" class="axis" text-anchor="end">{escape(target)}</text>'
+        )
+        for j, level in enumerate(levels):
+            cell, x = cells.get((target, level)), left + side * j
+            if cell is None or not cell["n"]:
+                parts.append(f'<rect x="{x + 1}" y="{y + 1}" width="{side - 2}" height="{side - 2}" class="empty"/>')
+                continue
+            fill, text = scale_colour(cell["accuracy"])
+            outline = ' class="worst"' if (target, level) == worst else ""
+            parts.append(
+                f'<rect x="{x + 1}" y="{y + 1}" width="{side - 2}" height="{side - 2}" fill="{fill}"{outline}>'
+                f"<title>{escape(target)}, {escape(level)}: {100 * cell['accuracy']:.1f} % of n {cell['n']:.0f}</title>"
+                "</rect>"
+                f'<text x="{x + side / 2}" y="{y + side / 2 + 4}" class="cell" style="fill:{text}">'
+                f"{100 * cell['accuracy']:.0f}</text>"
+            )
+    return "".join([*parts, "</svg>"])
+
+
+def _columns(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str, int]:
+    """Longest path from a root, so that every arrow points to the right."""
+    depth = dict.fromkeys(nodes, 0)
+    for _ in nodes:
+        for a, b in edges:
+            depth[b] = max(depth[b], depth[a] + 1)
+    if "image" in depth:
+        depth["image"] = max(depth.values())
+    return depth
+
+
+def graph_drawing(
+    nodes: Sequence[str],
+    edges: Sequence[tuple[str, str]],
+    bidirected: Sequence[tuple[str, str]] = (),
+    target: str = "",
+    spurious: Sequence[str] = (),
+) -> str:
+    """The causal graph, left to right; a dashed double arrow is a hidden common cause."""
+    depth = _columns(nodes, edges)
+    box, tall = max(90, 9 * max(len(node) for node in nodes) + 28), 38
+    by_column: dict[int, list[str]] = {}
+    for node in nodes:
+        by_column.setdefault(depth[node], []).append(node)
+    rows = max(len(column) for column in by_column.values())
+    height = max(110, 84 * rows + 20)
+    place: dict[str, tuple[float, float]] = {}
+    for column, members in by_column.items():
+        for i, node in enumerate(members):
+            place[node] = (80 + column * (box + 110), height * (i + 1) / (len(members) + 1))
+    width = 80 + max(depth.values()) * (box + 110) + box + 20
+    parts = [
+        _canvas(width, height, "causal graph"),
+        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" '
+        'orient="auto-start-reverse"><path d="M0 0 L10 5 L0 10 z" class="tip"/></marker></defs>',
+    ]
+    for a, b in edges:
+        (x1, y1), (x2, y2) = place[a], place[b]
+        x1 += box
+        bend = (x2 - x1) / 2
+        parts.append(
+            f'<path d="M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}" class="edge" marker-end="url(#tip)"/>'
+        )
+    for a, b in bidirected:
+        (x1, y1), (x2, y2) = place[a], place[b]
+        reach = 34 + 12 * abs(list(by_column[depth[a]]).index(a) - len(by_column[depth[b]]))
+        x1, x2, left = (x1, x2, min(x1, x2) - reach) if depth[a] == depth[b] else (x1 + box / 2, x2, min(x1, x2))
+        parts.append(
+            f'<path d="M{x1} {y1} C{left} {y1} {left} {y2} {x2} {y2}" class="edge hidden" marker-start="url(#tip)" '
+            'marker-end="url(#tip)"/>'
+        )
+    for node, (x, y) in place.items():
+        kind = (
+            "target" if node == target else "spurious" if node in spurious else "image" if node == "image" else "plain"
+        )
+        parts.append(f'<rect x="{x}" y="{y - tall / 2}" width="{box}" height="{tall}" rx="6" class="node {kind}"/>')
+        parts.append(f'<text x="{x + box / 2}" y="{y + 5}" text-anchor="middle" class="name">{escape(node)}</text>')
+    return "".join([*parts, "</svg>"])

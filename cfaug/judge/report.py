@@ -1,0 +1,225 @@
+"""The self-contained report of a run: one HTML file, no script, no external address, readable by a stranger.
+
+It shows what happened, not what was hoped: the grid includes the worst counterfactuals, every spurious attribute has
+its own worst group, and the verdict is computed from the results rows. Everything comes in as plain data.
+Not promised: that the chosen examples are typical; the random draw among them is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cfaug.errors import CfaugError, UsageError
+from cfaug.judge.drawings import graph_drawing, group_matrix, method_bars, png_uri
+from cfaug.judge.tables import MethodSummary, attribute_gaps, summarise
+
+Pixels = npt.NDArray[np.uint8]
+
+METHOD_NOTES: Mapping[str, str] = {
+    "erm": "plain training on the real images",
+    "class_resampling": "real images, every class equally often",
+    "group_resampling": "real images, every group equally often",
+    "group_dro": "real images, the worst group weighted up (Sagawa et al. 2020)",
+    "null_control": "real images and their reconstructions: is it only that generated images help?",
+    "counterfactuals_only": "counterfactuals without the real images",
+    "cfaug": "real images with counterfactuals mixed in",
+    "cfaug+group_dro": "the mixture, the worst group weighted up",
+    "oracle": "the same images without the confounding: the ceiling, which no method may use",
+}
+CONTROLS = ("null_control", "counterfactuals_only")
+
+DEFAULT_ASSUMPTIONS = (
+    "The graph above is right. In particular no spurious attribute is a cause of the target, so a counterfactual "
+    "keeps its label.",
+    "Counterfactual images are not identifiable from images and labels, nor with the graph (Pan & Bareinboim 2024). "
+    "The image mechanism is a model's answer, not a fact.",
+    "Many noises give the same category. Categorical attributes use the Gumbel-max convention; the data cannot choose "
+    "between conventions.",
+    "A decoder trained on confounded images is itself confounded: its noise may carry the old attribute where no eye "
+    "sees it.",
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of a grid: a factual image, its reconstruction, its counterfactuals; uint8 (H, W, 1 or 3).
+
+    ``captions`` has one text a counterfactual (its intervention); ``note`` says why the row was chosen.
+    """
+
+    factual: Pixels
+    factual_caption: str
+    counterfactuals: Sequence[Pixels]
+    captions: Sequence[str]
+    reconstruction: Pixels | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Axiom:
+    """One measured property: name, value as text with its unit, and what a good value is."""
+
+    name: str
+    value: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything the report shows; what is empty is left out. ``rows`` are results rows (see ``result_row``).
+
+    ``grids``: heading -> examples, for instance a random draw, the worst reconstructions and those the predictor
+    contradicts. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
+    target in [0, 1]. ``run``: facts such as versions, seeds, timings and the command.
+    """
+
+    title: str
+    rows: Sequence[Mapping[str, Any]] = ()
+    target: str = ""
+    spurious: Sequence[str] = ()
+    grids: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    confounding_before: Mapping[str, float] = field(default_factory=dict)
+    confounding_after: Mapping[str, float] = field(default_factory=dict)
+    nodes: Sequence[str] = ()
+    edges: Sequence[tuple[str, str]] = ()
+    bidirected: Sequence[tuple[str, str]] = ()
+    axioms: Sequence[Axiom] = ()
+    assumptions: Sequence[str] = DEFAULT_ASSUMPTIONS
+    notes: Sequence[str] = ()
+    run: Mapping[str, str] = field(default_factory=dict)
+    introduction: str = ""
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """A fraction as text: 0.5 -> "50.0 %", with a space that does not break."""
+    return f"{100 * value:.{digits}f}\u00a0%"  # never broken before the sign
+
+
+def breakable(text: str) -> Any:
+    """Escaped text that may wrap after "=", "(" and ",": a caption is narrower than an intervention."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"([=(,])", r"\1<wbr>", str(escape(text))))
+
+
+def verdict(summaries: Sequence[MethodSummary]) -> str:
+    """One or two sentences with the numbers: cfaug against ERM, the best baseline and the oracle, whatever they say."""
+    by_name = {item.method: item for item in summaries}
+    if "cfaug" not in by_name or "erm" not in by_name:
+        return "This run has no comparison of cfaug with plain training (erm): train both methods to get one."
+    ours, erm = by_name["cfaug"], by_name["erm"]
+    points = 100 * (ours.worst[0] - erm.worst[0])
+    change = (
+        f"{abs(points):.1f} points {'more' if points >= 0 else 'LESS'} than plain training ({percent(erm.worst[0])})"
+    )
+    text = (
+        f"With counterfactuals mixed in, the worst group is classified correctly in {percent(ours.worst[0])} of its "
+        f"images, {change}; mean of {len(ours.seeds)} seed{'s' if len(ours.seeds) > 1 else ''}, "
+        f"{percent(ours.worst[1])} to {percent(ours.worst[2])}."
+    )
+    ready = [item for item in summaries if item.method not in ("erm", "oracle", *CONTROLS) and not _ours(item)]
+    if ready:
+        best = max(ready, key=lambda item: item.worst[0])
+        beats = "beats" if ours.worst[0] > best.worst[0] else "does NOT beat"
+        text += f" It {beats} the best baseline, {best.method} ({percent(best.worst[0])})."
+    control = by_name.get("null_control")
+    if control is not None:
+        beats = "more than" if ours.worst[0] > control.worst[0] else "NOT more than"
+        text += f" That is {beats} generated images alone explain (null control {percent(control.worst[0])})."
+    if "oracle" in by_name:
+        gap = "" if ours.gap_closed is None else f": {100 * ours.gap_closed:.0f} % of the gap is closed"
+        text += f" Training without any confounding (oracle) reaches {percent(by_name['oracle'].worst[0])}{gap}."
+    return text
+
+
+def _ours(item: MethodSummary) -> bool:
+    return item.method.startswith("cfaug")
+
+
+def _matrices(data: ReportData, summaries: Sequence[MethodSummary]) -> list[dict[str, Any]]:
+    """For every spurious attribute, one matrix a chosen method: erm, the best baseline, cfaug and the oracle."""
+    baselines = [s for s in summaries if s.method not in ("erm", "oracle", *CONTROLS) and not _ours(s)]
+    best = max(baselines, key=lambda s: s.worst[0]).method if baselines else ""
+    shown = [s.method for s in summaries if s.method in ("erm", best, "cfaug", "oracle")]
+    sections = []
+    for attribute in data.spurious:
+        panels = []
+        for method in shown:
+            found = [row["groups"] for row in data.rows if row["method"] == method]
+            cells: dict[tuple[str, str], dict[str, float]] = {}
+            for name, group in found[0].items():
+                if f",{attribute}=" not in name or not name.startswith(f"{data.target}="):
+                    continue
+                left, level = name.rsplit(f",{attribute}=", 1)
+                values = [groups[name]["accuracy"] for groups in found if groups[name]["n"]]
+                cells[left.split("=", 1)[1], level] = {"n": group["n"], "accuracy": float(np.mean(values or [0.0]))}
+            filled = {key: cell["accuracy"] for key, cell in cells.items() if cell["n"]}
+            if not filled:
+                continue
+            targets, levels = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
+            worst = min(filled, key=lambda key: filled[key])
+            panels.append({"method": method, "svg": group_matrix(cells, targets, levels, worst)})
+        if panels:
+            sections.append({"attribute": attribute, "panels": panels})
+    return sections
+
+
+def render_report(data: ReportData) -> str:
+    """The page as text."""
+    import jinja2
+    from markupsafe import Markup
+
+    if any(len(example.captions) != len(example.counterfactuals) for rows in data.grids.values() for example in rows):
+        raise UsageError("report: expected one caption a counterfactual image, came another number; give one each")
+    summaries = summarise(data.rows)
+    for section in (sections := _matrices(data, summaries)):
+        for panel in section["panels"]:
+            panel["svg"] = Markup(panel["svg"])
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    )  # fmt: skip
+    environment.filters |= {
+        "percent": percent,
+        "whole": partial(percent, digits=0),
+        "png": png_uri,
+        "breakable": breakable,
+    }
+    drawing = graph_drawing(data.nodes, data.edges, data.bidirected, data.target, data.spurious) if data.nodes else ""
+    page = environment.get_template("report.html").render(
+        data=data,
+        summaries=summaries,
+        verdict=verdict(summaries) if data.rows else "",
+        bars=Markup(method_bars(summaries)) if summaries else "",
+        gaps=attribute_gaps(data.rows, data.spurious) if len(data.spurious) > 1 else {},
+        matrices=sections,
+        graph=Markup(drawing),
+        method_notes=METHOD_NOTES,
+        selection=sorted({str(row["selection"]) for row in data.rows}),
+    )
+    return str(page)
+
+
+def write_report(path: str | Path, data: ReportData) -> Path:
+    """Write the report; the file appears as a whole or not at all. Returns its path."""
+    path = Path(path)
+    page = render_report(data)
+    partial_path = path.with_name(path.name + ".partial")
+    try:
+        partial_path.write_text(page, encoding="utf-8")
+        os.replace(partial_path, path)
+    except OSError as error:
+        partial_path.unlink(missing_ok=True)
+        raise CfaugError(
+            f"{path}: cannot write the report ({error.strerror}); free some space or choose another --out"
+        ) from error
+    return path
