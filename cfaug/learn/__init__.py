@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cfaug.learn.assembly import Mixture, training_set, validation_set
     from cfaug.learn.methods import METHODS, Method
     from cfaug.learn.mixing import CounterfactualDataset, Draw
     from cfaug.learn.models import MODELS, SmallCNN
@@ -30,8 +31,11 @@ _HOMES = {
     "TrainSettings": "train",
     "TrainedClassifier": "train",
     "Validation": "train",
+    "Mixture": "assembly",
     "predict": "train",
     "train_classifier": "train",
+    "training_set": "assembly",
+    "validation_set": "assembly",
 }
 
 __all__ = [
@@ -42,6 +46,7 @@ __all__ = [
     "GroupDRO",
     "Method",
     "MixedImages",
+    "Mixture",
     "RandomCounterfactual",
     "SmallCNN",
     "StreamedImages",
@@ -52,6 +57,8 @@ __all__ = [
     "Validation",
     "predict",
     "train_classifier",
+    "training_set",
+    "validation_set",
 ]
 
 

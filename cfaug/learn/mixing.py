@@ -213,7 +213,7 @@ class CounterfactualDataset(Dataset[Any]):
             for i in found[:: max(1, len(found) // CHECKED)]:
                 if pixel_digest(self._pixels(i)) != self.reader.index[matched[i][0]].source_digest:
                     raise DataError(
-                        f"{self.reader.directory}: image {by_key(i)!r} is not the source of its samples (other pixels); "
+                        f"{self.reader.directory}: image {by_key(i)!r} differs from the source of its samples; "
                         "use the same version of the images, or generate again"
                     )
         log.info("%d of %d images have samples in %s", len(found), len(self), self.reader.directory)
@@ -239,18 +239,25 @@ class CounterfactualDataset(Dataset[Any]):
         pool = torch.from_numpy(np.concatenate([real, drawable])).permute(0, 3, 1, 2).contiguous()
         place = np.full(len(self.reader) + 1, -1, dtype=np.int64)
         place[used] = len(real) + np.arange(len(used))
-        own = np.arange(len(real))
-
-        def draw(epoch: int) -> torch.Tensor:
-            _, rows = self.draws(epoch)
-            return torch.from_numpy(np.where(rows < 0, own, place[rows]))
-
+        draw = _PoolDraw(self, place)
         codes = None
         if groups is not None:
             drawn = pd.DataFrame([self.reader.record(int(row))["attributes"] for row in used])
             table = pd.concat([_table(self.base), drawn], ignore_index=True)
             codes = torch.from_numpy(np.ascontiguousarray(groups(table)))
         return MixedImages(pool, torch.as_tensor(_targets(self._raw), dtype=torch.int64), draw, codes, transform)
+
+
+@dataclass(frozen=True)
+class _PoolDraw:
+    """epoch -> pool rows: the dataset's draw, with real images first in the pool; ``place`` maps shard rows to it."""
+
+    dataset: CounterfactualDataset
+    place: npt.NDArray[np.int64]
+
+    def __call__(self, epoch: int) -> torch.Tensor:
+        _, rows = self.dataset.draws(epoch)
+        return torch.from_numpy(np.where(rows < 0, np.arange(len(rows)), self.place[rows]))
 
 
 def rows_by_digest(reader: ShardReader) -> dict[str, list[int]]:

@@ -79,8 +79,8 @@ def test_adjusted_average_weights_as_in_training_and_renormalises() -> None:
 def test_result_row_is_the_contract(rows: list[dict[str, Any]]) -> None:
     row = rows[0]
     assert list(row) == [
-        "recipe", "method", "seed", "split", "n", "average_accuracy", "adjusted_average_accuracy", "worst_group_accuracy",
-        "worst_group", "worst_group_ci95", "groups", "train_seconds", "selection",
+        "recipe", "method", "seed", "split", "n", "average_accuracy", "adjusted_average_accuracy",
+        "worst_group_accuracy", "worst_group", "worst_group_ci95", "groups", "train_seconds", "selection",
     ]  # fmt: skip
     assert row["n"] == 1500
     assert len(row["groups"]) == 5 * 5 * 2

@@ -87,7 +87,8 @@ def test_cell_colours_run_over_the_range() -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
 def test_opens_in_a_real_browser_without_an_error(tmp_path: Path, report: ReportData) -> None:
     page = write_report(tmp_path / "report.html", report)
-    assert console(page, tmp_path, shot := tmp_path / "page.png") == []
+    shot = tmp_path / "page.png"
+    assert console(page, tmp_path, shot) == []
     from PIL import Image
 
     pixels = np.asarray(Image.open(shot).convert("RGB")).reshape(-1, 3)

@@ -181,7 +181,7 @@ def test_nothing_matches_says_why(base: ArrayDataset, shards: Path) -> None:
 
 
 def test_other_pixels_under_the_same_keys_are_refused(shards: Path) -> None:
-    with pytest.raises(DataError, match="'train-00' is not the source"):
+    with pytest.raises(DataError, match="'train-00' differs from the source"):
         CounterfactualDataset(source(seed=9), shards)
 
 

@@ -1,0 +1,112 @@
+"""From a method's name to what it trains on: the one place that says which images, which groups, in which shares.
+
+The control of reconstructions shows as many generated images as the mixture does (null_p = p + null_p of the mixture),
+so that the two differ in the intervention alone. Group codes are read from attribute tables, never from pixels; in a
+mixture a counterfactual counts in the group of its own attributes. Everything is held in memory as uint8.
+Not promised: that it fits in memory; build a StreamedImages over CounterfactualDataset for what does not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch import Tensor
+
+from cfaug.data.datasets import AttributeDataset
+from cfaug.data.groups import Grouper
+from cfaug.errors import UsageError
+from cfaug.learn.methods import method_named
+from cfaug.learn.mixing import CounterfactualDataset
+from cfaug.learn.sources import TensorImages, TrainingSet
+from cfaug.learn.train import Validation
+from cfaug.offline.shards import ShardReader
+
+Grouping = Literal["cross", "each"]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the mixture: ``p`` counterfactuals, ``null_p`` reconstructions, the rest real images."""
+
+    p: float = 0.5
+    null_p: float = 0.0
+
+
+def image_tensor(dataset: AttributeDataset) -> Tensor:
+    """All images, uint8 (N, C, H, W)."""
+    pixels = np.stack([dataset.image(i) for i in range(len(dataset))])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+
+
+def target_tensor(dataset: AttributeDataset) -> Tensor:
+    """Target codes (N,) int64."""
+    if dataset.schema.target is None:
+        raise UsageError("training expected a data set with a target, came a schema without one; name the target")
+    return torch.from_numpy(
+        np.asarray(dataset.schema.index(dataset.schema.target, dataset.table[dataset.schema.target]))
+    )
+
+
+def group_codes(table: pd.DataFrame, grouper: Grouper, grouping: Grouping = "cross") -> npt.NDArray[np.int64]:
+    """Codes of the groups that occur: (N,) of the full cross, or (N, A), one column a spurious attribute ("each")."""
+    if grouping == "cross":
+        return np.asarray(pd.factorize(grouper.cross(table), sort=True)[0], dtype=np.int64)
+    if grouping != "each":
+        raise UsageError(f"train.groups: expected 'cross' or 'each', came {grouping!r}")
+    labels = grouper.labels(table)
+    columns, offset = [], 0
+    for name in labels:
+        codes, values = pd.factorize(labels[name], sort=True)
+        columns.append(codes + offset)
+        offset += len(values)
+    return np.stack(columns, axis=1).astype(np.int64)
+
+
+def validation_set(dataset: AttributeDataset, grouper: Grouper) -> Validation:
+    """The validation split, with every group that could occur (so that empty ones are warned about)."""
+    return Validation(image_tensor(dataset), target_tensor(dataset), grouper.labels(dataset.table), grouper.all_names)
+
+
+def training_set(
+    method: str,
+    dataset: AttributeDataset,
+    grouper: Grouper,
+    shards: str | Path | ShardReader | None = None,
+    mixture: Mixture | None = None,
+    seed: int = 0,
+    grouping: Grouping = "cross",
+    oracle: AttributeDataset | None = None,
+) -> TrainingSet:
+    """What ``method`` trains on.
+
+    ``dataset`` is the train split; ``shards`` are needed by methods with generated images, ``oracle`` (the same sources
+    without confounding) by the oracle; ``seed`` draws the mixture. Raises UsageError for what is missing and for a
+    split other than train, and whatever CounterfactualDataset raises.
+    """
+    chosen, mixture = method_named(method), mixture or Mixture()
+    if dataset.split != "train":
+        raise UsageError(f"training expected split 'train', came {dataset.split!r}; validation and test never train")
+    codes = partial(group_codes, grouper=grouper, grouping=grouping)
+    if chosen.data in ("real", "oracle"):
+        source = dataset if chosen.data == "real" else oracle
+        if source is None:
+            raise UsageError(
+                f"method {method}: expected oracle=, the data set without confounding; leave the oracle out"
+            )
+        return TensorImages(image_tensor(source), target_tensor(source), torch.from_numpy(codes(source.table)))
+    if shards is None:
+        raise UsageError(f"method {method}: expected shards with generated images, came none; run the generate stage")
+    shares = {
+        "mixed": (mixture.p, mixture.null_p),
+        "counterfactual": (1.0, 0.0),
+        "null": (0.0, min(1.0, mixture.p + mixture.null_p)),
+    }
+    p, null_p = shares[chosen.data]
+    return CounterfactualDataset(dataset, shards, p=p, null_p=null_p, seed=seed).materialise(groups=codes)

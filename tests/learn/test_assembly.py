@@ -1,0 +1,86 @@
+"""Every method sees the images, shares and groups its definition says."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import N, source
+
+from cfaug.data import ArrayDataset, Grouper
+from cfaug.errors import UsageError
+from cfaug.learn import METHODS, TrainSettings, train_classifier
+from cfaug.learn.assembly import Mixture, group_codes, training_set, validation_set
+from cfaug.learn.sources import TrainingSet
+
+
+@pytest.fixture
+def grouper(base: ArrayDataset) -> Grouper:
+    return Grouper.fit(base.table, base.schema)
+
+
+def shown(source: TrainingSet, epochs: int = 50) -> np.ndarray:
+    """First pixel of everything shown: 1 and 11 are counterfactuals, 21 a null, in the conftest's shards."""
+    everything = torch.arange(len(source.targets))
+    return np.concatenate(
+        [next(iter(source.batches(e, [everything])))[0][:, 0, :2, :2].flatten(1).numpy() for e in range(epochs)]
+    )
+
+
+def shares(source: TrainingSet) -> tuple[float, float]:
+    pixels = shown(source)
+    flat = (pixels == pixels[:, :1]).all(1)
+    return float((flat & np.isin(pixels[:, 0], (1, 11))).mean()), float((flat & (pixels[:, 0] == 21)).mean())
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("erm", (0, 0)), ("group_dro", (0, 0)), ("null_control", (0, 0.7)), ("counterfactuals_only", (1, 0)),
+        ("cfaug", (0.6, 0.1)), ("oracle", (0, 0)),
+    ],
+)  # fmt: skip
+def test_shares(base: ArrayDataset, shards: Path, grouper: Grouper, method: str, expected: tuple[float, float]) -> None:
+    made = training_set(method, base, grouper, shards, Mixture(0.6, 0.1), oracle=source(seed=7))
+    assert shares(made) == pytest.approx(expected, abs=0.04)
+    assert made.targets.tolist() == [base[i][1] for i in range(N)]
+    again = pickle.loads(pickle.dumps(made))
+    assert np.array_equal(shown(again, 2), shown(made, 2))
+
+
+def test_groups_of_a_mixture_follow_the_drawn_attributes(base: ArrayDataset, shards: Path, grouper: Grouper) -> None:
+    made = training_set("counterfactuals_only", base, grouper, shards)
+    images, _, groups = next(iter(made.batches(0, [torch.arange(N)])))
+    assert groups is not None
+    blue = images[:, 0, 0, 0] == 11  # replica 1 is do(colour=blue), replica 0 do(colour=red)
+    names = [f"digit={base.table['digit'].iloc[i]},colour={'blue' if b else 'red'}" for i, b in enumerate(blue)]
+    pairs = set(zip(names, groups.tolist()))
+    assert len(pairs) == len({name for name, _ in pairs}) == len({code for _, code in pairs}) == 4
+
+
+def test_each_gives_a_column_per_attribute(base: ArrayDataset, grouper: Grouper) -> None:
+    each = group_codes(base.table, grouper, "each")
+    assert each.shape == (N, 1)
+    assert set(group_codes(base.table, grouper)) == {0, 1, 2}  # digit 0 is always red here
+    with pytest.raises(UsageError, match="'cross' or 'each'"):
+        group_codes(base.table, grouper, "pairs")  # type: ignore[arg-type]
+
+
+def test_trains_end_to_end(base: ArrayDataset, shards: Path, grouper: Grouper) -> None:
+    settings = TrainSettings(epochs=1, batch_size=16)
+    for method in METHODS:
+        made = training_set(method, base, grouper, shards, oracle=source(seed=7))
+        run = train_classifier(method, made, validation_set(source("val"), grouper), settings, classes=["0", "1"])
+        assert run.best_epoch == 0
+
+
+def test_refusals(base: ArrayDataset, grouper: Grouper) -> None:
+    with pytest.raises(UsageError, match="run the generate stage"):
+        training_set("cfaug", base, grouper)
+    with pytest.raises(UsageError, match="oracle="):
+        training_set("oracle", base, grouper)
+    with pytest.raises(UsageError, match="validation and test never train"):
+        training_set("erm", source("val"), grouper)
