@@ -202,7 +202,7 @@ class Schema:
                 mean = float(values.mean()) if a.mean is None else a.mean
                 std = float(values.std()) if a.std is None else a.std
                 # a constant column has a rounding error for a std, not always an exact zero
-                fitted.append(replace(a, mean=mean, std=std if std > 1e-12 * max(1.0, abs(mean)) else 1.0))
+                fitted.append(replace(a, mean=mean, std=std if std > 1e-12 * abs(mean) else 1.0))
             elif a.values is None:
                 fitted.append(replace(a, values=_order(column)))
             else:

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfaug.causal import SCM, CausalGraph, do
+from cfaug.data import Attribute, Schema
+from cfaug.errors import DataError, ShardError, UsageError
+
+#   place -> light -> mood       size <-> place       extra (not in the graph)
+GRAPH = CausalGraph("place -> light -> mood; size <-> place; mood -> image")
+N = 400
+
+
+@pytest.fixture(scope="module")
+def table() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    place = rng.integers(0, 2, N)
+    light = 2.0 * place + rng.normal(0, 0.3, N)
+    return pd.DataFrame(
+        {
+            "place": np.array(["in", "out"])[place],
+            "light": light,
+            "mood": np.where(light + rng.normal(0, 0.3, N) > 1, "good", "bad"),
+            "size": np.array(["s", "m", "l"])[np.clip(place + rng.integers(0, 2, N), 0, 2)],
+            "extra": rng.normal(size=N),
+        },
+        index=[f"k{i}" for i in range(N)],
+    )
+
+
+@pytest.fixture(scope="module")
+def schema() -> Schema:
+    return Schema(
+        [
+            Attribute("mood"),
+            Attribute("place"),
+            Attribute("light", "continuous"),
+            Attribute("size", "ordinal", values=("s", "m", "l")),
+            Attribute("extra", "continuous"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def scm(table: pd.DataFrame, schema: Schema) -> SCM:
+    return SCM(GRAPH, schema).fit(table, seed=0)
+
+
+def test_the_schema_is_standardised_by_fit(scm: SCM, schema: Schema) -> None:
+    assert scm.schema.fitted
+    assert not schema.fitted
+
+
+def test_doing_nothing_is_the_identity(scm: SCM, table: pd.DataFrame) -> None:
+    factual = scm.schema.canonical(table)
+    noise = scm.abduct(table)
+    assert scm.predict(noise).equals(factual)
+    assert scm.act(do()).predict(noise).equals(factual)
+    same = [do({n: row[n] for n in scm.order}) for _, row in factual.iterrows()]
+    assert scm.act(same).predict(noise).equals(factual)  # setting what is already there changes nothing
+
+
+def test_descendants_follow_and_all_else_is_bit_identical(scm: SCM, table: pd.DataFrame) -> None:
+    factual = scm.schema.canonical(table)
+    cf = scm.counterfactual(table, do(place="out"))
+    moved = factual["place"] == "in"
+    assert (cf["place"] == "out").all()
+    assert cf["light"][moved].sub(factual["light"][moved]).mean() == pytest.approx(2, abs=0.25)
+    assert (cf["mood"][moved] == "good").mean() > 0.85
+    assert cf[~moved].equals(factual[~moved])
+    for name in ("size", "extra"):  # a hidden common cause carries no intervention
+        assert cf[name].equals(factual[name])
+    cut = scm.counterfactual(table, do(light=-1))
+    assert cut["place"].equals(factual["place"])
+    assert (cut["light"] == -1.0).all()
+
+
+def test_rows_do_not_depend_on_their_batch(scm: SCM, table: pd.DataFrame) -> None:
+    interventions = [do(place="out"), do(), do(light=0.5), do(place="in", size="l")] * (N // 4)
+    seeds = list(range(100, 100 + N))
+    whole = scm.counterfactual(table, interventions, seeds)
+    some = [7, 3, 3, 200]
+    part = scm.counterfactual(table.iloc[some], [interventions[i] for i in some], [seeds[i] for i in some])
+    discrete = ["mood", "place", "size"]
+    assert part[discrete].equals(whole.iloc[some][discrete])
+    np.testing.assert_allclose(part["light"], whole.iloc[some]["light"], atol=1e-9)
+    a = scm.abduct(table, seed=3).values["mood"]
+    b = scm.abduct(table.iloc[::-1], seed=3).values["mood"][::-1]
+    assert np.allclose(a, b, atol=1e-9)
+    assert not np.allclose(a, scm.abduct(table, seed=4).values["mood"])
+
+
+def test_samples_are_interventional(scm: SCM) -> None:
+    drawn = scm.sample(2000, seed=1, intervention=do(place="out"))
+    assert drawn.shape == (2000, 5)
+    assert (drawn["place"] == "out").all()
+    assert drawn["light"].mean() == pytest.approx(2, abs=0.15)
+    assert scm.sample(50, seed=1).equals(scm.sample(50, seed=1))
+    assert not scm.sample(50, seed=1).equals(scm.sample(50, seed=2))
+    assert scm.sample(0).shape == (0, 5)
+
+
+def test_saved_and_loaded_it_is_the_same_model(scm: SCM, table: pd.DataFrame, tmp_path: Path) -> None:
+    scm.save(tmp_path)
+    again = SCM.load(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["scm.json", "scm.safetensors"]
+    assert again.digest == scm.digest
+    expected = scm.counterfactual(table, do(place="out"), seed=5)
+    assert again.counterfactual(table, do(place="out"), seed=5).equals(expected)
+    assert pickle.loads(pickle.dumps(scm)).counterfactual(table, do(place="out"), seed=5).equals(expected)
+    before = [p.read_bytes() for p in sorted(tmp_path.iterdir())]
+    again.save(tmp_path)
+    assert [p.read_bytes() for p in sorted(tmp_path.iterdir())] == before
+
+
+@pytest.mark.parametrize(
+    "damage", ["json cut", "json edited", "tensor flip", "tensor cut", "tensor gone", "gone", "old"]
+)
+def test_a_corrupt_checkpoint_is_refused_in_one_line(scm: SCM, tmp_path: Path, damage: str) -> None:
+    scm.save(tmp_path)
+    text, packed = tmp_path / "scm.json", tmp_path / "scm.safetensors"
+    raw = packed.read_bytes()
+    data = json.loads(text.read_text())
+    if damage == "json cut":
+        text.write_text(text.read_text()[:200])
+    elif damage == "json edited":
+        data["mechanisms"]["place"]["counts"][0][0] += 1
+        text.write_text(json.dumps(data))
+    elif damage == "tensor flip":
+        packed.write_bytes(raw[:-5] + bytes([raw[-5] ^ 1]) + raw[-4:])
+    elif damage == "tensor cut":
+        packed.write_bytes(raw[:-8])
+    elif damage == "tensor gone":
+        packed.unlink()
+    elif damage == "gone":
+        text.unlink()
+    else:
+        text.write_text(json.dumps(data | {"format": 99}))
+    with pytest.raises(ShardError) as e:
+        SCM.load(tmp_path)
+    assert "\n" not in str(e.value)
+    assert "scm." in str(e.value)
+
+
+def test_wrong_use_is_one_line(scm: SCM, schema: Schema, table: pd.DataFrame) -> None:
+    for call, word in [
+        (lambda: SCM(CausalGraph("place -> lihgt"), schema), "did you mean light"),
+        (lambda: SCM(GRAPH, schema).abduct(table), "not fitted"),
+        (lambda: SCM(GRAPH, schema).act(do()), "not fitted"),
+        (lambda: scm.act(do(plaec="in")), "did you mean place"),
+        (lambda: scm.act(do(place="mars")), "allowed: in, out"),
+        (lambda: scm.counterfactual(table, [do()]), "one intervention a row"),
+        (lambda: scm.abduct(table, seed=[1, 2]), "one seed a row"),
+        (lambda: scm.abduct(table, seed=-1), "from 0 up"),
+    ]:
+        with pytest.raises(UsageError) as e:
+            call()
+        assert word in str(e.value)
+        assert "\n" not in str(e.value)
+    with pytest.raises(DataError, match="no column 'mood'"):
+        SCM(GRAPH, schema).fit(table.drop(columns="mood"))
+    with pytest.raises(DataError, match="'mars'"):
+        scm.abduct(table.assign(place="mars"))
+
+
+def test_digits_need_no_flow(tmp_path: Path) -> None:
+    table = pd.DataFrame({"y": list("0101"), "a": list("rgrg")})
+    s = Schema([Attribute("y"), Attribute("a")])
+    scm = SCM(CausalGraph("y <-> a; y -> image; a -> image"), s).fit(table)
+    scm.save(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["scm.json"]
+    assert SCM.load(tmp_path).counterfactual(table, do(a="r"))["y"].tolist() == list("0101")

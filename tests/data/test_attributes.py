@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+import json
+import math
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cfaug.data import Attribute, Schema
+from cfaug.errors import DataError, UsageError
+
+
+def one_line(error: pytest.ExceptionInfo[BaseException], *words: str) -> None:
+    text = str(error.value)
+    assert "\n" not in text
+    for word in words:
+        assert word in text
+
+
+@pytest.fixture
+def schema() -> Schema:
+    return Schema(
+        [
+            Attribute("species", values=["land", "water"]),
+            Attribute("background"),
+            Attribute("size", "ordinal", values=["s", "m", "l"]),
+            Attribute("age", "continuous", unit="years"),
+        ],
+        target="species",
+        spurious=["background"],
+    )
+
+
+@pytest.fixture
+def table() -> pd.DataFrame:
+    return pd.DataFrame(
+        {"species": ["land", "water", "land"], "background": [10, 9, 10], "size": ["s", "l", "m"], "age": [1, 2, 6]},
+        index=["a", "b", "c"],
+    )
+
+
+def test_a_schema_is_valid_without_statistics_and_complete_after_fit(schema: Schema, table: pd.DataFrame) -> None:
+    assert not schema.fitted
+    fitted = schema.fit(table)
+    assert fitted.fitted
+    assert not schema.fitted
+    assert fitted["background"].values == ("9", "10")  # numbers sort as numbers
+    assert fitted["size"].values == ("s", "m", "l")  # what was given stays
+    assert fitted["age"].mean == 3.0
+    assert fitted["age"].std == pytest.approx(math.sqrt(14 / 3))
+    assert (len(fitted), "age" in fitted, "agee" in fitted) == (4, True, False)
+    assert fitted.names == tuple(a.name for a in fitted)
+
+
+def test_encoding_has_the_documented_shape_and_blocks(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    x = fitted.encode(table)
+    assert x.dtype == np.float32
+    assert x.shape == (3, fitted.width()) == (3, 6)
+    assert fitted.blocks() == {
+        "species": slice(0, 2),
+        "background": slice(2, 4),
+        "size": slice(4, 5),
+        "age": slice(5, 6),
+    }
+    assert x[:, :5].tolist() == [[1, 0, 0, 1, -1], [0, 1, 1, 0, 1], [1, 0, 0, 1, 0]]
+    assert x[:, 5].mean() == pytest.approx(0, abs=1e-6)
+    assert x[:, 5].std() == pytest.approx(1, abs=1e-6)
+    assert fitted.encode(table, ["age", "species"]).shape == (3, 3)
+    assert fitted.encode(table, []).shape == (3, 0)
+
+
+def test_a_missing_category_is_a_zero_block_but_a_missing_number(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    holed = table.astype({"background": float}).copy()
+    holed.loc["b", "background"] = math.nan
+    x = fitted.encode(holed)
+    assert x[1, 2:4].tolist() == [0, 0]
+    assert x[0, 2:4].tolist() == [0, 1]  # 10.0 is still category "10"
+    with pytest.raises(DataError) as e:
+        fitted.encode(table.assign(age=[1, None, 2]))
+    one_line(e, "'age'", "'b'", "no value")
+
+
+def test_canonical_tables_hold_text_and_float64(schema: Schema, table: pd.DataFrame) -> None:
+    canonical = schema.canonical(table.assign(other=1))
+    assert list(canonical) == list(schema.names)
+    assert canonical["background"].tolist() == ["10", "9", "10"]
+    assert canonical["age"].dtype == np.float64
+    assert canonical.index.tolist() == ["a", "b", "c"]
+    assert schema.canonical(canonical).equals(canonical)
+    assert schema.canonical(table.reset_index(drop=True)).index.tolist() == ["0", "1", "2"]
+    assert schema.canonical(pd.concat([table, table])).shape == (6, 4)  # a batch may hold a source twice
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"species": ["land", "sea", "land"]}, ("'species'", "'b'", "'sea'", "land, water")),
+        ({"age": [1, "old", 3]}, ("'age'", "'b'", "'old'", "finite")),
+        ({"age": [1, math.inf, 3]}, ("'age'", "'b'", "inf", "finite")),
+        ({"age": [1, None, 3]}, ("'age'", "'b'", "no value")),
+        ({"background": ["", "9", "10"]}, ("'background'", "'a'", "no value")),
+    ],
+)
+def test_a_value_outside_the_schema_is_one_line(
+    schema: Schema, table: pd.DataFrame, change: dict[str, list[object]], words: tuple[str, ...]
+) -> None:
+    fitted = schema.fit(table)
+    with pytest.raises(DataError) as e:
+        fitted.check(table.assign(**change))
+    one_line(e, *words)
+
+
+def test_a_missing_column_and_an_unknown_attribute_get_near_names(schema: Schema, table: pd.DataFrame) -> None:
+    with pytest.raises(DataError) as e:
+        schema.fit(table.rename(columns={"background": "backgroud"}))
+    one_line(e, "'background'", "backgroud")
+    with pytest.raises(UsageError) as u:
+        schema["backgruond"]
+    one_line(u, "'backgruond'", "background")
+    with pytest.raises(DataError, match="empty table"):
+        schema.fit(table.iloc[:0])
+
+
+def test_check_value_accepts_the_tables_values_only(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    assert fitted.check_value("background", 9) == "9"
+    assert fitted.check_value("background", np.float64(9)) == "9"
+    assert fitted.check_value("age", "3") == 3.0
+    for name, value, word in [("species", "sea", "land, water"), ("age", math.nan, "finite"), ("age", None, "finite")]:
+        with pytest.raises(UsageError) as e:
+            fitted.check_value(name, value)
+        one_line(e, name, word)
+
+
+def test_index_gives_codes_and_refuses_what_has_none(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    codes = fitted.index("species", table["species"])
+    assert codes.dtype == np.int64
+    assert codes.tolist() == [0, 1, 0]
+    with pytest.raises(DataError):
+        fitted.index("species", ["land", None])
+
+
+def test_a_schema_is_a_value(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    again = Schema.from_json(json.loads(json.dumps(fitted.to_json())))
+    assert again == fitted
+    assert again.digest == fitted.digest != schema.digest
+    assert hash(again) == hash(fitted)
+    assert pickle.loads(pickle.dumps(fitted)) == fitted
+    with pytest.raises(UsageError, match="not a schema"):
+        Schema.from_json({"attributes": [{"nome": "x"}]})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Attribute(""),
+        lambda: Attribute("image"),
+        lambda: Attribute("x", "number"),
+        lambda: Attribute("x", values="abc"),  # type: ignore[arg-type]
+        lambda: Attribute("x", values=["a", "a"]),  # type: ignore[arg-type]
+        lambda: Attribute("x", "continuous", values=("a",)),
+        lambda: Attribute("x", "continuous", std=0.0),
+        lambda: Schema([Attribute("x"), Attribute("x")]),
+        lambda: Schema(["x"]),  # type: ignore[list-item]
+        lambda: Schema([Attribute("x")], target="y"),
+        lambda: Schema([Attribute("x", "continuous")], target="x"),
+        lambda: Schema([Attribute("x")], target="x", spurious=["x"]),
+        lambda: Schema([Attribute("x")], spurious=["x", "x"]),
+    ],
+)
+def test_wrong_declarations_are_refused_in_one_line(make: object) -> None:
+    with pytest.raises(UsageError) as e:
+        make()  # type: ignore[operator]
+    one_line(e)
+
+
+@given(st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 3)), min_size=1, max_size=20))
+def test_encode_standardises_whatever_the_numbers_are(numbers: list[float]) -> None:
+    table = pd.DataFrame({"x": numbers})
+    fitted = Schema([Attribute("x", "continuous")]).fit(table)
+    x = fitted.encode(table)
+    assert np.isfinite(x).all()
+    assert abs(x.mean()) < 1e-3
+    constant = max(numbers) - min(numbers) <= 1e-9 * max(map(abs, numbers))
+    assert constant or x.std() == pytest.approx(1, abs=1e-3)

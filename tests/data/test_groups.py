@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from cfaug.data import Attribute, Grouper, Schema
+from cfaug.errors import DataError, UsageError
+
+SCHEMA = Schema(
+    [
+        Attribute("digit", values=("0", "1")),
+        Attribute("colour", values=("red", "blue")),
+        Attribute("age", "continuous"),
+    ],
+    target="digit",
+    spurious=["colour", "age"],
+)
+TABLE = pd.DataFrame({"digit": [0, 1] * 4, "colour": ["red"] * 8, "age": range(8)})
+
+
+def test_groups_are_target_by_one_spurious_attribute_at_a_time() -> None:
+    g = Grouper.fit(TABLE, SCHEMA)
+    labels = g.labels(TABLE)
+    assert list(labels) == ["colour", "age"]
+    assert labels["colour"].iloc[:2].tolist() == ["digit=0,colour=red", "digit=1,colour=red"]
+    assert labels["age"].tolist() == [f"digit={i % 2},age=q{i // 2 + 1}" for i in range(8)]
+    assert g.cross(TABLE).iloc[3] == "digit=1,colour=red,age=q2"
+    assert g.names("colour") == tuple(f"digit={d},colour={c}" for d in "01" for c in ("red", "blue"))  # empty ones too
+    assert len(g.all_names) == 4 + 8
+
+
+def test_quartiles_are_those_of_the_training_table() -> None:
+    g = Grouper.fit(TABLE, SCHEMA)
+    test = pd.DataFrame({"digit": [0, 0, 0], "colour": ["blue"] * 3, "age": [-100, 2, 100]})
+    assert g.levels(test, "age").tolist() == ["q1", "q2", "q4"]
+    again = Grouper.from_json(json.loads(json.dumps(g.to_json())))
+    assert again == g
+    assert again.labels(test).equals(g.labels(test))
+
+
+def test_groups_need_target_and_spurious_and_known_values() -> None:
+    with pytest.raises(UsageError, match="target and at least one spurious"):
+        Grouper.fit(TABLE, Schema(SCHEMA.attributes, target="digit"))
+    g = Grouper.fit(TABLE, SCHEMA)
+    with pytest.raises(DataError, match="'green'"):
+        g.labels(TABLE.assign(colour="green"))
+    with pytest.raises(UsageError, match="did you mean colour"):
+        g.names("color")
