@@ -48,3 +48,8 @@ def test_groups_need_target_and_spurious_and_known_values() -> None:
         g.labels(TABLE.assign(colour="green"))
     with pytest.raises(UsageError, match="did you mean colour"):
         g.names("color")
+
+
+def test_a_value_on_a_quartile_belongs_below_it() -> None:
+    nine = pd.DataFrame({"digit": 0, "colour": "red", "age": range(9)})  # quartiles exactly 2, 4, 6
+    assert Grouper.fit(nine, SCHEMA).levels(nine, "age").tolist() == ["q1"] * 3 + ["q2"] * 2 + ["q3"] * 2 + ["q4"] * 2

@@ -38,7 +38,7 @@ def graphs(draw: st.DrawFn) -> CausalGraph:
 def worlds(draw: st.DrawFn) -> World:
     graph = draw(graphs())
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    n = draw(st.integers(8, 60))
+    n = draw(st.integers(8, 30))
     columns: dict[str, np.ndarray] = {}
     for name in graph.topological_order():
         k = int(rng.integers(2, 4))
@@ -70,7 +70,7 @@ def test_a_graph_survives_text_and_json(graph: CausalGraph) -> None:
             assert path is None or all(e in graph.edges for e in pairwise(path))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(worlds(), st.integers(0, 2**63))
 def test_predict_inverts_abduct_for_every_mechanism(world: World, seed: int) -> None:
     noise = world.scm.abduct(world.table, seed)
@@ -80,7 +80,7 @@ def test_predict_inverts_abduct_for_every_mechanism(world: World, seed: int) -> 
         assert (values == world.table[name].to_numpy()).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(st.data(), worlds(), st.integers(0, 2**63))
 def test_counterfactuals_keep_the_three_laws(data: st.DataObject, world: World, seed: int) -> None:
     scm, table = world.scm, world.table
