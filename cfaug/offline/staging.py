@@ -36,6 +36,7 @@ from cfaug.offline.format import (
 
 BLOCK = 512
 # A USTAR name has 100 bytes and can only be longer across a slash, which a key must not have: 95 plus ".json".
+# Beyond that webdataset 1.0.2 would write a pax header without a word: it computes its `format` and never passes it on.
 MAX_KEY = 95
 
 

@@ -39,7 +39,7 @@ def run(out: Path, plan: Plan | None = None, **options: object) -> object:
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("reference")
-    run(out)
+    run(out, model=tiny.model(batch=5))  # 8 rows a shard: the last batch has to be padded
     return out
 
 
@@ -264,6 +264,7 @@ def test_a_manifest_row_that_does_not_fit_is_taken_back(reference, tmp_path, mon
         patch.setattr(os, "write", short)
         with pytest.raises(CfaugError, match="disk is full"):
             run(tmp_path)
+    assert (tmp_path / "shards" / "manifest.jsonl").read_bytes().endswith(b"\n")
     assert verify(tmp_path).ok
     assert verify(tmp_path).counts["shards"] == 2
     run(tmp_path)

@@ -17,6 +17,7 @@ from cfaug.causal.intervention import do
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups
+from cfaug.offline.plan import _deal
 
 
 @settings(max_examples=60, deadline=None)
@@ -67,6 +68,16 @@ def test_values_are_independent_of_the_target_and_every_source_is_served(
     for k in plan.shards():
         flags = [row.do.is_null for row in plan.rows_of(k)]
         assert not any(flags[: min(5, flags.count(False))])
+
+
+@pytest.mark.parametrize("samples_per_shard", [1, 2, 3, 7, 10])
+def test_dealing_loses_no_row_and_repeats_none(samples_per_shard: int) -> None:
+    rng = np.random.default_rng(0)
+    for real in range(1, 40, 3):
+        for nulls in range(0, 40, 2):
+            order, shard_of = _deal(real, nulls, samples_per_shard, rng)
+            assert sorted(order) == list(range(real + nulls))
+            assert len(shard_of) == real + nulls
 
 
 def test_a_correlated_draw_is_seen_by_the_law() -> None:

@@ -19,6 +19,7 @@ from PIL import Image
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import ShardReader, encode_sample, verify, write_shard
 from cfaug.offline.format import ManifestRow, Sample
+from cfaug.offline.staging import stage_shard
 from cfaug.offline.writer import ShardDirectory
 
 
@@ -91,9 +92,13 @@ def test_same_samples_same_bytes_and_a_plain_ustar(tmp_path) -> None:
 def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, bad: Sample, message: str) -> None:
     with pytest.raises(ShardError, match=message):
         encode_sample(bad)
+    (tmp_path / "staged").mkdir()
     with pytest.raises(ShardError, match=message):
         write_shard(tmp_path, "cf-train-000000.tar", [sample(1), bad], "p", "m")
-    assert [p.name for p in tmp_path.iterdir()] == [".lock"]
+    assert {p.name for p in tmp_path.iterdir()} == {"staged", ".lock"}
+    with pytest.raises(ShardError, match=message):  # staging alone, with nobody to sweep up after it
+        stage_shard(tmp_path / "staged", "cf-train-000000.tar", [sample(1), bad], "p", "m")
+    assert not list((tmp_path / "staged").iterdir())
 
 
 def test_the_longest_key_is_stored(tmp_path) -> None:

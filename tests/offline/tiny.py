@@ -81,6 +81,7 @@ class TinyModel:
     broken: str = ""
     mark: str | None = None  # a directory where each batch leaves a file with the process that made it
     pause: float = 0.0
+    batch: int = 0  # the batch size to insist on
 
     def abduct(self, images: torch.Tensor, attributes: pd.DataFrame, seed: Sequence[int]) -> Any:
         assert images.dtype == torch.float32
@@ -88,6 +89,7 @@ class TinyModel:
         assert len(images) == len(attributes) == len(seed)
         assert attributes.index.is_unique
         assert torch.get_num_threads() == 1
+        assert not self.batch or len(images) == self.batch
         if self.mark is not None:
             Path(self.mark, f"{os.getpid()}-{attributes.index[0]}").touch()
         time.sleep(self.pause)
