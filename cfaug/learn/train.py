@@ -44,8 +44,8 @@ class TrainSettings:
 
     epochs: int = 25
     batch_size: int = 64
-    lr: float = 4e-3
-    weight_decay: float = 5e-2
+    lr: float = 2e-2
+    weight_decay: float = 0.5
     optimizer: str = "adamw"
     model: str = "small_cnn"
     device: str = "cpu"

@@ -81,11 +81,13 @@ def rows_of(loader: DataLoader) -> list[int]:
     return torch.cat([images.flatten(1)[:, 0] for images, _ in loader]).tolist()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_worker_count_changes_nothing_and_epochs_reach_persistent_workers(shards: Path, workers: int) -> None:
+@pytest.mark.parametrize(("workers", "start"), [(1, "fork"), (2, "spawn")])
+def test_worker_count_changes_nothing_and_epochs_reach_persistent_workers(
+    shards: Path, workers: int, start: str
+) -> None:
     mixed = CounterfactualDataset(source(transform=v2.PILToTensor()), shards, p=0.5)
-    spawn = multiprocessing.get_context("spawn")
-    loader = DataLoader(mixed, 8, num_workers=workers, persistent_workers=True, multiprocessing_context=spawn)
+    context = multiprocessing.get_context(start)
+    loader = DataLoader(mixed, 8, num_workers=workers, persistent_workers=True, multiprocessing_context=context)
     alone = CounterfactualDataset(source(transform=v2.PILToTensor()), shards, p=0.5)
     for epoch in (0, 1):
         mixed.set_epoch(epoch)

@@ -23,7 +23,8 @@ def test_swaps_known_images_keeps_types_and_counts(base: ArrayDataset, shards: P
     picture = swap(base[0][0])
     assert isinstance(picture, Image.Image)
     assert picture.mode == "RGB"
-    assert np.asarray(picture).flat[0] in (1, 11)  # a counterfactual, never the null sample (21)
+    drawn = {int(np.asarray(RandomCounterfactual(shards, p=1.0)(base[0][0])).flat[0]) for _ in range(30)}
+    assert drawn == {1, 11}  # both counterfactuals, never the null sample (21)
     tensor = torch.from_numpy(base.image(0)).permute(2, 0, 1)
     assert swap(tensor).dtype == torch.uint8
     assert swap(tensor).flatten()[0] in (1, 11)
