@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import N, source
+from coloured_shards import N, source
 
 from cfaug.data import ArrayDataset, Grouper
 from cfaug.errors import UsageError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import N, source
+from coloured_shards import N, source
 from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2

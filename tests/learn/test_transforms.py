@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import source
+from coloured_shards import source
 from PIL import Image
 from torchvision.transforms import v2
 
