@@ -15,17 +15,21 @@ from cfaug.learn import METHODS, MODELS, SmallCNN, TensorImages, TrainSettings, 
 from cfaug.learn.models import as_input, build_model
 from cfaug.learn.sources import StreamedImages
 
-FAST = TrainSettings(epochs=4, batch_size=32, lr=4e-3)
+FAST = TrainSettings(epochs=4, batch_size=32, lr=4e-3, weight_decay=5e-2)
 
 
 def coloured(n: int, rho: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, pd.DataFrame]:
-    """Shape (a bright left or right half, hard to see) is the target; the red channel agrees with it with prob. rho."""
+    """The target is read off a bright half (right in 85 % of the images) or off the red channel (in ``rho`` of them).
+
+    Whoever minimises the average risk under rho = 0.95 must follow the colour; balanced groups leave only the half.
+    """
     rng = np.random.default_rng(seed)
     y = rng.integers(0, 2, n)
     a = np.where(rng.random(n) < rho, y, 1 - y)
+    half = np.where(rng.random(n) < 0.85, y, 1 - y)
     images = rng.integers(60, 190, (n, 3, 8, 8))
     for i in range(n):
-        images[i, 1, :, 4 * y[i] : 4 * y[i] + 4] += 12
+        images[i, 1, :, 4 * half[i] : 4 * half[i] + 4] += 60
         images[i, 0] = 40 + 160 * a[i]
     groups = pd.DataFrame({"c": [f"y={i},c={j}" for i, j in zip(y, a)]})
     return torch.from_numpy(images.astype(np.uint8)), torch.from_numpy(y), torch.from_numpy(2 * y + a), groups
@@ -33,7 +37,7 @@ def coloured(n: int, rho: float, seed: int) -> tuple[torch.Tensor, torch.Tensor,
 
 @pytest.fixture(scope="module")
 def data() -> tuple[TensorImages, Validation]:
-    images, targets, codes, _ = coloured(600, 0.95, 0)
+    images, targets, codes, _ = coloured(1000, 0.95, 0)
     val = coloured(400, 0.5, 1)
     return TensorImages(images, targets, codes), Validation(val[0], val[1], val[3])
 
@@ -49,14 +53,18 @@ def test_same_seed_same_weights_and_the_global_stream_is_left_alone(data: tuple[
     assert one.history == two.history
 
 
-def test_group_methods_beat_erm_on_the_worst_group(data: tuple[TensorImages, Validation]) -> None:
-    settings = dataclasses.replace(FAST, epochs=8)
+def test_group_methods_beat_erm_on_the_worst_group() -> None:
+    images, targets, codes, _ = coloured(4000, 0.95, 0)
+    val = coloured(400, 0.5, 1)
     worst = {}
     for method in ("erm", "group_resampling", "group_dro"):
-        run = train_classifier(method, *data, settings, seed=0, classes=2)
+        settings = dataclasses.replace(FAST, epochs=2)
+        validation = Validation(val[0], val[1], val[3])
+        run = train_classifier(method, TensorImages(images, targets, codes), validation, settings, classes=2)
         worst[method] = run.history[run.best_epoch]["worst_group_accuracy"]
-    assert worst["group_resampling"] > worst["erm"] + 0.05
-    assert worst["group_dro"] > worst["erm"] + 0.05
+    # over four seeds: erm 0, group resampling 0.18 to 0.58, group DRO 0.23 to 0.59
+    assert worst["group_resampling"] > worst["erm"] + 0.1
+    assert worst["group_dro"] > worst["erm"] + 0.1
 
 
 def test_the_kept_weights_are_those_of_the_best_epoch(data: tuple[TensorImages, Validation]) -> None:
@@ -99,7 +107,7 @@ class Pairs(Dataset):
 
 
 def test_a_streamed_dataset_gives_the_same_net_as_tensors_in_memory(data: tuple[TensorImages, Validation]) -> None:
-    images, targets, codes, _ = coloured(600, 0.95, 0)
+    images, targets, codes, _ = coloured(1000, 0.95, 0)
     settings = dataclasses.replace(FAST, epochs=1)
     in_memory = train_classifier("group_dro", *data, settings, classes=2)
     streamed = train_classifier("group_dro", Pairs(images, targets, codes), data[1], settings, classes=2)
