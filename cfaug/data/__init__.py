@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from cfaug.data.attributes import Attribute, Schema
 from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset, pixel_digest
 from cfaug.data.groups import Grouper
 from cfaug.data.sources import SOURCES, can_unconfound, open_source
+
+if TYPE_CHECKING:
+    from cfaug.data.loading import load_images
 
 __all__ = [
     "SOURCES",
@@ -16,6 +21,15 @@ __all__ = [
     "Grouper",
     "Schema",
     "can_unconfound",
+    "load_images",
     "open_source",
     "pixel_digest",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_images":  # needs torch: loaded on first use
+        from cfaug.data.loading import load_images
+
+        return load_images
+    raise AttributeError(f"module 'cfaug.data' has no attribute {name!r}")

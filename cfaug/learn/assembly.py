@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cfaug.data.datasets import AttributeDataset
 from cfaug.data.groups import Grouper
+from cfaug.data.loading import load_images
 from cfaug.errors import UsageError
 from cfaug.learn.methods import method_named
 from cfaug.learn.mixing import CounterfactualDataset
@@ -37,12 +38,6 @@ class Mixture:
 
     p: float = 0.5
     null_p: float = 0.0
-
-
-def image_tensor(dataset: AttributeDataset) -> Tensor:
-    """All images, uint8 (N, C, H, W)."""
-    pixels = np.stack([dataset.image(i) for i in range(len(dataset))])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
 
 
 def target_tensor(dataset: AttributeDataset) -> Tensor:
@@ -71,7 +66,7 @@ def group_codes(table: pd.DataFrame, grouper: Grouper, grouping: Grouping = "cro
 
 def validation_set(dataset: AttributeDataset, grouper: Grouper) -> Validation:
     """The validation split, with every group that could occur (so that empty ones are warned about)."""
-    return Validation(image_tensor(dataset), target_tensor(dataset), grouper.labels(dataset.table), grouper.all_names)
+    return Validation(load_images(dataset), target_tensor(dataset), grouper.labels(dataset.table), grouper.all_names)
 
 
 def training_set(
@@ -100,7 +95,7 @@ def training_set(
             raise UsageError(
                 f"method {method}: expected oracle=, the data set without confounding; leave the oracle out"
             )
-        return TensorImages(image_tensor(source), target_tensor(source), torch.from_numpy(codes(source.table)))
+        return TensorImages(load_images(source), target_tensor(source), torch.from_numpy(codes(source.table)))
     if shards is None:
         raise UsageError(f"method {method}: expected shards with generated images, came none; run the generate stage")
     shares = {

@@ -1,0 +1,315 @@
+"""The command line: each command resolves a configuration and calls one stage.
+
+Exit codes: 0 done, 1 a failure the message explains, 2 wrong usage or configuration. Results go to standard output, progress and
+messages to standard error. Heavy modules are imported by the commands that need them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+from cfaug import __version__
+from cfaug.errors import CfaugError, UsageError
+
+STAGES = {
+    "run": "every stage; resumes where it stopped",
+    "diagnose": "measure the confounding and say what is safe to intervene on",
+    "fit": "fit the SCM and train the decoder",
+    "plan": "decide every counterfactual",
+    "generate": "write the counterfactual shards",
+    "train": "train and test the listed methods",
+    "evaluate": "judge the counterfactuals: composition, effectiveness, reversibility",
+    "report": "write report.html",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see `{self.prog} --help`")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="cfaug", description="Counterfactual data augmentation that debiases image classifiers.")
+    parser.add_argument("--version", action="version", version=f"cfaug {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        found = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        found.add_argument("--json", action="store_true", help="print the result as JSON")
+        return found
+
+    demo = command("demo", "the whole story on data that ships with scikit-learn")
+    demo.set_defaults(recipe=None)
+    _run_options(demo)
+    for name, text in STAGES.items():
+        stage = command(name, text)
+        stage.add_argument("recipe", metavar="RECIPE.yaml")
+        _run_options(stage)
+    for name, text in (
+        ("verify", "re-read every committed byte of a run or of its shards"),
+        ("inspect", "what a run's shards hold"),
+    ):
+        command(name, text).add_argument("directory", metavar="DIR")
+    doctor = command("doctor", "check this installation, and a recipe's inputs")
+    doctor.add_argument("recipe", metavar="RECIPE.yaml", nargs="?")
+    compare = command("compare", "the results of several runs side by side")
+    compare.add_argument("runs", metavar="RUN", nargs="+")
+    recipes = command("recipes", "list the shipped recipes, or copy one here to change it")
+    recipes.add_argument("action", choices=["ls", "cp"])
+    recipes.add_argument("name", nargs="?")
+    return parser
+
+
+def _run_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="DIR", help="output directory (default: shards/NAME)")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of model, plan and generation")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
+    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--resume", action="store_true", help="continue what is in the directory (the default)")
+    again.add_argument("--overwrite", action="store_true", help="start over")
+    parser.epilog = "Any setting can be changed: --train.epochs=5, --decoder.seconds=60, ... (see --print_config)"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Name to path of the recipes that came with the package."""
+    folder = resources.files("cfaug.recipes")
+    return {
+        entry.name.removesuffix(".yaml"): Path(str(entry))
+        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def _overrides(rest: Sequence[str]) -> list[str]:
+    """``--a.b value`` and ``--a.b=value`` as the latter."""
+    found: list[str] = []
+    for word in rest:
+        if word.startswith("--"):
+            found.append(word)
+        elif found and "=" not in found[-1]:
+            found[-1] += f"={word}"
+        else:
+            raise UsageError(f"unexpected argument {word!r}; settings are written --a.b=value")
+    return found
+
+
+def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    from cfaug.config import load_recipe
+
+    overrides = _overrides(rest)
+    if arguments.seed is not None:
+        overrides.append(f"--seed={arguments.seed}")
+    recipe = load_recipe(arguments.recipe or shipped_recipes()["demo"], overrides)
+    if arguments.print_config:
+        import yaml
+
+        sys.stdout.write(
+            json.dumps(recipe.to_dict(), indent=1) + "\n"
+            if arguments.json
+            else yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+        )
+        return 0
+    out = arguments.out or str(Path("shards") / recipe.name)
+    from cfaug.stages import Pipeline
+
+    pipeline = Pipeline(recipe, out, overwrite=arguments.overwrite, progress=not arguments.no_progress)
+    _SHOW["run" if arguments.command == "demo" else arguments.command](pipeline, arguments.json)
+    return 0
+
+
+def _print(text: str, content: Any, as_json: bool) -> None:
+    sys.stdout.write((json.dumps(content, indent=1, sort_keys=True, default=str) if as_json else text) + "\n")
+
+
+def _show_run(pipeline: Any, as_json: bool) -> None:
+    page = pipeline.run()
+    rows = pipeline.train()
+    from cfaug.judge.tables import format_table
+
+    _print(f"\n{format_table(rows)}\n\nresults  {pipeline.out / 'results.jsonl'}\nreport   {page}", rows, as_json)
+
+
+def _show_diagnose(pipeline: Any, as_json: bool) -> None:
+    found = pipeline.diagnose()
+    _print("\n".join(found["text"]), found, as_json)
+
+
+def _show_fit(pipeline: Any, as_json: bool) -> None:
+    model = pipeline.fit()
+    _print(f"model {model.digest[:12]} in {pipeline.out / 'model'}", {"model": model.digest}, as_json)
+
+
+def _show_plan(pipeline: Any, as_json: bool) -> None:
+    plan = pipeline.plan()
+    nulls = sum(row.do.is_null for row in plan)
+    text = f"{len(plan)} rows ({nulls} null interventions) in {len(plan.shards())} shards, plan {plan.digest[:12]}"
+    _print(text, {"rows": len(plan), "null": nulls, "shards": len(plan.shards()), "plan": plan.digest}, as_json)
+
+
+def _show_generate(pipeline: Any, as_json: bool) -> None:
+    done = pipeline.generate()
+    text = f"{done.shards} shards in {done.directory}: {done.written} written now ({done.images} images, {done.images_per_second:.0f} a second), {done.skipped} there before"
+    _print(text, vars(done), as_json)
+
+
+def _show_train(pipeline: Any, as_json: bool) -> None:
+    from cfaug.judge.tables import format_table
+
+    rows = pipeline.train()
+    _print(format_table(rows), rows, as_json)
+
+
+def _show_evaluate(pipeline: Any, as_json: bool) -> None:
+    figures = {name: value for name, value in pipeline.evaluate().figures.items() if name != "rows"}
+    _print(json.dumps(figures, indent=1), figures, as_json)
+
+
+def _show_report(pipeline: Any, as_json: bool) -> None:
+    page = pipeline.report()
+    _print(str(page), {"report": str(page)}, as_json)
+
+
+_SHOW: dict[str, Callable[[Any, bool], None]] = {
+    "run": _show_run, "diagnose": _show_diagnose, "fit": _show_fit, "plan": _show_plan, "generate": _show_generate,
+    "train": _show_train, "evaluate": _show_evaluate, "report": _show_report,
+}  # fmt: skip
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from cfaug.offline import verify
+
+    report = verify(arguments.directory)
+    _print(
+        str(report),
+        {
+            "ok": report.ok,
+            "problems": list(report.problems),
+            "counts": report.counts,
+            "leftovers": list(report.leftovers),
+        },
+        arguments.json,
+    )
+    return 0 if report.ok else 1
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from collections import Counter
+
+    from cfaug.offline import ShardReader
+
+    reader = ShardReader(arguments.directory)
+    records = [reader.record(i) for i in range(len(reader))]
+    nulls = sum(not record["do"] for record in records)
+    names = sorted({name for record in records for name in record["attributes"]})
+    counts = {
+        name: dict(sorted(Counter(str(record["attributes"][name]) for record in records).items())) for name in names
+    }
+    content = {
+        "samples": len(records),
+        "null": nulls,
+        "sources": len({record["source_key"] for record in records}),
+        "attributes": counts,
+    }
+    lines = [f"{len(records)} samples of {content['sources']} sources, {nulls} of them null interventions"]
+    for name, found in counts.items():
+        shown = ", ".join(f"{value} {n}" for value, n in list(found.items())[:12])
+        lines.append(f"{name}: {shown}{', ...' if len(found) > 12 else ''}")
+    _print("\n".join(lines), content, arguments.json)
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from cfaug.stages.directory import versions
+
+    content: dict[str, Any] = {
+        "versions": versions(),
+        "cores": os.cpu_count(),
+        "torch threads": torch.get_num_threads(),
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "free disk (GB)": round(shutil.disk_usage(".").free / 1e9, 1),
+    }
+    if arguments.recipe:
+        from cfaug.config import load_recipe
+        from cfaug.stages.inputs import open_inputs
+
+        inputs = open_inputs(load_recipe(arguments.recipe), progress=False)
+        content["recipe"] = {split: len(getattr(inputs, split)) for split in ("train", "val", "test")}
+    _print("\n".join(f"{name}: {value}" for name, value in content.items()) + "\nall good", content, arguments.json)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from cfaug.judge.accuracy import read_results
+    from cfaug.judge.tables import format_table
+
+    found = {
+        run: read_results(path / "results.jsonl" if (path := Path(run)).is_dir() else path) for run in arguments.runs
+    }
+    _print("\n\n".join(f"{run}\n{format_table(rows)}" for run, rows in found.items()), found, arguments.json)
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    shipped = shipped_recipes()
+    if arguments.action == "ls":
+        _print("\n".join(shipped), sorted(shipped), arguments.json)
+        return 0
+    if arguments.name not in shipped:
+        raise UsageError(
+            f"expected one of the shipped recipes {', '.join(shipped)}, but {arguments.name!r} came; `cfaug recipes ls` lists them"
+        )
+    target = Path(f"{arguments.name}.yaml")
+    if target.exists():
+        raise UsageError(f"{target} exists already and is not overwritten; move it away first")
+    shutil.copyfile(shipped[arguments.name], target)
+    _print(str(target), {"recipe": str(target)}, arguments.json)
+    return 0
+
+
+_OTHERS = {"verify": _verify, "inspect": _inspect, "doctor": _doctor, "compare": _compare, "recipes": _recipes}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("cfaug").setLevel(logging.INFO)
+    try:
+        arguments, rest = _parser().parse_known_args(argv)
+        if arguments.command in _OTHERS:
+            if rest:
+                raise UsageError(
+                    f"`cfaug {arguments.command}` does not take {rest[0]!r}; see `cfaug {arguments.command} --help`"
+                )
+            return _OTHERS[arguments.command](arguments)
+        return _stage(arguments, rest)
+    except CfaugError as error:
+        sys.stderr.write(f"cfaug: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("cfaug: interrupted; what is committed stays, and the same command continues\n")
+        return 130
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the reader of our output has gone)
+        return 1
+    except OSError as error:
+        sys.stderr.write(
+            f"cfaug: {error.filename or 'the system'}: {error.strerror or error}; free space or mend the path, then run the same command again\n"
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

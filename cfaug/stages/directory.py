@@ -1,0 +1,154 @@
+"""The output directory of a run: whose it is, what is done, and how to start over.
+
+A directory belongs to the configuration in its ``config.yaml``. The same recipe again continues there; another one is
+refused before anything is touched.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cfaug.config import Recipe, load_recipe
+from cfaug.errors import CfaugError, UsageError
+
+PRODUCTS = (
+    "plan",
+    "model",
+    "shards",
+    "evaluation",
+    "diagnosis.json",
+    "results.jsonl",
+    "report.html",
+    "run.json",
+    "config.yaml",
+)
+"""Everything that a run writes; ``--overwrite`` removes exactly this."""
+
+
+class RunDirectory:
+    """One output directory.
+
+    Args:
+        path: created if it does not exist.
+        recipe: the resolved configuration.
+        overwrite: remove an earlier run's products first.
+
+    Raises:
+        UsageError: the directory holds the run of another configuration, or something that is not a directory.
+        CfaugError: it cannot be written.
+    """
+
+    def __init__(self, path: str | Path, recipe: Recipe, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.recipe = recipe
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"--out expects a directory, but {self.path} is a file; choose another place")
+        if overwrite:
+            self._clear()
+        elif (self.path / "config.yaml").exists():
+            self._check_owner()
+        elif self.path.is_dir() and any((self.path / name).exists() for name in PRODUCTS):
+            raise UsageError(
+                f"{self.path} holds results without a config.yaml to say whose they are; use another --out or --overwrite"
+            )
+
+    def claim(self) -> None:
+        """Write ``config.yaml`` and ``run.json``: from now on the directory is this recipe's."""
+        import yaml
+
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CfaugError(
+                f"cannot create the output directory {self.path}: {error.strerror}; choose another --out"
+            ) from None
+        if not (self.path / "config.yaml").exists():
+            self.write("config.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+        if not (self.path / "run.json").exists():
+            self.write_json(
+                "run.json",
+                {
+                    "fingerprint": self.recipe.fingerprint(),
+                    "seed": self.recipe.seed,
+                    "versions": versions(),
+                    "seconds": {},
+                },
+            )
+
+    def _check_owner(self) -> None:
+        try:
+            owner = load_recipe(self.path / "config.yaml")
+        except UsageError as error:
+            raise UsageError(
+                f"{self.path}/config.yaml is not a configuration that this version can read ({error}); use another --out or --overwrite"
+            ) from None
+        if owner.fingerprint() != self.recipe.fingerprint():
+            changed = _difference(owner.to_dict(), self.recipe.to_dict())
+            raise UsageError(
+                f"{self.path} holds a run of another configuration ({changed}); choose another --out, or --overwrite to start over"
+            )
+
+    def _clear(self) -> None:
+        for name in PRODUCTS:
+            product = self.path / name
+            if product.is_dir():
+                shutil.rmtree(product)
+            elif product.exists():
+                product.unlink()
+
+    def write(self, name: str, text: str) -> None:
+        """Replace a file in one step.
+
+        Raises:
+            CfaugError: the disk is full or not writable; nothing stays under the final name.
+        """
+        partial = self.path / f"{name}.partial"
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.path / name)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise CfaugError(
+                f"cannot write {self.path / name}: {error.strerror}; free some space and run the same command again"
+            ) from None
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Replace a JSON file in one step."""
+        self.write(name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """The content of a JSON file, or None when it is missing or damaged (then its stage runs again)."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def took(self, stage: str, seconds: float) -> None:
+        """Add a stage's wall clock to ``run.json``."""
+        content = self.read_json("run.json") or {}
+        spent = content.setdefault("seconds", {})
+        spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)
+        self.write_json("run.json", content)
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a byte."""
+    names = ("cfaug", "torch", "torchvision", "diffusers", "numpy", "pandas", "zuko", "webdataset", "Pillow")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+
+
+def _difference(first: dict[str, Any], second: dict[str, Any], where: str = "") -> str:
+    for key in first:
+        if isinstance(first[key], dict) and isinstance(second[key], dict) and first[key].keys() == second[key].keys():
+            found = _difference(first[key], second[key], f"{where}{key}.")
+            if found:
+                return found
+        elif first[key] != second[key]:
+            return f"{where}{key} was {first[key]!r}, now {second[key]!r}"
+    return ""

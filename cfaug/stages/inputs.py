@@ -1,0 +1,157 @@
+"""What a recipe points at, opened and checked before anything is trained or written.
+
+Every check that needs only the inputs happens here: columns, splits, values, the graph, the label's safety, every image
+decodable, every class in validation. A run that gets past this can only fail for reasons that are not in the inputs.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from cfaug.causal import CausalGraph, refuse_if_ancestor
+from cfaug.config import Recipe
+from cfaug.data import AttributeDataset, FolderDataset, Grouper, Schema, can_unconfound, open_source
+from cfaug.errors import DataError, UsageError
+from cfaug.learn import METHODS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The opened data and the graph. ``oracle`` is the unconfounded training set, where the source can make one."""
+
+    train: AttributeDataset
+    val: AttributeDataset
+    test: AttributeDataset
+    oracle: AttributeDataset | None
+    graph: CausalGraph
+    grouper: Grouper
+
+    @property
+    def schema(self) -> Schema:
+        """The schema fitted on the training table."""
+        return self.train.schema
+
+    @property
+    def target(self) -> str:
+        """Name of the target attribute."""
+        return str(self.schema.target)
+
+
+def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
+    """Open the three splits and the graph of ``recipe``.
+
+    Raises:
+        UsageError: the recipe asks for something that is not there or cannot be right.
+        DataError: the data themselves are broken; file or row are named.
+    """
+    graph = CausalGraph(recipe.graph)
+    attributes = recipe.attributes
+    refuse_if_ancestor(graph, attributes.target, attributes.spurious)
+    for name in (attributes.target, *attributes.spurious):
+        if name not in graph.attributes:
+            raise UsageError(
+                f"attribute {name!r} is not in the graph {graph}; add its edges, for example {name} -> image"
+            )
+    if "image" not in graph.nodes:
+        raise UsageError(
+            f"the graph {graph} has no image; say what shows in it, for example {attributes.target} -> image"
+        )
+    for name in attributes.spurious:
+        if "image" not in graph.descendants(name):
+            raise UsageError(
+                f"the graph gives {name!r} no path to the image, so intervening on it changes nothing; add {name} -> image"
+            )
+    methods_known(recipe)
+    train = _open(recipe, graph, "train")
+    graph.check(train.schema)
+    val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
+    if isinstance(train, FolderDataset):
+        for dataset in (train, val, test):
+            bar = partial(
+                tqdm,
+                total=len(dataset),
+                desc=f"check {dataset.split}",
+                unit="img",
+                disable=not progress,
+                delay=2,
+                leave=False,
+            )
+            dataset.check_images(bar)  # type: ignore[attr-defined]
+    oracle = (
+        _open(recipe, graph, "train", train.schema, confounded=False) if can_unconfound(recipe.data.source) else None
+    )
+    inputs = Inputs(train, val, test, oracle, graph, Grouper.fit(train.table, train.schema))
+    _check_validation(inputs)
+    return inputs
+
+
+def methods_known(recipe: Recipe) -> None:
+    """UsageError for a method that is not in the registry, or an oracle that the source cannot make."""
+    from cfaug.learn.methods import method_named
+
+    for name in recipe.train.methods:
+        if method_named(name).data == "oracle" and not can_unconfound(recipe.data.source):
+            raise UsageError(
+                f"train.methods lists {name!r}, but a {recipe.data.source} source cannot be made unconfounded; remove it from the list"
+            )
+
+
+def uses_counterfactuals(recipe: Recipe) -> bool:
+    """Whether any listed method needs generated images."""
+    return any(METHODS[name].needs_shards for name in recipe.train.methods)
+
+
+def _open(
+    recipe: Recipe, graph: CausalGraph, split: str, schema: Schema | None = None, confounded: bool = True
+) -> AttributeDataset:
+    data, attributes = recipe.data, recipe.attributes
+    options: dict[str, Any] = {
+        name: value for name in ("rho", "train_images", "val_images") if (value := getattr(data, name)) is not None
+    }
+    return open_source(
+        data.source,
+        data.root,
+        split,
+        target=attributes.target,
+        spurious=attributes.spurious,
+        kinds=attributes.kinds,
+        attributes=[name for name in graph.attributes if name not in (attributes.target, *attributes.spurious)],
+        schema=schema,
+        seed=data.seed,
+        confounded=confounded,
+        **options,
+    )
+
+
+def _check_validation(inputs: Inputs) -> None:
+    target = inputs.target
+    present = set(inputs.val.table[target])
+    for value in inputs.schema[target].categories:
+        if value not in present:
+            raise DataError(
+                f"expected validation images of every class, but {target}={value} has none; selection by worst group needs "
+                "at least one: add rows with split val"
+            )
+    labels = inputs.grouper.labels(inputs.val.table)
+    for name in inputs.schema.spurious:
+        empty = sorted(set(inputs.grouper.names(name)) - set(labels[name]))
+        if empty:
+            log.warning(
+                "%d of %d validation groups of %s are empty (first: %s); they take no part in selection",
+                len(empty),
+                len(inputs.grouper.names(name)),
+                name,
+                empty[0],
+            )
+
+
+def without_oracle(inputs: Inputs) -> Inputs:
+    """The same inputs as a user with only confounded data has them."""
+    return replace(inputs, oracle=None)

@@ -1,0 +1,275 @@
+"""A recipe at work in its directory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cfaug import causal
+from cfaug.causal import SCM
+from cfaug.config import Recipe
+from cfaug.data import load_images
+from cfaug.decode import CounterfactualModel, DiffusionDecoder
+from cfaug.errors import CfaugError, ShardError
+from cfaug.judge.accuracy import read_results, result_row, write_results
+from cfaug.judge.report import write_report
+from cfaug.learn import METHODS, Mixture, train_classifier, training_set, validation_set
+from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
+from cfaug.stages.directory import RunDirectory, versions
+from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals, settings_of
+from cfaug.stages.inputs import Inputs, open_inputs, uses_counterfactuals
+from cfaug.stages.reporting import report_data, shard_confounding
+
+log = logging.getLogger(__name__)
+
+
+class Pipeline:
+    """The stages of one recipe in one directory.
+
+    Args:
+        recipe: the resolved configuration.
+        out: the run's directory.
+        overwrite: start over.
+        progress: tqdm bars on everything that lasts.
+
+    Raises:
+        UsageError, DataError: from the checks of :func:`cfaug.stages.inputs.open_inputs`, before anything is written.
+    """
+
+    def __init__(self, recipe: Recipe, out: str | Path, overwrite: bool = False, progress: bool = True) -> None:
+        self.recipe = recipe
+        self.progress = progress
+        self.inputs: Inputs = open_inputs(recipe, progress)
+        self.directory = RunDirectory(out, recipe, overwrite)
+        self.directory.claim()
+        self.out = self.directory.path
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.monotonic()
+        log.info("%s ...", stage)
+        yield
+        seconds = time.monotonic() - started
+        self.directory.took(stage, seconds)
+        log.info("%s done in %.1f s", stage, seconds)
+
+    # -- stages ------------------------------------------------------------------------------------------------------
+
+    def diagnose(self) -> dict[str, Any]:
+        """Measure the confounding; writes ``diagnosis.json``."""
+        found = causal.diagnose(self.inputs.train.table, self.inputs.schema, self.inputs.graph)
+        self.directory.write_json("diagnosis.json", found)
+        return found
+
+    @cached_property
+    def model(self) -> CounterfactualModel:
+        """The fitted model: loaded when it is on disk, else fitted now.
+
+        Raises:
+            ShardError: a corrupt checkpoint.
+        """
+        folder = self.out / "model"
+        if not (folder / "model.json").exists():
+            self._fit(folder)
+        return CounterfactualModel.load(folder, self.recipe.decoder.device)
+
+    def fit(self) -> CounterfactualModel:
+        """Fit the SCM and train the decoder; writes ``model/``."""
+        return self.model
+
+    def _fit(self, folder: Path) -> None:
+        recipe, inputs = self.recipe, self.inputs
+        with self._timed("fit"):
+            scm = SCM(inputs.graph, inputs.schema).fit(inputs.train.table, seed=recipe.seed)
+            decoder = DiffusionDecoder(scm.schema, inputs.graph.parents("image"), recipe.decoder)
+            threads = torch.get_num_threads()
+            decoder.fit(inputs.train, seed=recipe.seed, progress=self.progress)
+            torch.set_num_threads(threads)
+            try:
+                CounterfactualModel(scm, decoder).save(folder)
+            except OSError as error:
+                raise CfaugError(
+                    f"cannot write the model to {folder}: {error.strerror}; free some space and run again"
+                ) from None
+
+    @cached_property
+    def planned(self) -> Plan:
+        """The plan: loaded when it is on disk, else made now."""
+        folder = self.out / "plan"
+        if (folder / "plan.json").exists():
+            return Plan.load(folder)
+        config = self.recipe.plan
+        plan = balance_groups(
+            self.inputs.train.table,
+            self.inputs.schema,
+            per_image=config.per_image,
+            null_fraction=config.null_fraction,
+            seed=self.recipe.seed,
+            samples_per_shard=self.recipe.generate.samples_per_shard,
+        )
+        plan.save(folder)
+        return plan
+
+    def plan(self) -> Plan:
+        """Decide every counterfactual; writes ``plan/``."""
+        return self.planned
+
+    def generate(self) -> GenerateReport:
+        """Write the shards that are missing."""
+        config = self.recipe.generate
+        model, plan = self.model, self.planned
+        with self._timed("generate"):
+            return generate(
+                model,
+                self.inputs.train,
+                plan,
+                self.out,
+                engine=config.engine,
+                workers=config.workers,
+                batch_size=config.batch_size,
+                progress=self.progress,
+            )
+
+    def train(self) -> list[dict[str, Any]]:
+        """Train every method with every seed and test it; rows that ``results.jsonl`` has already are kept."""
+        if uses_counterfactuals(self.recipe):
+            self.generate()
+        path = self.out / "results.jsonl"
+        rows = read_results(path) if path.exists() else []
+        done = {(row["method"], row["seed"]) for row in rows}
+        todo = [(m, s) for s in self.recipe.train.seeds for m in self.recipe.train.methods if (m, s) not in done]
+        if not todo:
+            return rows
+        with self._timed("train"):
+            for row in self._train(todo):
+                rows.append(row)
+                write_results(path, rows)
+        return rows
+
+    def _train(self, todo: list[tuple[str, int]]) -> Iterator[dict[str, Any]]:
+        from tqdm.auto import tqdm
+
+        recipe, inputs = self.recipe, self.inputs
+        config = recipe.train
+        validation = validation_set(inputs.val, inputs.grouper)
+        images = load_images(inputs.test, progress=self.progress)
+        targets = inputs.schema.index(inputs.target, inputs.test.table[inputs.target])
+        shards = ShardReader(self.out) if uses_counterfactuals(recipe) else None
+        with tqdm(todo, desc="train", unit="classifier", disable=not self.progress) as bar:
+            for method, seed in bar:
+                bar.set_postfix_str(f"{method}, seed {seed}")
+                control = METHODS[method].data == "null"
+                mixture = Mixture(0.0, config.null_control_p) if control else Mixture(config.p, config.null_p)
+                source = training_set(
+                    method,
+                    inputs.train,
+                    inputs.grouper,
+                    shards,
+                    mixture,
+                    seed=seed,
+                    grouping=config.groups,  # type: ignore[arg-type]
+                    oracle=inputs.oracle,
+                )
+                trained = train_classifier(
+                    method,
+                    source,
+                    validation,
+                    settings_of(recipe),
+                    seed=seed,
+                    classes=inputs.schema[inputs.target].categories,
+                )
+                yield result_row(
+                    recipe=recipe.name,
+                    method=method,
+                    seed=seed,
+                    targets=targets,
+                    predictions=trained.predict(images).numpy(),
+                    table=inputs.test.table,
+                    grouper=inputs.grouper,
+                    train_table=inputs.train.table,
+                    train_seconds=round(trained.seconds, 2),
+                    selection=trained.selection,
+                )
+
+    @property
+    def _evaluation(self) -> Evaluation | None:
+        folder = self.out / "evaluation"
+        figures = self.directory.read_json("evaluation/figures.json")
+        if figures is None:
+            return None
+        try:
+            with np.load(folder / "images.npz", allow_pickle=False) as arrays:
+                return Evaluation(figures, *(arrays[name] for name in ("factual", "reconstruction", "counterfactual")))
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def evaluate(self) -> Evaluation:
+        """Judge the counterfactuals; writes ``evaluation/``."""
+        found = self._evaluation
+        if found is None:
+            self.generate()
+            with self._timed("evaluate"):
+                found = evaluate_counterfactuals(
+                    self.recipe, self.inputs, self.model, self.planned, ShardReader(self.out), self.progress
+                )
+                (self.out / "evaluation").mkdir(exist_ok=True)
+                np.savez(
+                    self.out / "evaluation" / "images.npz",
+                    factual=found.factual,
+                    reconstruction=found.reconstruction,
+                    counterfactual=found.counterfactual,
+                )
+                self.directory.write_json("evaluation/figures.json", found.figures)
+        return found
+
+    def report(self) -> Path:
+        """Write ``report.html``: trains and evaluates first when that is missing."""
+        rows = self.train()
+        counterfactual = uses_counterfactuals(self.recipe)
+        evaluation = self.evaluate() if counterfactual else None
+        after = shard_confounding(self.inputs, ShardReader(self.out)) if counterfactual else {}
+        spent = (self.directory.read_json("run.json") or {}).get("seconds", {})
+        facts = {
+            "recipe": self.recipe.name,
+            "seed": str(self.recipe.seed),
+            "training images": str(len(self.inputs.train)),
+            "counterfactuals": str(len(self.planned)) if counterfactual else "none",
+            **{f"{stage} took": f"{seconds:.0f} s" for stage, seconds in spent.items()},
+            **{
+                name: version
+                for name, version in versions().items()
+                if name in ("cfaug", "python", "torch", "diffusers")
+            },
+            "resolved configuration": json.dumps(self.recipe.to_dict()),
+        }
+        path = self.out / "report.html"
+        write_report(
+            path,
+            report_data(
+                self.recipe, self.inputs, rows, evaluation, self.model if counterfactual else None, after, facts
+            ),
+        )
+        return path
+
+    def verify(self) -> VerifyReport:
+        """Re-read every committed byte."""
+        return verify(self.out)
+
+    def run(self) -> Path:
+        """Every stage; counterfactuals only if a listed method uses them."""
+        self.diagnose()
+        path = self.report()
+        if uses_counterfactuals(self.recipe) and not (report := self.verify()).ok:
+            raise ShardError(
+                f"the shards just written do not verify: {report.problems[0]}; check the disk and run with --overwrite"
+            )
+        return path

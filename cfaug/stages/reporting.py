@@ -1,0 +1,154 @@
+"""From a run's files to the report's plain data: grids with the worst images, figures in words, the assumptions made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cfaug.causal import confounding
+from cfaug.config import Recipe
+from cfaug.decode import CounterfactualModel
+from cfaug.judge.report import DEFAULT_ASSUMPTIONS, Axiom, Example, ReportData
+from cfaug.offline import ShardReader
+from cfaug.stages.evaluation import Evaluation
+from cfaug.stages.inputs import Inputs
+
+_ROWS = 8  # of each grid
+
+
+def shard_confounding(inputs: Inputs, shards: ShardReader) -> dict[str, float]:
+    """Normalised mutual information of target and spurious attributes among the generated counterfactuals (no reconstructions)."""
+    import pandas as pd
+
+    rows = [shards.record(i)["attributes"] for i in range(len(shards)) if not shards.index[i].null]
+    table = pd.DataFrame(rows, index=[str(i) for i in range(len(rows))])
+    return confounding(inputs.schema.canonical(table), inputs.schema)
+
+
+def report_data(
+    recipe: Recipe,
+    inputs: Inputs,
+    results: list[dict[str, Any]],
+    evaluation: Evaluation | None,
+    model: CounterfactualModel | None,
+    after: dict[str, float],
+    facts: dict[str, str],
+) -> ReportData:
+    """Everything the page shows."""
+    return ReportData(
+        title=recipe.name,
+        rows=results,
+        target=inputs.target,
+        spurious=inputs.schema.spurious,
+        grids=_grids(evaluation) if evaluation else {},
+        confounding_before=confounding(inputs.train.table, inputs.schema),
+        confounding_after=after,
+        nodes=inputs.graph.nodes,
+        edges=inputs.graph.edges,
+        bidirected=inputs.graph.bidirected,
+        axioms=_axioms(evaluation.figures) if evaluation else (),
+        assumptions=assumptions(recipe, inputs),
+        notes=_notes(recipe, inputs, model),
+        run=facts,
+    )
+
+
+def assumptions(recipe: Recipe, inputs: Inputs) -> Sequence[str]:
+    """What must be true for the counterfactuals to be right, in words."""
+    lines = list(DEFAULT_ASSUMPTIONS)
+    for first, second in inputs.graph.bidirected:
+        lines.append(
+            f"{first} and {second} share a hidden cause and neither causes the other: do({second}) leaves {first} as it is."
+        )
+    if recipe.decoder.structure != "none":
+        lines.append(
+            f"decoder.structure = {recipe.decoder.structure}: the intervened attributes recolour regions and move no edge. The map of "
+            "edges is taken from the factual image and kept; where an attribute changes shape or texture, use structure: none."
+        )
+    return lines
+
+
+def _axioms(figures: dict[str, Any]) -> list[Axiom]:
+    found = [
+        Axiom(
+            "composition, 1 cycle",
+            f"{figures['composition_l1']:.4f}",
+            "L1 in [0, 1] after a null intervention; 0 is perfect",
+        ),
+    ]
+    for key, value in figures.items():
+        if key.startswith("composition_l1_"):
+            found.append(
+                Axiom(f"composition, {key.split('_')[2]} cycles", f"{value:.4f}", "the same, many times in a row")
+            )
+    found.append(Axiom("reversibility", f"{figures['reversibility_l1']:.4f}", "L1 after do and undo; 0 is perfect"))
+    for name, row in figures["attributes"].items():
+        kind = "effectiveness" if row["intervened"] else "preservation"
+        found.append(
+            Axiom(
+                f"{kind}: {name}",
+                f"{row['agreement']:.3f}",
+                f"share that a reader trained on {figures['reader_basis']} reads as intended; it reads {row['reader_on_real']:.3f} of real test images right",
+            )
+        )
+    probe = figures["shortcut_probe"]
+    against = f", {probe['unconfounded']:.3f} of unconfounded images" if "unconfounded" in probe else ""
+    found.append(
+        Axiom(
+            "target told by colour alone",
+            f"{probe['counterfactual']:.3f}",
+            f"logistic regression on colour statistics of the counterfactuals; {probe['factual']:.3f} of the factual images{against}; chance {probe['chance']:.3f}",
+        )
+    )
+    return found
+
+
+def _grids(evaluation: Evaluation) -> dict[str, list[Example]]:
+    rows = evaluation.figures["rows"]
+    errors = np.array([row["reconstruction_l1"] for row in rows])
+    misread = [i for i, row in enumerate(rows) if row["misread"]]
+    grids = {
+        "A random draw": [_example(evaluation, i) for i in range(min(_ROWS, len(rows)))],
+        "The worst reconstructions": [
+            _example(evaluation, int(i), f"L1 {errors[i]:.4f}") for i in np.argsort(-errors)[:_ROWS]
+        ],
+    }
+    if misread:
+        grids[f"Misread by a reader ({len(misread)} of {len(rows)})"] = [
+            _example(evaluation, i, "misread: " + ", ".join(rows[i]["misread"])) for i in misread[:_ROWS]
+        ]
+    return grids
+
+
+def _example(evaluation: Evaluation, i: int, note: str = "") -> Example:
+    row = evaluation.figures["rows"][i]
+    return Example(
+        factual=evaluation.factual[i],
+        factual_caption=row["source"],
+        counterfactuals=[evaluation.counterfactual[i]],
+        captions=[row["do"]],
+        reconstruction=evaluation.reconstruction[i],
+        note=note,
+    )
+
+
+def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) -> list[str]:
+    notes = [
+        "Groups: the target crossed with one spurious attribute at a time; the worst group is the worst of all of them. "
+        "Epochs are selected by validation worst-group accuracy, so every method here uses the group labels of the validation split.",
+    ]
+    if recipe.data.source == "digits":
+        notes.append(
+            "How n counts: every test digit is rendered in ten colourings, once under each foreground and once under each background. "
+            "Within one group no handwritten digit occurs twice, so n is a number of different handwritten digits; across groups the same digits return."
+        )
+    if inputs.oracle is None:
+        notes.append("There is no oracle: these images cannot be had without their confounding.")
+    if model is not None and model.decoder.report is not None:
+        report = model.decoder.report
+        notes.append(
+            f"The decoder was trained on {report.images} images for {report.steps} steps in {report.seconds:.0f} s (final loss {report.loss:.4f})."
+        )
+    return notes
