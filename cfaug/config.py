@@ -49,7 +49,7 @@ class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
     kind: str = "diffusion"
-    structure: str = "layout"  # held fixed beside the noise: layout | gradient (attributes recolour) | none
+    structure: str = "none"  # held fixed beside the noise; layout or gradient only where attributes recolour and move no edge
     patch: int | None = None  # space-to-depth factor; null: 1 up to 8 px, 2 up to 16 px, 4 beyond
     channels: list[int] = field(default_factory=lambda: [64, 96])
     seconds: float | None = None  # training budget; null: at most 3 minutes at 2 000 images, 25 at 20 000
