@@ -9,8 +9,11 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -49,7 +52,7 @@ class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
     kind: str = "diffusion"
-    structure: str = "none"  # held fixed beside the noise; layout or gradient only where attributes recolour and move no edge
+    structure: str = "none"  # held fixed beside the noise; layout or gradient where attributes recolour, moving no edge
     patch: int | None = None  # space-to-depth factor; null: 1 up to 8 px, 2 up to 16 px, 4 beyond
     channels: list[int] = field(default_factory=lambda: [64, 96])
     seconds: float | None = None  # training budget; null: at most 3 minutes at 2 000 images, 25 at 20 000
@@ -131,14 +134,18 @@ class Recipe:
         """Plain nested dictionaries, as they are written to ``config.yaml``."""
         return dataclasses.asdict(self)
 
-    def fingerprint(self) -> str:
-        """sha256 (hex) of everything that changes a result: worker count and engine are left out."""
+    def identity(self) -> dict[str, Any]:
+        """Everything that changes a result: worker count, engine and the absolute place of the data are left out."""
         content = self.to_dict()
         for free in ("engine", "workers"):
             content["generate"].pop(free)
-        root = content["data"].pop("root")
+        root = content["data"]["root"]
         content["data"]["root"] = Path(root).name if root else None  # runs are relocatable
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return content
+
+    def fingerprint(self) -> str:
+        """sha256 (hex) of :meth:`identity`."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
 
 def refuse_unknown(content: Mapping[str, Any], kind: type = Recipe, where: str = "") -> None:
@@ -169,11 +176,24 @@ def make_parser() -> Any:
 
     class _Parser(ArgumentParser):  # type: ignore[misc]
         def error(self, message: str, ex: Exception | None = None) -> Any:
-            raise UsageError(" ".join(str(message).split()))
+            raise UsageError(_type_error(str(message)))
 
     parser = _Parser(exit_on_error=False, add_help=False)
     parser.add_class_arguments(Recipe, None)
     return parser
+
+
+def _type_error(message: str) -> str:
+    """jsonargparse's words in ours: which setting, what it expects, what came."""
+    message = " ".join(message.split())
+    found = re.search(r'Parser key "([\w.]+)":.*?[Vv]alue: (.*)$', message)
+    hint: Any = Recipe
+    for part in found[1].split(".") if found else ():
+        hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    if found is None or hint is None:
+        return f"the recipe does not fit its types: {message[:300]}"
+    expected = hint.__name__ if isinstance(hint, type) and get_origin(hint) is None else str(hint)
+    return f"{found[1]} expects {expected}, but {found[2]} came; `cfaug run RECIPE.yaml --print_config` shows how it is written"
 
 
 def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
@@ -196,12 +216,11 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
             raise UsageError(f"expected a recipe in YAML, but {path} is not a text file") from None
         try:
             content = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
             mark = getattr(error, "problem_mark", None)
             line = f" at line {mark.line + 1}" if mark else ""
-            raise UsageError(
-                f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}; check the indentation"
-            ) from None
+            reason = " ".join(str(getattr(error, "problem", None) or error).split())
+            raise UsageError(f"{path} is not valid YAML{line}: {reason}; check indentation and quotes") from None
         if not isinstance(content, dict):
             raise UsageError(f"expected a mapping of settings in {path}, but {type(content).__name__} came")
     refuse_unknown(content)
@@ -209,9 +228,11 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     arguments: list[str] = []
     for override in overrides:
         name, equals, _ = override.lstrip("-").partition("=")
-        top = name.split(".")[0]
-        if name not in known and not any(k.startswith(name + ".") for k in known) and not _in_mapping(name, known):
-            raise UsageError(f"unknown option --{name}; {near(name, known if '.' in name else [*known, top])}")
+        inside = next((k for k in known if k.startswith(name + ".")), None)
+        if inside:
+            raise UsageError(f"--{name} is a group of settings; set one of them, for example --{inside}=VALUE")
+        if name not in known and not _in_mapping(name, known):
+            raise UsageError(f"unknown option --{name}; {near(name, known)}")
         if not equals:
             raise UsageError(f"option --{name} needs a value: write --{name}=VALUE")
         arguments.append("--" + override.lstrip("-"))
@@ -223,7 +244,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     except UsageError:
         raise
     except Exception as error:  # whatever the parser says becomes our one line
-        raise UsageError(f"the recipe does not fit its types: {' '.join(str(error).split())[:300]}") from None
+        raise UsageError(_type_error(str(error))) from None
     check_ranges(recipe)
     return recipe
 
@@ -233,7 +254,7 @@ def _in_mapping(name: str, known: Sequence[str]) -> bool:
     return any(name.startswith(k + ".") for k in known)
 
 
-def _build(kind: type, content: Mapping[str, Any]) -> Any:
+def _build(kind: type, content: Mapping[str, Any], where: str = "") -> Any:
     hints = get_type_hints(kind)
     values = {}
     for key, hint in hints.items():
@@ -241,56 +262,71 @@ def _build(kind: type, content: Mapping[str, Any]) -> Any:
             continue
         value = content[key]
         if dataclasses.is_dataclass(hint) and isinstance(value, Mapping):
-            value = _build(hint, value)  # type: ignore[arg-type]
+            value = _build(hint, value, f"{where}{key}.")  # type: ignore[arg-type]
+        elif value is None and type(None) not in get_args(hint):
+            raise UsageError(f"{where}{key} needs a value, but it is empty; give it one or remove the line")
         elif get_origin(hint) is list and isinstance(value, (list, tuple)):
             value = [get_args(hint)[0](v) for v in value]
         values[key] = value
     return kind(**values)
 
 
+_ANY = (0.0, math.inf)
+_RANGES: dict[str, tuple[float, float]] = {
+    "seed": _ANY, "data.seed": _ANY, "data.train_images": (1, math.inf), "data.val_images": (1, math.inf),
+    "decoder.patch": (1, 64), "decoder.seconds": (1, math.inf), "decoder.max_steps": (1, math.inf),
+    "decoder.batch_size": (1, math.inf), "decoder.learning_rate": (1e-9, 10), "decoder.drop_attribute": (0, 0.9),
+    "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.guidance": (0, 100),
+    "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99),
+    "generate.workers": (0, 1024), "generate.samples_per_shard": (1, math.inf), "generate.batch_size": (1, math.inf),
+    "train.epochs": (1, math.inf), "train.batch_size": (2, math.inf), "train.learning_rate": (1e-9, 100),
+    "train.weight_decay": _ANY, "train.p": (0, 1), "train.null_p": (0, 1), "train.null_control_p": (0, 1),
+    "train.threads": (1, 1024), "evaluate.images": (1, math.inf), "evaluate.cycles": (1, math.inf),
+}  # fmt: skip
+_CHOICES = {
+    "decoder.kind": DECODERS, "decoder.structure": STRUCTURES, "plan.strategy": STRATEGIES,
+    "generate.engine": ENGINES, "train.groups": ("each", "cross"),
+}  # fmt: skip
+
+
 def check_ranges(recipe: Recipe) -> None:
     """Raise UsageError for the first value outside its range or registry."""
 
-    def among(name: str, value: str, known: Sequence[str]) -> None:
+    def within(name: str, value: float | None, low: float, high: float) -> None:
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            expected = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a number from {low:g} up"
+            raise UsageError(f"{name} must be {expected}, but {value!r} came")
+
+    def listed(name: str, values: Sequence[Any], example: str) -> None:
+        if not values:
+            raise UsageError(f"{name} must list at least one, but it is empty; write for example {example}")
+        twice = [value for i, value in enumerate(values) if value in values[:i]]
+        if twice:
+            raise UsageError(f"{name} must list each only once, but {twice[0]!r} came twice; remove one")
+
+    for name, known in _CHOICES.items():
+        value = attrgetter(name)(recipe)
         if value not in known:
             raise UsageError(f"{name} must be one of {', '.join(known)}, but {value!r} came; {near(value, known)}")
-
-    def within(name: str, value: float | None, low: float, high: float = float("inf")) -> None:
-        if value is not None and not low <= value <= high:
-            raise UsageError(f"{name} must be between {low:g} and {high:g}, but {value!r} came")
-
-    among("decoder.kind", recipe.decoder.kind, DECODERS)
-    among("decoder.structure", recipe.decoder.structure, STRUCTURES)
-    among("plan.strategy", recipe.plan.strategy, STRATEGIES)
-    among("generate.engine", recipe.generate.engine, ENGINES)
-    among("train.groups", recipe.train.groups, ("each", "cross"))
+    for name, (low, high) in _RANGES.items():
+        within(name, attrgetter(name)(recipe), low, high)
     rhos = recipe.data.rho if isinstance(recipe.data.rho, dict) else {"": recipe.data.rho}
     for name, rho in rhos.items():
         within(f"data.rho {name}".rstrip(), rho, 0, 1)
-    within("decoder.seconds", recipe.decoder.seconds, 1)
-    within("decoder.max_steps", recipe.decoder.max_steps, 1)
-    within("decoder.batch_size", recipe.decoder.batch_size, 1)
-    within("decoder.drop_attribute", recipe.decoder.drop_attribute, 0, 0.9)
-    within("decoder.cell_power", recipe.decoder.cell_power, 0, 1)
-    within("decoder.steps", recipe.decoder.steps, 1, 1000)
-    within("plan.per_image", recipe.plan.per_image, 1)
-    within("plan.null_fraction", recipe.plan.null_fraction, 0, 0.99)
-    within("generate.workers", recipe.generate.workers, 0, 1024)
-    within("generate.samples_per_shard", recipe.generate.samples_per_shard, 1)
-    within("generate.batch_size", recipe.generate.batch_size, 1)
-    within("train.epochs", recipe.train.epochs, 1)
-    within("train.batch_size", recipe.train.batch_size, 2)
-    within("train.p", recipe.train.p, 0, 1)
-    within("train.null_p", recipe.train.null_p, 0, 1)
     within("train.p + train.null_p", recipe.train.p + recipe.train.null_p, 0, 1 + 1e-9)
-    within("train.null_control_p", recipe.train.null_control_p, 0, 1)
-    within("train.threads", recipe.train.threads, 1, 1024)
-    if not recipe.train.seeds:
-        raise UsageError("train.seeds must list at least one seed, but it is empty; write seeds: [0, 1, 2]")
-    if not recipe.train.methods:
-        raise UsageError("train.methods must list at least one method, but it is empty; write methods: [erm, cfaug]")
-    if not recipe.attributes.spurious:
-        raise UsageError("attributes.spurious must name at least one attribute to intervene on, but it is empty")
+    listed("train.seeds", recipe.train.seeds, "seeds: [0, 1, 2]")
+    listed("train.methods", recipe.train.methods, "methods: [erm, cfaug]")
+    listed("attributes.spurious", recipe.attributes.spurious, "spurious: [background]")
+    for seed in recipe.train.seeds:
+        within("train.seeds", seed, *_ANY)
+    if not recipe.decoder.channels or any(width < 8 or width % 8 for width in recipe.decoder.channels):
+        raise UsageError(
+            f"decoder.channels must list multiples of 8, but {recipe.decoder.channels} came; write [64, 96]"
+        )
+    if not re.fullmatch(r"\w[\w.+-]*", recipe.name):
+        raise UsageError(
+            f"name must be letters, digits and . _ + -, but {recipe.name!r} came; it names the output directory"
+        )
     if recipe.attributes.target in recipe.attributes.spurious:
         raise UsageError(
             f"attribute {recipe.attributes.target!r} is both target and spurious; it can be only one of them"

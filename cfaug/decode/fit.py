@@ -49,6 +49,23 @@ def budget_seconds(images: int) -> float:
     return float(60.0 * min(25.0, max(1.0, 3.0 * (25.0 / 3.0) ** share)))
 
 
+def progress_share(step: int, max_steps: int | None, elapsed: float) -> float:
+    """How much of the training is done, in [0, 1]; the learning rate follows it, and 1 ends the training.
+
+    With ``max_steps`` it depends on steps alone, so that the same seed trains the same network. Only on a machine that
+    will not make it in time does the clock take over, for the last fifth: training then still ends annealed.
+
+    Args:
+        step: optimiser steps taken.
+        max_steps: steps to take, or None for as many as the time allows.
+        elapsed: share of the allowed seconds that has passed.
+    """
+    if max_steps is None:
+        return elapsed
+    done = step / max_steps
+    return max(done, elapsed) if elapsed > 0.8 else done
+
+
 def train_velocity(
     net: VelocityNet,
     images: torch.Tensor,
@@ -105,10 +122,7 @@ def train_velocity(
             _blend(average, net.state_dict(), min(_EMA, (1 + step) / (10 + step)))
             step += 1
             running += (value - running) / min(step, 100)
-            done = max(step / config.max_steps if config.max_steps else 0.0, 0.0)
-            elapsed = (time.monotonic() - started) / seconds
-            # with max_steps the schedule depends on steps alone, so that the same seed trains the same network
-            share = done if config.max_steps and elapsed < 1 else max(done, elapsed)
+            share = progress_share(step, config.max_steps, (time.monotonic() - started) / seconds)
             bar.update(min(100, int(100 * share)) - bar.n)
             bar.set_postfix(step=step, loss=f"{running:.3f}", refresh=False)
     net.load_state_dict(average)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from tqdm.auto import tqdm
 
 from cfaug.causal import Intervention, do
 from cfaug.config import Recipe
@@ -72,13 +73,17 @@ def evaluate_counterfactuals(
     rows = [row for row in plan if not row.do.is_null][: recipe.evaluate.images]
     wanted = [position[row.source_key] for row in rows]
     acts: list[Intervention] = [row.do for row in rows]
+    bar = tqdm(total=4, desc="evaluate", disable=not progress, bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]")
     images = load_images(inputs.train, wanted, progress=False)
     factual, table = to_float(images), inputs.train.table.iloc[wanted]
     table = table.set_axis([row.key for row in rows])  # one source may occur in several rows
+    bar.set_postfix_str("counterfactuals")
     made, attributes = axioms.counterfactuals(model, factual, table, acts, recipe.seed)
     rebuilt, _ = axioms.counterfactuals(model, factual, table, [do()] * len(acts), recipe.seed)
     made, rebuilt = (torch.from_numpy(to_pixels(part)).permute(0, 3, 1, 2) for part in (made, rebuilt))
+    _next(bar, "readers")
     readers, basis = _readers(recipe, inputs, progress)
+    _next(bar, f"{recipe.evaluate.cycles} null cycles")
     test = load_images(inputs.test, progress=False)
     figures: dict[str, Any] = {
         "images": len(rows),
@@ -109,8 +114,16 @@ def evaluate_counterfactuals(
         for row, right in zip(figures["rows"], agrees, strict=True):
             if not right:
                 row["misread"].append(name)
+    _next(bar, "shortcut probe")
     figures["shortcut_probe"] = _shortcut_probe(inputs, shards, recipe.seed)
+    _next(bar, "")
+    bar.close()
     return Evaluation(figures, to_pixels(images), to_pixels(rebuilt), to_pixels(made))
+
+
+def _next(bar: tqdm[Any], what: str) -> None:
+    bar.update()
+    bar.set_postfix_str(what)
 
 
 def _readers(recipe: Recipe, inputs: Inputs, progress: bool) -> tuple[dict[str, TrainedClassifier], str]:
