@@ -39,13 +39,14 @@ def save(directory: Path, data: Mapping[str, Any], arrays: Arrays) -> None:
     if arrays:
         from safetensors.numpy import save as pack
 
-        _replace(directory / "scm.safetensors", pack({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
+        replace_file(directory / "scm.safetensors", pack({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
     else:
         (directory / "scm.safetensors").unlink(missing_ok=True)
-    _replace(directory / "scm.json", (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
+    replace_file(directory / "scm.json", (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file completely (fsync, then rename) or, on any failure, not at all."""
     partial = path.with_name(path.name + ".partial")
     try:
         with open(partial, "wb") as handle:

@@ -20,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from cfaug.causal.storage import replace_file
 from cfaug.config import DecoderConfig
-from cfaug.data import AttributeDataset, Schema
+from cfaug.data import AttributeDataset, Schema, load_images
 from cfaug.decode.fit import FitReport, train_velocity
 from cfaug.decode.network import VelocityNet
 from cfaug.decode.sampling import integrate
@@ -70,13 +72,13 @@ class DiffusionDecoder:
                 raise UsageError(f"the decoder has no setting {name!r}; known: {', '.join(known)}")
         self.config = dataclasses.replace(config or DecoderConfig(), **settings)
         self.schema = schema
+        for name in parents:
+            schema[name]
         self.parents = tuple(name for name in schema.names if name in set(parents))
         if not self.parents:
             raise UsageError(
                 "the decoder needs at least one attribute that is a parent of the image; add `attribute -> image` to the graph"
             )
-        for name in parents:
-            schema[name]
         self.image_channels = 0
         self.report: FitReport | None = None
         self._net: VelocityNet | None = None
@@ -90,9 +92,7 @@ class DiffusionDecoder:
             DataError: images of different sizes, or a value outside the schema.
             CfaugError: the loss became NaN.
         """
-        from cfaug.data import load_images
-
-        images = load_images(dataset)
+        images = load_images(dataset, progress=progress)
         self.schema = self.schema.fit(dataset.table)
         self.image_channels = images.shape[1]
         self._net = self._build(max(images.shape[2:]), seed)
@@ -149,14 +149,11 @@ class DiffusionDecoder:
         """(B,): the number of training images with the same attributes (continuous ones by quartile)."""
         columns = {}
         for name in self.parents:
-            column = table[name]
-            columns[name] = (
-                pd.qcut(column, 4, labels=False, duplicates="drop")
-                if self.schema[name].kind == "continuous"
-                else column
-            )
-        keys = pd.DataFrame(columns).astype(str).agg("|".join, axis=1)
-        return torch.tensor(keys.map(keys.value_counts()).to_numpy(), dtype=torch.float64)
+            column = table[name].to_numpy()
+            continuous = self.schema[name].kind == "continuous"
+            columns[name] = np.searchsorted(np.quantile(column, [0.25, 0.5, 0.75]), column) if continuous else column
+        cells = pd.DataFrame(columns).groupby(list(columns), dropna=False).ngroup().to_numpy()
+        return torch.from_numpy(np.bincount(cells)[cells].astype(np.float64))
 
     # -- the three verbs -----------------------------------------------------------------------------------------
 
@@ -170,12 +167,12 @@ class DiffusionDecoder:
         Raises:
             UsageError: another number of channels or rows than expected.
         """
+        net, device = self.net, self.config.device
         if image.ndim != 4 or image.shape[1] != self.image_channels or len(image) != len(attributes):
             raise UsageError(
                 f"expected images (B, {self.image_channels}, H, W) and B attribute rows, but {tuple(image.shape)} and "
                 f"{len(attributes)} rows came; this decoder was trained on {self.image_channels}-channel images"
             )
-        net, device = self.net, self.config.device
         height, width = image.shape[2:]
         padding = (0, -width % net.multiple, 0, -height % net.multiple)
         padded = F.pad(image.to(device), padding, mode="replicate")
@@ -253,19 +250,15 @@ class DiffusionDecoder:
 
     def save(self, directory: str | Path) -> None:
         """Write ``decoder.safetensors`` and ``decoder.json`` (description and digest)."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
-        partial = directory / "decoder.safetensors.partial"
-        save_file(weights, partial)
-        partial.replace(directory / "decoder.safetensors")
+        replace_file(directory / "decoder.safetensors", save(weights))
         report = dataclasses.asdict(self.report) if self.report else None
         content = {**self._description(), "digest": self.digest, "training": report}
-        partial = directory / "decoder.json.partial"
-        partial.write_text(json.dumps(content, indent=1, sort_keys=True), encoding="utf-8")
-        partial.replace(directory / "decoder.json")
+        replace_file(directory / "decoder.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> DiffusionDecoder:
@@ -286,14 +279,14 @@ class DiffusionDecoder:
             decoder._net = decoder._build(0, seed=0)
             decoder._net.load_state_dict(load_file(directory / "decoder.safetensors", device=device))
             decoder.report = FitReport(**content["training"]) if content["training"] else None
-            found = decoder.digest
+            found, expected = decoder.digest, str(content["digest"])
         except Exception as error:  # JSON, safetensors and torch each have their own
             reason = " ".join(str(error).split())[:160]
             raise ShardError(
                 f"corrupt checkpoint in {directory}: expected decoder.json and decoder.safetensors as saved, but {reason}; {advice}"
             ) from None
-        if found != content["digest"]:
+        if found != expected:
             raise ShardError(
-                f"corrupt checkpoint in {directory}: expected digest {content['digest'][:12]}, but {found[:12]} came; {advice}"
+                f"corrupt checkpoint in {directory}: expected digest {expected[:12]}, but {found[:12]} came; {advice}"
             )
         return decoder

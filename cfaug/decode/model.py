@@ -11,6 +11,7 @@ alone: see ``assumptions``.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 
 from cfaug.causal import SCM, Intervention, do
 from cfaug.causal.scm import Noise
+from cfaug.causal.storage import replace_file
 from cfaug.data import Schema
 from cfaug.decode.diffusion import DiffusionDecoder, ImageNoise
 from cfaug.errors import ShardError, UsageError
@@ -65,8 +67,6 @@ class CounterfactualModel:
     @property
     def digest(self) -> str:
         """sha256 (hex) of SCM and decoder together."""
-        import hashlib
-
         return hashlib.sha256((self.scm.digest + self.decoder.digest).encode()).hexdigest()
 
     def abduct(self, image: torch.Tensor, attributes: pd.DataFrame, seed: int | Sequence[int] = 0) -> ModelNoise:
@@ -92,11 +92,11 @@ class CounterfactualModel:
         """Write the model: ``model.json`` with digests, ``scm.json``, ``decoder.json``, ``*.safetensors``."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        (directory / "model.json").unlink(missing_ok=True)
         self.scm.save(directory)
         self.decoder.save(directory)
-        partial = directory / "model.json.partial"
-        partial.write_text(json.dumps({"format": 1, "digest": self.digest}), encoding="utf-8")
-        partial.replace(directory / "model.json")
+        # last: a directory without model.json holds no model, however the rest of it came there
+        replace_file(directory / "model.json", json.dumps({"format": 1, "digest": self.digest}).encode())
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> CounterfactualModel:
@@ -113,7 +113,12 @@ class CounterfactualModel:
                 f"corrupt checkpoint: expected a saved model in {directory}, but model.json cannot be read ({error}); "
                 "run `cfaug fit` again with --overwrite"
             ) from None
-        model = cls(SCM.load(directory), DiffusionDecoder.load(directory, device))
+        try:
+            model = cls(SCM.load(directory), DiffusionDecoder.load(directory, device))
+        except UsageError as error:
+            raise ShardError(
+                f"corrupt checkpoint: {directory} mixes files of two models ({error}); run `cfaug fit` again with --overwrite"
+            ) from None
         if model.digest != expected:
             raise ShardError(
                 f"corrupt checkpoint: {directory} mixes files of two models (expected digest {expected[:12]}, "

@@ -44,7 +44,11 @@ def structure_map(image: torch.Tensor, kind: str) -> torch.Tensor:
     down = F.pad(torch.linalg.vector_norm(image[..., 1:, :] - image[..., :-1, :], dim=1, keepdim=True), (0, 0, 0, 1))
     maps = [_scaled(torch.cat([across, down], dim=1))]
     if kind == "layout":
-        typical = image.flatten(2).median(dim=2).values[..., None, None]
+        # the mean of both middle values: torch's median takes the lower one, which is the upper one of the mask where the
+        # background is brighter than the foreground, and that would tell which of them it is
+        ordered = image.flatten(2).sort(dim=2).values
+        n = ordered.shape[2]
+        typical = ((ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2)[..., None, None]
         maps.append(_scaled(torch.linalg.vector_norm(image - typical, dim=1, keepdim=True)))
     return torch.cat(maps, dim=1)
 

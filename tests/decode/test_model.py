@@ -1,0 +1,149 @@
+"""The model: SCM and decoder as one, the three verbs, and what a mixed or damaged directory gets."""
+
+from __future__ import annotations
+
+import errno
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from small_decoder import GRAPH, floats, small, source
+
+from cfaug.causal import SCM, CausalGraph, do
+from cfaug.data import ArrayDataset
+from cfaug.decode import CounterfactualModel, DiffusionDecoder
+from cfaug.errors import ShardError, UsageError
+
+
+def test_abduct_act_predict(model: CounterfactualModel, data: ArrayDataset) -> None:
+    x, table = floats(data), data.table.iloc[:8]
+    noise = model.abduct(x, table)
+    image, attributes = model.act(do(colour="green")).predict(noise)
+    assert image.shape == x.shape
+    assert set(attributes["colour"]) == {"green"}
+    assert attributes.drop(columns="colour").equals(table.drop(columns="colour"))
+    expected = model.decoder.predict(noise.image, table.assign(colour="green"))
+    assert torch.equal(image, expected)
+
+
+def test_the_null_intervention_reconstructs(model: CounterfactualModel, data: ArrayDataset) -> None:
+    x, table = floats(data), data.table.iloc[:8]
+    noise = model.abduct(x, table)
+    image, attributes = model.predict(noise)
+    assert attributes.equals(model.schema.canonical(table))
+    assert torch.equal(image, model.act(do()).predict(noise)[0])
+    assert torch.equal(image, model.decoder.predict(noise.image, table))
+
+
+def test_one_intervention_a_row(model: CounterfactualModel, data: ArrayDataset) -> None:
+    x, table = floats(data, 3), data.table.iloc[:3]
+    acts = [do(colour="green"), do(), do(colour="red", glow=10.0)]
+    noise = model.abduct(x, table, seed=[3, 1, 2])
+    images, attributes = model.act(acts).predict(noise)
+    assert attributes["colour"].tolist() == ["green", table["colour"].iloc[1], "red"]
+    assert attributes["glow"].iloc[2] == 10
+    for i, act in enumerate(acts):
+        torch.testing.assert_close(images[i], model.act(act).predict(noise)[0][i])
+
+
+def test_descendants_are_recomputed_and_guided(data: ArrayDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """shape -> image <- glow <- colour: do(colour) moves glow, and both count as affected."""
+    graph = CausalGraph("shape -> image; colour -> image; colour -> glow; glow -> image")
+    model = CounterfactualModel(SCM(graph, data.schema).fit(data.table, seed=0), small(data, max_steps=1, guidance=2.0))
+    seen: list[object] = []
+    real = DiffusionDecoder.predict
+    monkeypatch.setattr(
+        DiffusionDecoder, "predict", lambda self, noise, table, affected: seen.append(affected) or real(self, noise, table, affected)
+    )  # fmt: skip
+    x, table = floats(data, 4), data.table.iloc[:4].assign(colour="red")
+    _, attributes = model.act([do(colour="blue"), do(), do(glow=3.0), do(shape="bar")]).predict(model.abduct(x, table))
+    assert seen == [[{"colour", "glow", "image"}, set(), {"glow", "image"}, {"shape", "image"}]]
+    assert attributes["glow"].iloc[0] != table["glow"].iloc[0]
+    assert attributes["glow"].iloc[[1, 3]].tolist() == table["glow"].iloc[[1, 3]].tolist()
+
+
+def test_a_value_outside_the_schema_is_refused(model: CounterfactualModel) -> None:
+    with pytest.raises(UsageError, match="mauve"):
+        model.act(do(colour="mauve"))
+    with pytest.raises(UsageError, match="color"):
+        model.act(do(color="red"))
+
+
+def test_the_graph_and_the_decoder_must_agree_about_parents(data: ArrayDataset, decoder: DiffusionDecoder) -> None:
+    scm = SCM(CausalGraph("shape -> image; colour -> image"), data.schema).fit(data.table)
+    with pytest.raises(
+        UsageError, match="image's parents are colour, shape, but the decoder was built for colour, glow"
+    ):
+        CounterfactualModel(scm, decoder)
+
+
+def test_the_scm_and_the_decoder_must_share_their_schema(data: ArrayDataset, decoder: DiffusionDecoder) -> None:
+    other = source(30)
+    scm = SCM(CausalGraph(GRAPH), source(30).schema).fit(other.table)
+    with pytest.raises(UsageError, match="different schemas"):
+        CounterfactualModel(scm, decoder)
+
+
+def test_save_and_load(model: CounterfactualModel, data: ArrayDataset, tmp_path: Path) -> None:
+    model.save(tmp_path)
+    again = CounterfactualModel.load(tmp_path)
+    assert again.digest == model.digest
+    assert pickle.loads(pickle.dumps(model)).digest == model.digest
+    x, table = floats(data), data.table.iloc[:8]
+    for one in (again, pickle.loads(pickle.dumps(again))):
+        image, attributes = one.act(do(colour="blue")).predict(one.abduct(x, table, seed=5))
+        expected = model.act(do(colour="blue")).predict(model.abduct(x, table, seed=5))
+        assert torch.equal(image, expected[0])
+        assert attributes.equals(expected[1])
+
+
+def test_files_of_two_models_do_not_mix(model: CounterfactualModel, data: ArrayDataset, tmp_path: Path) -> None:
+    other = CounterfactualModel(model.scm, small(data, seed=3))
+    model.save(tmp_path)
+    other.decoder.save(tmp_path)
+    with pytest.raises(ShardError, match="mixes files of two models"):
+        CounterfactualModel.load(tmp_path)
+    SCM(CausalGraph(GRAPH), source(30).schema).fit(source(30).table).save(tmp_path)
+    with pytest.raises(ShardError, match="mixes files of two models"):
+        CounterfactualModel.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["model.json", "scm.json", "scm.safetensors", "decoder.json", "decoder.safetensors"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "truncated"])
+def test_a_damaged_file_is_refused_in_one_line(
+    model: CounterfactualModel, tmp_path: Path, file: str, damage: str
+) -> None:
+    model.save(tmp_path)
+    path = tmp_path / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+    with pytest.raises(ShardError) as caught:
+        CounterfactualModel.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["scm.json", "decoder.safetensors", "decoder.json", "model.json"])
+def test_a_full_disk_leaves_no_half_file_and_no_model(
+    model: CounterfactualModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    from cfaug.causal import storage
+
+    model.save(tmp_path)
+    real = storage.os.fsync
+    opened = storage.os.replace
+
+    def full(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == f"{file}.partial":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(storage.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        model.save(tmp_path)
+    assert opened is storage.os.replace
+    assert not list(tmp_path.glob("*.partial"))
+    assert not (tmp_path / "model.json").exists()
