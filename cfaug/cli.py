@@ -269,7 +269,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
         return 0
     if arguments.name not in shipped:
         raise UsageError(
-            f"expected one of the shipped recipes {', '.join(shipped)}, but {arguments.name!r} came; `cfaug recipes ls` lists them"
+            f"expected one of the shipped recipes {', '.join(shipped)}, but {arguments.name or 'no name'} came; write `cfaug recipes cp demo`"
         )
     target = Path(f"{arguments.name}.yaml")
     if target.exists():

@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cfaug import __version__
+from cfaug.causal.storage import replace_file
 from cfaug.config import Recipe, load_recipe
 from cfaug.errors import CfaugError, UsageError
 
@@ -48,19 +50,22 @@ class RunDirectory:
         self.recipe = recipe
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"--out expects a directory, but {self.path} is a file; choose another place")
+        found = [name for name in PRODUCTS if (self.path / name).exists()]
+        if found and not self._ours():
+            # not even with --overwrite: a folder called "model" or "shards" may well be somebody else's
+            raise UsageError(
+                f"{self.path} holds {found[0]}, but no config.yaml of ours says that it is a run's; choose another --out, or remove it yourself"
+            )
         if overwrite:
             self._clear()
-        elif (self.path / "config.yaml").exists():
+        elif found:
             self._check_owner()
-        elif self.path.is_dir() and any((self.path / name).exists() for name in PRODUCTS):
-            raise UsageError(
-                f"{self.path} holds results without a config.yaml to say whose they are; use another --out or --overwrite"
-            )
 
     def claim(self) -> None:
         """Write ``config.yaml`` and ``run.json``: from now on the directory is this recipe's."""
         import yaml
 
+        fresh = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -68,7 +73,12 @@ class RunDirectory:
                 f"cannot create the output directory {self.path}: {error.strerror}; choose another --out"
             ) from None
         if not (self.path / "config.yaml").exists():
-            self.write("config.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+            try:
+                self.write("config.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+            except CfaugError:
+                if fresh:
+                    self.path.rmdir()
+                raise
         if not (self.path / "run.json").exists():
             self.write_json(
                 "run.json",
@@ -80,6 +90,16 @@ class RunDirectory:
                 },
             )
 
+    def _ours(self) -> bool:
+        run = self.read_json("run.json")
+        if isinstance(run, dict) and "fingerprint" in run:  # perhaps of a version whose recipes we cannot read
+            return (self.path / "config.yaml").exists()
+        try:
+            load_recipe(self.path / "config.yaml")
+        except UsageError:
+            return False
+        return True
+
     def _check_owner(self) -> None:
         try:
             owner = load_recipe(self.path / "config.yaml")
@@ -88,7 +108,7 @@ class RunDirectory:
                 f"{self.path}/config.yaml is not a configuration that this version can read ({error}); use another --out or --overwrite"
             ) from None
         if owner.fingerprint() != self.recipe.fingerprint():
-            changed = _difference(owner.to_dict(), self.recipe.to_dict())
+            changed = _difference(owner.identity(), self.recipe.identity())
             raise UsageError(
                 f"{self.path} holds a run of another configuration ({changed}); choose another --out, or --overwrite to start over"
             )
@@ -101,26 +121,24 @@ class RunDirectory:
             elif product.exists():
                 product.unlink()
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Replace a file in one step.
 
         Raises:
             CfaugError: the disk is full or not writable; nothing stays under the final name.
         """
-        partial = self.path / f"{name}.partial"
+        path = self.path / name
         try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.path / name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, content.encode() if isinstance(content, str) else content)
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise CfaugError(
-                f"cannot write {self.path / name}: {error.strerror}; free some space and run the same command again"
+                f"cannot write {path}: {error.strerror}; free some space and run the same command again"
             ) from None
 
     def write_json(self, name: str, content: Any) -> None:
         """Replace a JSON file in one step."""
-        self.write(name, json.dumps(content, indent=1, sort_keys=True) + "\n")
+        self.write(name, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         """The content of a JSON file, or None when it is missing or damaged (then its stage runs again)."""
@@ -139,8 +157,12 @@ class RunDirectory:
 
 def versions() -> dict[str, str]:
     """Versions that can change a byte."""
-    names = ("cfaug", "torch", "torchvision", "diffusers", "numpy", "pandas", "zuko", "webdataset", "Pillow")
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in names}}
+    names = ("torch", "torchvision", "diffusers", "numpy", "pandas", "zuko", "webdataset", "Pillow")
+    return {
+        "cfaug": __version__,
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in names},
+    }
 
 
 def _difference(first: dict[str, Any], second: dict[str, Any], where: str = "") -> str:

@@ -7,6 +7,7 @@ The shortcut probe asks what a lazy classifier would ask: is the target told by 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,11 +152,11 @@ def _readers(recipe: Recipe, inputs: Inputs, progress: bool) -> tuple[dict[str, 
     return readers, basis
 
 
-def _shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 2000) -> dict[str, float]:
+def _shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 2000) -> dict[str, float | None]:
     """Accuracy of the target read from colour statistics alone, by five-fold cross-validation."""
     generated = [i for i in range(len(shards)) if not shards.index[i].null][:most]
     target = inputs.target
-    found = {
+    found: dict[str, float | None] = {
         "chance": 1 / len(inputs.schema[target].categories),
         "factual": _told_by_colour(
             [inputs.train.image(i) for i in range(min(most, len(inputs.train)))],
@@ -174,14 +175,16 @@ def _shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 
     return found
 
 
-def _told_by_colour(images: list[Pixels], targets: list[str], seed: int) -> float:
+def _told_by_colour(images: list[Pixels], targets: list[str], seed: int) -> float | None:
+    """Cross-validated accuracy, or None where there are too few images to say."""
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import KFold, cross_val_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if min(len(images), len(targets)) < 50:
-        return float("nan")
+    rarest = min(Counter(targets).values(), default=0)
+    if len(images) < 50 or rarest < 5 or len(set(targets)) < 2:
+        return None
     flat = np.stack([image.reshape(-1, image.shape[-1]) for image in images]).astype(np.float64)
     statistics = np.concatenate(
         [flat.mean(1), flat.std(1), np.quantile(flat, [0.1, 0.9], axis=1).transpose(1, 0, 2).reshape(len(flat), -1)],
@@ -189,5 +192,7 @@ def _told_by_colour(images: list[Pixels], targets: list[str], seed: int) -> floa
     )
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300, random_state=seed))
     return float(
-        cross_val_score(probe, statistics, np.asarray(targets), cv=KFold(5, shuffle=True, random_state=seed)).mean()
+        cross_val_score(
+            probe, statistics, np.asarray(targets), cv=StratifiedKFold(5, shuffle=True, random_state=seed)
+        ).mean()
     )

@@ -7,7 +7,7 @@ decodable, every class in validation. A run that gets past this can only fail fo
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from tqdm.auto import tqdm
 from cfaug.causal import CausalGraph, refuse_if_ancestor
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, FolderDataset, Grouper, Schema, can_unconfound, open_source
+from cfaug.data.attributes import near
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import METHODS
 
@@ -68,7 +69,11 @@ def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
             raise UsageError(
                 f"the graph gives {name!r} no path to the image, so intervening on it changes nothing; add {name} -> image"
             )
-    methods_known(recipe)
+    if attributes.kinds.get(attributes.target, "categorical") == "continuous":
+        raise UsageError(
+            f"the target {attributes.target!r} is continuous, but classifiers need classes; make it categorical or bin its column"
+        )
+    _known_to_learn(recipe)
     train = _open(recipe, graph, "train")
     graph.check(train.schema)
     val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
@@ -92,15 +97,29 @@ def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
     return inputs
 
 
-def methods_known(recipe: Recipe) -> None:
-    """UsageError for a method that is not in the registry, or an oracle that the source cannot make."""
+def _known_to_learn(recipe: Recipe) -> None:
+    """UsageError for a method, classifier or device that is not there: before the decoder trains for minutes."""
+    import torch
+
     from cfaug.learn.methods import method_named
+    from cfaug.learn.models import MODELS
 
     for name in recipe.train.methods:
         if method_named(name).data == "oracle" and not can_unconfound(recipe.data.source):
             raise UsageError(
                 f"train.methods lists {name!r}, but a {recipe.data.source} source cannot be made unconfounded; remove it from the list"
             )
+    if recipe.train.model not in MODELS:
+        raise UsageError(
+            f"train.model must be one of {', '.join(MODELS)}, but {recipe.train.model!r} came; {near(recipe.train.model, MODELS)}"
+        )
+    for setting, device in (("decoder.device", recipe.decoder.device), ("train.device", recipe.train.device)):
+        try:
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError):
+            raise UsageError(
+                f"{setting} must be a device of this machine, but {device!r} cannot be used; write cpu, or see `cfaug doctor`"
+            ) from None
 
 
 def uses_counterfactuals(recipe: Recipe) -> bool:
@@ -150,8 +169,3 @@ def _check_validation(inputs: Inputs) -> None:
                 name,
                 empty[0],
             )
-
-
-def without_oracle(inputs: Inputs) -> Inputs:
-    """The same inputs as a user with only confounded data has them."""
-    return replace(inputs, oracle=None)

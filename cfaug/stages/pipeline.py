@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -12,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cfaug import causal
 from cfaug.causal import SCM
@@ -91,9 +92,7 @@ class Pipeline:
         with self._timed("fit"):
             scm = SCM(inputs.graph, inputs.schema).fit(inputs.train.table, seed=recipe.seed)
             decoder = DiffusionDecoder(scm.schema, inputs.graph.parents("image"), recipe.decoder)
-            threads = torch.get_num_threads()
             decoder.fit(inputs.train, seed=recipe.seed, progress=self.progress)
-            torch.set_num_threads(threads)
             try:
                 CounterfactualModel(scm, decoder).save(folder)
             except OSError as error:
@@ -140,16 +139,22 @@ class Pipeline:
                 progress=self.progress,
             )
 
+    @cached_property
+    def shards(self) -> ShardReader:
+        """The complete shards; what is missing of them is generated first."""
+        self.generate()
+        return ShardReader(self.out)
+
     def train(self) -> list[dict[str, Any]]:
         """Train every method with every seed and test it; rows that ``results.jsonl`` has already are kept."""
-        if uses_counterfactuals(self.recipe):
-            self.generate()
         path = self.out / "results.jsonl"
         rows = read_results(path) if path.exists() else []
         done = {(row["method"], row["seed"]) for row in rows}
         todo = [(m, s) for s in self.recipe.train.seeds for m in self.recipe.train.methods if (m, s) not in done]
         if not todo:
             return rows
+        if uses_counterfactuals(self.recipe):
+            _ = self.shards  # timed as a stage of its own
         with self._timed("train"):
             for row in self._train(todo):
                 rows.append(row)
@@ -164,7 +169,7 @@ class Pipeline:
         validation = validation_set(inputs.val, inputs.grouper)
         images = load_images(inputs.test, progress=self.progress)
         targets = inputs.schema.index(inputs.target, inputs.test.table[inputs.target])
-        shards = ShardReader(self.out) if uses_counterfactuals(recipe) else None
+        shards = self.shards if uses_counterfactuals(recipe) else None
         with tqdm(todo, desc="train", unit="classifier", disable=not self.progress) as bar:
             for method, seed in bar:
                 bar.set_postfix_str(f"{method}, seed {seed}")
@@ -210,25 +215,26 @@ class Pipeline:
         try:
             with np.load(folder / "images.npz", allow_pickle=False) as arrays:
                 return Evaluation(figures, *(arrays[name] for name in ("factual", "reconstruction", "counterfactual")))
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             return None
 
     def evaluate(self) -> Evaluation:
         """Judge the counterfactuals; writes ``evaluation/``."""
         found = self._evaluation
         if found is None:
-            self.generate()
+            shards = self.shards
             with self._timed("evaluate"):
                 found = evaluate_counterfactuals(
-                    self.recipe, self.inputs, self.model, self.planned, ShardReader(self.out), self.progress
+                    self.recipe, self.inputs, self.model, self.planned, shards, self.progress
                 )
-                (self.out / "evaluation").mkdir(exist_ok=True)
+                images = io.BytesIO()
                 np.savez(
-                    self.out / "evaluation" / "images.npz",
+                    images,
                     factual=found.factual,
                     reconstruction=found.reconstruction,
                     counterfactual=found.counterfactual,
                 )
+                self.directory.write("evaluation/images.npz", images.getvalue())
                 self.directory.write_json("evaluation/figures.json", found.figures)
         return found
 
@@ -237,7 +243,7 @@ class Pipeline:
         rows = self.train()
         counterfactual = uses_counterfactuals(self.recipe)
         evaluation = self.evaluate() if counterfactual else None
-        after = shard_confounding(self.inputs, ShardReader(self.out)) if counterfactual else {}
+        after = shard_confounding(self.inputs, self.shards) if counterfactual else {}
         spent = (self.directory.read_json("run.json") or {}).get("seconds", {})
         facts = {
             "recipe": self.recipe.name,

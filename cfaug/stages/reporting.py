@@ -94,14 +94,16 @@ def _axioms(figures: dict[str, Any]) -> list[Axiom]:
             )
         )
     probe = figures["shortcut_probe"]
-    against = f", {probe['unconfounded']:.3f} of unconfounded images" if "unconfounded" in probe else ""
-    found.append(
-        Axiom(
-            "target told by colour alone",
-            f"{probe['counterfactual']:.3f}",
-            f"logistic regression on colour statistics of the counterfactuals; {probe['factual']:.3f} of the factual images{against}; chance {probe['chance']:.3f}",
+    if probe["counterfactual"] is not None and probe["factual"] is not None:
+        unconfounded = probe.get("unconfounded")
+        against = f", {unconfounded:.3f} of unconfounded images" if unconfounded is not None else ""
+        found.append(
+            Axiom(
+                "target told by colour alone",
+                f"{probe['counterfactual']:.3f}",
+                f"logistic regression on colour statistics of the counterfactuals; {probe['factual']:.3f} of the factual images{against}; chance {probe['chance']:.3f}",
+            )
         )
-    )
     return found
 
 
