@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cfaug.data.files import replace_file
 from cfaug.errors import ShardError
 
 FORMAT = 1
@@ -43,19 +43,6 @@ def save(directory: Path, data: Mapping[str, Any], arrays: Arrays) -> None:
     else:
         (directory / "scm.safetensors").unlink(missing_ok=True)
     replace_file(directory / "scm.json", (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file completely (fsync, then rename) or, on any failure, not at all."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def load(directory: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:

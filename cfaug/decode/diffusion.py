@@ -25,9 +25,9 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from cfaug.causal.storage import replace_file
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema, load_images
+from cfaug.data.files import replace_file
 from cfaug.decode.fit import FitReport, train_velocity
 from cfaug.decode.network import VelocityNet
 from cfaug.decode.sampling import integrate

@@ -22,8 +22,8 @@ import torch
 
 from cfaug.causal import SCM, Intervention, do
 from cfaug.causal.scm import Noise
-from cfaug.causal.storage import replace_file
 from cfaug.data import Schema
+from cfaug.data.files import replace_file
 from cfaug.decode.diffusion import DiffusionDecoder, ImageNoise
 from cfaug.errors import ShardError, UsageError
 

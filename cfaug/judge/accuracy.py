@@ -13,7 +13,6 @@ more so the smaller the groups, for every method alike; compare worst groups onl
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfaug.data.files import replace_file
 from cfaug.data.groups import Grouper
 from cfaug.errors import DataError, UsageError
 
@@ -169,16 +169,10 @@ def result_row(
 def write_results(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write JSON lines, one a row; the file is replaced as a whole, so a reader never sees half of it."""
     path = Path(path)
-    partial = path.with_name(path.name + ".partial")
+    lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     try:
-        with partial.open("w", encoding="utf-8") as handle:
-            for row in rows:
-                handle.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
+        replace_file(path, "".join(lines).encode())
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DataError(
             f"{path}: cannot write the results ({error.strerror}); free some space or choose another --out"
         ) from error

@@ -13,7 +13,7 @@ Not promised: that small numbers prove a counterfactual right. They can be met b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,7 +114,7 @@ def effectiveness(
 
 
 def read_attributes(
-    predictors: dict[str, Predictor], images: Tensor, table: pd.DataFrame, schema: Schema
+    predictors: Mapping[str, Predictor], images: Tensor, table: pd.DataFrame, schema: Schema
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """attribute -> (N,) whether its predictor finds the value that ``table`` (the counterfactual attributes) states.
 

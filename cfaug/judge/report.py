@@ -7,7 +7,6 @@ Not promised: that the chosen examples are typical; the random draw among them i
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
 from cfaug.judge.drawings import graph_drawing, group_matrix, method_bars, png_uri
 from cfaug.judge.tables import MethodSummary, attribute_gaps, summarise
@@ -213,12 +213,9 @@ def write_report(path: str | Path, data: ReportData) -> Path:
     """Write the report; the file appears as a whole or not at all. Returns its path."""
     path = Path(path)
     page = render_report(data)
-    partial_path = path.with_name(path.name + ".partial")
     try:
-        partial_path.write_text(page, encoding="utf-8")
-        os.replace(partial_path, path)
+        replace_file(path, page.encode())
     except OSError as error:
-        partial_path.unlink(missing_ok=True)
         raise CfaugError(
             f"{path}: cannot write the report ({error.strerror}); free some space or choose another --out"
         ) from error

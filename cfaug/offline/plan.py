@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +23,9 @@ import pandas as pd
 
 from cfaug.causal.intervention import Intervention, do
 from cfaug.data import Schema
+from cfaug.data.files import replace_file
 from cfaug.errors import DataError, ShardError, UsageError
-from cfaug.offline.format import KEY, MAX_SEED, PARTIAL, SPLITS, canonical_json
+from cfaug.offline.format import KEY, MAX_SEED, SPLITS, canonical_json
 from cfaug.offline.staging import MAX_KEY, explained
 
 PLAN_FORMAT = 1
@@ -139,8 +139,8 @@ class Plan:
             for old in directory.glob("plan-*.jsonl"):
                 old.unlink()
             for number, part in enumerate(parts):
-                _write(directory / f"plan-{number:05d}.jsonl", b"".join(part))
-            _write(directory / HEADER, json.dumps(header, indent=2, allow_nan=False).encode() + b"\n")
+                replace_file(directory / f"plan-{number:05d}.jsonl", b"".join(part))
+            replace_file(directory / HEADER, json.dumps(header, indent=2, allow_nan=False).encode() + b"\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> Plan:
@@ -316,16 +316,3 @@ def _digest(split: str, lines: Iterable[bytes]) -> str:
     for line in lines:
         sha256.update(line)
     return sha256.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        with partial.open("wb") as handle:
-            handle.write(content)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cfaug import __version__
-from cfaug.causal.storage import replace_file
 from cfaug.config import Recipe, load_recipe
+from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
 
 PRODUCTS = (

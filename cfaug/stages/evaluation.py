@@ -100,12 +100,12 @@ def evaluate_counterfactuals(
             for row, error in zip(rows, axioms.l1(factual, to_float(rebuilt)), strict=True)
         ],
     }
-    for name, reader in readers.items():
-        expected = inputs.schema.index(name, attributes[name])
-        truth = inputs.schema.index(name, inputs.test.table[name])
-        agrees = axioms.effectiveness(reader.predict, made, expected)
+    predictors = {name: reader.predict for name, reader in readers.items()}
+    read = axioms.read_attributes(predictors, made, attributes, inputs.schema)
+    read_real = axioms.read_attributes(predictors, test, inputs.test.table, inputs.schema)
+    for name, agrees in read.items():
         intervened = np.array([name in act.assignments for act in acts])
-        on_real = float(axioms.effectiveness(reader.predict, test, truth).mean())
+        on_real = float(read_real[name].mean())
         figures["attributes"][name] = {
             "intervened": bool(intervened.any()),
             "agreement": float(agrees.mean()),

@@ -10,6 +10,7 @@ import numpy as np
 from cfaug.causal import confounding
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
+from cfaug.judge.axioms import worst_rows
 from cfaug.judge.report import DEFAULT_ASSUMPTIONS, Axiom, Example, ReportData
 from cfaug.offline import ShardReader
 from cfaug.stages.evaluation import Evaluation
@@ -114,7 +115,7 @@ def _grids(evaluation: Evaluation) -> dict[str, list[Example]]:
     grids = {
         "A random draw": [_example(evaluation, i) for i in range(min(_ROWS, len(rows)))],
         "The worst reconstructions": [
-            _example(evaluation, int(i), f"L1 {errors[i]:.4f}") for i in np.argsort(-errors)[:_ROWS]
+            _example(evaluation, i, f"L1 {errors[i]:.4f}") for i in worst_rows(errors, _ROWS)
         ],
     }
     if misread:

@@ -229,7 +229,7 @@ def test_a_disk_that_fills_up_at_every_stage(
 
     monkeypatch.setattr(os, "fsync", fsync)
     for name in ("config.yaml", "diagnosis.json", "decoder.safetensors", "model.json", "plan-", "cf-train-000001", "results.jsonl",
-                 "images.npz", "figures.json"):  # fmt: skip
+                 "images.npz", "figures.json", "report.html"):  # fmt: skip
         full[0] = name
         answer = call(capsys, "run", recipe, "--out", out)
         assert answer.code == 1
