@@ -45,10 +45,9 @@ def structure_map(image: torch.Tensor, kind: str) -> torch.Tensor:
     maps = [_scaled(torch.cat([across, down], dim=1))]
     if kind == "layout":
         # the mean of both middle values: torch's median takes the lower one, which is the upper one of the mask where the
-        # background is brighter than the foreground, and that would tell which of them it is
-        ordered = image.flatten(2).sort(dim=2).values
-        n = ordered.shape[2]
-        typical = ((ordered[..., (n - 1) // 2] + ordered[..., n // 2]) / 2)[..., None, None]
+        # background is brighter than the foreground, and that would tell which of them it is (two medians: faster than a sort)
+        flat = image.flatten(2)
+        typical = ((flat.median(dim=2).values - (-flat).median(dim=2).values) / 2)[..., None, None]
         maps.append(_scaled(torch.linalg.vector_norm(image - typical, dim=1, keepdim=True)))
     return torch.cat(maps, dim=1)
 
