@@ -37,11 +37,15 @@ def test_the_readme_code_runs(tmp_path: Path) -> None:
     code = blocks[0]
     assert len(code.splitlines()) <= 30
     # only the training budget is cut: the default is a minute at the least
-    cut = code.replace('parents=graph.parents("image"))', 'parents=graph.parents("image"), max_steps=5, channels=[16, 16])')
+    cut = code.replace(
+        'parents=graph.parents("image"))', 'parents=graph.parents("image"), max_steps=5, channels=[16, 16])'
+    )
     assert cut != code
     _birds(tmp_path / "birds")
     (tmp_path / "story.py").write_text(cut + "\n    print(next(iter(loader))[0].shape)\n", encoding="utf-8")
-    done = subprocess.run([sys.executable, "story.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "story.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert "torch.Size([36, 3, 16, 16])" in done.stdout
 
@@ -67,7 +71,12 @@ def test_a_wheel_carries_the_recipes_the_template_and_the_types(tmp_path: Path) 
     shipped = {f"cfaug/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}
     assert shipped
     assert shipped <= names
-    assert {"cfaug/py.typed", "cfaug/judge/report.html", "cfaug/stages/pipeline.py", "cfaug/data/sets/digits.py"} <= names
+    assert {
+        "cfaug/py.typed",
+        "cfaug/judge/report.html",
+        "cfaug/stages/pipeline.py",
+        "cfaug/data/sets/digits.py",
+    } <= names
     assert not {name for name in names if name.startswith(("recipes/", "tests/", "shards/"))}
 
 

@@ -187,20 +187,24 @@ class FolderDataset(_Indexed):
         """Image ``i``, decoded now: uint8 (H, W, C). DataError naming the file when it cannot be decoded."""
         return read_image(self.root / self._keys[i])
 
-    def check_images(self, progress: Callable[[Iterator[int]], Iterator[int]] = iter) -> None:
-        """Decode every image fully; DataError naming the first that is unreadable, truncated or of another shape.
+    def check_images(self, progress: Callable[[Iterator[int]], Iterator[int]] = iter) -> str:
+        """Decode every image fully; sha256 (hex) of all pixels in order.
 
-        ``progress`` wraps the iterator over indices (for instance ``functools.partial(tqdm, total=len(dataset))``).
+        Raises DataError naming the first image that is unreadable, truncated or of another shape. ``progress`` wraps the iterator over indices (for instance ``functools.partial(tqdm, total=len(dataset))``).
         """
         first: tuple[int, ...] | None = None
+        content = hashlib.sha256()
         for i in progress(iter(range(len(self)))):
-            shape = self.image(i).shape
+            image = self.image(i)
+            content.update(image.tobytes())
+            shape = image.shape
             first = first or shape
             if shape != first:
                 raise DataError(
                     f"{self.root / self._keys[i]}: expected height x width x channels {_by(first)} as in "
                     f"{self._keys[0]}, got {_by(shape)}; make all images the same"
                 )
+        return content.hexdigest()
 
 
 def _by(shape: Sequence[int]) -> str:

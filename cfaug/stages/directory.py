@@ -61,9 +61,23 @@ class RunDirectory:
         elif found:
             self._check_owner()
 
-    def claim(self) -> None:
-        """Write ``config.yaml`` and ``run.json``: from now on the directory is this recipe's."""
+    def claim(self, data: str) -> None:
+        """Write ``config.yaml`` and ``run.json``: from now on the directory is this recipe's, on these data.
+
+        Args:
+            data: digest of the attribute tables and pixels.
+
+        Raises:
+            UsageError: the directory holds a run on other data (a folder of the same name, or one that has changed).
+        """
         import yaml
+
+        owner = self.read_json("run.json")
+        if isinstance(owner, dict) and owner.get("data", data) != data:
+            raise UsageError(
+                f"{self.path} holds a run on other images or attributes (data {owner['data'][:12]}, now {data[:12]}); "
+                "choose another --out, or --overwrite to start over"
+            )
 
         fresh = not self.path.exists()
         try:
@@ -84,6 +98,7 @@ class RunDirectory:
                 "run.json",
                 {
                     "fingerprint": self.recipe.fingerprint(),
+                    "data": data,
                     "seed": self.recipe.seed,
                     "versions": versions(),
                     "seconds": {},

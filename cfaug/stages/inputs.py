@@ -6,6 +6,7 @@ decodable, every class in validation. A run that gets past this can only fail fo
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from dataclasses import dataclass
 from functools import partial
@@ -33,6 +34,8 @@ class Inputs:
     oracle: AttributeDataset | None
     graph: CausalGraph
     grouper: Grouper
+    digest: str
+    """sha256 (hex) over the attribute tables and pixels of the three splits: what a run directory is bound to."""
 
     @property
     def schema(self) -> Schema:
@@ -77,24 +80,35 @@ def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
     train = _open(recipe, graph, "train")
     graph.check(train.schema)
     val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
-    if isinstance(train, FolderDataset):
-        for dataset in (train, val, test):
-            bar = partial(
-                tqdm,
-                total=len(dataset),
-                desc=f"check {dataset.split}",
-                unit="img",
-                disable=not progress,
-                delay=2,
-                leave=False,
-            )
-            dataset.check_images(bar)  # type: ignore[attr-defined]
+    content = hashlib.sha256(train.schema.digest.encode())
+    for dataset in (train, val, test):
+        content.update(dataset.table.to_csv().encode())
+        content.update(_pixels(dataset, progress))
     oracle = (
         _open(recipe, graph, "train", train.schema, confounded=False) if can_unconfound(recipe.data.source) else None
     )
-    inputs = Inputs(train, val, test, oracle, graph, Grouper.fit(train.table, train.schema))
+    inputs = Inputs(train, val, test, oracle, graph, Grouper.fit(train.table, train.schema), content.hexdigest())
     _check_validation(inputs)
     return inputs
+
+
+def _pixels(dataset: AttributeDataset, progress: bool) -> bytes:
+    """sha256 of all pixels; a folder's images are decoded here, so an unreadable one is named before any training."""
+    if isinstance(dataset, FolderDataset):
+        bar = partial(
+            tqdm,
+            total=len(dataset),
+            desc=f"check {dataset.split}",
+            unit="img",
+            disable=not progress,
+            delay=2,
+            leave=False,
+        )
+        return bytes.fromhex(dataset.check_images(bar))  # type: ignore[arg-type]
+    content = hashlib.sha256()
+    for i in range(len(dataset)):
+        content.update(dataset.image(i).tobytes())
+    return content.digest()
 
 
 def _known_to_learn(recipe: Recipe) -> None:

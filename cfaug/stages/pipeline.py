@@ -51,7 +51,7 @@ class Pipeline:
         self.progress = progress
         self.inputs: Inputs = open_inputs(recipe, progress)
         self.directory = RunDirectory(out, recipe, overwrite)
-        self.directory.claim()
+        self.directory.claim(self.inputs.digest)
         self.out = self.directory.path
 
     @contextmanager

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from tiny_run import SMALL, call, contents, folder_recipe, shard_bytes
 
 from cfaug.config import load_recipe
@@ -29,7 +30,7 @@ def test_a_run_writes_everything(finished: Path, recipe: Path) -> None:
     assert load_recipe(finished / "config.yaml") == load_recipe(recipe)
     run = json.loads((finished / "run.json").read_text())
     assert run["fingerprint"] == load_recipe(recipe).fingerprint()
-    assert set(run) == {"fingerprint", "seed", "versions", "seconds"}
+    assert set(run) == {"fingerprint", "data", "seed", "versions", "seconds"}
     assert {"fit", "generate", "train", "evaluate"} <= set(run["seconds"])
     assert {"cfaug", "torch", "diffusers", "python"} <= set(run["versions"])
     assert sorted(p.name for p in (finished / "model").iterdir()) == [
@@ -283,3 +284,25 @@ def test_the_digits_from_beginning_to_end(tmp_path: Path, capsys: Any) -> None:
     before = shard_bytes(out)
     assert call(capsys, "train", tmp_path / "tiny.yaml", "--out", out).code == 0
     assert shard_bytes(out) == before
+
+
+def test_a_directory_is_bound_to_its_images(
+    birds: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same recipe on a folder of the same name with one other pixel must not reuse a model or a shard."""
+    moved = tmp_path / birds.name
+    shutil.copytree(birds, moved)
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    same = folder_recipe(tmp_path / "same.yaml", moved)
+    assert call(capsys, "diagnose", same, "--out", out).code == 0  # elsewhere, but the same images
+    name = next(path for path in sorted(moved.glob("*.png")))
+    with Image.open(name) as picture:
+        pixels = np.asarray(picture).copy()
+    pixels[0, 0] ^= 1
+    Image.fromarray(pixels).save(name)
+    before = contents(out)
+    answer = call(capsys, "diagnose", same, "--out", out)
+    assert answer.code == 2
+    assert "other images" in answer.complaint
+    assert contents(out) == before
