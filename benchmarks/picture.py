@@ -1,6 +1,6 @@
 """The README's picture, from a run: rows of factual images, their reconstructions, and counterfactuals.
 
-    python benchmarks/picture.py RUN docs/counterfactuals.png
+python benchmarks/picture.py RUN docs/counterfactuals.png
 """
 
 from __future__ import annotations

@@ -24,13 +24,24 @@ def main(out: str) -> None:
     for kind in KINDS:
         run = Path(out) / kind
         code = cfaug(
-            ["run", str(shipped_recipes()["demo"]), "--out", str(run), f"--decoder.structure={kind}", f"--train.methods={METHODS}", "--no-progress"]
+            [
+                "run",
+                str(shipped_recipes()["demo"]),
+                "--out",
+                str(run),
+                f"--decoder.structure={kind}",
+                f"--train.methods={METHODS}",
+                "--no-progress",
+            ]
         )
         if code:
             sys.exit(code)
         figures = json.loads((run / "evaluation" / "figures.json").read_text())
         figures.pop("rows")
-        table = {row.method: {"worst_group": row.worst, "average": row.average} for row in summarise(read_results(run / "results.jsonl"))}
+        table = {
+            row.method: {"worst_group": row.worst, "average": row.average}
+            for row in summarise(read_results(run / "results.jsonl"))
+        }
         with (Path(out) / "structure.jsonl").open("a", encoding="utf-8") as handle:
             handle.write(json.dumps({"structure": kind, "methods": table, "counterfactuals": figures}) + "\n")
 

@@ -72,7 +72,7 @@ class PlanConfig:
 
     strategy: str = "balance"
     per_image: int = 1  # real interventions a source image
-    null_fraction: float = 0.2  # of all rows: reconstructions, so that provenance can be balanced
+    null_fraction: float = 0.5  # of all rows: reconstructions; 1 / (1 + per_image) gives every source one
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,6 @@ class TrainConfig:
     groups: str = "each"  # what group methods balance: cross (target x all spurious) | each (one at a time)
     p: float = 0.8  # cfaug: share of counterfactuals
     null_p: float = 0.1  # cfaug: share of reconstructions; real fraction = 1 - p - null_p
-    null_control_p: float = 0.5  # null_control: share of reconstructions beside real images
     device: str = "cpu"
     threads: int = 1  # a net this small loses time to a second thread
     bf16: bool = False
@@ -139,6 +138,11 @@ class Recipe:
         content = self.to_dict()
         for free in ("engine", "workers"):
             content["generate"].pop(free)
+        for free in (
+            "methods",
+            "seeds",
+        ):  # a row of the results is one method with one seed: more of them only add rows
+            content["train"].pop(free)
         root = content["data"]["root"]
         content["data"]["root"] = Path(root).name if root else None  # runs are relocatable
         return content
@@ -280,7 +284,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99),
     "generate.workers": (0, 1024), "generate.samples_per_shard": (1, math.inf), "generate.batch_size": (1, math.inf),
     "train.epochs": (1, math.inf), "train.batch_size": (2, math.inf), "train.learning_rate": (1e-9, 100),
-    "train.weight_decay": _ANY, "train.p": (0, 1), "train.null_p": (0, 1), "train.null_control_p": (0, 1),
+    "train.weight_decay": _ANY, "train.p": (0, 1), "train.null_p": (0, 1),
     "train.threads": (1, 1024), "evaluate.images": (1, math.inf), "evaluate.cycles": (1, math.inf),
 }  # fmt: skip
 _CHOICES = {
@@ -314,6 +318,16 @@ def check_ranges(recipe: Recipe) -> None:
     for name, rho in rhos.items():
         within(f"data.rho {name}".rstrip(), rho, 0, 1)
     within("train.p + train.null_p", recipe.train.p + recipe.train.null_p, 0, 1 + 1e-9)
+    if recipe.plan.null_fraction == 0 and recipe.train.null_p > 0 and "cfaug" in recipe.train.methods:
+        raise UsageError(
+            f"train.null_p is {recipe.train.null_p:g}, but plan.null_fraction is 0, so there will be no reconstructions to show; "
+            "set train.null_p to 0 or plan.null_fraction above 0"
+        )
+    if recipe.plan.null_fraction == 0 and "null_control" in recipe.train.methods:
+        raise UsageError(
+            "train.methods lists null_control, but plan.null_fraction is 0, so there will be no reconstructions; "
+            "set plan.null_fraction above 0 or remove the method"
+        )
     listed("train.seeds", recipe.train.seeds, "seeds: [0, 1, 2]")
     listed("train.methods", recipe.train.methods, "methods: [erm, cfaug]")
     listed("attributes.spurious", recipe.attributes.spurious, "spurious: [background]")

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 from tiny_run import Answer, call, contents, folder, folder_recipe
 
 from cfaug import __version__
@@ -344,3 +345,36 @@ def test_an_interruption_says_that_the_work_is_kept(run: Path, capsys: Any, monk
     answer = call(capsys, "run", run.parent / "birds.yaml", "--out", run)
     assert answer.code == 130
     assert "the same command continues" in answer.err
+
+
+def test_splits_of_another_size_and_classes_without_training_images_are_named(tmp_path: Path, capsys: Any) -> None:
+    root = folder(tmp_path / "birds")
+    with Image.open(root / "bird-40.png") as picture:
+        size = picture.size
+    table = pd.read_csv(root / "metadata.csv")
+    for name in table.file_name[table.split == "val"]:
+        with Image.open(root / name) as picture:
+            picture.resize((size[0] * 2, size[1])).save(root / name)
+    answer = call(capsys, "run", folder_recipe(tmp_path / "a.yaml", root), "--out", tmp_path / "out")
+    assert (answer.code, (tmp_path / "out").exists()) == (1, False)
+    assert "val" in answer.complaint
+
+    root = folder(tmp_path / "more")
+    table = pd.read_csv(root / "metadata.csv")
+    table.loc[table.split != "train", "species"] = "owl"
+    table.to_csv(root / "metadata.csv", index=False)
+    answer = call(capsys, "run", folder_recipe(tmp_path / "b.yaml", root), "--out", tmp_path / "out")
+    assert (answer.code, (tmp_path / "out").exists()) == (1, False)
+    assert "owl" in answer.complaint
+
+
+@pytest.mark.parametrize(("methods", "null_p"), [("[cfaug]", 0.1), ("[null_control]", 0.0)])
+def test_reconstructions_that_nobody_planned_are_a_contradiction(
+    tmp_path: Path, capsys: Any, methods: str, null_p: float
+) -> None:
+    recipe = folder_recipe(tmp_path / "a.yaml", folder(tmp_path / "birds"), plan={"null_fraction": 0.0})
+    answer = call(
+        capsys, "run", recipe, f"--train.methods={methods}", f"--train.null_p={null_p}", "--out", tmp_path / "out"
+    )
+    assert answer.code == 2
+    assert "null_fraction" in answer.complaint

@@ -218,7 +218,7 @@ def read_image(path: Path) -> Pixels:
             picture.load()
             if picture.mode.startswith(("I", "F")):
                 raise DataError(f"{path}: expected 8 bits a channel, got mode {picture.mode}; convert it to 8 bits")
-            pixels = np.asarray(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
+            pixels = np.array(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such image file") from error
     # Pillow reports a damaged file as OSError, SyntaxError or ValueError, depending on where the damage is

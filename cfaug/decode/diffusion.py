@@ -43,11 +43,13 @@ class ImageNoise:
         latent: n, shape (B, C, H', W'), H' and W' padded to what the network divides.
         structure: s, shape (B, S, H', W'), in [-1, 1].
         size: (H, W) of the source, restored by prediction.
+        device: where the source was, and where prediction returns its image to.
     """
 
     latent: torch.Tensor
     structure: torch.Tensor
     size: tuple[int, int]
+    device: torch.device = torch.device("cpu")
 
 
 class DiffusionDecoder:
@@ -167,6 +169,11 @@ class DiffusionDecoder:
         Raises:
             UsageError: another number of channels or rows than expected.
         """
+        if not image.is_floating_point() or float(image.abs().max()) > 1.001:
+            raise UsageError(
+                f"expected float images in [-1, 1], but {image.dtype} up to {float(image.abs().max()):.0f} came; "
+                "for uint8 write image / 127.5 - 1"
+            )
         net, device = self.net, self.config.device
         if image.ndim != 4 or image.shape[1] != self.image_channels or len(image) != len(attributes):
             raise UsageError(
@@ -182,7 +189,7 @@ class DiffusionDecoder:
             latent = integrate(
                 lambda x, t: self._velocity(x, t, condition, structure), padded, 0.0, 1.0, self.config.steps
             )
-        return ImageNoise(latent, structure, (height, width))
+        return ImageNoise(latent, structure, (height, width), image.device)
 
     def predict(
         self, noise: ImageNoise, attributes: pd.DataFrame, affected: Sequence[Collection[str]] | None = None
@@ -217,7 +224,7 @@ class DiffusionDecoder:
         with torch.inference_mode():
             image = integrate(velocity, noise.latent, 1.0, 0.0, self.config.steps)
         height, width = noise.size
-        return image[..., :height, :width].clamp(-1, 1)
+        return image[..., :height, :width].clamp(-1, 1).to(noise.device)
 
     def _velocity(
         self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor, structure: torch.Tensor

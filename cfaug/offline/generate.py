@@ -205,9 +205,18 @@ class ShardWork:
 
 def environment_of(model: Model, batch_size: int) -> Environment:
     """What the bytes depend on beside plan and model; no path, no worker count, no engine."""
-    versions = {name: importlib.metadata.version(name) for name in ("numpy", "pillow", "torch", "webdataset")}
+    versions = {
+        name: importlib.metadata.version(name)
+        for name in ("diffusers", "numpy", "pillow", "torch", "webdataset", "zuko")
+    }
     device = str(getattr(model, "device", "cpu")).split(":")[0]
-    return {"batch_size": batch_size, "threads": 1, "device": device, "dtype": "float32", **versions}
+    return {
+        "batch_size": batch_size,
+        "threads": 1,
+        "device": device,
+        "dtype": str(getattr(model, "dtype", "float32")),
+        **versions,
+    }
 
 
 def _positions(dataset: AttributeDataset, plan: Plan) -> dict[str, int]:

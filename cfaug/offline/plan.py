@@ -272,7 +272,9 @@ def _independent_values(
             levels = (np.arange(m) + rng.random(m)) / m
             drawn = [float(v) for v in np.quantile(observed, levels, method="inverted_cdf")]
         else:
-            allowed = attribute.values or ()
+            # a value that no image here shows (a schema may know it from test rows) is nothing a decoder could have learned
+            seen = set(table[name])
+            allowed = tuple(value for value in attribute.values or () if value in seen)
             repeats, rest = divmod(m, len(allowed))
             drawn = [*(allowed * repeats), *(allowed[k] for k in rng.permutation(len(allowed))[:rest])]
         for slot, k in zip(slots, rng.permutation(m)):

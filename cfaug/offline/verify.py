@@ -135,7 +135,9 @@ def _whole_file(directory: Path, row: ManifestRow) -> list[str]:
     except OSError as error:
         return [f"{row.name}: cannot read it: {error.strerror}"]
     if found != row.sha256:
-        return [f"{row.name}: expected sha256 {row.sha256[:12]}..., found {found[:12]}...: generate this shard again"]
+        return [
+            f"{row.name}: expected sha256 {row.sha256[:12]}..., found {found[:12]}...: remove this file and generate again"
+        ]
     return []
 
 

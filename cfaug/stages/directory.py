@@ -73,6 +73,11 @@ class RunDirectory:
         import yaml
 
         owner = self.read_json("run.json")
+        made = [name for name in ("model", "plan", "shards", "results.jsonl") if (self.path / name).exists()]
+        if made and not (isinstance(owner, dict) and "data" in owner):
+            raise UsageError(
+                f"{self.path} holds {made[0]}, but run.json no longer says of which images; restore run.json, or --overwrite to start over"
+            )
         if isinstance(owner, dict) and owner.get("data", data) != data:
             raise UsageError(
                 f"{self.path} holds a run on other images or attributes (data {owner['data'][:12]}, now {data[:12]}); "
@@ -86,9 +91,11 @@ class RunDirectory:
             raise CfaugError(
                 f"cannot create the output directory {self.path}: {error.strerror}; choose another --out"
             ) from None
-        if not (self.path / "config.yaml").exists():
+        text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
+        path = self.path / "config.yaml"
+        if not path.exists() or load_recipe(path).train != self.recipe.train:  # more seeds or methods than before
             try:
-                self.write("config.yaml", yaml.safe_dump(self.recipe.to_dict(), sort_keys=False))
+                self.write("config.yaml", text)
             except CfaugError:
                 if fresh:
                     self.path.rmdir()

@@ -80,6 +80,13 @@ def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
     train = _open(recipe, graph, "train")
     graph.check(train.schema)
     val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
+    shape = train.image(0).shape
+    for dataset in (val, test):
+        if (found := dataset.image(0).shape) != shape:
+            raise DataError(
+                f"expected images of one size and mode, but train has {shape} (height, width, channels) and {dataset.split} "
+                f"{found}; make them the same"
+            )
     content = hashlib.sha256(train.schema.digest.encode())
     for dataset in (train, val, test):
         content.update(dataset.table.to_csv().encode())
@@ -88,6 +95,7 @@ def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
         _open(recipe, graph, "train", train.schema, confounded=False) if can_unconfound(recipe.data.source) else None
     )
     inputs = Inputs(train, val, test, oracle, graph, Grouper.fit(train.table, train.schema), content.hexdigest())
+    _check_training(inputs)
     _check_validation(inputs)
     return inputs
 
@@ -161,6 +169,22 @@ def _open(
         confounded=confounded,
         **options,
     )
+
+
+def _check_training(inputs: Inputs) -> None:
+    target = inputs.target
+    for value in inputs.schema[target].categories:
+        if value not in set(inputs.train.table[target]):
+            raise DataError(
+                f"expected training images of every class, but {target}={value} has none; add rows with split train, or remove the class"
+            )
+    for name in inputs.schema.spurious:
+        seen = set(inputs.train.table[name])
+        if len(seen) < 2:
+            log.warning("%s has one value in training, so no intervention on it can change an image", name)
+        unseen = sorted(set(inputs.schema[name].values or ()) - seen)
+        if unseen:
+            log.warning("%s=%s has no training image: nothing is planned for it", name, unseen[0])
 
 
 def _check_validation(inputs: Inputs) -> None:

@@ -23,7 +23,7 @@ from cfaug.decode import CounterfactualModel, DiffusionDecoder
 from cfaug.errors import CfaugError, ShardError
 from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.judge.report import write_report
-from cfaug.learn import METHODS, Mixture, train_classifier, training_set, validation_set
+from cfaug.learn import Mixture, train_classifier, training_set, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
 from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals, settings_of
@@ -173,8 +173,7 @@ class Pipeline:
         with tqdm(todo, desc="train", unit="classifier", disable=not self.progress) as bar:
             for method, seed in bar:
                 bar.set_postfix_str(f"{method}, seed {seed}")
-                control = METHODS[method].data == "null"
-                mixture = Mixture(0.0, config.null_control_p) if control else Mixture(config.p, config.null_p)
+                mixture = Mixture(config.p, config.null_p)
                 source = training_set(
                     method,
                     inputs.train,

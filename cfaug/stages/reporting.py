@@ -90,8 +90,15 @@ def _axioms(figures: dict[str, Any]) -> list[Axiom]:
         found.append(
             Axiom(
                 f"{kind}: {name}",
-                f"{row['agreement']:.3f}",
-                f"share that a reader trained on {figures['reader_basis']} reads as intended; it reads {row['reader_on_real']:.3f} of real test images right",
+                "no case" if row["agreement"] is None else f"{row['agreement']:.3f}",
+                f"share of {row['n']} generated images that a reader (trained on {figures['reader_basis']} of other sources) reads as intended"
+                f"{', interventions that change the value only' if row['intervened'] else ''}; it reads {row['reader_on_real']:.3f} of the real test images right",
+            )
+        )
+    for name in figures["not_measured"]:
+        found.append(
+            Axiom(
+                f"effectiveness: {name}", "not measured", "there is no reader of a continuous or ordinal attribute yet"
             )
         )
     probe = figures["shortcut_probe"]
@@ -102,7 +109,7 @@ def _axioms(figures: dict[str, Any]) -> list[Axiom]:
             Axiom(
                 "target told by colour alone",
                 f"{probe['counterfactual']:.3f}",
-                f"logistic regression on colour statistics of the counterfactuals; {probe['factual']:.3f} of the factual images{against}; chance {probe['chance']:.3f}",
+                f"balanced accuracy of a logistic regression on colour statistics of the counterfactuals; {probe['factual']:.3f} of the factual images{against}; chance {probe['chance']:.3f}",
             )
         )
     return found
@@ -147,6 +154,10 @@ def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) ->
             "How n counts: every test digit is rendered in ten colourings, once under each foreground and once under each background. "
             "Within one group no handwritten digit occurs twice, so n is a number of different handwritten digits; across groups the same digits return."
         )
+    notes.append(
+        "The range over seeds is that of the classifiers. SCM, decoder, plan and shards are made once a run, with the run's own seed: "
+        "how much another decoder would change the table is not in the range."
+    )
     if inputs.oracle is None:
         notes.append("There is no oracle: these images cannot be had without their confounding.")
     if model is not None and model.decoder.report is not None:

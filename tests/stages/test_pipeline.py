@@ -110,7 +110,7 @@ def test_the_same_model_and_plan_give_the_same_bytes_elsewhere(
 ) -> None:
     for name, options in (("a", []), ("b", ["--generate.workers=1"])):
         out = tmp_path / name
-        for part in ("model", "plan", "config.yaml"):
+        for part in ("model", "plan", "config.yaml", "run.json"):
             copy = shutil.copytree if (finished / part).is_dir() else shutil.copy
             out.mkdir(exist_ok=True)
             copy(finished / part, out / part)  # type: ignore[operator]
@@ -306,3 +306,36 @@ def test_a_directory_is_bound_to_its_images(
     assert answer.code == 2
     assert "other images" in answer.complaint
     assert contents(out) == before
+
+
+def test_more_seeds_only_add_rows(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    kept = (out / "results.jsonl").read_text().splitlines()
+    shards = shard_bytes(out)
+    assert call(capsys, "train", recipe, "--out", out, "--train.seeds=[0, 1]").code == 0
+    rows = (out / "results.jsonl").read_text().splitlines()
+    assert rows[: len(kept)] == kept
+    assert [json.loads(row)["seed"] for row in rows[len(kept) :]] == [1, 1]
+    assert load_recipe(out / "config.yaml").train.seeds == [0, 1]
+    assert shard_bytes(out) == shards
+
+
+def test_products_without_their_run_json_are_nobodys(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "run.json").unlink()
+    answer = call(capsys, "train", recipe, "--out", out)
+    assert answer.code == 2
+    assert "run.json" in answer.complaint
+
+
+def test_what_is_judged_is_what_was_generated(finished: Path) -> None:
+    """The counterfactuals of the evaluation are the shards' own images, and identity cannot pass for effect."""
+    figures = json.loads((finished / "evaluation" / "figures.json").read_text())
+    reader = ShardReader(finished)
+    generated = {reader.image(i).tobytes() for i in range(len(reader)) if not reader.index[i].null}
+    with np.load(finished / "evaluation" / "images.npz") as arrays:
+        assert {image.tobytes() for image in arrays["counterfactual"]} <= generated
+    assert figures["attributes"]["background"]["n"] < figures["images"]  # some interventions change nothing
+    assert figures["attributes"]["species"]["n"] == figures["images"]
