@@ -49,7 +49,7 @@ class ImageNoise:
     latent: torch.Tensor
     structure: torch.Tensor
     size: tuple[int, int]
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
 
 
 class DiffusionDecoder:
