@@ -130,8 +130,6 @@ def test_importing_cfaug_is_light() -> None:
 
 
 def test_the_training_side_needs_no_diffusers() -> None:
-    if not (REPO / "cfaug" / "learn" / "mixing.py").exists():
-        pytest.skip("cfaug.learn.mixing is not there yet")
     names = "CounterfactualDataset, RandomCounterfactual"
     assert not loaded(f"from cfaug import {names}") & {"diffusers", "zuko", "sklearn"}
 
