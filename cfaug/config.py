@@ -9,21 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from cfaug.checks import check_ranges
 from cfaug.data.attributes import near
 from cfaug.errors import UsageError
-
-DECODERS = ("diffusion",)
-STRUCTURES = ("layout", "gradient", "none")
-STRATEGIES = ("balance",)
-ENGINES = ("local",)
 
 
 @dataclass(frozen=True)
@@ -51,8 +45,11 @@ class AttributesConfig:
 class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
-    kind: str = "diffusion"
+    kind: str = "diffusion"  # diffusion | distilled (one network evaluation, trained from a diffusion teacher)
+    space: str = "pixels"  # what the network sees: pixels | latents (of a variational autoencoder, for photographs)
+    autoencoder: str | None = None  # latents: a local diffusers directory; null trains a small one on the data
     structure: str = "none"  # held fixed beside the noise; layout or gradient where attributes recolour, moving no edge
+    semantic: int = 0  # channels of a learned latent beside the noise, kept free of the attributes; 0: none
     patch: int | None = None  # space-to-depth factor; null: 1 up to 8 px, 2 up to 16 px, 4 beyond
     channels: list[int] = field(default_factory=lambda: [64, 96])
     seconds: float | None = None  # training budget; null: at most 3 minutes at 2 000 images, 25 at 20 000
@@ -61,9 +58,16 @@ class DecoderConfig:
     learning_rate: float = 2e-3
     drop_attribute: float = 0.1  # each attribute block is hidden independently (decoupled guidance needs it)
     cell_power: float = 0.5  # an image weighs count(cell) ** -cell_power: rare attribute combinations count
-    steps: int = 3  # midpoint steps each way: two network evaluations each
-    guidance: float = 1.0  # of the intervened attributes only; the others stay at 1
-    device: str = "cpu"
+    validate_every: int | None = None  # optimiser steps between two counterfactual validation scores; null: no scores
+    patience: int = 3  # scores without improvement before training stops early
+    checkpoint_seconds: float = 60.0  # how much training a kill can cost; resuming is exact
+    sampler: str = "reversible"  # reversible (a null intervention returns the image) | midpoint
+    steps: int = 3  # solver steps each way: two network evaluations each
+    depth: dict[str, float] = field(default_factory=dict)  # attribute: flow time to invert to, in (0, 1]; 1 unless said
+    guidance: float = 1.0  # strength of the intervention: scales the intervened attributes only; the others stay at 1
+    device: str = "cpu"  # cpu | cuda | mps, or cuda:1
+    bf16: bool = True  # autocast to bfloat16: about twice as fast where the processor has it
+    compile: bool = False  # torch.compile the network in training
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,7 @@ class Recipe:
             "seeds",
         ):  # a row of the results is one method with one seed: more of them only add rows
             content["train"].pop(free)
+        content["decoder"].pop("checkpoint_seconds")
         root = content["data"]["root"]
         content["data"]["root"] = Path(root).name if root else None  # runs are relocatable
         return content
@@ -273,79 +278,3 @@ def _build(kind: type, content: Mapping[str, Any], where: str = "") -> Any:
             value = [get_args(hint)[0](v) for v in value]
         values[key] = value
     return kind(**values)
-
-
-_ANY = (0.0, math.inf)
-_RANGES: dict[str, tuple[float, float]] = {
-    "seed": _ANY, "data.seed": _ANY, "data.train_images": (1, math.inf), "data.val_images": (1, math.inf),
-    "decoder.patch": (1, 64), "decoder.seconds": (1, math.inf), "decoder.max_steps": (1, math.inf),
-    "decoder.batch_size": (1, math.inf), "decoder.learning_rate": (1e-9, 10), "decoder.drop_attribute": (0, 0.9),
-    "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.guidance": (0, 100),
-    "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99),
-    "generate.workers": (0, 1024), "generate.samples_per_shard": (1, math.inf), "generate.batch_size": (1, math.inf),
-    "train.epochs": (1, math.inf), "train.batch_size": (2, math.inf), "train.learning_rate": (1e-9, 100),
-    "train.weight_decay": _ANY, "train.p": (0, 1), "train.null_p": (0, 1),
-    "train.threads": (1, 1024), "evaluate.images": (1, math.inf), "evaluate.cycles": (1, math.inf),
-}  # fmt: skip
-_CHOICES = {
-    "decoder.kind": DECODERS, "decoder.structure": STRUCTURES, "plan.strategy": STRATEGIES,
-    "generate.engine": ENGINES, "train.groups": ("each", "cross"),
-}  # fmt: skip
-
-
-def check_ranges(recipe: Recipe) -> None:
-    """Raise UsageError for the first value outside its range or registry."""
-
-    def within(name: str, value: float | None, low: float, high: float) -> None:
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            expected = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a number from {low:g} up"
-            raise UsageError(f"{name} must be {expected}, but {value!r} came")
-
-    def listed(name: str, values: Sequence[Any], example: str) -> None:
-        if not values:
-            raise UsageError(f"{name} must list at least one, but it is empty; write for example {example}")
-        twice = [value for i, value in enumerate(values) if value in values[:i]]
-        if twice:
-            raise UsageError(f"{name} must list each only once, but {twice[0]!r} came twice; remove one")
-
-    for name, known in _CHOICES.items():
-        value = attrgetter(name)(recipe)
-        if value not in known:
-            raise UsageError(f"{name} must be one of {', '.join(known)}, but {value!r} came; {near(value, known)}")
-    for name, (low, high) in _RANGES.items():
-        within(name, attrgetter(name)(recipe), low, high)
-    rhos = recipe.data.rho if isinstance(recipe.data.rho, dict) else {"": recipe.data.rho}
-    for name, rho in rhos.items():
-        within(f"data.rho {name}".rstrip(), rho, 0, 1)
-    within("train.p + train.null_p", recipe.train.p + recipe.train.null_p, 0, 1 + 1e-9)
-    if recipe.plan.null_fraction == 0 and recipe.train.null_p > 0 and "cfaug" in recipe.train.methods:
-        raise UsageError(
-            f"train.null_p is {recipe.train.null_p:g}, but plan.null_fraction is 0, so there will be no reconstructions to show; "
-            "set train.null_p to 0 or plan.null_fraction above 0"
-        )
-    if recipe.plan.null_fraction == 0 and "null_control" in recipe.train.methods:
-        raise UsageError(
-            "train.methods lists null_control, but plan.null_fraction is 0, so there will be no reconstructions; "
-            "set plan.null_fraction above 0 or remove the method"
-        )
-    listed("train.seeds", recipe.train.seeds, "seeds: [0, 1, 2]")
-    listed("train.methods", recipe.train.methods, "methods: [erm, cfaug]")
-    listed("attributes.spurious", recipe.attributes.spurious, "spurious: [background]")
-    for seed in recipe.train.seeds:
-        within("train.seeds", seed, *_ANY)
-    if not recipe.decoder.channels or any(width < 8 or width % 8 for width in recipe.decoder.channels):
-        raise UsageError(
-            f"decoder.channels must list multiples of 8, but {recipe.decoder.channels} came; write [64, 96]"
-        )
-    if not re.fullmatch(r"\w[\w.+-]*", recipe.name):
-        raise UsageError(
-            f"name must be letters, digits and . _ + -, but {recipe.name!r} came; it names the output directory"
-        )
-    if recipe.attributes.target in recipe.attributes.spurious:
-        raise UsageError(
-            f"attribute {recipe.attributes.target!r} is both target and spurious; it can be only one of them"
-        )
-    if not recipe.graph.strip():
-        raise UsageError(
-            'the recipe needs a graph; for example graph: "species <-> background; species -> image; background -> image"'
-        )
