@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from cfaug.data.attributes import Attribute, Schema
 from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset, pixel_digest
 from cfaug.data.groups import Grouper
-from cfaug.data.sources import SOURCES, can_unconfound, open_source
+from cfaug.data.sources import SOURCES, can_unconfound, measures_of, open_source
 
 if TYPE_CHECKING:
     from cfaug.data.loading import load_images
@@ -22,6 +22,7 @@ __all__ = [
     "Schema",
     "can_unconfound",
     "load_images",
+    "measures_of",
     "open_source",
     "pixel_digest",
 ]

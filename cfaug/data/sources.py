@@ -7,22 +7,33 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from cfaug.data.attributes import Schema, near
 from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
 from cfaug.errors import UsageError
 
 
+Measure = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
+"""(N, H, W, C) uint8 images -> (N,) values of one attribute, in its unit, read from the pixels alone."""
+
+
 @dataclass(frozen=True)
 class Source:
-    """Where a named source is made (``module:function``, loaded on use) and whether it knows its own confounding."""
+    """Where a named source is made (``module:function``, loaded on use) and whether it knows its own confounding.
+
+    ``measures`` names (``module:CONSTANT``) the attributes that can be read from pixels; empty: none can.
+    """
 
     maker: str
     can_unconfound: bool
+    measures: str = ""
 
 
 SOURCES: dict[str, Source] = {
@@ -41,6 +52,18 @@ def _source(name: str) -> Source:
 def can_unconfound(source: str) -> bool:
     """Can this source be had with attributes drawn independently of the target (the oracle's training set)?"""
     return _source(source).can_unconfound
+
+
+def measures_of(source: str) -> dict[str, Measure]:
+    """The attributes of this source that a formula reads from pixels, each with its formula; {} when there is none.
+
+    Each maps uint8 images (N, H, W, C) to float64 (N,) in the attribute's unit. UsageError for an unknown source.
+    """
+    entry = _source(source)
+    if not entry.measures:
+        return {}
+    module, constant = entry.measures.split(":")
+    return dict(getattr(importlib.import_module(module), constant))
 
 
 def open_source(
