@@ -74,6 +74,21 @@ class Axiom:
 
 
 @dataclass(frozen=True)
+class LossTable:
+    """The same classifier trained on several kinds of images of the same sources, and what every step costs.
+
+    ``rows``: (kind, what it is, accuracy a measure); ``losses``: (name, what it means, (mean, least, greatest seed) a
+    measure); both in the order of ``measures``; fractions in [0, 1].
+    """
+
+    measures: Sequence[str]
+    rows: Sequence[tuple[str, str, Sequence[float]]]
+    losses: Sequence[tuple[str, str, Sequence[tuple[float, float, float]]]]
+    images: int
+    seeds: int
+
+
+@dataclass(frozen=True)
 class ReportData:
     """Everything the report shows; what is empty is left out. ``rows`` are results rows (see ``result_row``).
 
@@ -93,6 +108,8 @@ class ReportData:
     edges: Sequence[tuple[str, str]] = ()
     bidirected: Sequence[tuple[str, str]] = ()
     axioms: Sequence[Axiom] = ()
+    losses: LossTable | None = None
+    leaks: Sequence[Axiom] = ()
     assumptions: Sequence[str] = DEFAULT_ASSUMPTIONS
     notes: Sequence[str] = ()
     run: Mapping[str, str] = field(default_factory=dict)
@@ -102,6 +119,11 @@ class ReportData:
 def percent(value: float, digits: int = 1) -> str:
     """A fraction as text: 0.5 -> "50.0 %", with a space that does not break."""
     return f"{100 * value:.{digits}f}\u00a0%"  # never broken before the sign
+
+
+def points(value: float) -> str:
+    """A difference of fractions in percentage points, signed: 0.07 -> "+7.0"."""
+    return f"{100 * value:+.1f}"
 
 
 def breakable(text: str) -> Any:
@@ -191,6 +213,7 @@ def render_report(data: ReportData) -> str:
     environment.filters |= {
         "percent": percent,
         "whole": partial(percent, digits=0),
+        "points": points,
         "png": png_uri,
         "breakable": breakable,
     }

@@ -1,14 +1,11 @@
 """Judging the counterfactuals themselves, on training sources, where the classifier would look.
 
-Readers are classifiers of one attribute each. They are trained on unconfounded images where the source can make them; otherwise
-on the confounded ones with groups resampled, and the result says so, because such a reader may share the shortcut.
-The shortcut probe asks what a lazy classifier would ask: is the target told by colour statistics alone?
+Axioms and readers on what was generated; the leak probes and, where the recipe asks for them, the three losses on
+images made here from the same model.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,15 +17,20 @@ from tqdm.auto import tqdm
 
 from cfaug.causal import Intervention, do
 from cfaug.config import Recipe
-from cfaug.data import AttributeDataset, load_images
+from cfaug.data import load_images
 from cfaug.decode import CounterfactualModel
 from cfaug.judge import axioms
-from cfaug.learn import TensorImages, TrainedClassifier, TrainSettings, train_classifier
-from cfaug.learn.assembly import group_codes
+from cfaug.judge.leaks import LEAST_SOURCES
+from cfaug.learn.models import as_input
 from cfaug.offline import Plan, PlanRow, ShardReader
 from cfaug.stages.inputs import Inputs
+from cfaug.stages.losses import three_losses
+from cfaug.stages.pools import balanced_acts, make_pool
+from cfaug.stages.probes import leak_figures, shortcut_probe
+from cfaug.stages.readers import Pixels, attribute_readers, to_pixels
 
-Pixels = npt.NDArray[np.uint8]
+PROBED = 2000
+"""Sources of the leak probes, at most, where the losses are not measured (their pool serves both)."""
 
 
 @dataclass(frozen=True)
@@ -41,43 +43,16 @@ class Evaluation:
     counterfactual: Pixels
 
 
-def settings_of(recipe: Recipe) -> TrainSettings:
-    """The classifier settings of a recipe."""
-    train = recipe.train
-    return TrainSettings(
-        epochs=train.epochs,
-        batch_size=train.batch_size,
-        lr=train.learning_rate,
-        weight_decay=train.weight_decay,
-        model=train.model,
-        device=train.device,
-        threads=train.threads,
-        bf16=train.bf16,
-    )
-
-
-def to_float(images: torch.Tensor) -> torch.Tensor:
-    """uint8 to [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_pixels(images: torch.Tensor) -> Pixels:
-    """(N, C, H, W), uint8 or float in [-1, 1], to uint8 (N, H, W, C)."""
-    if images.dtype != torch.uint8:
-        images = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return images.permute(0, 2, 3, 1).contiguous().cpu().numpy()
-
-
 def evaluate_counterfactuals(
     recipe: Recipe, inputs: Inputs, model: CounterfactualModel, plan: Plan, shards: ShardReader, progress: bool
 ) -> Evaluation:
-    """Composition, reversibility, effectiveness, preservation and the shortcut probe, on what was generated."""
-    bar = tqdm(total=4, desc="evaluate", disable=not progress, bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]")
+    """Composition, reversibility, effectiveness, preservation, leak probes and the three losses."""
+    bar = tqdm(total=5, desc="evaluate", disable=not progress, bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]")
     rows = judged_rows(plan, recipe.evaluate.images, len(inputs.train) // 2)
     position = {inputs.train.key(i): i for i in range(len(inputs.train))}
     wanted = [position[row.source_key] for row in rows]
     images = load_images(inputs.train, wanted, progress=False)
-    factual = to_float(images)
+    factual = as_input(images)
     table = inputs.train.table.iloc[wanted].set_axis([row.key for row in rows])  # a source may have several rows
     place = {entry.key: i for i, entry in enumerate(shards.index)}
     made = torch.from_numpy(np.stack([shards.image(place[row.key]) for row in rows])).permute(0, 3, 1, 2)
@@ -88,7 +63,7 @@ def evaluate_counterfactuals(
     bar.set_postfix_str(f"{recipe.evaluate.cycles} null cycles")
     rebuilt, _ = axioms.counterfactuals(model, factual, table, [do()] * len(acts), recipe.seed)
     rebuilt = torch.from_numpy(to_pixels(rebuilt)).permute(0, 3, 1, 2)
-    errors = axioms.l1(factual, to_float(rebuilt))
+    errors = axioms.l1(factual, as_input(rebuilt))
     figures: dict[str, Any] = {
         "images": len(rows),
         "composition_l1": float(errors.mean()),
@@ -102,8 +77,9 @@ def evaluate_counterfactuals(
         ],
     }
     _next(bar, "readers")
-    readers, figures["reader_basis"] = _readers(recipe, inputs, {row.source_key for row in rows}, progress)
-    figures["not_measured"] = [name for name in inputs.graph.parents("image") if name not in readers]
+    readers, figures["reader_basis"] = attribute_readers(recipe, inputs, {row.source_key for row in rows}, progress)
+    known = {*readers, *inputs.measures}
+    figures["not_measured"] = [name for name in inputs.graph.parents("image") if name not in known]
     predictors = {name: reader.predict for name, reader in readers.items()}
     read = axioms.read_attributes(predictors, made, attributes, inputs.schema)
     _next(bar, "real test images")
@@ -111,9 +87,7 @@ def evaluate_counterfactuals(
     read_real = axioms.read_attributes(predictors, test, inputs.test.table, inputs.schema)
     figures["attributes"] = {}
     for name, agrees in read.items():
-        intervened = any(name in act.assignments for act in acts)
-        # an intervention to the value that the image has already proves nothing: an identity would pass it
-        counted = (attributes[name] != table[name]).to_numpy() if intervened else np.ones(len(rows), dtype=bool)
+        intervened, counted = _counted(name, acts, attributes, table)
         figures["attributes"][name] = {
             "intervened": intervened,
             "n": int(counted.sum()),
@@ -123,8 +97,13 @@ def evaluate_counterfactuals(
         for row, right in zip(figures["rows"], agrees, strict=True):
             if not right:
                 row["misread"].append(name)
-    _next(bar, "shortcut probe")
+    figures["measures"] = {
+        name: _measured(inputs, name, acts, attributes, table, to_pixels(made), to_pixels(images), to_pixels(test))
+        for name in inputs.measures
+    }
+    _next(bar, "leak probes")
     figures["shortcut_probe"] = shortcut_probe(inputs, shards, recipe.seed)
+    figures |= _on_pools(recipe, inputs, model, progress, bar)
     _next(bar, "")
     bar.close()
     return Evaluation(figures, to_pixels(images), to_pixels(rebuilt), to_pixels(made))
@@ -152,86 +131,63 @@ def _next(bar: tqdm[Any], what: str) -> None:
     bar.set_postfix_str(what)
 
 
-def _readers(
-    recipe: Recipe, inputs: Inputs, judged: set[str], progress: bool
-) -> tuple[dict[str, TrainedClassifier], str]:
-    """A reader for each categorical parent of the image, trained on other sources than those judged, and on what."""
-    source: AttributeDataset = inputs.oracle or inputs.train
-    basis = (
-        "unconfounded images" if inputs.oracle else "the confounded training images, groups resampled: a weaker witness"
-    )
-    kept = [i for i in range(len(source)) if source.key(i) not in judged]
-    table = source.table.iloc[kept]
-    images = load_images(source, kept, progress=False)
-    groups = torch.from_numpy(group_codes(table, inputs.grouper, "each"))
-    readers = {}
-    for name in inputs.graph.parents("image"):
-        attribute = inputs.schema[name]
-        if attribute.kind == "categorical":
-            codes = torch.from_numpy(np.asarray(inputs.schema.index(name, table[name])))
-            readers[name] = train_classifier(
-                "erm" if inputs.oracle else "group_resampling",
-                TensorImages(images, codes, groups),
-                None,
-                settings_of(recipe),
-                seed=recipe.seed,
-                classes=attribute.categories,
-                progress=progress,
-            )
-    return readers, basis
-
-
-def shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 2000) -> dict[str, float | None]:
-    """Balanced accuracy of the target read from colour statistics alone; chance is one over the number of classes.
-
-    Up to ``most`` images of each kind, drawn at random; five folds, and no source on both sides of one.
-    """
-    generator = np.random.default_rng(seed)
-    generated = [i for i in range(len(shards)) if not shards.index[i].null]
-    count = min(most, len(generated), len(inputs.train))
-
-    def drawn(rows: Sequence[int]) -> list[int]:
-        return [int(i) for i in generator.choice(np.asarray(rows), count, replace=False)]
-
-    def of(dataset: AttributeDataset) -> float | None:
-        rows = drawn(range(len(dataset)))
-        targets = dataset.table[inputs.target].iloc[rows].tolist()
-        return _told_by_colour([dataset.image(i) for i in rows], targets, [dataset.key(i) for i in rows], seed)
-
-    rows = drawn(generated)
-    records = [shards.record(i) for i in rows]
-    found: dict[str, float | None] = {
-        "chance": 1 / len(inputs.schema[inputs.target].categories),
-        "factual": of(inputs.train),
-        "counterfactual": _told_by_colour(
-            [shards.image(i) for i in rows],
-            [str(record["target"]) for record in records],
-            [str(record["source_key"]) for record in records],
-            seed,
-        ),
-    }
-    if inputs.oracle is not None:
-        found["unconfounded"] = of(inputs.oracle)
+def _on_pools(
+    recipe: Recipe, inputs: Inputs, model: CounterfactualModel, progress: bool, bar: tqdm[Any]
+) -> dict[str, Any]:
+    """The figures that need sources beyond the judged ones: leak probes and losses (None where not measured)."""
+    wanted = recipe.evaluate.loss_images if inputs.oracle is not None else 0
+    source = inputs.oracle or inputs.train
+    pool = None
+    if wanted or len(source) >= LEAST_SOURCES:
+        acts = balanced_acts(inputs.train, wanted or PROBED, recipe.seed)
+        pool = make_pool(model, source, acts, recipe.seed, recipe.generate.batch_size, progress)
+    found: dict[str, Any] = {"leaks": leak_figures(recipe, inputs, model, pool, progress), "losses": None}
+    _next(bar, "losses" if wanted else "")
+    if wanted and pool is not None:
+        confounded = make_pool(model, inputs.train, acts, recipe.seed, recipe.generate.batch_size, progress)
+        found["losses"] = three_losses(recipe, inputs, pool, confounded, progress)
     return found
 
 
-def _told_by_colour(images: list[Pixels], targets: list[str], sources: list[str], seed: int) -> float | None:
-    """Cross-validated balanced accuracy, or None where there are too few images to say."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import balanced_accuracy_score
-    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
+def _counted(
+    name: str, acts: list[Intervention], attributes: pd.DataFrame, table: pd.DataFrame
+) -> tuple[bool, npt.NDArray[np.bool_]]:
+    """Whether the attribute is intervened on, and the rows that count.
 
-    rarest = min(Counter(targets).values(), default=0)
-    if len(images) < 50 or rarest < 10 or len(set(targets)) < 2:
-        return None
-    flat = np.stack([image.reshape(-1, image.shape[-1]) for image in images]).astype(np.float64)
-    tails = np.quantile(flat, [0.1, 0.9], axis=1).transpose(1, 0, 2).reshape(len(flat), -1)
-    statistics = np.concatenate([flat.mean(1), flat.std(1), tails], axis=1)
-    probe = make_pipeline(
-        StandardScaler(), LogisticRegression(max_iter=300, random_state=seed, class_weight="balanced")
-    )
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
-    said = cross_val_predict(probe, statistics, np.asarray(targets), groups=np.asarray(sources), cv=folds)
-    return float(balanced_accuracy_score(targets, said))
+    An intervention to the value that the image has already proves nothing: an identity would pass it.
+    """
+    intervened = any(name in act.assignments for act in acts)
+    moved = (attributes[name] != table[name]).to_numpy()
+    return intervened, moved if intervened else np.ones(len(moved), dtype=bool)
+
+
+def _measured(
+    inputs: Inputs,
+    name: str,
+    acts: list[Intervention],
+    attributes: pd.DataFrame,
+    table: pd.DataFrame,
+    made: Pixels,
+    factual: Pixels,
+    test: Pixels,
+) -> dict[str, Any]:
+    """Mean absolute errors, in the attribute's unit, of a formula that reads it from pixels.
+
+    ``mae`` on the counterfactuals, ``mae_unchanged`` what the factual images would score in their place, ``mae_real``
+    on the real test images.
+    """
+    measure = inputs.measures[name]
+    intervened, counted = _counted(name, acts, attributes, table)
+    wanted = attributes[name].to_numpy(dtype=np.float64)
+
+    def error(images: Pixels) -> float | None:
+        return float(np.abs(measure(images[counted]) - wanted[counted]).mean()) if counted.any() else None
+
+    real = np.abs(measure(test) - inputs.test.table[name].to_numpy(dtype=np.float64))
+    return {
+        "intervened": intervened,
+        "n": int(counted.sum()),
+        "mae": error(made),
+        "mae_unchanged": error(factual),
+        "mae_real": float(real.mean()),
+    }

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,9 @@ from tqdm.auto import tqdm
 
 from cfaug.causal import CausalGraph, refuse_if_ancestor
 from cfaug.config import Recipe
-from cfaug.data import AttributeDataset, FolderDataset, Grouper, Schema, can_unconfound, open_source
+from cfaug.data import AttributeDataset, FolderDataset, Grouper, Schema, can_unconfound, measures_of, open_source
 from cfaug.data.attributes import near
+from cfaug.data.sources import Measure
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import METHODS
 
@@ -36,6 +38,8 @@ class Inputs:
     grouper: Grouper
     digest: str
     """sha256 (hex) over the attribute tables and pixels of the three splits: what a run directory is bound to."""
+    measures: Mapping[str, Measure] = field(default_factory=dict)
+    """Attributes that the source can read from pixels: uint8 images (N, H, W, C) to (N,) in the attribute's unit."""
 
     @property
     def schema(self) -> Schema:
@@ -94,9 +98,14 @@ def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
     oracle = (
         _open(recipe, graph, "train", train.schema, confounded=False) if can_unconfound(recipe.data.source) else None
     )
-    inputs = Inputs(train, val, test, oracle, graph, Grouper.fit(train.table, train.schema), content.hexdigest())
+    measures = {name: read for name, read in measures_of(recipe.data.source).items() if name in graph.parents("image")}
+    grouper = Grouper.fit(train.table, train.schema)
+    inputs = Inputs(train, val, test, oracle, graph, grouper, content.hexdigest(), measures)
     _check_training(inputs)
     _check_validation(inputs)
+    if oracle is None and recipe.evaluate.loss_images:
+        log.warning("evaluate.loss_images is %d, but a %s source cannot be made unconfounded: no losses are measured",
+                    recipe.evaluate.loss_images, recipe.data.source)  # fmt: skip
     return inputs
 
 

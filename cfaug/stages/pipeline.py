@@ -26,8 +26,9 @@ from cfaug.judge.report import write_report
 from cfaug.learn import Mixture, train_classifier, training_set, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
 from cfaug.stages.directory import RunDirectory, versions
-from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals, settings_of
+from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
 from cfaug.stages.inputs import Inputs, open_inputs, uses_counterfactuals
+from cfaug.stages.readers import settings_of
 from cfaug.stages.reporting import report_data, shard_confounding
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from cfaug.causal import confounding
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.judge.axioms import worst_rows
-from cfaug.judge.report import DEFAULT_ASSUMPTIONS, Axiom, Example, ReportData
+from cfaug.judge.report import DEFAULT_ASSUMPTIONS, Axiom, Example, LossTable, ReportData, percent
 from cfaug.offline import ShardReader
 from cfaug.stages.evaluation import Evaluation
 from cfaug.stages.inputs import Inputs
@@ -50,6 +50,8 @@ def report_data(
         edges=inputs.graph.edges,
         bidirected=inputs.graph.bidirected,
         axioms=_axioms(evaluation.figures) if evaluation else (),
+        losses=_losses(evaluation.figures["losses"]) if evaluation and evaluation.figures["losses"] else None,
+        leaks=_leaks(evaluation.figures) if evaluation else (),
         assumptions=assumptions(recipe, inputs),
         notes=_notes(recipe, inputs, model),
         run=facts,
@@ -95,24 +97,105 @@ def _axioms(figures: dict[str, Any]) -> list[Axiom]:
                 f"{', interventions that change the value only' if row['intervened'] else ''}; it reads {row['reader_on_real']:.3f} of the real test images right",
             )
         )
+    for name, row in figures["measures"].items():
+        kind = "effectiveness" if row["intervened"] else "preservation"
+        found.append(
+            Axiom(
+                f"{kind}: {name}",
+                "no case" if row["mae"] is None else f"{row['mae']:.3g}",
+                f"mean absolute error, in units of {name}, of a formula that reads it from pixels, over {row['n']} generated images"
+                f"{'' if row['mae'] is None else _unchanged(row)}; {row['mae_real']:.3g} on the real test images",
+            )
+        )
     for name in figures["not_measured"]:
         found.append(
             Axiom(
-                f"effectiveness: {name}", "not measured", "there is no reader of a continuous or ordinal attribute yet"
-            )
-        )
-    probe = figures["shortcut_probe"]
-    if probe["counterfactual"] is not None and probe["factual"] is not None:
-        unconfounded = probe.get("unconfounded")
-        against = f", {unconfounded:.3f} of unconfounded images" if unconfounded is not None else ""
-        found.append(
-            Axiom(
-                "target told by colour alone",
-                f"{probe['counterfactual']:.3f}",
-                f"balanced accuracy of a logistic regression on colour statistics of the counterfactuals; {probe['factual']:.3f} of the factual images{against}; chance {probe['chance']:.3f}",
+                f"effectiveness: {name}",
+                "not measured",
+                "there is no reader of a continuous or ordinal attribute, unless its source can measure it",
             )
         )
     return found
+
+
+def _unchanged(row: dict[str, Any]) -> str:
+    return f"; unchanged images would score {row['mae_unchanged']:.3g}"
+
+
+_KINDS = {
+    "unconfounded": ("unconfounded images", "the ceiling"),
+    "reconstruction": ("their reconstructions", "null interventions: through the decoder, nothing changed"),
+    "counterfactual": ("their counterfactuals", "every spurious attribute drawn independently of the target"),
+    "counterfactual_of_confounded": (
+        "counterfactuals of confounded images",
+        "the same sources and interventions: what a run trains on",
+    ),
+}
+_LOSSES = {
+    "codec": "what passing through the decoder costs",
+    "mechanism": "what a wrong image of the new attributes costs, where no source is confounded",
+    "leak": "what the trace of the source's own attributes costs, because there they tell the target",
+}
+
+
+def _losses(found: dict[str, Any]) -> LossTable:
+    measures = list(found["accuracy"]["unconfounded"])
+    return LossTable(
+        measures=measures,
+        rows=[(*words, [found["accuracy"][kind][name]["mean"] for name in measures]) for kind, words in _KINDS.items()],
+        losses=[
+            (f"{loss} loss", meaning, [_spread(found["losses"][loss][name]) for name in measures])
+            for loss, meaning in _LOSSES.items()
+        ],
+        images=found["images"],
+        seeds=found["seeds"],
+    )
+
+
+def _spread(row: dict[str, Any]) -> tuple[float, float, float]:
+    return row["mean"], min(row["by_seed"]), max(row["by_seed"])
+
+
+def _leaks(figures: dict[str, Any]) -> list[Axiom]:
+    leaks, found = figures["leaks"], []
+    for name, row in leaks["original_attribute"].items():
+        if row is not None:
+            against = f"chance {percent(row['chance'])}"
+            if "given_target" in row:
+                against += f"; as these sources are confounded, the target alone tells {percent(row['given_target'])}, and only what is above that is a leak"
+            found.append(
+                Axiom(
+                    f"original {name}",
+                    percent(row["accuracy"]),
+                    f"the value before do(...), from counterfactuals of {leaks['sources']} sources ({_interval(row)}); {against}",
+                )
+            )
+    for kind, row in leaks["provenance"].items():
+        if row is not None:
+            found.append(
+                Axiom(
+                    kind.replace("_", " "),
+                    percent(row["balanced_accuracy"]),
+                    f"which of the two an image is, target and attributes being distributed alike ({_interval(row)}); chance {percent(0.5)}",
+                )
+            )
+    probe = figures["shortcut_probe"]
+    if probe["counterfactual"] is not None and probe["factual"] is not None:
+        clean = probe.get("unconfounded")
+        against = "" if clean is None else f", {percent(clean)} of unconfounded images"
+        found.append(
+            Axiom(
+                "target told by colour alone",
+                percent(probe["counterfactual"]),
+                f"balanced accuracy of a logistic regression on colour statistics of the counterfactuals; {percent(probe['factual'])} of the factual images{against}; chance {percent(probe['chance'])}",
+            )
+        )
+    return found
+
+
+def _interval(row: dict[str, Any]) -> str:
+    low, high = row["ci95"]
+    return f"n {row['n']}, 95 % interval {100 * low:.1f} to {100 * high:.1f}"
 
 
 def _grids(evaluation: Evaluation) -> dict[str, list[Example]]:

@@ -10,7 +10,7 @@ import pytest
 
 from cfaug.data import Attribute, Grouper, Schema
 from cfaug.judge import result_row
-from cfaug.judge.report import Axiom, Example, ReportData
+from cfaug.judge.report import Axiom, Example, LossTable, ReportData
 
 SKILL = {"erm": 0.1, "group_resampling": 0.35, "group_dro": 0.4, "null_control": 0.2, "cfaug": 0.75, "oracle": 0.97}
 
@@ -92,6 +92,19 @@ def report(rows: list[dict[str, Any]]) -> ReportData:
                 "0.010",
                 "mean L1 in [0, 1] between an image and its null intervention; 0 is exact",
             )
+        ],
+        losses=LossTable(
+            measures=["average", "worst by foreground"],
+            rows=[
+                ("unconfounded images", "the ceiling", [0.908, 0.742]),
+                ("their reconstructions", "null interventions", [0.907, 0.729]),
+            ],
+            losses=[("codec loss", "what the decoder costs", [(0.001, -0.004, 0.006), (0.013, 0.002, 0.024)])],
+            images=6000,
+            seeds=3,
+        ),
+        leaks=[
+            Axiom("original foreground", "20.0 %", "from counterfactuals of unconfounded sources (n 667); chance 10 %")
         ],
         notes=["A reader of attributes <cannot> see what a classifier sees & uses."],
         run={"command": "cfaug demo", "seeds": "0, 1, 2"},

@@ -32,7 +32,7 @@ def test_nothing_external_and_everything_there(report: ReportData) -> None:
     ):
         assert word in page
     assert "A reader of attributes &lt;cannot&gt; see what a classifier sees &amp; uses." in page
-    for part in ("results", "images", "confounding", "axioms", "assumptions", "notes", "run"):
+    for part in ("results", "images", "confounding", "axioms", "losses", "leaks", "assumptions", "notes", "run"):
         assert f'<section id="{part}">' in page
 
 
@@ -57,6 +57,22 @@ def test_an_empty_report_and_a_single_part(rows: list[dict[str, Any]]) -> None:
     page = render_report(ReportData(title="t", rows=rows[:1], target="digit", spurious=["foreground"]))
     assert "no comparison" in page
     assert "Each shortcut on its own" not in page
+
+
+def test_losses_are_signed_points_with_their_spread_and_leaks_say_their_chance(report: ReportData) -> None:
+    page = render_report(report).replace("\u00a0", " ")
+    losses = page[page.index('<section id="losses">') : page.index('<section id="leaks">')]
+    assert "trained on 6000 images of each kind" in losses
+    assert "mean of 3 seeds" in losses
+    for text in ("90.8 %", "74.2 %", "72.9 %", "+0.1<small>-0.4 to +0.6</small>", "+1.3<small>+0.2 to +2.4</small>"):
+        assert text in losses
+    assert "chance 10 %" in page[page.index('<section id="leaks">') :]
+    assert report.losses is not None
+    once = render_report(dataclasses.replace(report, losses=dataclasses.replace(report.losses, seeds=1), leaks=()))
+    assert "mean of 1 seed." in once
+    assert "-0.4 to" not in once  # one seed has no spread
+    assert '<section id="leaks">' not in once
+    assert '<section id="losses">' not in render_report(dataclasses.replace(report, losses=None))
 
 
 def test_captions_must_fit(report: ReportData) -> None:

@@ -1,0 +1,88 @@
+"""The leak probes of :mod:`cfaug.judge.leaks` on a run's images.
+
+The original-attribute probe looks at counterfactuals of unconfounded sources, so that the target cannot tell it the
+original value; where a data set cannot be made unconfounded, its figure stands beside what the target alone tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cfaug.config import Recipe
+from cfaug.data import AttributeDataset
+from cfaug.judge import leaks
+from cfaug.judge.axioms import Model
+from cfaug.offline import ShardReader
+from cfaug.stages.inputs import Inputs
+from cfaug.stages.pools import Pool, exchanged_acts, make_pool
+from cfaug.stages.readers import probe_fit
+
+
+def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None, progress: bool) -> dict[str, Any]:
+    """Original attributes and provenance, on a pool of unconfounded sources (of confounded ones without an oracle).
+
+    Without a pool, or with too few sources in it, every figure is None.
+    """
+    seed, names = recipe.seed, inputs.schema.spurious
+    clean = inputs.oracle is not None
+    found: dict[str, Any] = {
+        "sources": "unconfounded" if clean else "confounded",
+        "original_attribute": dict.fromkeys(names),
+        "provenance": {"counterfactual_or_reconstruction": None, "reconstruction_or_real": None},
+    }
+    if pool is None or len(pool.sources) < leaks.LEAST_SOURCES:
+        return found
+    fit = probe_fit(recipe, len(inputs.train), seed)
+    targets = None if clean else [str(value) for value in pool.table[inputs.target]]
+    for name in names:
+        originals = [str(value) for value in inputs.grouper.levels(pool.table, name)]
+        found["original_attribute"][name] = leaks.original_attribute(
+            fit, pool.counterfactual, originals, pool.sources, seed, targets
+        )
+    alike = pool.counterfactual
+    if not clean:  # balanced counterfactuals would differ from confounded reconstructions in their attributes
+        acts = exchanged_acts(pool.table, inputs.schema, seed)
+        alike = make_pool(model, inputs.train, acts, seed, recipe.generate.batch_size, progress).counterfactual
+    found["provenance"] = {
+        "counterfactual_or_reconstruction": leaks.provenance(fit, alike, pool.reconstruction, pool.sources, seed),
+        "reconstruction_or_real": leaks.provenance(fit, pool.reconstruction, pool.factual, pool.sources, seed),
+    }
+    return found
+
+
+def shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 2000) -> dict[str, float | None]:
+    """Balanced accuracy of the target read from colour statistics alone; chance is one over the number of classes.
+
+    Up to ``most`` images of each kind, drawn at random; the counterfactuals are the shards', where a classifier looks.
+    """
+    generator = np.random.default_rng(seed)
+    generated = [i for i in range(len(shards)) if not shards.index[i].null]
+    count = min(most, len(generated), len(inputs.train))
+
+    def drawn(rows: Sequence[int]) -> list[int]:
+        return [int(i) for i in generator.choice(np.asarray(rows), count, replace=False)]
+
+    def of(dataset: AttributeDataset) -> float | None:
+        rows = drawn(range(len(dataset)))
+        targets = dataset.table[inputs.target].iloc[rows].tolist()
+        return leaks.told_by_colour([dataset.image(i) for i in rows], targets, [dataset.key(i) for i in rows], seed)
+
+    rows = drawn(generated)
+    records = [shards.record(i) for i in rows]
+    found: dict[str, float | None] = {
+        "chance": 1 / len(inputs.schema[inputs.target].categories),
+        "factual": of(inputs.train),
+        "counterfactual": leaks.told_by_colour(
+            [shards.image(i) for i in rows],
+            [str(record["target"]) for record in records],
+            [str(record["source_key"]) for record in records],
+            seed,
+        ),
+    }
+    if inputs.oracle is not None:
+        found["unconfounded"] = of(inputs.oracle)
+        found["above_unconfounded"] = leaks.above(found["counterfactual"], found["unconfounded"])
+    return found

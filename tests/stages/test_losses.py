@@ -1,0 +1,162 @@
+"""A known defect of the model is charged to the right row, and a model without one costs nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from painted import PaintedModel, inputs, recipe
+
+from cfaug.causal import do
+from cfaug.errors import CfaugError, DataError
+from cfaug.stages.inputs import Inputs
+from cfaug.stages.losses import LOSSES, three_losses
+from cfaug.stages.pools import Pool, balanced_acts, exchanged_acts, make_pool
+from cfaug.stages.probes import leak_figures
+
+
+@pytest.fixture(scope="module")
+def opened() -> Inputs:
+    return inputs()
+
+
+def pools(opened: Inputs, model: PaintedModel, n: int = 240) -> tuple[Pool, Pool]:
+    assert opened.oracle is not None
+    acts = balanced_acts(opened.train, n, seed=0)
+    return tuple(make_pool(model, d, acts, 0, 64, False) for d in (opened.oracle, opened.train))  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def measured(opened: Inputs) -> Callable[[str], dict[str, Any]]:
+    """defect -> the losses that are measured of it."""
+
+    @cache
+    def of(defect: str) -> dict[str, Any]:
+        seeds = 2 if defect == "none" else 1
+        return three_losses(recipe(loss_seeds=seeds), opened, *pools(opened, PaintedModel({defect})), False)
+
+    return of
+
+
+@pytest.mark.parametrize("defect", ["none", *LOSSES])
+def test_a_defect_is_charged_to_its_own_row(measured: Callable[[str], dict[str, Any]], defect: str) -> None:
+    found = measured(defect)
+    assert found["images"] == 240
+    for loss in LOSSES:
+        for measure in ("average", "worst by colour"):
+            value = found["losses"][loss][measure]["mean"]
+            if loss == defect:
+                assert value > 0.15, (loss, measure, value)
+            elif measure == "average":
+                assert abs(value) < 0.1, (loss, measure, value)
+
+
+def test_the_losses_are_the_differences_seed_by_seed(measured: Callable[[str], dict[str, Any]]) -> None:
+    found = measured("none")
+    assert found["seeds"] == 2
+    assert list(found["accuracy"]) == [
+        "unconfounded", "reconstruction", "counterfactual", "counterfactual_of_confounded",
+    ]  # fmt: skip
+    total = [0.0, 0.0]
+    for name, (first, second) in LOSSES.items():
+        for measure, loss in found["losses"][name].items():
+            a, b = (found["accuracy"][kind][measure]["by_seed"] for kind in (first, second))
+            assert loss["by_seed"] == [x - y for x, y in zip(a, b)]
+            assert loss["mean"] == pytest.approx(np.mean(loss["by_seed"]))
+            assert found["accuracy"][first][measure]["mean"] <= found["accuracy"][first]["average"]["mean"]
+        total = [t + x for t, x in zip(total, found["losses"][name]["average"]["by_seed"])]
+    clean, last = (found["accuracy"][kind]["average"]["by_seed"] for kind in ("unconfounded", "counterfactual_of_confounded"))  # fmt: skip
+    assert total == pytest.approx([a - b for a, b in zip(clean, last)])
+
+
+def test_fewer_images_get_as_many_steps(opened: Inputs, measured: Callable[[str], dict[str, Any]]) -> None:
+    assert measured("none")["epochs"] == 10
+    few = three_losses(recipe(loss_seeds=1), opened, *pools(opened, PaintedModel(), 60), False)
+    assert (few["images"], few["epochs"]) == (60, 40)
+
+
+def test_the_four_kinds_are_of_the_same_sources_and_interventions(opened: Inputs) -> None:
+    clean, confounded = pools(opened, PaintedModel(), 90)
+    assert clean.sources == confounded.sources
+    assert len(set(clean.sources)) == 90
+    assert clean.table["shape"].tolist() == confounded.table["shape"].tolist()
+    assert clean.table["colour"].tolist() != confounded.table["colour"].tolist()
+    # the model recolours exactly, so one source under one intervention is one image, whatever its colour was
+    assert torch.equal(clean.counterfactual, confounded.counterfactual)
+    assert torch.equal(clean.reconstruction, clean.factual)
+    assert clean.counterfactual.dtype == torch.uint8
+    assert not torch.equal(clean.counterfactual, clean.factual)
+
+
+def test_interventions_are_drawn_evenly_and_independently_of_the_target(opened: Inputs) -> None:
+    acts = balanced_acts(opened.train, 200, seed=1)
+    assert acts != balanced_acts(opened.train, 200, seed=2)
+    table = opened.train.table.loc[list(acts)]
+    drawn = [act.assignments["colour"] for act in acts.values()]
+    counts = table.assign(drawn=drawn).groupby(["shape", "drawn"]).size().unstack()
+    assert (counts.max(axis=1) - counts.min(axis=1)).max() <= 1
+    exchanged = exchanged_acts(table, opened.schema, seed=0)
+    given = [act.assignments["colour"] for act in exchanged.values()]
+    assert sorted(zip(table["shape"], given)) == sorted(zip(table["shape"], table["colour"]))
+
+
+def test_pixels_that_are_no_numbers_and_sources_that_are_not_there(opened: Inputs) -> None:
+    class Broken(PaintedModel):
+        def act(self, interventions: Any) -> Any:
+            painting = super().act(interventions)
+
+            class Nan:
+                def predict(self, noise: Any) -> Any:
+                    images, table = painting.predict(noise)
+                    images[3, 0, 0, 0] = float("nan")
+                    return images, table
+
+            return Nan()
+
+    with pytest.raises(CfaugError, match="non-finite pixels"):
+        make_pool(Broken(), opened.train, balanced_acts(opened.train, 10, 0), 0, 64, False)
+    with pytest.raises(DataError, match="keep its keys"):
+        make_pool(PaintedModel(), opened.train, {"elsewhere": do()}, 0, 64, False)
+
+
+def test_the_probes_find_what_was_planted() -> None:
+    """On unconfounded sources: a leak is an original attribute, a mark is provenance, and neither is the other."""
+    opened = inputs(400)
+
+    def probed(*defects: str) -> dict[str, Any]:
+        model = PaintedModel({*defects})
+        return leak_figures(recipe(), opened, model, pools(opened, model, 400)[0], False)
+
+    leaky, marked = probed("leak"), probed("mark")
+    for found in (leaky, marked):
+        assert found["sources"] == "unconfounded"
+        assert found["provenance"]["reconstruction_or_real"]["balanced_accuracy"] == 0.5
+    assert abs(marked["original_attribute"]["colour"]["above_chance"]) < 0.12
+    assert leaky["original_attribute"]["colour"]["accuracy"] > 0.95
+    assert marked["provenance"]["counterfactual_or_reconstruction"]["balanced_accuracy"] > 0.95
+
+
+def test_confounded_sources_are_compared_with_what_the_target_tells() -> None:
+    opened = inputs(400, rho=0.8, oracle=False)
+    acts = balanced_acts(opened.train, 400, seed=0)
+    for defects, leaks in ((set(), False), ({"leak"}, True)):
+        model = PaintedModel(defects)
+        pool = make_pool(model, opened.train, acts, 0, 64, False)
+        found = leak_figures(recipe(), opened, model, pool, False)
+        row = found["original_attribute"]["colour"]
+        assert found["sources"] == "confounded"
+        assert row["given_target"] > 0.75
+        assert (row["above_target"] > 0.05) == leaks
+        if not leaks:  # the exchange keeps the attributes alike; balanced ones would be told apart by their colour
+            told = found["provenance"]["counterfactual_or_reconstruction"]["balanced_accuracy"]
+            assert abs(told - 0.5) < 0.1
+
+
+def test_without_a_pool_every_figure_is_none(opened: Inputs) -> None:
+    found = leak_figures(recipe(), opened, PaintedModel(), None, False)
+    assert found["original_attribute"] == {"colour": None}
+    assert set(found["provenance"].values()) == {None}
