@@ -19,7 +19,6 @@ from cfaug.data.attributes import Schema, near
 from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
 from cfaug.errors import UsageError
 
-
 Measure = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
 """(N, H, W, C) uint8 images -> (N,) values of one attribute, in its unit, read from the pixels alone."""
 
@@ -39,6 +38,7 @@ class Source:
 SOURCES: dict[str, Source] = {
     "digits": Source("cfaug.data.sets.digits:digits", True),
     "double_colored_mnist": Source("cfaug.data.sets.mnist:double_colored_mnist", True),
+    "morpho_mnist": Source("cfaug.data.sets.morpho:morpho_mnist", False, "cfaug.data.sets.morpho:MEASURES"),
     "folder": Source("cfaug.data.datasets:FolderDataset", False),
 }
 
@@ -83,18 +83,19 @@ def open_source(
 ) -> AttributeDataset:
     """Open one split of a named source.
 
-    A generated source (digits, double_colored_mnist) has its own attributes and values: ``target`` and ``spurious``
-    default to its own and may select among them; ``seed`` draws its colours, ``confounded=False`` gives the same
-    source images with attributes drawn independently of the target, and ``options`` are its own (``rho``, ...).
+    A generated source (digits, double_colored_mnist, morpho_mnist) has its own attributes and values: ``target`` and
+    ``spurious`` default to its own and may select among them; ``seed`` draws its other attributes, and ``options``
+    are its own (``rho``, ...). Where ``can_unconfound`` says so, ``confounded=False`` gives the same source images with
+    attributes drawn independently of the target.
     For a folder these come from the table; ``seed`` means nothing there. Raises UsageError for an unknown
     source, option or attribute, with the near names.
     """
     entry = _source(source)
     module, function = entry.maker.split(":")
     maker = getattr(importlib.import_module(module), function)
-    if not entry.can_unconfound:
-        if not confounded:
-            raise UsageError(f"a {source} cannot be made unconfounded: its images are what they are; drop the oracle")
+    if not confounded and not entry.can_unconfound:
+        raise UsageError(f"a {source} cannot be made unconfounded: its images are what they are; drop the oracle")
+    if maker is FolderDataset:
         if options:
             raise UsageError(f"source {source!r} has no option {next(iter(options))!r}; it takes none")
         if root is None:
@@ -104,7 +105,9 @@ def open_source(
     for option in options:
         if option not in known:
             raise UsageError(f"source {source!r} has no option {option!r}; {near(option, known)}")
-    dataset: ArrayDataset = maker(root=root, split=split, seed=seed, confounded=confounded, **options)
+    if entry.can_unconfound:
+        options["confounded"] = confounded
+    dataset: ArrayDataset = maker(root=root, split=split, seed=seed, **options)
     own = dataset.schema
     for name in (*(kinds or {}), *(values or {}), *attributes):
         if own[name].kind != (kinds or {}).get(name, own[name].kind):
