@@ -14,7 +14,8 @@ from small_decoder import floats, small, source
 
 from cfaug.data import ArrayDataset
 from cfaug.decode import DiffusionDecoder, ImageNoise
-from cfaug.decode.fit import _loss, budget_seconds
+from cfaug.decode.fit import _loss
+from cfaug.decode.training import budget_seconds
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 Make = Callable[..., DiffusionDecoder]
