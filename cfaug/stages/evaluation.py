@@ -98,7 +98,9 @@ def evaluate_counterfactuals(
             if not right:
                 row["misread"].append(name)
     figures["measures"] = {
-        name: _measured(inputs, name, acts, attributes, table, to_pixels(made), to_pixels(images), to_pixels(test))
+        name: measured_errors(
+            inputs, name, acts, attributes, table, to_pixels(made), to_pixels(images), to_pixels(test)
+        )
         for name in inputs.measures
     }
     _next(bar, "leak probes")
@@ -161,7 +163,7 @@ def _counted(
     return intervened, moved if intervened else np.ones(len(moved), dtype=bool)
 
 
-def _measured(
+def measured_errors(
     inputs: Inputs,
     name: str,
     acts: list[Intervention],

@@ -265,6 +265,7 @@ def test_the_digits_from_beginning_to_end(tmp_path: Path, capsys: Any) -> None:
         "name": "tiny", "data": {"source": "digits"}, "graph": graph, **SMALL,
         "attributes": {"target": "digit", "spurious": ["foreground", "background"]},
         "generate": {"workers": 0, "samples_per_shard": 1000, "batch_size": 100}, "plan": {"per_image": 1, "null_fraction": 0.1},
+        "evaluate": {"images": 12, "cycles": 2, "loss_images": 100, "loss_seeds": 1},
     }  # fmt: skip
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(content))
     out = tmp_path / "out"
@@ -280,7 +281,22 @@ def test_the_digits_from_beginning_to_end(tmp_path: Path, capsys: Any) -> None:
     assert (
         probe["factual"] > 0.6 > 0.3 > probe["unconfounded"]
     )  # the colours tell the digit, and only in the confounded set
+    assert probe["above_unconfounded"] == probe["counterfactual"] - probe["unconfounded"]
     assert all(0 <= found["agreement"] <= 1 for found in figures["attributes"].values())
+    assert set(figures["losses"]["losses"]) == {"codec", "mechanism", "leak"}
+    assert set(figures["losses"]["accuracy"]["unconfounded"]) == {
+        "average",
+        "worst by foreground",
+        "worst by background",
+    }
+    assert figures["losses"]["images"] == 100
+    assert figures["leaks"]["sources"] == "unconfounded"
+    assert figures["leaks"]["original_attribute"]["background"]["n"] == 33
+    page = (out / "report.html").read_text().replace("\u00a0", " ")
+    assert "trained on 100 images of each kind" in page
+    assert f"{100 * figures['leaks']['original_attribute']['background']['accuracy']:.1f} %" in page
+    assert "counterfactual or reconstruction" in page
+    assert "codec loss" in page
     before = shard_bytes(out)
     assert call(capsys, "train", tmp_path / "tiny.yaml", "--out", out).code == 0
     assert shard_bytes(out) == before
