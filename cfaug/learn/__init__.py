@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cfaug.learn.assembly import Mixture, training_set, validation_set
+    from cfaug.learn.assembly import Mixture, TrainingSets, training_set, validation_set
     from cfaug.learn.methods import METHODS, Method
     from cfaug.learn.mixing import CounterfactualDataset, Draw
     from cfaug.learn.models import MODELS, SmallCNN
@@ -32,6 +32,7 @@ _HOMES = {
     "TrainedClassifier": "train",
     "Validation": "train",
     "Mixture": "assembly",
+    "TrainingSets": "assembly",
     "predict": "train",
     "train_classifier": "train",
     "training_set": "assembly",
@@ -54,6 +55,7 @@ __all__ = [
     "TrainSettings",
     "TrainedClassifier",
     "TrainingSet",
+    "TrainingSets",
     "Validation",
     "predict",
     "train_classifier",

@@ -25,7 +25,7 @@ from cfaug.data.loading import load_images
 from cfaug.errors import UsageError
 from cfaug.learn.methods import method_named
 from cfaug.learn.mixing import CounterfactualDataset
-from cfaug.learn.sources import TensorImages, TrainingSet
+from cfaug.learn.sources import MixedImages, TensorImages, TrainingSet
 from cfaug.learn.train import Validation
 from cfaug.offline.shards import ShardReader
 
@@ -69,6 +69,64 @@ def validation_set(dataset: AttributeDataset, grouper: Grouper) -> Validation:
     return Validation(load_images(dataset), target_tensor(dataset), grouper.labels(dataset.table), grouper.all_names)
 
 
+class TrainingSets:
+    """What every method of a table trains on; each image and each sample is decoded once, at its first use.
+
+    ``dataset`` is the train split; ``shards`` are needed by methods with generated images, ``oracle`` (the same sources
+    without confounding) by the oracle. Raises UsageError for a split other than train.
+    """
+
+    def __init__(
+        self,
+        dataset: AttributeDataset,
+        grouper: Grouper,
+        shards: str | Path | ShardReader | None = None,
+        grouping: Grouping = "cross",
+        oracle: AttributeDataset | None = None,
+    ) -> None:
+        if dataset.split != "train":
+            raise UsageError(
+                f"training expected split 'train', came {dataset.split!r}; validation and test never train"
+            )
+        self.shards = shards if shards is None or isinstance(shards, ShardReader) else ShardReader(shards)
+        self._sources = {"real": dataset, "oracle": oracle}
+        self._codes = partial(group_codes, grouper=grouper, grouping=grouping)
+        self._images: dict[str, TensorImages] = {}
+        self._mixed: MixedImages | None = None
+
+    def of(self, method: str, mixture: Mixture | None = None, seed: int = 0) -> TrainingSet:
+        """The images of one method; ``seed`` draws the mixture. UsageError for what is missing."""
+        chosen, mixture = method_named(method), mixture or Mixture()
+        if chosen.data in self._sources:
+            return self._real(method, chosen.data)
+        if self.shards is None:
+            raise UsageError(
+                f"method {method}: expected shards with generated images, came none; run the generate stage"
+            )
+        p, null_p = {
+            "mixed": (mixture.p, mixture.null_p),
+            "counterfactual": (1.0, 0.0),
+            "null": (0.0, min(1.0, mixture.p + mixture.null_p)),
+        }[chosen.data]
+        drawn = CounterfactualDataset(self._sources["real"], self.shards, p=p, null_p=null_p, seed=seed)
+        self._mixed = drawn.materialise(groups=self._codes, held=self._mixed)
+        self._images.pop("real", None)  # from now on a view of the pool, which begins with the real images
+        return self._mixed
+
+    def _real(self, method: str, kind: str) -> TensorImages:
+        source = self._sources[kind]
+        if source is None:
+            raise UsageError(
+                f"method {method}: expected oracle=, the data set without confounding; leave the oracle out"
+            )
+        if kind not in self._images:
+            codes = torch.from_numpy(self._codes(source.table))
+            pool = self._mixed.pool if self._mixed is not None and kind == "real" else None
+            images = load_images(source) if pool is None else pool[: len(source)]
+            self._images[kind] = TensorImages(images, target_tensor(source), codes)
+        return self._images[kind]
+
+
 def training_set(
     method: str,
     dataset: AttributeDataset,
@@ -79,29 +137,5 @@ def training_set(
     grouping: Grouping = "cross",
     oracle: AttributeDataset | None = None,
 ) -> TrainingSet:
-    """What ``method`` trains on.
-
-    ``dataset`` is the train split; ``shards`` are needed by methods with generated images, ``oracle`` (the same sources
-    without confounding) by the oracle; ``seed`` draws the mixture. Raises UsageError for what is missing and for a
-    split other than train, and whatever CounterfactualDataset raises.
-    """
-    chosen, mixture = method_named(method), mixture or Mixture()
-    if dataset.split != "train":
-        raise UsageError(f"training expected split 'train', came {dataset.split!r}; validation and test never train")
-    codes = partial(group_codes, grouper=grouper, grouping=grouping)
-    if chosen.data in ("real", "oracle"):
-        source = dataset if chosen.data == "real" else oracle
-        if source is None:
-            raise UsageError(
-                f"method {method}: expected oracle=, the data set without confounding; leave the oracle out"
-            )
-        return TensorImages(load_images(source), target_tensor(source), torch.from_numpy(codes(source.table)))
-    if shards is None:
-        raise UsageError(f"method {method}: expected shards with generated images, came none; run the generate stage")
-    shares = {
-        "mixed": (mixture.p, mixture.null_p),
-        "counterfactual": (1.0, 0.0),
-        "null": (0.0, min(1.0, mixture.p + mixture.null_p)),
-    }
-    p, null_p = shares[chosen.data]
-    return CounterfactualDataset(dataset, shards, p=p, null_p=null_p, seed=seed).materialise(groups=codes)
+    """What ``method`` alone trains on: one set of ``TrainingSets``, whose arguments and errors these are."""
+    return TrainingSets(dataset, grouper, shards, grouping, oracle).of(method, mixture, seed)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,13 +223,17 @@ class CounterfactualDataset(Dataset[Any]):
         self,
         groups: Callable[[pd.DataFrame], npt.NDArray[np.int64]] | None = None,
         transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        held: MixedImages | None = None,
     ) -> MixedImages:
         """The same mixture held in memory as uint8 (one copy of every image and every sample that can be drawn).
 
         The draw of (seed, epoch, index) is that of ``__getitem__``; the base's transform is NOT applied, ``transform``
         (on uint8 batches) is. ``groups`` maps an attribute table to group codes; with it a drawn counterfactual counts
-        in the group of its own attributes. The base must be an AttributeDataset when ``groups`` is given.
+        in the group of its own attributes. The base must be an AttributeDataset when ``groups`` is given. ``held`` is
+        what another mixture of the same base, shards and groups gave: its images are shared, not decoded again.
         """
+        if held is not None and isinstance(held.draw, _PoolDraw):
+            return held.redrawn(replace(held.draw, dataset=self), transform)
         real = np.stack([self._pixels(i) for i in range(len(self))])
         used = np.unique(np.concatenate([self._rows["counterfactual"].rows, self._rows["null"].rows]))
         used = used[used >= 0]

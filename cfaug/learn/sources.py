@@ -103,6 +103,12 @@ class MixedImages:
         self.shape = (int(pool.shape[1]), int(pool.shape[2]), int(pool.shape[3]))
         self.group_count = count_groups(self._groups)
 
+    def redrawn(
+        self, draw: Callable[[int], Tensor], transform: Callable[[Tensor], Tensor] | None = None
+    ) -> MixedImages:
+        """The same pool, targets and groups under another draw; nothing is copied."""
+        return MixedImages(self.pool, self.targets, draw, self._groups, transform)
+
     def __len__(self) -> int:
         return len(self.targets)
 

@@ -23,7 +23,7 @@ from cfaug.decode import CounterfactualModel, DiffusionDecoder
 from cfaug.errors import CfaugError, ShardError
 from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.judge.report import write_report
-from cfaug.learn import Mixture, train_classifier, training_set, validation_set
+from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
 from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
@@ -171,20 +171,12 @@ class Pipeline:
         images = load_images(inputs.test, progress=self.progress)
         targets = inputs.schema.index(inputs.target, inputs.test.table[inputs.target])
         shards = self.shards if uses_counterfactuals(recipe) else None
+        # the images of every method and seed are the same few: decoded once
+        sets = TrainingSets(inputs.train, inputs.grouper, shards, config.groups, inputs.oracle)  # type: ignore[arg-type]
         with tqdm(todo, desc="train", unit="classifier", disable=not self.progress) as bar:
             for method, seed in bar:
                 bar.set_postfix_str(f"{method}, seed {seed}")
-                mixture = Mixture(config.p, config.null_p)
-                source = training_set(
-                    method,
-                    inputs.train,
-                    inputs.grouper,
-                    shards,
-                    mixture,
-                    seed=seed,
-                    grouping=config.groups,  # type: ignore[arg-type]
-                    oracle=inputs.oracle,
-                )
+                source = sets.of(method, Mixture(config.p, config.null_p), seed)
                 trained = train_classifier(
                     method,
                     source,

@@ -13,8 +13,9 @@ from coloured_shards import N, source
 from cfaug.data import ArrayDataset, Grouper
 from cfaug.errors import UsageError
 from cfaug.learn import METHODS, TrainSettings, train_classifier
-from cfaug.learn.assembly import Mixture, group_codes, training_set, validation_set
+from cfaug.learn.assembly import Mixture, TrainingSets, group_codes, training_set, validation_set
 from cfaug.learn.sources import TrainingSet
+from cfaug.offline import ShardReader
 
 
 @pytest.fixture
@@ -49,6 +50,38 @@ def test_shares(base: ArrayDataset, shards: Path, grouper: Grouper, method: str,
     assert made.targets.tolist() == [base[i][1] for i in range(N)]
     again = pickle.loads(pickle.dumps(made))
     assert np.array_equal(shown(again, 2), shown(made, 2))
+
+
+def test_one_set_of_images_serves_every_method_and_seed(
+    base: ArrayDataset, shards: Path, grouper: Grouper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shared pool shows exactly what a set made for one method alone shows, and nothing is decoded twice."""
+    read: list[int] = []
+    image = ShardReader.image
+
+    def counting(self: ShardReader, row: int) -> np.ndarray:
+        read.append(row)
+        return image(self, row)
+
+    todo = [(m, s) for s in (0, 1) for m in ("erm", "group_dro", "null_control", "counterfactuals_only", "cfaug", "oracle")]  # fmt: skip
+    oracle, mixture = source(seed=7), Mixture(0.6, 0.1)
+    alone = [training_set(m, base, grouper, shards, mixture, s, oracle=oracle) for m, s in todo]
+    monkeypatch.setattr(ShardReader, "image", counting)
+    sets = TrainingSets(base, grouper, shards, oracle=oracle)
+    shared = [sets.of(m, mixture, s) for m, s in todo]
+    assert read
+    assert len(read) == len(set(read))
+    order = [torch.arange(N)]
+    for ours, theirs in zip(shared, alone, strict=True):
+        assert torch.equal(ours.targets, theirs.targets)
+        for epoch in (0, 3):
+            (a,), (b,) = ours.batches(epoch, order), theirs.batches(epoch, order)
+            assert torch.equal(a[0], b[0])
+            assert a[2] is not None
+            assert b[2] is not None
+            assert torch.equal(a[2], b[2])
+    first, second = (next(iter(shared[i].batches(0, order)))[0] for i in (4, 10))
+    assert not torch.equal(first, second)  # cfaug under two seeds
 
 
 def test_groups_of_a_mixture_follow_the_drawn_attributes(base: ArrayDataset, shards: Path, grouper: Grouper) -> None:
