@@ -34,7 +34,9 @@ Floats = npt.NDArray[np.float32]
 Numbers = npt.NDArray[np.float64]
 
 SCALE = 4  # grid points per pixel and axis where shapes are handled; Morpho-MNIST's
-RIDGE = 0.6  # slope of the distance below which a point is on the medial axis: off it the slope is 1
+RIDGE = (
+    0.6  # slope of the distance below which a point is on the medial axis: off it the slope is 1, towards a corner 0.7
+)
 EDGE = 1.25  # grid steps: next to the edge the slope is that of the grid, and no stroke of 28 px is this thin
 KEPT = 0.25  # thinning keeps this share of t as radius around the medial axis, so that no stroke breaks
 TOLERANCE = 0.05  # px; the measured thickness is corrected until it is this close ...
@@ -150,15 +152,14 @@ def _thickness(flat: npt.NDArray[np.floating]) -> Numbers:
     fine = _finer((flat - low) / np.where(span > 0, span, 1))
     inside = fine > 0.5
     distance = _distance(fine, inside)
-    ridge = _ridge(distance, inside)
-    # the grid point nearest to the axis is 0 to 0.5 grid steps off it, 0.25 on average: twice that is missing
-    total = (np.where(ridge, 2.0 * distance + 0.5, 0.0)).sum(axis=(1, 2), dtype=np.float64)
+    ridge, off = _ridge(distance, inside)
+    total = np.where(ridge, 2.0 * (distance + off), 0.0).sum(axis=(1, 2), dtype=np.float64)
     return np.asarray(total / np.maximum(1, ridge.sum(axis=(1, 2))) / SCALE)
 
 
 def _median_above(flat: Floats, threshold: npt.NDArray[np.floating]) -> Floats:
     """Per image (B, H, W), the median of the pixels at or above its threshold (B,)."""
-    order = np.sort(flat.reshape(len(flat), -1), axis=1)
+    order = np.sort(flat.reshape(len(flat), flat.shape[1] * flat.shape[2]), axis=1)
     above = np.maximum(1, (order >= threshold[:, None]).sum(axis=1))
     rows, last = np.arange(len(flat)), order.shape[1] - 1
     return np.asarray(0.5 * (order[rows, last - (above - 1) // 2] + order[rows, last - above // 2]), dtype=np.float32)
@@ -182,15 +183,18 @@ def with_thickness(grey: Pixels, thickness: Numbers, limit: Numbers) -> Numbers:
     fine = _finer(grey / np.maximum(1, grey.max(axis=(1, 2), keepdims=True)).astype(np.float32))
     inside = fine > 0.5
     depth = _distance(fine, inside)
-    ridge = _ridge(depth, inside)
+    ridge, _ = _ridge(depth, inside)
     outward = _distance(1.0 - fine, ~inside) - depth  # signed distance to the edge, in grid steps, negative inside
     axis = _distance(np.where(ridge, 0.0, 1.0).astype(np.float32), ~ridge)  # to the medial axis
+
+    drawable = np.asarray(inside.any(axis=(1, 2)))  # a blank image has no edge to move and stays blank
 
     def drawn(rows: npt.NDArray[np.int64], radius: Floats) -> Numbers:
         keep = axis[rows] - (KEPT * SCALE * thickness[rows, None, None]).astype(np.float32)
         shape = outward[rows] - radius[:, None, None]
         shape = np.where((radius < 0)[:, None, None], np.minimum(shape, keep), shape)
-        return _levelled(_coarser(np.clip(0.5 - shape, 0.0, 1.0)), limit[rows])
+        shape = np.where(drawable[rows, None, None], np.clip(0.5 - shape, 0.0, 1.0), 0.0)
+        return _levelled(_coarser(shape.astype(np.float32)), limit[rows])
 
     radius = np.zeros(len(grey), np.float32)
     low, high = np.full(len(grey), -np.inf, np.float32), np.full(len(grey), np.inf, np.float32)  # radii on either side
@@ -220,7 +224,10 @@ def with_thickness(grey: Pixels, thickness: Numbers, limit: Numbers) -> Numbers:
 
 def _levelled(shape: Floats, limit: Numbers) -> Numbers:
     """(B, H, W) coverage -> its stroke brightness (``measure_intensity``) is 1, nothing is above ``limit`` (B,)."""
-    level = _median_above(shape, 0.5 * shape.max(axis=(1, 2)))
+    top = shape.max(axis=(1, 2))
+    level = top
+    for _ in range(3):  # the cut lowers the top, so its half, so the median above it
+        level = _median_above(shape, 0.5 * np.minimum(top, limit * level))
     return np.minimum(limit[:, None, None], shape / np.where(level > 0, level, 1)[:, None, None])
 
 
@@ -263,10 +270,15 @@ def _distance(fine: Floats, inside: npt.NDArray[np.bool_]) -> Floats:
     return out
 
 
-def _ridge(distance: Floats, inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-    """The medial axis of ``inside``: where the distance to the edge stops rising, ``EDGE`` steps from the edge or more."""
+def _ridge(distance: Floats, inside: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.bool_], Floats]:
+    """The medial axis of ``inside``, where the distance stops rising, and how far off it each of its points lies.
+
+    Across a stroke the distance is a tent with slope 1; central differences over its top measure the steps from the
+    grid point to the top along the steeper direction, and by so much the distance there falls short of half the width.
+    """
     down, across = np.gradient(distance, axis=(1, 2))
-    return np.asarray(inside & (distance > EDGE) & (np.hypot(down, across) < RIDGE))
+    off: Floats = np.maximum(np.abs(down), np.abs(across))
+    return inside & (distance > EDGE) & (np.hypot(down, across) < RIDGE), off
 
 
 def _batches(count: int) -> list[slice]:
