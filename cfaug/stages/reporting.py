@@ -139,7 +139,7 @@ _LOSSES = {
 
 
 def _losses(found: dict[str, Any]) -> LossTable:
-    measures = list(found["accuracy"]["unconfounded"])
+    measures = sorted(found["accuracy"]["unconfounded"])  # "average" first, in the file's order on every reading
     return LossTable(
         measures=measures,
         rows=[(*words, [found["accuracy"][kind][name]["mean"] for name in measures]) for kind, words in _KINDS.items()],

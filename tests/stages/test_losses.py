@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from painted import PaintedModel, inputs, recipe
+from painted import COLOURS, PaintedModel, inputs, recipe
 
 from cfaug.causal import do
 from cfaug.errors import CfaugError, DataError
@@ -88,6 +88,9 @@ def test_the_four_kinds_are_of_the_same_sources_and_interventions(opened: Inputs
     # the model recolours exactly, so one source under one intervention is one image, whatever its colour was
     assert torch.equal(clean.counterfactual, confounded.counterfactual)
     assert torch.equal(clean.reconstruction, clean.factual)
+    for image, act in zip(clean.counterfactual, balanced_acts(opened.train, 90, seed=0).values(), strict=True):
+        shown = {tuple(pixel) for pixel in image.flatten(1).T.tolist()} - {(20, 20, 20)}
+        assert shown == {COLOURS[str(act.assignments["colour"])]}  # across the batches of 64
     assert clean.counterfactual.dtype == torch.uint8
     assert not torch.equal(clean.counterfactual, clean.factual)
 
