@@ -11,7 +11,7 @@ Two differences from the published construction, both on purpose. Distances to t
 a sub-pixel part, so a radius is a real number, where dilating and eroding on a grid knows whole radii only. And the
 radius is corrected until the thickness *measured* on the finished image is t, where dilating or eroding once by half
 the difference leaves in the label what downscaling does to thin strokes. What cannot be had keeps the nearest that can:
-a stroke under about 1.2 px is no thinner than that at 28 px (0.5 % of the images), and a thick one closes its loops.
+a stroke under about 1.2 px is no thinner than that at 28 px (0.3 % of the images), and a thick one closes its loops.
 """
 
 from __future__ import annotations
