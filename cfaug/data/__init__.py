@@ -10,7 +10,7 @@ from cfaug.data.groups import Grouper
 from cfaug.data.sources import SOURCES, can_unconfound, measures_of, open_source
 
 if TYPE_CHECKING:
-    from cfaug.data.loading import load_images
+    from cfaug.data.loading import load_images, load_padded
 
 __all__ = [
     "SOURCES",
@@ -22,6 +22,7 @@ __all__ = [
     "Schema",
     "can_unconfound",
     "load_images",
+    "load_padded",
     "measures_of",
     "open_source",
     "pixel_digest",
@@ -29,8 +30,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_images":  # needs torch: loaded on first use
-        from cfaug.data.loading import load_images
+    if name in ("load_images", "load_padded"):  # need torch: loaded on first use
+        from cfaug.data import loading
 
-        return load_images
+        return getattr(loading, name)
     raise AttributeError(f"module 'cfaug.data' has no attribute {name!r}")

@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cfaug.data.datasets import AttributeDataset
+from cfaug.data.datasets import AttributeDataset, Pixels
 from cfaug.errors import DataError
+
+SIDES = (4, 256)
+"""Smallest and largest height or width, in pixels, that a decoder is made for."""
 
 
 def load_images(dataset: AttributeDataset, rows: Sequence[int] | None = None, progress: bool = True) -> torch.Tensor:
-    """Decode images into memory.
+    """Decode images of one size into memory.
 
     Args:
         dataset: any data set with ``image(i)``.
@@ -26,16 +29,10 @@ def load_images(dataset: AttributeDataset, rows: Sequence[int] | None = None, pr
     Raises:
         DataError: two images differ in size or channels (the first is named).
     """
-    wanted = range(len(dataset)) if rows is None else rows
-    if len(wanted) == 0:
-        raise DataError(
-            f"expected at least one image in split {dataset.split!r}, but it is empty; check the split column"
-        )
+    wanted = _wanted(dataset, rows)
     first = dataset.image(wanted[0])
     images = np.empty((len(wanted), *first.shape), dtype=np.uint8)
-    for place, i in enumerate(
-        tqdm(wanted, desc=f"images {dataset.split}", unit="img", disable=not progress, delay=2, leave=False)
-    ):
+    for place, i in enumerate(_bar(dataset, wanted, progress)):
         image = dataset.image(i)
         if image.shape != first.shape:
             raise DataError(
@@ -45,3 +42,64 @@ def load_images(dataset: AttributeDataset, rows: Sequence[int] | None = None, pr
             )
         images[place] = image
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def load_padded(
+    dataset: AttributeDataset, rows: Sequence[int] | None = None, multiple: int = 1, progress: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Decode images of different sizes onto one canvas: the largest height by the largest width.
+
+    Args:
+        dataset: any data set with ``image(i)``.
+        rows: which images; all when None.
+        multiple: height and width of the canvas are rounded up to a multiple of this.
+        progress: show a bar when it lasts.
+
+    Returns:
+        uint8, shape (N, C, H', W'), each image at the top left, its last row and column repeated to the bottom and to the
+        right; and the sizes before padding, int64, shape (N, 2): height, width.
+
+    Raises:
+        DataError: channels differ, or a side is outside ``SIDES`` (the first such image is named).
+    """
+    wanted = _wanted(dataset, rows)
+    loaded: list[Pixels] = []
+    for i in _bar(dataset, wanted, progress):
+        image = dataset.image(i)
+        height, width, channels = image.shape
+        if not (SIDES[0] <= min(height, width) and max(height, width) <= SIDES[1]):
+            raise DataError(
+                f"{dataset.key(i)}: expected sides of {SIDES[0]} to {SIDES[1]} px, but {width}x{height} came; resize the images"
+            )
+        if loaded and channels != loaded[0].shape[2]:
+            raise DataError(
+                f"{dataset.key(i)}: expected {loaded[0].shape[2]} channels like {dataset.key(wanted[0])}, but {channels} came; "
+                "make all images grey or all RGB"
+            )
+        loaded.append(image)
+    sizes = np.array([image.shape[:2] for image in loaded], dtype=np.int64)
+    height, width = (int(-(-largest // multiple) * multiple) for largest in sizes.max(axis=0))
+    padded = np.empty((len(loaded), height, width, loaded[0].shape[2]), dtype=np.uint8)
+    for place, image in enumerate(loaded):
+        padded[place] = pad_to(image, (height, width))
+    return torch.from_numpy(padded).permute(0, 3, 1, 2).contiguous(), torch.from_numpy(sizes)
+
+
+def pad_to(image: Pixels, canvas: tuple[int, int]) -> Pixels:
+    """``image``, uint8 (H, W, C), on a canvas (height, width) at least as large: last row and column repeated."""
+    bottom, right = canvas[0] - image.shape[0], canvas[1] - image.shape[1]
+    padded: Pixels = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else image
+    return padded
+
+
+def _wanted(dataset: AttributeDataset, rows: Sequence[int] | None) -> Sequence[int]:
+    wanted = range(len(dataset)) if rows is None else rows
+    if len(wanted) == 0:
+        raise DataError(
+            f"expected at least one image in split {dataset.split!r}, but it is empty; check the split column"
+        )
+    return wanted
+
+
+def _bar(dataset: AttributeDataset, wanted: Sequence[int], progress: bool) -> tqdm[int]:
+    return tqdm(wanted, desc=f"images {dataset.split}", unit="img", disable=not progress, delay=2, leave=False)

@@ -15,8 +15,11 @@ from cfaug.offline.format import FORMAT
 from cfaug.offline.plan import Plan
 
 
-def card(plan: Plan, schema: Schema) -> str:
-    """The text of ``README.md``: a YAML header for ``datasets`` and a paragraph for people. Depends on content only."""
+def card(plan: Plan, schema: Schema, padded: bool = False) -> str:
+    """The text of ``README.md``: a YAML header for ``datasets`` and a paragraph for people. Depends on content only.
+
+    ``padded``: every record says in ``quality`` how much its source was padded for the model.
+    """
     shards = plan.shards()
     distinct = {row.do for row in plan}
     intervened = [n for n in schema.names if any(n in do.assignments for do in distinct)] or list(schema.names)
@@ -48,6 +51,7 @@ def card(plan: Plan, schema: Schema) -> str:
         "    - name: quality",
         "      struct:",
         "      - {name: change_l1, dtype: float64}",
+        *(f"      - {{name: padding_{side}, dtype: int64}}" for side in ("bottom", "right") if padded),
         "  - {name: png, dtype: image}",
         "---",
         "",

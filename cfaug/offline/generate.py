@@ -4,7 +4,8 @@
     stored image = round((x' + 1) * 127.5)  in uint8,  with  x = source / 127.5 - 1  in [-1, 1]
 
 Micro-batches are consecutive rows of one shard, the last one padded to full size by repeating its last row, on one
-thread: worker count, restarts and order change no byte. It promises the same bytes only for the same environment
+thread: worker count, restarts and order change no byte. A model with a ``canvas`` gets every source padded to that size
+(last row and column repeated), whatever is in its batch; the result is cropped back and the record says by how much. It promises the same bytes only for the same environment
 (batch size, threads, device type, dtype, versions), which the manifest records and a later run must match.
 """
 
@@ -45,7 +46,11 @@ class ActedModel(Protocol):
 
 
 class Model(Protocol):
-    """What generation knows of a model: abduct, act, predict, a digest, a fitted schema. Picklable for workers > 0."""
+    """What generation knows of a model: abduct, act, predict, a digest, a fitted schema. Picklable for workers > 0.
+
+    It may have ``canvas: tuple[int, int] | None``, (height, width) that sources of different sizes are padded to, and must
+    then have it in its digest; without one all sources have one size.
+    """
 
     @property
     def schema(self) -> Schema: ...
@@ -117,7 +122,7 @@ def generate(
                 bar.update(row.count)
                 if on_shard is not None:
                     on_shard(row)
-        shards.write_text(CARD, card(plan, model.schema))
+        shards.write_text(CARD, card(plan, model.schema, padded=_canvas(model) is not None))
     seconds = time.perf_counter() - started
     log.info("generated %d images in %d shards in %.1f s", planned, len(todo), seconds)
     return GenerateReport(
@@ -152,12 +157,16 @@ class ShardWork:
     def _batch(self, rows: Sequence[PlanRow]) -> Iterator[Sample]:
         import torch
 
+        from cfaug.data.loading import pad_to  # needs torch
+
         schema = self.model.schema
         padded = [*rows, *[rows[-1]] * (self.batch_size - len(rows))]
         places = [self.positions[row.source_key] for row in padded]
         sources = [self.dataset.image(place) for place in places[: len(rows)]]
-        _check_images(sources, rows)
-        images = np.stack([*sources, *[sources[-1]] * (len(padded) - len(rows))])
+        canvas = _canvas(self.model)
+        _check_images(sources, rows, canvas)
+        framed = sources if canvas is None else [pad_to(source, canvas) for source in sources]
+        images = np.stack([*framed, *[framed[-1]] * (len(padded) - len(rows))])
         table = schema.canonical(self.dataset.table.iloc[places])
         table.index = pd.Index([f"{row.key}~{i}" if i >= len(rows) else row.key for i, row in enumerate(padded)])
         x = torch.from_numpy(images).permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1
@@ -172,7 +181,8 @@ class ShardWork:
         pixels = _uint8(made, rows)
         records = zip(rows, sources, pixels, _plain(table), _plain(schema.canonical(attributes)))
         for row, source, image, factual, counterfactual in records:
-            yield self._sample(row, source, image, factual, counterfactual)
+            height, width = source.shape[:2]
+            yield self._sample(row, source, image[:height, :width], factual, counterfactual)
 
     def _sample(
         self,
@@ -184,6 +194,11 @@ class ShardWork:
     ) -> Sample:
         schema = self.model.schema
         change = np.abs(image.astype(np.int16) - source.astype(np.int16)).mean() / 255
+        quality: dict[str, float] = {"change_l1": round(float(change), 6)}
+        canvas = _canvas(self.model)
+        if canvas is not None:  # in every sample or in none: readers infer the fields from the first few
+            quality["padding_bottom"] = canvas[0] - source.shape[0]
+            quality["padding_right"] = canvas[1] - source.shape[1]
         asked = row.do.assignments
         record = {
             "schema": FORMAT,
@@ -198,7 +213,7 @@ class ShardWork:
             "seed": row.seed,
             "replica": row.replica,
             "model": self.model.digest,
-            "quality": {"change_l1": round(float(change), 6)},
+            "quality": quality,
         }
         return Sample(row.key, image, record)
 
@@ -210,7 +225,9 @@ def environment_of(model: Model, batch_size: int) -> Environment:
         for name in ("diffusers", "numpy", "pillow", "torch", "webdataset", "zuko")
     }
     device = str(getattr(model, "device", "cpu")).split(":")[0]
+    canvas = _canvas(model)
     return {
+        **({} if canvas is None else {"canvas": f"{canvas[0]}x{canvas[1]}"}),
         "batch_size": batch_size,
         "threads": 1,
         "device": device,
@@ -272,12 +289,28 @@ def _uint8(made: Any, rows: Sequence[PlanRow]) -> npt.NDArray[np.uint8]:
     return array
 
 
-def _check_images(sources: Sequence[npt.NDArray[np.uint8]], rows: Sequence[PlanRow]) -> None:
+def _canvas(model: Model) -> tuple[int, int] | None:
+    """(height, width) that the model wants its sources padded to; None: they have one size."""
+    canvas = getattr(model, "canvas", None)
+    return None if canvas is None else (int(canvas[0]), int(canvas[1]))
+
+
+def _check_images(
+    sources: Sequence[npt.NDArray[np.uint8]], rows: Sequence[PlanRow], canvas: tuple[int, int] | None
+) -> None:
+    first = sources[0]
     for image, row in zip(sources, rows):
-        if image.dtype != np.uint8 or image.shape != sources[0].shape:
+        same = image.shape[2] == first.shape[2] if canvas else image.shape == first.shape
+        if image.dtype != np.uint8 or not same:
+            expected = f"with {first.shape[2]} channels" if canvas else f"of shape {first.shape}"
             raise DataError(
-                f"source {row.source_key!r}: expected a uint8 image of shape {sources[0].shape} as "
-                f"{rows[0].source_key!r}, got {image.dtype} {image.shape}: resize the images first"
+                f"source {row.source_key!r}: expected a uint8 image {expected} as "
+                f"{rows[0].source_key!r}, got {image.dtype} {image.shape}: resize or convert the images first"
+            )
+        if canvas and (image.shape[0] > canvas[0] or image.shape[1] > canvas[1]):
+            raise DataError(
+                f"source {row.source_key!r}: expected at most {canvas[1]}x{canvas[0]} px, the largest that the model was fitted "
+                f"on, got {image.shape[1]}x{image.shape[0]}: resize it, or fit the model again with it"
             )
 
 
