@@ -8,6 +8,10 @@ A space is saved as ``description()`` (JSON) and ``weights()`` (safetensors), an
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -15,10 +19,16 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from cfaug.config import DecoderConfig
+from cfaug.data.files import replace_file
 from cfaug.decode.latents import WORST_L1, LatentSpace, one_or_three
 from cfaug.errors import ShardError
 
-__all__ = ["WORST_L1", "LatentSpace", "PixelSpace", "Space", "open_space", "restore"]
+__all__ = ["WORST_L1", "LatentSpace", "PixelSpace", "Space", "forget", "open_space", "restore"]
+
+log = logging.getLogger(__name__)
+
+_FINISHED = "autoencoder.safetensors"
+_FREE = ("device", "compile", "checkpoint_seconds", "steps", "sampler", "guidance", "depth")  # do not shape the latents
 
 
 @runtime_checkable
@@ -66,7 +76,8 @@ def open_space(
         config: ``space``, ``autoencoder``, ``device``, and the budget when an autoencoder is trained.
         seed: of that training.
         progress: show it.
-        checkpoint: directory where that training keeps its state.
+        checkpoint: directory where that training keeps its state and then its result, until :func:`forget`; when the
+            decoder's own training is killed and resumed, it then goes on in the very same latents.
 
     Raises:
         UsageError: the directory does not hold an autoencoder for these images, or it cannot reconstruct them.
@@ -74,7 +85,7 @@ def open_space(
     if config.space == "pixels":
         return PixelSpace(images.shape[1])
     if config.autoencoder is None:
-        return LatentSpace.fit(images, config, seed, progress, checkpoint)
+        return _fitted(images, config, seed, progress, checkpoint)
     return LatentSpace.from_directory(config.autoencoder, images.shape[1], config.device).measure(images)
 
 
@@ -90,6 +101,50 @@ def restore(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor],
             f"corrupt checkpoint: expected the description and weights of a space as saved, but {type(error).__name__}: "
             f"{reason}; run `cfaug fit` again with --overwrite"
         ) from None
+
+
+def forget(checkpoint: Path) -> None:
+    """Delete what :func:`open_space` keeps in ``checkpoint``, for when the space is saved elsewhere."""
+    from cfaug.decode import training
+
+    (checkpoint / _FINISHED).unlink(missing_ok=True)
+    training.forget(checkpoint)
+
+
+def _fitted(
+    images: torch.Tensor, config: DecoderConfig, seed: int, progress: bool, checkpoint: Path | None
+) -> LatentSpace:
+    """A space trained here, or the one that the same training has left in ``checkpoint``."""
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    from cfaug.decode import processes
+    from cfaug.decode.training import FitReport
+
+    if checkpoint is None:
+        return LatentSpace.fit(images, config, seed, progress)
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    content = hashlib.sha256(json.dumps([settings, seed, list(images.shape)]).encode())
+    content.update(images.contiguous().numpy().data)
+    path, key = checkpoint / _FINISHED, content.hexdigest()
+    if path.is_file():
+        try:
+            with safe_open(path, framework="pt") as file:
+                said = file.metadata()
+                if said["key"] == key:
+                    weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                    space = LatentSpace.restore(json.loads(said["description"]), weights, config.device)
+                    space.report = FitReport(**json.loads(said["report"]))
+                    return space
+        except Exception as error:  # damaged: training it again costs time and loses nothing
+            log.warning("cannot read %s (%s); training the autoencoder again", path, " ".join(str(error).split()))
+    space = LatentSpace.fit(images, config, seed, progress, checkpoint)
+    if processes.primary():
+        texts = {"key": key, "description": json.dumps(space.description())}
+        texts["report"] = json.dumps(dataclasses.asdict(space.report)) if space.report else "{}"
+        checkpoint.mkdir(parents=True, exist_ok=True)
+        replace_file(path, save(space.weights(), texts))
+    return space
 
 
 class PixelSpace:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import pickle
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cfaug.config import DecoderConfig
 from cfaug.decode import codec
-from cfaug.decode.space import WORST_L1, LatentSpace, PixelSpace, Space, open_space, restore
+from cfaug.decode.space import WORST_L1, LatentSpace, PixelSpace, Space, forget, open_space, restore
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 
@@ -352,6 +353,37 @@ def test_an_autoencoder_trained_here_learns_to_reconstruct(monkeypatch: pytest.M
     first, again, other = (open_space(images, short, seed, progress=False).weights() for seed in (1, 1, 2))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
     assert not torch.equal(first["encoder.conv_in.weight"], other["encoder.conv_in.weight"])
+
+
+def test_a_finished_training_is_kept_for_the_decoders_own_resuming(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    """With a budget in seconds a second training would end elsewhere, and the decoder's checkpoint would mean nothing."""
+    images, config = pictures(4), DecoderConfig(space="latents", max_steps=6)
+    first = open_space(images, config, 3, False, tmp_path / "space")
+    trained_once = codec.train_autoencoder
+
+    def never(*_: Any) -> Any:
+        raise KeyError("trained again")
+
+    monkeypatch.setattr(codec, "train_autoencoder", never)
+    again = open_space(images, dataclasses.replace(config, steps=9), 3, False, tmp_path / "space")
+    assert again.description() == first.description()
+    assert all(torch.equal(tensor, again.weights()[name]) for name, tensor in first.weights().items())
+    assert again.report == first.report  # type: ignore[attr-defined]
+    for other in (
+        (images.flip(0), config, 3),
+        (images, config, 4),
+        (images, dataclasses.replace(config, max_steps=9), 3),
+    ):
+        with pytest.raises(KeyError):
+            open_space(*other, False, tmp_path / "space")
+    monkeypatch.setattr(codec, "train_autoencoder", trained_once)
+    (tmp_path / "space" / "autoencoder.safetensors").write_bytes(b"damaged")
+    assert open_space(images, config, 3, False, tmp_path / "space").description() == first.description()
+    assert any("training the autoencoder again" in record.getMessage() for record in caplog.records)
+    forget(tmp_path / "space")
+    assert not (tmp_path / "space").exists()
 
 
 def test_trained_too_little_it_warns(caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
