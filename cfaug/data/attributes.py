@@ -17,7 +17,7 @@ import difflib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -185,36 +185,45 @@ class Schema:
         return all(a.fitted for a in self.attributes)
 
     # --- learning values and statistics
-    def fit(self, table: pd.DataFrame) -> Schema:
-        """A schema whose missing values, means and standard deviations come from ``table``; what was given stays.
+    def fit(self, table: pd.DataFrame, missing: Collection[str] = ()) -> Schema:
+        """A schema whose values, means and standard deviations come from ``table``; what was given stays.
 
-        The std of a constant column is 1, so that it encodes as zeros. Raises DataError as ``check`` does.
+        Cells may be missing as in ``check``, and then nothing is learned from them. The std of a constant column is 1,
+        so that it encodes as zeros. Raises DataError as ``check`` does, and for a column to learn from without any value.
         """
-        self.check(table)
+        self.check(table, missing)
         columns = self.canonical(table)
         if not len(columns):
             raise DataError("cannot fit a schema to an empty table; give at least one row")
         fitted = []
         for a in self.attributes:
-            column = columns[a.name]
-            if a.kind == "continuous":
+            column = columns[a.name].dropna()
+            if column.empty and not a.fitted:
+                raise DataError(
+                    f"column {a.name!r}: expected a value in at least one row, got none in {len(columns)} rows; fill in some, "
+                    "or leave the attribute out"
+                )
+            if a.kind == "continuous" and not a.fitted:
                 values = column.to_numpy()
                 mean = float(values.mean()) if a.mean is None else a.mean
                 std = float(values.std()) if a.std is None else a.std
                 # a constant column has a rounding error for a std, not always an exact zero
                 fitted.append(replace(a, mean=mean, std=std if std > 1e-12 * abs(mean) else 1.0))
-            elif a.values is None:
+            elif a.kind != "continuous" and a.values is None:
                 fitted.append(replace(a, values=_order(column)))
             else:
                 fitted.append(a)
         return Schema(fitted, self.target, self.spurious)
 
-    def check(self, table: pd.DataFrame) -> None:
+    def check(self, table: pd.DataFrame, missing: Collection[str] = ()) -> None:
         """Raise DataError, naming column, row key, offending and expected values, for the first thing that is wrong.
 
-        Wrong are: a missing column, a missing value, a category outside ``values``, a number that is not finite.
+        Wrong are: a missing column, a category outside ``values``, a number that is not finite, and a missing value: except
+        in the attributes ``missing``, of which the target is never one, whether it is named or not.
         """
         columns = self.canonical(table)
+        for name in missing:
+            self[name]
         for a in self.attributes:
             column = columns[a.name]
             if a.kind == "continuous":
@@ -223,6 +232,8 @@ class Schema:
                 bad = column.isna().to_numpy()
             else:
                 bad = ~column.isin(a.values).to_numpy()
+            if a.name in missing and a.name != self.target:
+                bad &= column.notna().to_numpy()
             self._refuse(column, bad, a, table)
 
     @staticmethod
@@ -231,14 +242,17 @@ class Schema:
             return
         row = int(np.argmax(bad))
         raw = table[a.name].iloc[row]
-        came = "no value" if column.iloc[row] is None or text_of(raw) in (None, "") else repr(text_of(raw))
+        absent = column.iloc[row] is None or text_of(raw) in (None, "")
+        came, cure = (
+            ("no value", "fill it in or leave the row out (only training rows may lack values, and never the target's)")
+            if absent
+            else (repr(text_of(raw)), "correct the table")
+        )
         if a.kind == "continuous":
             expected = "a finite number"
         else:
             expected = f"one of {', '.join(a.values[:20])}" if a.values else "a value"
-        raise DataError(
-            f"column {a.name!r}, row {str(column.index[row])!r}: expected {expected}, got {came}; correct the table"
-        )
+        raise DataError(f"column {a.name!r}, row {str(column.index[row])!r}: expected {expected}, got {came}; {cure}")
 
     def canonical(self, table: pd.DataFrame) -> pd.DataFrame:
         """Only the schema's columns: categories as text ("3", never 3 or 3.0; missing is None), numbers as float64.
@@ -275,11 +289,14 @@ class Schema:
         self._refuse(column, (codes < 0) & ~absent if missing else codes < 0, a, column.to_frame(a.name))
         return codes.astype(np.int64)
 
-    def encode(self, table: pd.DataFrame, names: Sequence[str] | None = None) -> npt.NDArray[np.float32]:
+    def encode(
+        self, table: pd.DataFrame, names: Sequence[str] | None = None, missing: bool = False
+    ) -> npt.NDArray[np.float32]:
         """The attributes ``names`` (default: all) of B rows as a float32 array (B, D), D = ``width(names)``.
 
-        A missing categorical value encodes as a zero block (label unknown or dropped). A missing ordinal or
-        continuous one, or a value outside the schema, is a DataError: zero would be a real value there.
+        A missing categorical value encodes as a zero block (label unknown or dropped). A missing ordinal or continuous
+        one is a DataError, since zero is a real value there; with ``missing`` it is a zero all the same, for a caller who
+        encodes beside it what is present. A value outside the schema is always a DataError.
         """
         chosen = self._select(names)
         columns = Schema(chosen).canonical(table)
@@ -291,12 +308,15 @@ class Schema:
                 rows = np.flatnonzero(codes >= 0)
                 out[rows, where.start + codes[rows]] = 1.0
             elif a.kind == "ordinal":
-                ranks = self._table_codes(a, column, missing=False)
-                out[:, where.start] = 2.0 * ranks / max(1, len(a.categories) - 1) - 1.0
+                ranks = self._table_codes(a, column, missing)
+                scaled = 2.0 * ranks / max(1, len(a.categories) - 1) - 1.0
+                out[:, where.start] = np.where(ranks >= 0, scaled, 0.0)
             else:
                 mean, std = a.scale
-                self._refuse(column, ~np.isfinite(column.to_numpy()), a, table)
-                out[:, where.start] = (column.to_numpy() - mean) / std
+                numbers = column.to_numpy()
+                absent = np.isnan(numbers) & missing
+                self._refuse(column, ~np.isfinite(numbers) & ~absent, a, table)
+                out[:, where.start] = np.where(absent, 0.0, (numbers - mean) / std)
         return out
 
     def blocks(self, names: Sequence[str] | None = None) -> dict[str, slice]:

@@ -191,3 +191,46 @@ def test_encode_standardises_whatever_the_numbers_are(numbers: list[float]) -> N
     assert abs(x.mean()) < 1e-3
     constant = max(numbers) - min(numbers) <= 1e-9 * max(map(abs, numbers))
     assert constant or x.std() == pytest.approx(1, abs=1e-3)
+
+
+def test_cells_may_be_missing_where_that_is_said_and_never_in_the_target(schema: Schema, table: pd.DataFrame) -> None:
+    holes = table.assign(
+        background=[None, *table["background"].iloc[1:]],
+        size=[*table["size"].iloc[:-1], ""],
+        age=[float("nan"), *table["age"].iloc[1:]],
+    )
+    fitted = schema.fit(holes, missing=schema.names)
+    assert fitted["background"].values == tuple(sorted(set(table["background"].iloc[1:])))
+    assert fitted["age"].mean == pytest.approx(table["age"].iloc[1:].astype(float).mean())
+    assert fitted["age"].std == pytest.approx(table["age"].iloc[1:].astype(float).std(ddof=0))
+    fitted.check(holes, missing=("background", "size", "age"))
+    with pytest.raises(DataError) as error:
+        fitted.check(holes, missing=("size", "age"))
+    one_line(error, "'background'", repr(str(holes.index[0])), "no value", "only training rows may lack values")
+    with pytest.raises(DataError) as error:  # the target's cell counts, whoever asks
+        schema.fit(holes.assign(species=[None, *table["species"].iloc[1:]]), missing=schema.names)
+    one_line(error, "'species'", "no value", "never the target's")
+    with pytest.raises(DataError) as error:  # what is there must still be right
+        fitted.check(holes.assign(age=[float("inf"), *table["age"].iloc[1:]]), missing=schema.names)
+    one_line(error, "'age'", "a finite number", "inf")
+
+
+def test_nothing_can_be_learned_from_a_column_without_values(schema: Schema, table: pd.DataFrame) -> None:
+    for name in ("background", "age"):
+        with pytest.raises(DataError) as error:
+            schema.fit(table.assign(**{name: None}), missing=schema.names)
+        one_line(error, f"'{name}'", "at least one row", f"{len(table)} rows", "fill in")
+
+
+def test_missing_values_are_zeros_for_a_caller_who_marks_them(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    holes = table.assign(size=[None, *table["size"].iloc[1:]], age=[None, *table["age"].iloc[1:]])
+    for name in ("size", "age"):
+        with pytest.raises(DataError):
+            fitted.encode(holes, [name])
+    code = fitted.encode(holes, missing=True)
+    blocks = fitted.blocks()
+    assert (code[0, blocks["size"]] == 0).all() and (code[0, blocks["age"]] == 0).all()
+    np.testing.assert_array_equal(code[1:], fitted.encode(table)[1:])
+    with pytest.raises(DataError):
+        fitted.encode(table.assign(size="xl"), missing=True)
