@@ -233,7 +233,7 @@ class Schema:
             else:
                 bad = ~column.isin(a.values).to_numpy()
             if a.name in missing and a.name != self.target:
-                bad &= column.notna().to_numpy()
+                bad = bad & column.notna().to_numpy()
             self._refuse(column, bad, a, table)
 
     @staticmethod
