@@ -4,6 +4,9 @@
     acted = scm.act(do(background="water"))
     table_cf = acted.predict(noise)       the same noise, the new mechanisms
 
+A value that is missing in a row leaves the noise of that attribute, and of its children, unknown in that row; what
+would have to be computed from it is missing in the counterfactual too, and never guessed.
+
 Attributes absent from the graph are isolated roots: they stay as they are. A value is recomputed only in rows where
 a parent's value differs from the factual one, so non-descendants, and everything under do(), stay bit for bit what they
 were. Row i's draws depend on its seed and the attribute alone, never on the batch it sits in.
@@ -16,6 +19,7 @@ independently, and so loses the dependence that a "<->" stands for.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +33,19 @@ from cfaug.causal import storage
 from cfaug.causal.flows import ContinuousMechanism
 from cfaug.causal.graph import CausalGraph
 from cfaug.causal.intervention import Intervention, do
-from cfaug.causal.mechanisms import Array, CategoricalMechanism, Mechanism, Seeds
+from cfaug.causal.mechanisms import Array, CategoricalMechanism, Mechanism
 from cfaug.data.attributes import IMAGE, Schema
-from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.errors import CfaugError, DataError, ShardError, UsageError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Noise:
-    """What abduction found: per attribute the noise (B, K), and the factual rows it belongs to."""
+    """What abduction found: per attribute the noise (B, K), and the factual rows it belongs to.
+
+    The noise is NaN where it cannot be known: the attribute or a parent of it has no value in that row.
+    """
 
     values: Mapping[str, Array]
     factual: pd.DataFrame
@@ -70,16 +79,24 @@ class SCM:
     def fit(self, table: pd.DataFrame, seed: int = 0, weights: Array | None = None) -> SCM:
         """Standardise the schema and fit every mechanism to ``table`` (optionally weighted rows); returns self.
 
-        Raises DataError for a missing column, a missing value or a value outside the schema.
+        A mechanism learns from the rows that have the attribute and all its parents; the log says from how many where it
+        is not all of them. That is unbiased when what is missing does not depend on the attribute given its parents.
+        Raises DataError for a missing column, a missing target, a value outside the schema, or an attribute without a
+        single such row.
         """
-        schema = self.schema.fit(table)
+        schema = self.schema.fit(table, self.schema.names)
         table = schema.canonical(table)
+        weights = None if weights is None else np.asarray(weights, dtype=np.float64)
         self.schema = schema
         for k, name in enumerate(self.order):
             mechanism = self._new(name)
             # one stream a node: adding rows to one mechanism's training must not change another's start
             child = int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
-            self._mechanisms[name] = mechanism.fit(table[name], table[list(mechanism.parents)], weights, child)
+            rows = _complete(table, name, mechanism.parents)
+            if not rows.all():
+                _tell(name, mechanism.parents, rows)
+            w = None if weights is None else weights[rows]
+            self._mechanisms[name] = mechanism.fit(table[name][rows], table[list(mechanism.parents)][rows], w, child)
         return self
 
     def mechanism(self, name: str) -> Mechanism:
@@ -91,18 +108,23 @@ class SCM:
 
     # --- the three verbs
     def abduct(self, table: pd.DataFrame, seed: int | Sequence[int] = 0) -> Noise:
-        """The noise of B rows, given all their attributes jointly.
+        """The noise of B rows, given all their attributes jointly; NaN for an attribute that is missing or has a parent
+        missing in that row (the target must be there).
 
         ``seed`` is one number (each row then draws by the number and its key) or B numbers, one a row.
         """
         self.mechanism(self.order[0])
-        self.schema.check(table)
+        self.schema.check(table, self.schema.names)
         factual = self.schema.canonical(table)
         rows = _row_seeds(seed, factual.index)
         noise = {}
         for k, name in enumerate(self.order):
             mechanism = self.mechanism(name)
-            noise[name] = mechanism.abduct(factual[name], factual[list(mechanism.parents)], _at(rows, k))
+            known = _complete(factual, name, mechanism.parents)
+            seeds = [[row, k] for row, here in zip(rows, known) if here]
+            found = mechanism.abduct(factual[name][known], factual[list(mechanism.parents)][known], seeds)
+            noise[name] = np.full((len(known), found.shape[1]), np.nan)
+            noise[name][known] = found
         return Noise(noise, factual)
 
     def act(self, intervention: Intervention | Sequence[Intervention]) -> ActedSCM:
@@ -180,7 +202,11 @@ class ActedSCM:
     shared: bool  # one intervention for every row
 
     def predict(self, noise: Noise) -> pd.DataFrame:
-        """The counterfactual rows of ``noise``: same columns, index and order as its factual table."""
+        """The counterfactual rows of ``noise``: same columns, index and order as its factual table.
+
+        A missing value stays missing unless it is intervened on. An attribute that has to be computed anew, but whose
+        noise or parents are not known, becomes missing: what it would have been, nobody can say.
+        """
         n = len(noise)
         if not self.shared and len(self.interventions) != n:
             raise UsageError(f"expected one intervention a row, got {len(self.interventions)} for {n} rows")
@@ -197,11 +223,20 @@ class ActedSCM:
                 moved |= changed[parent]
             moved &= ~fixed
             if moved.any():
-                parents = pd.DataFrame({p: columns[p][moved] for p in mechanism.parents})
-                values[moved] = mechanism.predict(noise.values[name][moved], parents)
+                known = moved & ~np.isnan(noise.values[name]).any(axis=1)
+                for parent in mechanism.parents:
+                    known &= np.asarray(pd.notna(columns[parent]), dtype=np.bool_)
+                values[moved] = None
+                if known.any():
+                    parents = pd.DataFrame({p: columns[p][known] for p in mechanism.parents})
+                    values[known] = mechanism.predict(noise.values[name][known], parents)
             for i in np.flatnonzero(fixed):
                 values[i] = rows[i][name]
-            columns[name], changed[name] = values, values != factual
+            # NaN differs from NaN, but a value that was and is missing has not changed; unless it had to be computed
+            # anew: then it may well have, and its own children cannot stay what they were
+            absent = np.asarray(pd.isna(values) & pd.isna(factual), dtype=np.bool_)
+            columns[name] = values
+            changed[name] = np.asarray(np.where(absent, moved, values != factual), dtype=np.bool_)
         index = noise.factual.index
         names = self.scm.schema.names
         return pd.DataFrame(
@@ -227,5 +262,16 @@ def _row_seeds(seed: int | Sequence[int], index: pd.Index) -> list[int]:
     return seeds
 
 
-def _at(rows: Sequence[int], k: int) -> Seeds:
-    return [[r, k] for r in rows]
+def _complete(table: pd.DataFrame, name: str, parents: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """(B,): the rows in which an attribute and all its parents have a value."""
+    here: npt.NDArray[np.bool_] = np.all(table[[name, *parents]].notna().to_numpy(), axis=1)
+    return here
+
+
+def _tell(name: str, parents: Sequence[str], rows: npt.NDArray[np.bool_]) -> None:
+    what = f"{name} and its parents {', '.join(parents)}" if parents else name
+    if not rows.any():
+        raise DataError(
+            f"expected rows that have {what}, got none among {len(rows)}; fill in some of the missing values"
+        )
+    log.warning("%s: learned from the %d of %d rows that have %s", name, rows.sum(), len(rows), what)

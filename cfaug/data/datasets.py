@@ -49,7 +49,10 @@ def to_pil(image: Pixels) -> Image.Image:
 
 @runtime_checkable
 class AttributeDataset(Protocol):
-    """What the other rooms know of a data set. ``table`` is canonical (see ``Schema.canonical``), one row an image."""
+    """What the other rooms know of a data set. ``table`` is canonical (see ``Schema.canonical``), one row an image.
+
+    In the train split cells of other attributes than the target may be missing (None or NaN).
+    """
 
     schema: Schema
     table: pd.DataFrame
@@ -68,6 +71,14 @@ class AttributeDataset(Protocol):
     def __getitem__(self, i: int, /) -> tuple[Any, int]: ...
 
 
+def partial_in(schema: Schema, split: str) -> tuple[str, ...]:
+    """The attributes whose cells may be missing: in training all but the target, in validation and test none.
+
+    Accuracies are counted by group, so a row of those splits without a group could only be dropped.
+    """
+    return tuple(name for name in schema.names if name != schema.target) if split == "train" else ()
+
+
 class _Indexed:
     """Keys, targets and (image, target) pairs, the same for every adapter here."""
 
@@ -80,8 +91,9 @@ class _Indexed:
         if split not in SPLITS:
             raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
         self.split = split
-        self.schema = schema if schema.fitted else schema.fit(table)
-        self.schema.check(table)
+        missing = partial_in(schema, split)
+        self.schema = schema if schema.fitted else schema.fit(table, missing)
+        self.schema.check(table, missing)
         self.table = self.schema.canonical(table)
         if not self.table.index.is_unique:
             twice = self.table.index[self.table.index.duplicated()][0]
@@ -149,7 +161,8 @@ class FolderDataset(_Indexed):
     ``split`` is train, val or test in every row; the source key is ``file_name``. The attributes are ``target``,
     ``spurious``, the keys of ``kinds`` and ``values``, and ``attributes`` (more columns, for instance the graph's
     nodes); other columns are ignored. Unless ``schema`` is given it is fitted here, whatever ``split`` is asked
-    for: categories over all rows, means and standard deviations over the train rows only.
+    for: categories over all rows, means and standard deviations over the train rows only. An empty cell is a missing
+    value: allowed in train rows, for every attribute but the target.
 
     Images are read when asked for. Grey images keep their one channel; other modes become RGB. Raises UsageError
     or DataError (one line) for whatever does not hold; ``check_images`` decodes every image ahead of time.
@@ -284,8 +297,11 @@ def _folder_schema(
     train = whole[whole["split"] == "train"]
     if train.empty:
         raise DataError(f"{root / 'metadata.csv'}: the training split is empty; mark at least one row train")
-    # categories over every split (a test value unseen in training is still a value), statistics from train alone
-    everything = Schema([a for a in declared if a.kind != "continuous"]).fit(whole)
-    numbers = Schema([a for a in declared if a.kind == "continuous"]).fit(train)
+    # categories over every split (a test value unseen in training is still a value), statistics from train alone;
+    # which rows may lack a value is judged when a split is opened
+    everything = Schema([a for a in declared if a.kind != "continuous"])
+    everything = everything.fit(whole, [name for name in everything.names if name != target])
+    numbers = Schema([a for a in declared if a.kind == "continuous"])
+    numbers = numbers.fit(train, numbers.names)
     merged = [numbers[a.name] if a.kind == "continuous" else everything[a.name] for a in declared]
     return Schema(merged, target, spurious)

@@ -176,3 +176,67 @@ def test_digits_need_no_flow(tmp_path: Path) -> None:
     scm.save(tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["scm.json"]
     assert SCM.load(tmp_path).counterfactual(table, do(a="r"))["y"].tolist() == list("0101")
+
+
+@pytest.fixture(scope="module")
+def holed(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows 0-9 without light, 10-19 without place, 20-29 without mood, 30-39 without size; the others whole."""
+    holes = table.copy()
+    for k, name in enumerate(["light", "place", "mood", "size"]):
+        holes.iloc[10 * k : 10 * k + 10, holes.columns.get_loc(name)] = np.nan if name == "light" else None
+    return holes
+
+
+def test_a_mechanism_learns_from_the_rows_that_have_what_it_needs(
+    table: pd.DataFrame, holed: pd.DataFrame, schema: Schema, caplog: pytest.LogCaptureFixture
+) -> None:
+    fitted = schema.fit(holed, schema.names)
+    weights = np.random.default_rng(0).uniform(0.5, 2, N)
+    scm = SCM(GRAPH, fitted).fit(holed, weights=weights)
+    said = [r.getMessage() for r in caplog.records]
+    assert "mood: learned from the 380 of 400 rows that have mood and its parents light" in said
+    assert "size: learned from the 390 of 400 rows that have size" in said
+    assert not any(line.startswith("extra") for line in said)
+    # the mood of the rows that have mood and light, and their weights: exactly what a table of those rows gives
+    rows = holed[["mood", "light"]].notna().all(axis=1).to_numpy()
+    alone = SCM(GRAPH, fitted).fit(table[rows], weights=weights[rows])
+    assert scm.mechanism("mood").state()[0] == alone.mechanism("mood").state()[0]
+    with pytest.raises(DataError) as e:
+        SCM(GRAPH, fitted).fit(holed.iloc[:20])  # no row has both place and light
+    assert "light and its parents place, got none among 20" in str(e.value)
+
+
+def test_a_missing_value_is_not_a_change_and_what_depends_on_it_is_not_guessed(
+    scm: SCM, table: pd.DataFrame, holed: pd.DataFrame
+) -> None:
+    factual = scm.schema.canonical(holed)
+    noise = scm.abduct(holed, seed=1)
+    assert np.isnan(noise.values["light"][:20]).all()  # itself, or its parent
+    assert np.isnan(noise.values["mood"][:10]).all()
+    assert np.isfinite(noise.values["mood"][10:20]).all()  # place is no parent of mood
+    assert scm.predict(noise).equals(factual)  # NaN differs from NaN, and yet nothing has changed
+    out = scm.act(do(place="out")).predict(noise)
+    assert (out["place"] == "out").all()
+    moved = (factual["place"] != "out").to_numpy()
+    # light was missing and place moved, so mood cannot stay what it was; where nothing moved, it does
+    assert out["mood"][:10].isna().equals(pd.Series(moved[:10], out.index[:10], name="mood"))
+    assert moved[:10].any()
+    assert not moved[:10].all()
+    # place was missing: whether it moved is not known, so neither is light
+    assert out.loc[:, ["light", "mood"]][10:20].isna().all(axis=None)
+    assert out["size"].equals(factual["size"])  # no descendants: as they were, holes and all
+    assert out["extra"].equals(factual["extra"])
+    # whole rows: as if the others were whole too
+    whole = scm.counterfactual(table, do(place="out"), seed=1)
+    pd.testing.assert_frame_equal(out[40:], whole[40:], rtol=1e-9)
+    assert scm.counterfactual(holed.iloc[:5], do(light=1.0), seed=1)["mood"].isna().all()  # not one row to abduct from
+
+
+def test_a_target_cannot_be_missing(table: pd.DataFrame, schema: Schema) -> None:
+    schema = Schema(schema.attributes, target="mood").fit(table)
+    scm = SCM(CausalGraph("size -> image; mood -> image"), schema).fit(table)
+    for use in (scm.fit, scm.abduct):
+        with pytest.raises(DataError) as e:
+            use(table.assign(mood=[*table["mood"][:-1], None]))
+        assert "'mood', row 'k399'" in str(e.value)
+        assert "never the target's" in str(e.value)

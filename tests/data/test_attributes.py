@@ -200,7 +200,7 @@ def test_cells_may_be_missing_where_that_is_said_and_never_in_the_target(schema:
         age=[float("nan"), *table["age"].iloc[1:]],
     )
     fitted = schema.fit(holes, missing=schema.names)
-    assert fitted["background"].values == tuple(sorted(set(table["background"].iloc[1:])))
+    assert fitted["background"].values == ("9", "10")
     assert fitted["age"].mean == pytest.approx(table["age"].iloc[1:].astype(float).mean())
     assert fitted["age"].std == pytest.approx(table["age"].iloc[1:].astype(float).std(ddof=0))
     fitted.check(holes, missing=("background", "size", "age"))

@@ -113,3 +113,39 @@ def test_a_row_does_not_depend_on_its_batch(data: st.DataObject, world: World, s
     rows = data.draw(st.lists(st.integers(0, len(world.table) - 1), min_size=1, max_size=9))
     whole = world.scm.counterfactual(world.table, act, seed)
     assert world.scm.counterfactual(world.table.iloc[rows], act, seed).equals(whole.iloc[rows])
+
+
+@st.composite
+def holed(draw: st.DrawFn) -> tuple[World, pd.DataFrame]:
+    """A world, and its table with some, half or all of its cells missing."""
+    world = draw(worlds())
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    table = world.table.mask(rng.random(world.table.shape) < draw(st.sampled_from([0.1, 0.5, 1.0])), None)
+    return world, world.scm.schema.canonical(table)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.data(), holed(), st.integers(0, 2**63))
+def test_missing_values_are_left_alone_or_passed_on_and_never_guessed(
+    data: st.DataObject, drawn: tuple[World, pd.DataFrame], seed: int
+) -> None:
+    world, table = drawn
+    scm, graph = world.scm, world.graph
+    act = some_do(data.draw, world)
+    noise = scm.abduct(table, seed)
+    # composition: do() changes nothing, and fills nothing in
+    assert scm.predict(noise).equals(table)
+    cf = scm.act(act).predict(noise)
+    for name, value in act.assignments.items():
+        assert (cf[name] == value).all()
+    touched = set(act.assignments).union(*(graph.descendants(n) for n in act.assignments))
+    for name in graph.attributes:
+        assert name in touched or cf[name].equals(table[name])
+    # wherever a value is said, it is the one that the table without holes would have given
+    truth = scm.act(act).predict(scm.abduct(world.table, seed))
+    for name in graph.attributes:
+        said = cf[name].notna()
+        assert (cf[name][said] == truth[name][said]).all()
+    # complete rows do not notice their neighbours' holes
+    whole = table.notna().all(axis=1)
+    assert cf[whole].equals(truth[whole])
