@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cfaug.causal.confounding import confounding, cramers_v, diagnose, normalised_mutual_information
+from cfaug.causal.confounding import confounding, cramers_v, diagnose, missing_counts, normalised_mutual_information
 from cfaug.causal.flows import ContinuousMechanism
 from cfaug.causal.graph import CausalGraph, check_label_safety, refuse_if_ancestor
 from cfaug.causal.intervention import Intervention, do
@@ -24,6 +24,7 @@ __all__ = [
     "cramers_v",
     "diagnose",
     "do",
+    "missing_counts",
     "normalised_mutual_information",
     "refuse_if_ancestor",
 ]

@@ -4,7 +4,8 @@
 
 A continuous spurious attribute is cut at the quartiles of the *training* table, and the cuts are kept, so
 that a test row falls into the group a training row of the same value falls into. A group is never derived
-from pixels. Group names say nothing about how many rows a group has; accuracies carry their own n.
+from pixels. A training row without a value is in no group of that attribute (None, where the caller allows it with
+``missing``): guessing one would put a wrong image into a rare group. Group names say nothing about how many rows a group has; accuracies carry their own n.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from cfaug.data.attributes import Schema, near
-from cfaug.errors import UsageError
+from cfaug.errors import DataError, UsageError
 
 QUARTILES = ("q1", "q2", "q3", "q4")
 
@@ -31,15 +32,24 @@ class Grouper:
 
     @classmethod
     def fit(cls, table: pd.DataFrame, schema: Schema) -> Grouper:
-        """Learn values and quartiles from the training ``table``; UsageError without target or spurious attribute."""
+        """Learn values and quartiles from the training ``table``, from those that are there.
+
+        UsageError without target or spurious attribute.
+        """
         if schema.target is None or not schema.spurious:
             raise UsageError("groups need a target and at least one spurious attribute; name both in the Schema")
         # only the columns that make groups: another attribute may be absent from the table at hand
-        own = Schema((schema[n] for n in (schema.target, *schema.spurious)), schema.target, schema.spurious).fit(table)
+        own = Schema((schema[n] for n in (schema.target, *schema.spurious)), schema.target, schema.spurious)
+        own = own.fit(table, own.names)
         columns, edges = own.canonical(table), []
         for name in own.spurious:
             if own[name].kind == "continuous":
-                q = np.quantile(columns[name].to_numpy(), [0.25, 0.5, 0.75])
+                values = columns[name].dropna().to_numpy()
+                if not len(values):
+                    raise DataError(
+                        f"column {name!r}: expected training rows with a value, got none in {len(columns)} rows; fill in some"
+                    )
+                q = np.quantile(values, [0.25, 0.5, 0.75])
                 edges.append((name, (float(q[0]), float(q[1]), float(q[2]))))
         return cls(own, tuple(edges))
 
@@ -59,30 +69,41 @@ class Grouper:
             raise UsageError(f"{attribute!r} is not a spurious attribute; {near(attribute, self.spurious)}")
         return QUARTILES if attribute in dict(self.edges) else self.schema[attribute].categories
 
-    def levels(self, table: pd.DataFrame, attribute: str) -> pd.Series:
-        """The level of every row, as text; q1 holds the values up to and including the first quartile."""
+    def levels(self, table: pd.DataFrame, attribute: str, missing: bool = False) -> pd.Series:
+        """The level of every row, as text; q1 holds the values up to and including the first quartile.
+
+        A missing value is a DataError; with ``missing`` (for training tables) its level is None.
+        """
         self.level_names(attribute)
         one = Schema([self.schema[attribute]])
-        one.check(table)
+        one.check(table, one.names if missing else ())
         column = one.canonical(table)[attribute]
         cuts = dict(self.edges).get(attribute)
         if cuts is None:
             return column
         quarter = np.searchsorted(np.array(cuts), column.to_numpy(), side="left")
-        return pd.Series(np.array(QUARTILES, dtype=object)[quarter], index=column.index, name=attribute, dtype=object)
+        names = np.array([*QUARTILES, None], dtype=object)
+        found = names[np.where(column.isna(), len(QUARTILES), quarter)]
+        return pd.Series(found, index=column.index, name=attribute, dtype=object)
 
     def _targets(self, table: pd.DataFrame) -> pd.Series:
         one = Schema([self.schema[self.target]])
         one.check(table)
         return one.canonical(table)[self.target]
 
-    def labels(self, table: pd.DataFrame) -> pd.DataFrame:
-        """The group of every row: one column per spurious attribute, text such as "digit=3,foreground=red"."""
+    def labels(self, table: pd.DataFrame, missing: bool = False) -> pd.DataFrame:
+        """The group of every row: one column per spurious attribute, text such as "digit=3,foreground=red".
+
+        With ``missing``, a row without a level is in no group of that attribute: None.
+        """
         targets = self._targets(table)
         return pd.DataFrame(
             {
                 name: pd.Series(
-                    [f"{self.target}={y},{name}={a}" for y, a in zip(targets, self.levels(table, name))],
+                    [
+                        None if a is None else f"{self.target}={y},{name}={a}"
+                        for y, a in zip(targets, self.levels(table, name, missing))
+                    ],
                     index=targets.index,
                     dtype=object,
                 )
@@ -101,12 +122,15 @@ class Grouper:
         """``names`` of every spurious attribute, one after the other."""
         return tuple(name for attribute in self.spurious for name in self.names(attribute))
 
-    def cross(self, table: pd.DataFrame) -> pd.Series:
-        """The target crossed with all spurious attributes at once: "digit=3,foreground=red,background=blue"."""
+    def cross(self, table: pd.DataFrame, missing: bool = False) -> pd.Series:
+        """The target crossed with all spurious attributes at once: "digit=3,foreground=red,background=blue".
+
+        With ``missing``, a row that lacks any of the levels is in no group: None.
+        """
         targets = self._targets(table)
-        levels = [self.levels(table, name) for name in self.spurious]
+        levels = [self.levels(table, name, missing) for name in self.spurious]
         text = [
-            ",".join([f"{self.target}={y}", *(f"{n}={a}" for n, a in zip(self.spurious, row))])
+            None if None in row else ",".join([f"{self.target}={y}", *(f"{n}={a}" for n, a in zip(self.spurious, row))])
             for y, *row in zip(targets, *levels)
         ]
         return pd.Series(text, index=targets.index, name="group", dtype=object)

@@ -129,11 +129,11 @@ def adjusted_average_accuracy(groups: Mapping[str, Mapping[str, Any]], train_lab
     """Groups weighted as in training, averaged over the spurious attributes.
 
     ``groups``: what ``group_accuracy`` returns on the test split; ``train_labels``: ``Grouper.labels`` of the TRAINING
-    table. Groups without a test sample are left out and the other weights renormalised.
+    table. Groups without a test sample, and training rows of no group, are left out and the other weights renormalised.
     """
     averages = []
     for column in train_labels:
-        shares = train_labels[column].astype(str).value_counts()
+        shares = train_labels[column].dropna().astype(str).value_counts()
         known = [(shares[name], groups[name]["accuracy"]) for name in shares.index if groups.get(name, {}).get("n")]
         if not known:
             raise DataError(f"adjusted average: no group of {column!r} occurs both in training and in this split")
@@ -160,7 +160,7 @@ def result_row(
     worst = worst_group_accuracy(groups)
     values = (
         recipe, method, int(seed), split, len(np.asarray(targets)), average_accuracy(targets, predictions),
-        adjusted_average_accuracy(groups, grouper.labels(train_table)), worst.accuracy, worst.name, list(worst.ci95),
+        adjusted_average_accuracy(groups, grouper.labels(train_table, missing=True)), worst.accuracy, worst.name, list(worst.ci95),
         groups, float(train_seconds), selection,
     )  # fmt: skip
     return dict(zip(FIELDS, values))

@@ -50,16 +50,19 @@ def target_tensor(dataset: AttributeDataset) -> Tensor:
 
 
 def group_codes(table: pd.DataFrame, grouper: Grouper, grouping: Grouping = "cross") -> npt.NDArray[np.int64]:
-    """Codes of the groups that occur: (N,) of the full cross, or (N, A), one column a spurious attribute ("each")."""
+    """Codes of the groups that occur: (N,) of the full cross, or (N, A), one column a spurious attribute ("each").
+
+    -1 is no group: the row lacks the attribute (in the cross: any of them). Training tables only.
+    """
     if grouping == "cross":
-        return np.asarray(pd.factorize(grouper.cross(table), sort=True)[0], dtype=np.int64)
+        return np.asarray(pd.factorize(grouper.cross(table, missing=True), sort=True)[0], dtype=np.int64)
     if grouping != "each":
         raise UsageError(f"train.groups: expected 'cross' or 'each', came {grouping!r}")
-    labels = grouper.labels(table)
+    labels = grouper.labels(table, missing=True)
     columns, offset = [], 0
     for name in labels:
         codes, values = pd.factorize(labels[name], sort=True)
-        columns.append(codes + offset)
+        columns.append(np.where(codes < 0, -1, codes + offset))
         offset += len(values)
     return np.stack(columns, axis=1).astype(np.int64)
 

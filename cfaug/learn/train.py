@@ -231,7 +231,7 @@ def _fit(
     robust: GroupDRO | None = None
     if method.objective == "group_dro":
         codes = as_columns(_needed(source.groups(0), method))
-        counts = torch.bincount(codes.reshape(-1), minlength=source.group_count)
+        counts = torch.bincount(codes[codes >= 0], minlength=source.group_count)
         robust = GroupDRO(len(counts), settings.group_step_size, settings.group_adjustment, counts)
     history: list[Mapping[str, float]] = []
     best: tuple[float, float] = (-1.0, -1.0)

@@ -196,10 +196,12 @@ def balance_groups(
     Within each target class the values of each attribute are a random permutation of its categories repeated, so their
     counts differ by at most one; attributes are drawn independently of one another. A continuous attribute takes
     stratified quantiles of its marginal distribution in `table`. do() equal to the factual values is allowed and kept.
+    Sources may lack values, the target excepted: they are intervened on like the others.
     `null_fraction` in [0, 1) of all rows are null interventions, added evenly over the sources.
 
     Rows are shuffled; shards have equal sizes (at most `samples_per_shard`) and equal shares of null interventions, so
-    any subset of shards is a fair sample; five real rows lead each shard. `seed` fixes everything.
+    any subset of shards is a fair sample; five real rows lead each shard, and among them is every attribute that a source
+    of the shard has. `seed` fixes everything.
     """
     if schema.target is None:
         raise UsageError("expected a schema with a target, got none: name the attribute that is the label")
@@ -216,7 +218,7 @@ def balance_groups(
         raise UsageError(f"expected samples_per_shard of at least 1, got {samples_per_shard!r}")
     if len(table) == 0:
         raise DataError(f"expected sources in the {split} split, got an empty table: check the split column")
-    schema = schema.fit(table)
+    schema = schema.fit(table, schema.names)
     table = schema.canonical(table)
     n = len(table)
     real = n * per_image
@@ -244,7 +246,8 @@ def balance_groups(
     dos += [do()] * nulls
     seeds = np.random.default_rng([seed, 3]).integers(0, MAX_SEED, size=real + nulls)
 
-    order, shard_of = _deal(real, nulls, samples_per_shard, np.random.default_rng([seed, 4]))
+    present = np.tile(table.notna().to_numpy(), (per_image, 1))
+    order, shard_of = _deal(real, nulls, samples_per_shard, np.random.default_rng([seed, 4]), present)
     source_keys = [str(key) for key in table.index]
     rows = [
         PlanRow(f"{split}-{i:09d}", source_keys[sources[j]], dos[j], int(seeds[j]), int(shard), int(replicas[j]))
@@ -263,18 +266,22 @@ def _independent_values(
     """One value a slot, as evenly spread within each class as counting allows."""
     attribute = schema[name]
     values: list[str | float] = [""] * len(classes)
-    observed = np.asarray(table[name], dtype=np.float64) if attribute.kind == "continuous" else np.empty(0)
+    seen = table[name].dropna()
+    if seen.empty:
+        raise DataError(
+            f"column {name!r}: expected sources with a value to draw from, got none in {len(table)} rows; fill in some"
+        )
+    # a value that no image here shows (a schema may know it from test rows) is nothing a decoder could have learned
+    shown = set(seen)
+    allowed = tuple(value for value in attribute.values or () if value in shown)
     for label in np.unique(classes):
         slots = np.flatnonzero(classes == label)
         m = len(slots)
         drawn: list[str | float]
         if attribute.kind == "continuous":
             levels = (np.arange(m) + rng.random(m)) / m
-            drawn = [float(v) for v in np.quantile(observed, levels, method="inverted_cdf")]
+            drawn = [float(v) for v in np.quantile(seen, levels, method="inverted_cdf")]
         else:
-            # a value that no image here shows (a schema may know it from test rows) is nothing a decoder could have learned
-            seen = set(table[name])
-            allowed = tuple(value for value in attribute.values or () if value in seen)
             repeats, rest = divmod(m, len(allowed))
             drawn = [*(allowed * repeats), *(allowed[k] for k in rng.permutation(len(allowed))[:rest])]
         for slot, k in zip(slots, rng.permutation(m)):
@@ -283,11 +290,16 @@ def _independent_values(
 
 
 def _deal(
-    real: int, nulls: int, samples_per_shard: int, rng: np.random.Generator
+    real: int,
+    nulls: int,
+    samples_per_shard: int,
+    rng: np.random.Generator,
+    present: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """A shuffled order of the rows (real ones are 0..real-1) and each position's shard.
 
-    Shards differ by at most one row in size, have real rows in proportion, and open with up to five of them.
+    Shards differ by at most one row in size, have real rows in proportion, and open with up to five of them. `present`
+    (real, A) says which attributes the source of a real row has.
     """
     total = real + nulls
     shards = -(-total // samples_per_shard)
@@ -297,9 +309,23 @@ def _deal(
     order, shard_of = [], np.repeat(np.arange(shards), np.diff(edges))
     for k in range(shards):
         mine = real_rows[real_edges[k] : real_edges[k + 1]]
+        mine = mine if present is None else _lead(mine, present)
         others = null_rows[edges[k] - real_edges[k] : edges[k + 1] - real_edges[k + 1]]
         order += [mine[:LEADING_REAL], rng.permutation(np.concatenate([mine[LEADING_REAL:], others]))]
     return np.concatenate(order).astype(np.int64), shard_of.astype(np.int64)
+
+
+def _lead(rows: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """`rows`, those in front that show every attribute which any of them has: HF datasets takes what its first five
+    samples lack for a column of nulls, and then refuses the shard or drops the values."""
+    left = present[rows].any(axis=0)
+    front: list[int] = []
+    while left.any() and len(front) < LEADING_REAL:
+        front.append(
+            int((present[rows] & left).sum(axis=1).argmax())
+        )  # the first of the best: whole rows stay in order
+        left = left & ~present[rows[front[-1]]]
+    return np.concatenate([rows[front], np.delete(rows, front)])
 
 
 def _row(fields: Mapping[str, Any], known: dict[str, Intervention]) -> PlanRow:

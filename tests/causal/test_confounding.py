@@ -8,7 +8,7 @@ import pytest
 
 from cfaug.causal import CausalGraph, confounding, cramers_v, diagnose, normalised_mutual_information
 from cfaug.data import Attribute, Schema, open_source
-from cfaug.errors import UsageError
+from cfaug.errors import DataError, UsageError
 
 SCHEMA = Schema(
     [Attribute("y", values=("0", "1")), Attribute("a", values=("r", "g")), Attribute("t", "continuous")],
@@ -61,3 +61,22 @@ def test_diagnosis_is_plain_data_with_groups_and_paths() -> None:
     assert diagnose(t, SCHEMA)["spurious"]["a"]["safe"]
     with pytest.raises(UsageError, match="target"):
         confounding(t, Schema(SCHEMA.attributes))
+
+
+def test_figures_are_of_the_rows_that_have_both_values_and_say_how_many() -> None:
+    t = table([(0, "r")] * 6 + [(0, "g")] * 2 + [(1, "r")] * 1 + [(1, "g")] * 7)
+    holes = t.copy()
+    holes["a"] = [None if i % 4 == 0 else a for i, a in enumerate(t["a"])]
+    whole = holes.dropna()
+    found, expected = diagnose(holes, SCHEMA), diagnose(whole, SCHEMA)
+    assert json.loads(json.dumps(found)) == found
+    assert (found["n"], found["missing"]) == (16, {"a": 4})
+    assert found["spurious"]["a"] == expected["spurious"]["a"]
+    assert (found["spurious"]["a"]["n"], found["spurious"]["t"]["n"]) == (12, 16)
+    assert "a: 4 of 16 rows have no value (25 %)" in found["text"]
+    assert any(line.endswith("of the 12 rows that have a, the others are in no group") for line in found["text"])
+    assert (expected["missing"], len(expected["text"])) == ({}, 3)
+    with pytest.raises(DataError, match="both 'y' and 'a', got none in 16 rows"):
+        cramers_v(t.assign(a=None), SCHEMA, "y", "a")
+    with pytest.raises(DataError, match="'y', row '0'"):
+        confounding(t.assign(y=[None, *t["y"][1:]]), SCHEMA)

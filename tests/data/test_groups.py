@@ -53,3 +53,20 @@ def test_groups_need_target_and_spurious_and_known_values() -> None:
 def test_a_value_on_a_quartile_belongs_below_it() -> None:
     nine = pd.DataFrame({"digit": 0, "colour": "red", "age": range(9)})  # quartiles exactly 2, 4, 6
     assert Grouper.fit(nine, SCHEMA).levels(nine, "age").tolist() == ["q1"] * 3 + ["q2"] * 2 + ["q3"] * 2 + ["q4"] * 2
+
+
+def test_a_training_row_without_a_value_is_in_no_group_where_that_is_allowed() -> None:
+    holes = TABLE.assign(colour=[None, *["red"] * 7], age=[0.0, float("nan"), *range(2, 8)])
+    g = Grouper.fit(holes, SCHEMA)
+    assert dict(g.edges)["age"] == tuple(holes["age"].dropna().quantile([0.25, 0.5, 0.75]))
+    labels = g.labels(holes, missing=True)
+    assert labels["colour"].tolist() == [None, *g.labels(TABLE)["colour"][1:]]
+    assert labels["age"].isna().tolist() == [False, True, *[False] * 6]
+    assert g.cross(holes, missing=True).isna().tolist() == [True, True, *[False] * 6]
+    assert g.cross(holes, missing=True)[2:].tolist() == g.cross(holes[2:]).tolist()
+    for use in (g.labels, g.cross):
+        with pytest.raises(DataError, match="'colour', row '0': expected one of red, blue, got no value; fill it in"):
+            use(holes)
+    with pytest.raises(DataError, match=r"'age'.*none in 8 rows"):
+        Grouper.fit(TABLE.assign(age=None), Schema([*list(SCHEMA)[:2], Attribute("age", "continuous", None, "", 0, 1)],
+                                                   "digit", ["age"]))  # fmt: skip

@@ -49,6 +49,21 @@ def test_sampling_weights_balance_what_occurs() -> None:
     assert both.tolist() == pytest.approx([(1 / 6 + 1 / 2) / 2, 1 / 6, 1 / 6, (1 / 2 + 1 / 6) / 2])
 
 
+def test_images_of_no_group_keep_their_share_and_only_the_rest_is_balanced() -> None:
+    codes = torch.tensor([0, 0, 0, 2, -1])
+    assert group_weights(codes).tolist() == pytest.approx([0.8 / 6] * 3 + [0.8 / 2, 0.2])
+    assert group_weights(torch.full((4,), -1)).tolist() == pytest.approx([0.25] * 4)
+    both = group_weights(torch.tensor([[0, 5], [-1, 6], [2, 6]]))
+    assert both.tolist() == pytest.approx([(1 / 3 + 1 / 2) / 2, (1 / 3 + 1 / 4) / 2, (1 / 3 + 1 / 4) / 2])
+    losses = torch.tensor([1.0, 4.0, 2.0, 7.0])
+    with_some, without = GroupDRO(2, 0.1), GroupDRO(2, 0.1)
+    value = with_some(losses, torch.tensor([0, -1, 1, -1]))
+    robust = without(losses[[0, 2]], torch.tensor([0, 1]))
+    assert torch.equal(with_some.weights, without.weights)  # the adversary does not look at them
+    assert float(value) == pytest.approx(0.5 * float(robust) + 0.5 * 5.5)
+    assert float(with_some(losses, torch.full((4,), -1))) == pytest.approx(float(losses.mean()))
+
+
 def test_refusals() -> None:
     with pytest.raises(UsageError, match="at least one group"):
         GroupDRO(0)

@@ -13,6 +13,7 @@ import pytest
 import tiny
 
 from cfaug.causal.intervention import do
+from cfaug.data import ArrayDataset
 from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate
 
 # Nulls first, then subsets of the names: the worst order for a reader that infers the schema from five samples.
@@ -101,3 +102,29 @@ def test_reading_needs_neither_torch_nor_webdataset_nor_diffusers(mixed) -> None
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert out.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hf_datasets_reads_what_some_sources_lack(tmp_path, streaming: bool) -> None:
+    """By the card, and by what it infers from the first samples, whichever shard comes first."""
+    import datasets
+
+    data = tiny.dataset(40)
+    partial = data.table.copy()
+    lacking = np.random.default_rng(0).random(40) < 0.9
+    partial.loc[lacking, "colour"] = None
+    partial.loc[~lacking, "thickness"] = np.nan
+    holes = ArrayDataset(data.images, partial, data.schema)
+    plan = balance_groups(partial, data.schema, null_fraction=0.5, samples_per_shard=30, attributes=["ground"])
+    generate(tiny.model(), holes, plan, tmp_path, workers=0, progress=False)
+    reader = ShardReader(tmp_path)
+    found = [reader.record(i) for i in range(len(reader))]
+    assert {r["factual"]["colour"] for r in found} > {None, "red"}
+    assert {type(r["attributes"]["thickness"]) for r in found} == {type(None), float}
+    tars = [str(tmp_path / "shards" / row.name) for row in reader.manifest]
+    options = {"split": "train", "streaming": streaming, "cache_dir": str(tmp_path / "cache")}
+    check_rows(list(datasets.load_dataset(str(tmp_path / "shards"), **options)), reader, ("ground",))
+    for first in range(len(tars)):
+        files = tars[first:] + tars[:first]
+        rows = list(datasets.load_dataset("webdataset", data_files=files, **options))
+        check_rows(sorted(rows, key=lambda row: row["json"]["key"]), reader, ("ground",))

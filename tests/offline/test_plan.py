@@ -17,7 +17,7 @@ from cfaug.causal.intervention import do
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups
-from cfaug.offline.plan import _deal
+from cfaug.offline.plan import _deal, _lead
 
 
 @settings(max_examples=60, deadline=None)
@@ -204,3 +204,33 @@ def test_a_hundred_thousand_rows_are_quick(tmp_path) -> None:
     assert Plan.load(tmp_path).digest == plan.digest
     assert len(plan) == 100_000
     assert time.perf_counter() - start < 20  # about 3 s alone on one core; the bound is against quadratic slips
+
+
+def test_sources_without_a_value_are_intervened_on_like_the_others() -> None:
+    data = tiny.dataset(60)
+    holes = data.table.copy()
+    holes.loc[holes.index[::4], "colour"] = None
+    holes.loc[holes.index[1::4], "thickness"] = np.nan
+    plan = balance_groups(holes, data.schema, null_fraction=0.4, samples_per_shard=25)
+    real = [row for row in plan if not row.do.is_null]
+    assert sorted(row.source_key for row in real) == sorted(data.table.index)
+    thicknesses = {row.do.assignments["thickness"] for row in real}
+    assert thicknesses <= set(holes["thickness"].dropna())
+    for colour in tiny.COLOURS:  # 20 sources a class, three colours: 6 or 7 of each
+        assert 18 <= sum(row.do.assignments["colour"] == colour for row in real) <= 21
+    for shard in plan.shards():
+        first = [row.source_key for row in plan.rows_of(shard)[:5]]
+        assert holes.loc[first].notna().any().all()
+    with pytest.raises(DataError, match="'colour': expected sources with a value to draw from, got none in 60"):
+        balance_groups(holes.assign(colour=None), data.schema)
+
+
+def test_the_leading_rows_show_every_attribute_of_a_shard() -> None:
+    rows = np.arange(10, 30)
+    present = np.zeros((30, 3), dtype=bool)
+    present[[17, 22, 29], [0, 1, 2]] = True
+    present[28, [0, 1]] = True
+    assert _lead(rows, present)[:2].tolist() == [28, 29]
+    assert sorted(_lead(rows, present)) == rows.tolist()
+    assert _lead(rows, np.ones((30, 3), dtype=bool)).tolist() == rows.tolist()
+    assert _lead(rows[:0], present).tolist() == []
