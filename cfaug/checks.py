@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DECODERS = ("diffusion", "distilled")
 SPACES = ("pixels", "latents")
-SAMPLERS = ("reversible", "midpoint")
+SAMPLERS = ("reversible", "reversible_euler", "midpoint")
 STRUCTURES = ("layout", "gradient", "none")
 STRATEGIES = ("balance",)
 ENGINES = ("local",)
@@ -28,11 +28,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "decoder.batch_size": (1, math.inf), "decoder.learning_rate": (1e-9, 10), "decoder.drop_attribute": (0, 0.9),
     "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.semantic": (0, 64), "decoder.validate_every": (1, math.inf),
     "decoder.patience": (1, math.inf), "decoder.checkpoint_seconds": _ANY, "decoder.guidance": (0, 100),
+    "decoder.distil_pairs": (1, 100), "decoder.distil_share": (0.01, 10),
     "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99),
     "generate.workers": (0, 1024), "generate.samples_per_shard": (1, math.inf), "generate.batch_size": (1, math.inf),
     "train.epochs": (1, math.inf), "train.batch_size": (2, math.inf), "train.learning_rate": (1e-9, 100),
     "train.weight_decay": _ANY, "train.p": (0, 1), "train.null_p": (0, 1),
     "train.threads": (1, 1024), "evaluate.images": (1, math.inf), "evaluate.cycles": (1, math.inf),
+    "evaluate.loss_images": _ANY, "evaluate.loss_seeds": (1, math.inf),
 }  # fmt: skip
 _CHOICES = {
     "decoder.kind": DECODERS, "decoder.space": SPACES, "decoder.sampler": SAMPLERS,

@@ -65,6 +65,8 @@ class DecoderConfig:
     steps: int = 3  # solver steps each way: two network evaluations each
     depth: dict[str, float] = field(default_factory=dict)  # attribute: flow time to invert to, in (0, 1]; 1 unless said
     guidance: float = 1.0  # strength of the intervention: scales the intervened attributes only; the others stay at 1
+    distil_pairs: int = 2  # distilled: counterfactuals of each training image that the teacher makes for the student
+    distil_share: float = 0.5  # distilled: the student's training budget, as a share of the teacher's
     device: str = "cpu"  # cpu | cuda | mps, or cuda:1
     bf16: bool = True  # autocast to bfloat16: about twice as fast where the processor has it
     compile: bool = False  # torch.compile the network in training
@@ -116,6 +118,8 @@ class EvaluateConfig:
 
     images: int = 200  # sources used for composition, reversibility, effectiveness and the grids
     cycles: int = 10  # null interventions in a row, for composition
+    loss_images: int = 0  # training images of each kind for the codec, mechanism and leak losses; 0: not measured
+    loss_seeds: int = 3  # classifiers trained on each kind
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ REPO = Path(__file__).resolve().parents[1]
 FLOORS = {
     "errors": 0,
     "data": 0,
+    "checks": 0,
     "config": 0,
     "causal": 1,
     "decode": 2,

@@ -1,9 +1,11 @@
 """The default image mechanism: a conditional flow-matching decoder, inverted for abduction.
 
-    abduct:   n = solve dx/dt = v(x, t, pa, s) from t = 0 to 1, starting at the image, on the *factual* parents pa
+    abduct:   n = solve dx/dt = v(x, t, pa, g) from t = 0 to 1, starting at the image, on the *factual* parents pa
     predict:  x' = solve the same equation from t = 1 to 0, starting at n, on the *counterfactual* parents pa'
 
-with s the structure map of the factual image (see ``structure``), part of the exogenous noise. Abduction is never guided.
+with the guide g = (structure map, semantic latent) of the factual image part of the exogenous noise (see ``structure`` and
+``semantic``). Abduction is never guided. With a reversible sampler (the default) a null intervention returns the factual
+image up to the rounding of float32; in latents, up to what the autoencoder makes of it.
 
 Not promised: identification. Two decoders that fit the data equally well can give different counterfactuals (Pan &
 Bareinboim, 2024, arXiv 2403.09683); and a decoder trained under confounding is itself confounded, so ``cfaug evaluate``
@@ -13,26 +15,30 @@ measures what the counterfactuals changed and what they left.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 from cfaug.config import DecoderConfig
-from cfaug.data import AttributeDataset, Schema, load_images
-from cfaug.data.files import replace_file
-from cfaug.decode.fit import FitReport, train_velocity
+from cfaug.data import AttributeDataset, Schema
+from cfaug.decode import sampling, storage
+from cfaug.decode.condition import Condition
+from cfaug.decode.fit import FitReport, Learner, train_velocity
 from cfaug.decode.network import VelocityNet
-from cfaug.decode.sampling import integrate
-from cfaug.decode.structure import structure_map
-from cfaug.errors import ShardError, UsageError
+from cfaug.decode.semantic import Adversary, SemanticEncoder
+from cfaug.decode.space import PixelSpace, Space, open_space, restore
+from cfaug.decode.space import forget as forget_space
+from cfaug.decode.structure import CHANNELS
+from cfaug.decode.training import autocast, forget
+from cfaug.decode.views import Frame, ImageViews, LatentViews, load_framed
+from cfaug.errors import UsageError
+
+_UNTRAINED = "this decoder is not trained yet; call fit(dataset) or load a saved model first"
 
 
 @dataclass(frozen=True)
@@ -40,14 +46,14 @@ class ImageNoise:
     """Exogenous noise of the image: what abduction returns and prediction takes.
 
     Attributes:
-        latent: n, shape (B, C, H', W'), H' and W' padded to what the network divides.
-        structure: s, shape (B, S, H', W'), in [-1, 1].
+        states: for each level of the solver that a depth may ask for, shape (2, B, c, h, w); the last is the full noise.
+        guide: structure map and semantic latent, shape (B, G, h, w), about [-1, 1].
         size: (H, W) of the source, restored by prediction.
         device: where the source was, and where prediction returns its image to.
     """
 
-    latent: torch.Tensor
-    structure: torch.Tensor
+    states: tuple[torch.Tensor, ...]
+    guide: torch.Tensor
     size: tuple[int, int]
     device: torch.device | str = "cpu"
 
@@ -68,94 +74,139 @@ class DiffusionDecoder:
     def __init__(
         self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
     ) -> None:
-        known = [f.name for f in dataclasses.fields(DecoderConfig)]
-        for name in settings:
-            if name not in known:
-                raise UsageError(f"the decoder has no setting {name!r}; known: {', '.join(known)}")
-        self.config = dataclasses.replace(config or DecoderConfig(), **settings)
-        self.schema = schema
-        for name in parents:
-            schema[name]
-        self.parents = tuple(name for name in schema.names if name in set(parents))
-        if not self.parents:
-            raise UsageError(
-                "the decoder needs at least one attribute that is a parent of the image; add `attribute -> image` to the graph"
-            )
-        self.image_channels = 0
+        self.config = changed(config or DecoderConfig(), settings)
+        self.condition = Condition(schema, parents)
+        for name in self.config.depth:
+            if name not in self.parents:
+                raise UsageError(
+                    f"decoder.depth names {name!r}, which is no parent of the image; they are {', '.join(self.parents)}"
+                )
+        self.frame: Frame | None = None
+        self.space: Space = PixelSpace(3)
         self.report: FitReport | None = None
-        self._net: VelocityNet | None = None
+        self._learner: Learner | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """The attributes, with statistics once fitted."""
+        return self.condition.schema
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The image's parents, in the schema's order."""
+        return self.condition.parents
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """(H, W) that smaller sources are padded to; None where all sources have one size."""
+        return self.frame.size if self.frame and self.frame.mixed else None
 
     # -- learning ------------------------------------------------------------------------------------------------
 
-    def fit(self, dataset: AttributeDataset, seed: int = 0, progress: bool = True) -> DiffusionDecoder:
+    def fit(
+        self,
+        dataset: AttributeDataset,
+        seed: int = 0,
+        progress: bool = True,
+        *,
+        checkpoint: str | Path | None = None,
+        score: Callable[[DiffusionDecoder], float] | None = None,
+    ) -> DiffusionDecoder:
         """Train on the factual images.
 
+        Args:
+            dataset: the training images and their attributes; values of other attributes than the target may be missing.
+            seed: of all randomness.
+            progress: show it.
+            checkpoint: directory that makes training resumable: the same call after a kill goes on from there, exactly.
+                :meth:`forget` it once the decoder is saved.
+            score: of the decoder as it would be now, higher is better; asked every ``validate_every`` steps, and training
+                stops when it no longer improves. Judge counterfactuals: a falling loss says nothing about them.
+
         Raises:
-            DataError: images of different sizes, or a value outside the schema.
-            CfaugError: the loss became NaN.
+            DataError: a value outside the schema, images of mixed modes, or sides outside 4 to 256 px.
+            CfaugError: the loss became NaN, or the memory does not suffice.
         """
-        images = load_images(dataset, progress=progress)
-        self.schema = self.schema.fit(dataset.table)
-        self.image_channels = images.shape[1]
-        self._net = self._build(max(images.shape[2:]), seed)
+        images, frame = load_framed(dataset, progress)
+        missing = [name for name in self.schema.names if name != self.schema.target]
+        self.condition = Condition(self.schema.fit(dataset.table, missing), self.parents)
+        self.frame = frame
+        folder = Path(checkpoint) if checkpoint else None
+        self.space = open_space(images, self.config, seed, progress, folder / "space" if folder else None)
+        self._learner = self._build(seed)
+        net = self.net
+        views = (
+            ImageViews(images, net.multiple, self.config.structure)
+            if self.space.factor == 1
+            else LatentViews(images, self.space, net.multiple, self.config)
+        )
+
+        def judged(learner: Learner) -> float:
+            assert score is not None
+            kept, self._learner = self._learner, learner
+            try:
+                return score(self)
+            finally:
+                self._learner = kept
+
         self.report = train_velocity(
-            self._net,
-            images,
-            self._condition(dataset.table),
-            self._cells(dataset.table),
+            self._learner,
+            views,
+            self.condition.encode(dataset.table),
+            self.condition.cells(dataset.table),
             self.config,
-            self._blocks(),
+            self.condition.blocks(),
             seed=seed,
             progress=progress,
+            checkpoint=folder / "decoder" if folder else None,
+            score=judged if score is not None else None,
         )
         return self
 
-    def _build(self, size: int, seed: int) -> VelocityNet:
-        patch = self.config.patch or (1 if size <= 8 else 2 if size <= 16 else 4)
-        self.config = dataclasses.replace(self.config, patch=patch)
+    @staticmethod
+    def forget(checkpoint: str | Path) -> None:
+        """Delete what :meth:`fit` kept in ``checkpoint``."""
+        forget_space(Path(checkpoint) / "space")
+        forget(Path(checkpoint) / "decoder")
+
+    def _build(self, seed: int) -> Learner:
+        config, side = self.config, max(self.trained_frame.size) // self.space.factor
+        patch = config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
+        self.config = config = dataclasses.replace(config, patch=patch)
+        width, blocks = self.condition.width, self.condition.blocks()
+        target = self.schema.target
+        asked = [block for name, block in zip(self.parents, blocks, strict=True) if name != target]
+        known = [block for name, block in zip(self.parents, blocks, strict=True) if name == target]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = VelocityNet(
-                self.image_channels,
-                self.schema.width(self.parents) + len(self.parents),
-                self.config.structure,
-                patch,
-                self.config.channels,
-            )
-        return net.to(self.config.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload,no-any-return]
+            guide = CHANNELS[config.structure] + config.semantic
+            net = VelocityNet(self.space.channels, width, guide, patch, config.channels)
+            encoder = adversary = None
+            if config.semantic:
+                encoder = SemanticEncoder(self.space.channels, config.semantic, patch)
+                adversary = Adversary(
+                    config.semantic, width, torch.cat(known) if known else torch.zeros(0, dtype=torch.int64), asked
+                )
+        return Learner(net, encoder, adversary).to(config.device).eval()
+
+    @property
+    def trained_frame(self) -> Frame:
+        """The images it takes; UsageError before :meth:`fit` or :meth:`load`."""
+        if self.frame is None:
+            raise UsageError(_UNTRAINED)
+        return self.frame
+
+    @property
+    def learner(self) -> Learner:
+        """The trained networks; UsageError before :meth:`fit` or :meth:`load`."""
+        if self._learner is None:
+            raise UsageError(_UNTRAINED)
+        return self._learner
 
     @property
     def net(self) -> VelocityNet:
-        """The trained network; UsageError before :meth:`fit` or :meth:`load`."""
-        if self._net is None:
-            raise UsageError("this decoder is not trained yet; call fit(dataset) or load a saved model first")
-        return self._net
-
-    # -- attributes ----------------------------------------------------------------------------------------------
-
-    def _condition(self, table: pd.DataFrame) -> torch.Tensor:
-        """(B, D + P): the encoded parents, then one presence flag a parent (a hidden block is zero and flagged so)."""
-        present = torch.tensor(table[list(self.parents)].notna().to_numpy(), dtype=torch.float32)
-        return torch.cat([torch.from_numpy(self.schema.encode(table, self.parents)), present], dim=1)
-
-    def _blocks(self) -> list[torch.Tensor]:
-        """For each parent, the columns of the condition that belong to it."""
-        width = self.schema.width(self.parents)
-        blocks = self.schema.blocks(self.parents)
-        return [
-            torch.tensor([*range(blocks[name].start, blocks[name].stop), width + i])
-            for i, name in enumerate(self.parents)
-        ]
-
-    def _cells(self, table: pd.DataFrame) -> torch.Tensor:
-        """(B,): the number of training images with the same attributes (continuous ones by quartile)."""
-        columns = {}
-        for name in self.parents:
-            column = table[name].to_numpy()
-            continuous = self.schema[name].kind == "continuous"
-            columns[name] = np.searchsorted(np.quantile(column, [0.25, 0.5, 0.75]), column) if continuous else column
-        cells = pd.DataFrame(columns).groupby(list(columns), dropna=False).ngroup().to_numpy()
-        return torch.from_numpy(np.bincount(cells)[cells].astype(np.float64))
+        """The velocity network; UsageError before :meth:`fit` or :meth:`load`."""
+        return self.learner.net
 
     # -- the three verbs -----------------------------------------------------------------------------------------
 
@@ -164,108 +215,123 @@ class DiffusionDecoder:
 
         Args:
             image: x, shape (B, C, H, W), float, in [-1, 1].
-            attributes: B rows of *factual* values.
+            attributes: B rows of *factual* values; a missing one is abducted without.
 
         Raises:
-            UsageError: another number of channels or rows than expected.
+            UsageError: another size, mode, range or number of rows than expected.
         """
-        if not image.is_floating_point() or float(image.abs().max()) > 1.001:
-            raise UsageError(
-                f"expected float images in [-1, 1], but {image.dtype} up to {float(image.abs().max()):.0f} came; "
-                "for uint8 write image / 127.5 - 1"
-            )
-        net, device = self.net, self.config.device
-        if image.ndim != 4 or image.shape[1] != self.image_channels or len(image) != len(attributes):
-            raise UsageError(
-                f"expected images (B, {self.image_channels}, H, W) and B attribute rows, but {tuple(image.shape)} and "
-                f"{len(attributes)} rows came; this decoder was trained on {self.image_channels}-channel images"
-            )
-        height, width = image.shape[2:]
-        padding = (0, -width % net.multiple, 0, -height % net.multiple)
-        padded = F.pad(image.to(device), padding, mode="replicate")
-        structure = structure_map(padded, self.config.structure)
-        condition = self._condition(attributes).to(device)
+        net, device, frame = self.net, self.config.device, self.trained_frame
+        frame.check(image, attributes)
+        padded, structure = frame.prepare(
+            image.to(device), net.multiple * self.space.factor, self.config.structure, self.space.factor
+        )
+        condition = self.condition.encode(attributes).to(device)
         with torch.inference_mode():
-            latent = integrate(
-                lambda x, t: self._velocity(x, t, condition, structure), padded, 0.0, 1.0, self.config.steps
+            x = self.space.encode(padded)
+            guide = structure
+            if self.learner.encoder is not None:
+                guide = torch.cat([structure, self.learner.encoder(x)], dim=1)
+            states = sampling.invert(
+                lambda x, t: self._velocity(x, t, condition, guide),
+                x,
+                self.config.sampler,
+                self.config.steps,
+                self._levels,
             )
-        return ImageNoise(latent, structure, (height, width), image.device)
+        return ImageNoise(tuple(states), guide, (image.shape[2], image.shape[3]), image.device)
 
     def predict(
-        self, noise: ImageNoise, attributes: pd.DataFrame, affected: Sequence[Collection[str]] | None = None
+        self,
+        noise: ImageNoise,
+        attributes: pd.DataFrame,
+        affected: Sequence[Collection[str]] | None = None,
+        strength: float | None = None,
     ) -> torch.Tensor:
         """Render the noise under given attributes.
 
         Args:
             noise: from :meth:`abduct`.
             attributes: B rows of *counterfactual* values.
-            affected: for each row, the intervened attributes and their descendants; only these are guided when
-                ``guidance`` is not 1 (decoupled guidance, Xia et al., 2025, arXiv 2506.14399).
+            affected: for each row, the intervened attributes and their descendants. Only these are guided when
+                ``strength`` is not 1 (decoupled guidance, Xia et al., 2025, arXiv 2506.14399), and their depths decide how
+                far into the noise the row goes.
+            strength: of the intervention: 1 is the network's own answer, 0 leaves the affected attributes unsaid, more than
+                1 exaggerates them. None: ``config.guidance``.
 
         Returns:
             x', shape (B, C, H, W), in [-1, 1].
         """
-        condition = self._condition(attributes).to(self.config.device)
-        rest = condition.clone()
-        guided = self.config.guidance != 1 and affected is not None
-        if guided:
-            for row, names in enumerate(affected or ()):
-                for name, block in zip(self.parents, self._blocks(), strict=True):
-                    if name in names:
-                        rest[row, block] = 0
+        strength = self.config.guidance if strength is None else strength
+        condition = self.condition.encode(attributes).to(self.config.device)
+        guided = strength != 1 and affected is not None and any(map(len, affected))
+        rest = self.condition.without(condition, affected) if guided and affected is not None else condition
 
-        def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            full = self._velocity(x, t, condition, noise.structure)
+        def velocity(x: torch.Tensor, t: float) -> torch.Tensor:
+            full = self._velocity(x, t, condition, noise.guide)
             if not guided:
                 return full
-            part = self._velocity(x, t, rest, noise.structure)
-            return part + self.config.guidance * (full - part)
+            part = self._velocity(x, t, rest, noise.guide)
+            return part + strength * (full - part)
 
         with torch.inference_mode():
-            image = integrate(velocity, noise.latent, 1.0, 0.0, self.config.steps)
+            start = self._start(affected, len(condition))
+            image = self.space.decode(
+                sampling.render(velocity, noise.states, self.config.sampler, self.config.steps, self._levels, start)
+            )
         height, width = noise.size
         return image[..., :height, :width].clamp(-1, 1).to(noise.device)
 
-    def _velocity(
-        self, x: torch.Tensor, t: torch.Tensor, condition: torch.Tensor, structure: torch.Tensor
-    ) -> torch.Tensor:
-        with torch.autocast(torch.device(self.config.device).type, torch.bfloat16):
-            return self.net(x, t, condition, structure).float()  # type: ignore[no-any-return]
+    def _velocity(self, x: torch.Tensor, t: float, condition: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+        if t < 1e-9:
+            return -x  # E[n - x | x_0 = x], known without the network
+        with autocast(self.config):
+            return self.net(x, x.new_full((len(x),), t), condition, guide).float()  # type: ignore[no-any-return]
+
+    def _level(self, depth: float) -> int:
+        return max(1, round(depth * self.config.steps))
+
+    @cached_property
+    def _levels(self) -> list[int]:
+        """Ascending step numbers that some depth asks for; the last is the full number of steps."""
+        return sorted({self.config.steps, *map(self._level, self.config.depth.values())})
+
+    def _start(self, affected: Sequence[Collection[str]] | None, rows: int) -> torch.Tensor:
+        """(rows,): for each image the level of the deepest of its affected attributes; all the way where none is."""
+        last = len(self._levels) - 1
+        if affected is None or last == 0:
+            return torch.full((rows,), last)
+        depth = self.config.depth
+        own = [[self._level(depth.get(name, 1.0)) for name in names if name in self.parents] for names in affected]
+        return torch.tensor([self._levels.index(max(levels)) if levels else last for levels in own])
 
     # -- disk ----------------------------------------------------------------------------------------------------
 
     @property
     def digest(self) -> str:
         """sha256 (hex) over the description and every weight."""
-        content = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
-        for name, tensor in sorted(self.net.state_dict().items()):
-            content.update(name.encode())
-            content.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return content.hexdigest()
+        return storage.digest(self._description(), self._weights())
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        own = {k: v for k, v in self.learner.state_dict().items() if not k.startswith("adversary.")}
+        return {**own, **{f"space.{name}": tensor for name, tensor in self.space.weights().items()}}
 
     def _description(self) -> dict[str, Any]:
-        config = dataclasses.asdict(self.config)
-        config.pop("device")
+        frame, config = self.trained_frame, dataclasses.asdict(self.config)
+        for free in ("device", "compile", "checkpoint_seconds", "autoencoder"):
+            config.pop(free)
         return {
-            "format": 1,
+            "format": storage.FORMAT,
             "kind": "diffusion",
             "config": config,
             "schema": self.schema.to_json(),
             "parents": list(self.parents),
-            "image_channels": self.image_channels,
+            "frame": dataclasses.asdict(frame),
+            "space": self.space.description(),
         }
 
     def save(self, directory: str | Path) -> None:
         """Write ``decoder.safetensors`` and ``decoder.json`` (description and digest)."""
-        from safetensors.torch import save
-
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in self.net.state_dict().items()}
-        replace_file(directory / "decoder.safetensors", save(weights))
-        report = dataclasses.asdict(self.report) if self.report else None
-        content = {**self._description(), "digest": self.digest, "training": report}
-        replace_file(directory / "decoder.json", json.dumps(content, indent=1, sort_keys=True).encode())
+        storage.save(directory, self._description(), self._weights(), self.report)
 
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> DiffusionDecoder:
@@ -273,27 +339,29 @@ class DiffusionDecoder:
 
         Raises:
             ShardError: a missing, truncated or altered checkpoint.
+            UsageError: one of another version of cfaug.
         """
-        from safetensors.torch import load_file
-
-        directory = Path(directory)
-        advice = "train it again with `cfaug fit RECIPE.yaml --out DIR --overwrite`"
+        content, weights, report = storage.load(directory)
         try:
-            content = json.loads((directory / "decoder.json").read_text(encoding="utf-8"))
             config = DecoderConfig(**{**content["config"], "device": device})
             decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
-            decoder.image_channels = int(content["image_channels"])
-            decoder._net = decoder._build(0, seed=0)
-            decoder._net.load_state_dict(load_file(directory / "decoder.safetensors", device=device))
-            decoder.report = FitReport(**content["training"]) if content["training"] else None
-            found, expected = decoder.digest, str(content["digest"])
-        except Exception as error:  # JSON, safetensors and torch each have their own
-            reason = " ".join(str(error).split())[:160]
-            raise ShardError(
-                f"corrupt checkpoint in {directory}: expected decoder.json and decoder.safetensors as saved, but {reason}; {advice}"
-            ) from None
-        if found != expected:
-            raise ShardError(
-                f"corrupt checkpoint in {directory}: expected digest {expected[:12]}, but {found[:12]} came; {advice}"
-            )
+            decoder.frame = Frame.restore(content["frame"])
+            apart = {name: tensor for name, tensor in weights.items() if name.startswith("space.")}
+            codec = {name.removeprefix("space."): tensor for name, tensor in apart.items()}
+            decoder.space = restore(content["space"], codec, device)
+            decoder._learner = decoder._build(seed=0)
+            decoder._learner.adversary = None  # it has done its work
+            decoder._learner.load_state_dict({k: v for k, v in weights.items() if k not in apart})
+            decoder.report = report
+        except Exception as error:  # torch has its own
+            raise storage.corrupt(directory, error) from None
         return decoder
+
+
+def changed(config: DecoderConfig, settings: dict[str, Any]) -> DecoderConfig:
+    """``config`` with single fields changed; UsageError for a name that it does not have."""
+    known = [f.name for f in dataclasses.fields(DecoderConfig)]
+    for name in settings:
+        if name not in known:
+            raise UsageError(f"the decoder has no setting {name!r}; known: {', '.join(known)}")
+    return dataclasses.replace(config, **settings)

@@ -71,6 +71,15 @@ def mean(values: Sequence[float], device: torch.device) -> list[float]:
     return [float(value) for value in shared / place()[1]]
 
 
+def total(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """The sum of a CPU tensor over the processes, in place: each fills in its own rows of zeros, and all have every row."""
+    if place()[1] > 1:
+        shared = tensor.to(own_device(device))
+        dist.all_reduce(shared)
+        tensor.copy_(shared)
+    return tensor
+
+
 def share(module: nn.Module) -> None:
     """Give every process the weights of the first one."""
     if place()[1] > 1:

@@ -11,6 +11,8 @@ from small_decoder import GRAPH, Constant, small, source
 from cfaug.causal import SCM, CausalGraph
 from cfaug.data import ArrayDataset
 from cfaug.decode import CounterfactualModel, DiffusionDecoder
+from cfaug.decode.fit import Learner
+from cfaug.decode.views import Frame
 
 
 @pytest.fixture(scope="session")
@@ -33,9 +35,11 @@ def by_hand(data: ArrayDataset) -> Callable[..., DiffusionDecoder]:
     """A decoder whose network is :class:`Constant`."""
 
     def make(**settings: Any) -> DiffusionDecoder:
-        decoder = DiffusionDecoder(data.schema, ["shape", "colour", "glow"], **settings)
-        decoder.image_channels = 3
-        decoder._net = Constant(data.schema.width(decoder.parents) + 3)  # type: ignore[assignment]
+        chosen = {"sampler": "reversible_euler", "steps": 1, **settings}
+        decoder = DiffusionDecoder(data.schema, ["shape", "colour", "glow"], **chosen)
+        decoder.frame = Frame(3, (8, 8))
+        net = Constant(data.schema.width(decoder.parents) + 3)
+        decoder._learner = Learner(net, None, None)  # type: ignore[arg-type]
         return decoder
 
     return make

@@ -23,9 +23,11 @@ from torch import nn
 from cfaug.config import DecoderConfig
 from cfaug.decode import processes, training
 from cfaug.decode.checkpoint import averaged
-from cfaug.decode.fit import train_velocity
+from cfaug.decode.fit import Learner, train_velocity
 from cfaug.decode.network import VelocityNet
+from cfaug.decode.semantic import Adversary, SemanticEncoder
 from cfaug.decode.training import FitReport, autocast, forget, optimise
+from cfaug.decode.views import ImageViews
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -171,21 +173,22 @@ def test_the_velocity_network_resumes_exactly_too(tmp_path: Path) -> None:
     images = (DATA.clamp(-2, 2) * 60 + 127).to(torch.uint8)
     config = dataclasses.replace(CONFIG, max_steps=6, bf16=True, structure="layout")
 
-    def run(directory: Path | None, kill: int | None = None) -> VelocityNet:
+    def run(directory: Path | None, kill: int | None = None) -> Learner:
         torch.manual_seed(0)
-        net = VelocityNet(3, 4, "layout", 1, [8, 16]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        blocks = [torch.tensor([0, 1]), torch.tensor([2, 3])]
+        encoder = SemanticEncoder(3, 2, 1)
+        learner = Learner(VelocityNet(3, 4, 5, 1, [8, 16]), encoder, Adversary(2, 4, blocks[0], blocks[1:]))
         steps = iter(range(1, 100))
 
-        def extra(module: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-            if next(steps) == kill:
-                raise KeyboardInterrupt
-            return 1e-3 * next(module.parameters()).square().sum()
+        class Views(ImageViews):
+            def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                if len(rows) == config.batch_size and next(steps) == kill:
+                    raise KeyboardInterrupt
+                return super().__call__(rows)
 
-        blocks = [torch.tensor([0, 1]), torch.tensor([2, 3])]
-        train_velocity(
-            net, images, torch.ones(40, 4), EVEN, config, blocks, 0, False, checkpoint=directory, extra_loss=extra
-        )
-        return net  # type: ignore[no-any-return]
+        views = Views(images, 2, "layout")
+        train_velocity(learner, views, torch.ones(40, 4), EVEN, config, blocks, 0, False, checkpoint=directory)
+        return learner
 
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "state", kill=4)
