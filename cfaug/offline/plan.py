@@ -200,8 +200,8 @@ def balance_groups(
     `null_fraction` in [0, 1) of all rows are null interventions, added evenly over the sources.
 
     Rows are shuffled; shards have equal sizes (at most `samples_per_shard`) and equal shares of null interventions, so
-    any subset of shards is a fair sample; five real rows lead each shard, and among them is every attribute that a source
-    of the shard has. `seed` fixes everything.
+    any subset of shards is a fair sample; five rows lead each shard that show every name of do() and every attribute that
+    a source of the shard has. `seed` fixes everything.
     """
     if schema.target is None:
         raise UsageError("expected a schema with a target, got none: name the attribute that is the label")
@@ -246,7 +246,7 @@ def balance_groups(
     dos += [do()] * nulls
     seeds = np.random.default_rng([seed, 3]).integers(0, MAX_SEED, size=real + nulls)
 
-    present = np.tile(table.notna().to_numpy(), (per_image, 1))
+    present = table.notna().to_numpy()[sources]
     order, shard_of = _deal(real, nulls, samples_per_shard, np.random.default_rng([seed, 4]), present)
     source_keys = [str(key) for key in table.index]
     rows = [
@@ -298,8 +298,8 @@ def _deal(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """A shuffled order of the rows (real ones are 0..real-1) and each position's shard.
 
-    Shards differ by at most one row in size, have real rows in proportion, and open with up to five of them. `present`
-    (real, A) says which attributes the source of a real row has.
+    Shards differ by at most one row in size, have real rows in proportion, and open with up to five of them; before
+    those come the few that show every attribute. `present` (rows, A) says which attributes the source of a row has.
     """
     total = real + nulls
     shards = -(-total // samples_per_shard)
@@ -309,23 +309,26 @@ def _deal(
     order, shard_of = [], np.repeat(np.arange(shards), np.diff(edges))
     for k in range(shards):
         mine = real_rows[real_edges[k] : real_edges[k + 1]]
-        mine = mine if present is None else _lead(mine, present)
         others = null_rows[edges[k] - real_edges[k] : edges[k + 1] - real_edges[k + 1]]
-        order += [mine[:LEADING_REAL], rng.permutation(np.concatenate([mine[LEADING_REAL:], others]))]
+        front = np.empty(0, np.int64) if present is None else _showing(np.concatenate([mine, others]), present)
+        mine, others = (rows[~np.isin(rows, front)] for rows in (mine, others))
+        lead = LEADING_REAL - len(front)
+        order += [front, mine[:lead], rng.permutation(np.concatenate([mine[lead:], others]))]
     return np.concatenate(order).astype(np.int64), shard_of.astype(np.int64)
 
 
-def _lead(rows: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """`rows`, those in front that show every attribute which any of them has: HF datasets takes what its first five
-    samples lack for a column of nulls, and then refuses the shard or drops the values."""
-    left = present[rows].any(axis=0)
+def _showing(rows: npt.NDArray[np.int64], present: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """The few of `rows` that together show every attribute which any of them has; none where they all have the same.
+
+    HF datasets takes what its first five samples lack for a column of nulls, and breaks at the first value.
+    """
+    has = present[rows]
+    left = has.any(axis=0)
     front: list[int] = []
-    while left.any() and len(front) < LEADING_REAL:
-        front.append(
-            int((present[rows] & left).sum(axis=1).argmax())
-        )  # the first of the best: whole rows stay in order
-        left = left & ~present[rows[front[-1]]]
-    return np.concatenate([rows[front], np.delete(rows, front)])
+    while (has != has[:1]).any() and left.any() and len(front) < LEADING_REAL - 1:  # one place is kept for a real row
+        front.append(int((has & left).sum(axis=1).argmax()))  # the first of the best: real rows before others
+        left = left & ~has[front[-1]]
+    return rows[np.array(front, dtype=np.int64)]
 
 
 def _row(fields: Mapping[str, Any], known: dict[str, Intervention]) -> PlanRow:

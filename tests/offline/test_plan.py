@@ -17,7 +17,7 @@ from cfaug.causal.intervention import do
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups
-from cfaug.offline.plan import _deal, _lead
+from cfaug.offline.plan import _deal, _showing
 
 
 @settings(max_examples=60, deadline=None)
@@ -230,7 +230,13 @@ def test_the_leading_rows_show_every_attribute_of_a_shard() -> None:
     present = np.zeros((30, 3), dtype=bool)
     present[[17, 22, 29], [0, 1, 2]] = True
     present[28, [0, 1]] = True
-    assert _lead(rows, present)[:2].tolist() == [28, 29]
-    assert sorted(_lead(rows, present)) == rows.tolist()
-    assert _lead(rows, np.ones((30, 3), dtype=bool)).tolist() == rows.tolist()
-    assert _lead(rows[:0], present).tolist() == []
+    assert _showing(rows, present).tolist() == [28, 29]
+    for same in (np.ones((30, 3), dtype=bool), np.zeros((30, 3), dtype=bool)):
+        assert _showing(rows, same).tolist() == []
+    assert _showing(rows[:0], present).tolist() == []
+    # a null intervention may be the one that has it; a real row leads nevertheless
+    one = np.eye(40, 6, k=-30, dtype=bool)
+    order, _ = _deal(30, 10, 40, np.random.default_rng(0), one)
+    assert set(order[:4]) < set(range(30, 36))
+    assert order[4] < 30
+    assert sorted(order) == list(range(40))
