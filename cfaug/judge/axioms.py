@@ -91,14 +91,16 @@ def composition(
 def reversibility(
     model: Model, images: Tensor, table: pd.DataFrame, interventions: Sequence[Intervention], seed: int = 0
 ) -> npt.NDArray[np.float64]:
-    """(N,) L1 in [0, 1] between the images and themselves after the intervention and its undoing; 0 is perfect."""
+    """(N,) L1 in [0, 1] between the images and themselves after the intervention and its undoing; 0 is perfect.
+
+    NaN where the value before the intervention is not known: what cannot be restored cannot be judged.
+    """
     there, attributes = counterfactuals(model, images, table, interventions, seed)
-    back = [
-        do({name: table.iloc[i][name] for name in intervention.assignments})
-        for i, intervention in enumerate(interventions)
-    ]
+    before = [{name: table.iloc[i][name] for name in act.assignments} for i, act in enumerate(interventions)]
+    back = [do({name: value for name, value in row.items() if not pd.isna(value)}) for row in before]
     again, _ = counterfactuals(model, there, attributes, back, seed)
-    return l1(images, again)
+    known = [len(undone.assignments) == len(row) for undone, row in zip(back, before, strict=True)]
+    return np.where(known, l1(images, again), np.nan)
 
 
 def effectiveness(
@@ -118,12 +120,16 @@ def read_attributes(
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """attribute -> (N,) whether its predictor finds the value that ``table`` (the counterfactual attributes) states.
 
-    Of an intervened attribute this is effectiveness; of one that should not have moved, preservation.
+    Of an intervened attribute this is effectiveness; of one that should not have moved, preservation. False where
+    ``table`` has no value: not to be counted.
     """
-    return {
-        name: effectiveness(predictor, images, schema.index(name, table[name]))
-        for name, predictor in predictors.items()
-    }
+    found = {}
+    for name, predictor in predictors.items():
+        known = table[name].notna().to_numpy()
+        codes = np.full(len(table), -1, dtype=np.int64)
+        codes[known] = schema.index(name, table[name][known])
+        found[name] = effectiveness(predictor, images, codes)
+    return found
 
 
 def worst_rows(score: npt.NDArray[np.floating[Any]] | npt.NDArray[np.bool_], count: int) -> list[int]:

@@ -70,7 +70,7 @@ def evaluate_counterfactuals(
         f"composition_l1_{recipe.evaluate.cycles}_cycles": float(
             axioms.composition(model, factual, table, recipe.evaluate.cycles, recipe.seed).mean()
         ),
-        "reversibility_l1": float(axioms.reversibility(model, factual, table, acts, recipe.seed).mean()),
+        **_reversibility(axioms.reversibility(model, factual, table, acts, recipe.seed)),
         "rows": [
             {"source": row.source_key, "do": str(row.do), "reconstruction_l1": float(error), "misread": []}
             for row, error in zip(rows, errors, strict=True)
@@ -94,8 +94,8 @@ def evaluate_counterfactuals(
             "agreement": float(agrees[counted].mean()) if counted.any() else None,
             "reader_on_real": float(read_real[name].mean()),
         }
-        for row, right in zip(figures["rows"], agrees, strict=True):
-            if not right:
+        for row, wrong in zip(figures["rows"], ~agrees & attributes[name].notna().to_numpy(), strict=True):
+            if wrong:
                 row["misread"].append(name)
     figures["measures"] = {
         name: measured_errors(
@@ -109,6 +109,12 @@ def evaluate_counterfactuals(
     _next(bar, "")
     bar.close()
     return Evaluation(figures, to_pixels(images), to_pixels(rebuilt), to_pixels(made))
+
+
+def _reversibility(errors: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """The mean over the images whose intervention can be undone, and how many those are; None where there is none."""
+    known = errors[~np.isnan(errors)]
+    return {"reversibility_l1": float(known.mean()) if len(known) else None, "reversibility_n": len(known)}
 
 
 def judged_rows(plan: Plan, most: int, sources: int) -> list[PlanRow]:
@@ -156,11 +162,12 @@ def _counted(
 ) -> tuple[bool, npt.NDArray[np.bool_]]:
     """Whether the attribute is intervened on, and the rows that count.
 
-    An intervention to the value that the image has already proves nothing: an identity would pass it.
+    An intervention to the value that the image has already proves nothing: an identity would pass it. Where the factual
+    value is missing nobody can say whether it is that, and where the wanted one is missing there is nothing to compare.
     """
     intervened = any(name in act.assignments for act in acts)
-    moved = (attributes[name] != table[name]).to_numpy()
-    return intervened, moved if intervened else np.ones(len(moved), dtype=bool)
+    known = attributes[name].notna() & table[name].notna()
+    return intervened, ((attributes[name] != table[name]) & known if intervened else known).to_numpy()
 
 
 def measured_errors(

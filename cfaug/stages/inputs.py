@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cfaug.causal import CausalGraph, refuse_if_ancestor
+from cfaug.causal import CausalGraph, missing_counts, refuse_if_ancestor
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, FolderDataset, Grouper, Schema, can_unconfound, measures_of, open_source
 from cfaug.data.attributes import near
@@ -187,8 +187,10 @@ def _check_training(inputs: Inputs) -> None:
             raise DataError(
                 f"expected training images of every class, but {target}={value} has none; add rows with split train, or remove the class"
             )
+    for name, count in missing_counts(inputs.train.table, inputs.schema).items():
+        log.warning("%s: %d of %d training rows have no value; they are kept", name, count, len(inputs.train))
     for name in inputs.schema.spurious:
-        seen = set(inputs.train.table[name])
+        seen = set(inputs.train.table[name].dropna())
         if len(seen) < 2:
             log.warning("%s has one value in training, so no intervention on it can change an image", name)
         unseen = sorted(set(inputs.schema[name].values or ()) - seen)

@@ -54,17 +54,19 @@ def exchanged_acts(table: pd.DataFrame, schema: Schema, seed: int) -> dict[str, 
     """Source key -> the spurious attributes of another source of the same class.
 
     So the counterfactuals keep the joint distribution of target and spurious attributes exactly, confounding included:
-    what tells them from reconstructions is then a mark of generation and no shift of attributes.
+    what tells them from reconstructions is then a mark of generation and no shift of attributes. A source that lacks a
+    value exchanges the others with a source that lacks the same.
     """
     generator = np.random.default_rng([seed, 6])
     table = schema.canonical(table)
     donors = np.arange(len(table))
-    classes = pd.factorize(table[str(schema.target)])[0]
+    lacking = table[list(schema.spurious)].isna().astype(str).agg("".join, axis=1)
+    classes = pd.factorize(table[str(schema.target)] + lacking)[0]
     for label in np.unique(classes):
         members = np.flatnonzero(classes == label)
         donors[members] = generator.permutation(members)
     return {
-        str(key): do({name: table.iloc[donor][name] for name in schema.spurious})
+        str(key): do({n: value for n in schema.spurious if not pd.isna(value := table.iloc[donor][n])})
         for key, donor in zip(table.index, donors, strict=True)
     }
 

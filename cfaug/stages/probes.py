@@ -38,9 +38,15 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
     fit = probe_fit(recipe, len(inputs.train), seed)
     targets = None if clean else [str(value) for value in pool.table[inputs.target]]
     for name in names:
-        originals = [str(value) for value in inputs.grouper.levels(pool.table, name)]
+        levels = inputs.grouper.levels(pool.table, name, missing=True)
+        known = np.flatnonzero(levels.notna())  # where there is no original, none can leak
         found["original_attribute"][name] = leaks.original_attribute(
-            fit, pool.counterfactual, originals, pool.sources, seed, targets
+            fit,
+            pool.counterfactual[known],
+            [str(value) for value in levels.iloc[known]],
+            [pool.sources[i] for i in known],
+            seed,
+            None if targets is None else [targets[i] for i in known],
         )
     alike = pool.counterfactual
     if not clean:  # balanced counterfactuals would differ from confounded reconstructions in their attributes

@@ -88,10 +88,12 @@ def attribute_readers(
     for name in inputs.graph.parents("image"):
         attribute = inputs.schema[name]
         if attribute.kind == "categorical":
-            codes = torch.from_numpy(np.asarray(inputs.schema.index(name, table[name])))
+            here = np.flatnonzero(table[name].notna())  # an image without the value has nothing to teach its reader
+            codes = torch.from_numpy(np.asarray(inputs.schema.index(name, table[name].iloc[here])))
+            rows = slice(None) if len(here) == len(table) else torch.from_numpy(here)  # a slice copies no image
             readers[name] = train_classifier(
                 "erm" if inputs.oracle else "group_resampling",
-                TensorImages(images, codes, groups),
+                TensorImages(images[rows], codes, groups[rows]),
                 None,
                 settings_of(recipe),
                 seed=recipe.seed,

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cfaug.causal import confounding
+from cfaug.causal import confounding, missing_counts
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.judge.axioms import worst_rows
@@ -86,7 +86,15 @@ def _axioms(figures: dict[str, Any]) -> list[Axiom]:
             found.append(
                 Axiom(f"composition, {key.split('_')[2]} cycles", f"{value:.4f}", "the same, many times in a row")
             )
-    found.append(Axiom("reversibility", f"{figures['reversibility_l1']:.4f}", "L1 after do and undo; 0 is perfect"))
+    undone, n = figures["reversibility_l1"], figures.get("reversibility_n", figures["images"])
+    of = "" if n == figures["images"] else f"; {n} of {figures['images']} images have a known value to go back to"
+    found.append(
+        Axiom(
+            "reversibility",
+            "no case" if undone is None else f"{undone:.4f}",
+            f"L1 after do and undo; 0 is perfect{of}",
+        )
+    )
     for name, row in figures["attributes"].items():
         kind = "effectiveness" if row["intervened"] else "preservation"
         found.append(
@@ -241,6 +249,16 @@ def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) ->
         "The range over seeds is that of the classifiers. SCM, decoder, plan and shards are made once a run, with the run's own seed: "
         "how much another decoder would change the table is not in the range."
     )
+    missing = missing_counts(inputs.train.table, inputs.schema)
+    if missing:
+        total = len(inputs.train)
+        notes.append(
+            "Missing values in the training table: "
+            + ", ".join(f"{name} in {n} of {total} rows ({percent(n / total)})" for name, n in missing.items())
+            + ". All rows train the decoder and the classifiers. A mechanism learns from the rows that have the attribute and its parents, "
+            "confounding is measured on the rows that have both values, a row without a spurious attribute is in no group of it (group "
+            "methods draw it as often as it occurs), and no figure of an attribute counts an image whose value is not known."
+        )
     if inputs.oracle is None:
         notes.append("There is no oracle: these images cannot be had without their confounding.")
     if model is not None and model.decoder.report is not None:

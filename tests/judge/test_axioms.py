@@ -27,7 +27,7 @@ class Toy:
 
     def abduct(self, images: torch.Tensor, attributes: pd.DataFrame, seed: Sequence[int]) -> Any:
         self.seeds += list(seed)
-        level = torch.tensor([LEVEL[c] for c in attributes["colour"]])[:, None, None, None]
+        level = torch.tensor([LEVEL.get(c, 0.0) for c in attributes["colour"]])[:, None, None, None]
         return images - level, attributes
 
     def act(self, interventions: Sequence[Any]) -> Any:
@@ -87,6 +87,16 @@ def test_effectiveness_and_preservation(images: torch.Tensor, table: pd.DataFram
     assert found["colour"].tolist() == [True] * 3 + [False] * 3 or found["colour"].all()
     with pytest.raises(UsageError, match="one code an image"):
         effectiveness(says_zero, pictures, [0])
+
+
+def test_what_is_not_known_is_not_judged(images: torch.Tensor, table: pd.DataFrame) -> None:
+    holes = table.assign(colour=[None, *table["colour"][1:]], digit=[*table["digit"][:-1], None])
+    errors = reversibility(Toy(0.02), images, holes, [do(colour="bright")] * 6)
+    assert np.isnan(errors).tolist() == [True] + [False] * 5  # nobody knows what to go back to
+    assert errors[1:] == pytest.approx(np.full(5, 0.02), abs=1e-6)
+    schema = Schema([Attribute("digit", values=("0", "1")), Attribute("colour", values=("dark", "bright"))])
+    read = read_attributes({"digit": lambda x: torch.tensor([0, 1, 0, 1, 0, 1])}, images, holes, schema)
+    assert read["digit"].tolist() == [True] * 5 + [False]
 
 
 def test_worst_rows_and_refusals(images: torch.Tensor, table: pd.DataFrame) -> None:

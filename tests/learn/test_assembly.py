@@ -102,6 +102,22 @@ def test_each_gives_a_column_per_attribute(base: ArrayDataset, grouper: Grouper)
         group_codes(base.table, grouper, "pairs")  # type: ignore[arg-type]
 
 
+def test_images_without_a_value_are_in_no_group_and_train_all_the_same(base: ArrayDataset, shards: Path) -> None:
+    table = base.table.assign(colour=[None, None, *base.table["colour"][2:]])
+    partial = ArrayDataset(base.images, table, base.schema)
+    grouper = Grouper.fit(table, base.schema)
+    for grouping in ("cross", "each"):
+        codes = group_codes(table, grouper, grouping)
+        assert (codes[:2] == -1).all()
+        assert (codes[2:] >= 0).all()
+    for method in ("group_resampling", "group_dro", "cfaug+group_dro"):
+        made = training_set(method, partial, grouper, shards, grouping="each")
+        assert len(made.targets) == N
+        settings = TrainSettings(epochs=1, batch_size=16, group_adjustment=1.0)
+        run = train_classifier(method, made, validation_set(source("val"), grouper), settings, classes=["0", "1"])
+        assert run.history[0]["loss"] > 0
+
+
 def test_trains_end_to_end(base: ArrayDataset, shards: Path, grouper: Grouper) -> None:
     settings = TrainSettings(epochs=1, batch_size=16)
     for method in METHODS:

@@ -16,7 +16,7 @@ from tiny_run import call, folder_recipe
 from cfaug.causal import Intervention, do
 from cfaug.data import ArrayDataset, Attribute, Schema
 from cfaug.stages import inputs as inputs_module
-from cfaug.stages.evaluation import measured_errors
+from cfaug.stages.evaluation import _counted, measured_errors
 from cfaug.stages.inputs import Inputs
 
 
@@ -65,6 +65,16 @@ def test_only_interventions_that_change_the_value_count() -> None:
     assert row == {"intervened": True, "n": 3, "mae": 5.0, "mae_unchanged": 40.0, "mae_real": 0.0}
     still = measured_errors(known, "light", [do(light=10.0)] * 6, table, table, made, data.images, data.images)
     assert (still["n"], still["mae"], still["mae_unchanged"]) == (0, None, None)
+
+
+def test_images_whose_value_is_not_known_do_not_count() -> None:
+    before = pd.DataFrame({"a": ["r", None, "g", "g"], "t": [1.0, np.nan, 3.0, 4.0]})
+    after = pd.DataFrame({"a": ["g", "g", "g", "r"], "t": [1.0, np.nan, np.nan, 4.0]})
+    acts: list[Intervention] = [do(a=value) for value in after["a"]]
+    intervened, counted = _counted("a", acts, after, before)
+    assert (intervened, counted.tolist()) == (True, [True, False, False, True])
+    intervened, counted = _counted("t", acts, after, before)
+    assert (intervened, counted.tolist()) == (False, [True, False, False, True])
 
 
 def test_losses_of_a_folder_are_asked_for_in_vain(birds: Path, tmp_path: Path, capsys: Any, caplog: Any) -> None:
