@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal import SCM, CausalGraph, do
+from cfaug.causal import SCM, CausalGraph, do, flows
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, ShardError, UsageError
 
@@ -188,8 +188,13 @@ def holed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def test_a_mechanism_learns_from_the_rows_that_have_what_it_needs(
-    table: pd.DataFrame, holed: pd.DataFrame, schema: Schema, caplog: pytest.LogCaptureFixture
+    table: pd.DataFrame,
+    holed: pd.DataFrame,
+    schema: Schema,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(flows, "STEPS", 3)  # which rows are learned from, not how well
     fitted = schema.fit(holed, schema.names)
     weights = np.random.default_rng(0).uniform(0.5, 2, N)
     scm = SCM(GRAPH, fitted).fit(holed, weights=weights)
@@ -232,7 +237,8 @@ def test_a_missing_value_is_not_a_change_and_what_depends_on_it_is_not_guessed(
     assert scm.counterfactual(holed.iloc[:5], do(light=1.0), seed=1)["mood"].isna().all()  # not one row to abduct from
 
 
-def test_a_target_cannot_be_missing(table: pd.DataFrame, schema: Schema) -> None:
+def test_a_target_cannot_be_missing(table: pd.DataFrame, schema: Schema, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "STEPS", 3)
     schema = Schema(schema.attributes, target="mood").fit(table)
     scm = SCM(CausalGraph("size -> image; mood -> image"), schema).fit(table)
     for use in (scm.fit, scm.abduct):
