@@ -120,9 +120,18 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         )
         return 0
     out = arguments.out or str(Path("shards") / recipe.name)
+    from cfaug.decode import processes
     from cfaug.stages import Pipeline
 
+    if processes.several() and arguments.command != "fit":
+        raise UsageError(
+            f"`cfaug {arguments.command}` is one process, but torchrun started several; start `cfaug fit` with it, then the "
+            "rest without"
+        )
     pipeline = Pipeline(recipe, out, overwrite=arguments.overwrite, progress=not arguments.no_progress)
+    if not pipeline.leads:
+        pipeline.fit()  # help; the first process speaks
+        return 0
     _SHOW["run" if arguments.command == "demo" else arguments.command](pipeline, arguments.json)
     return 0
 

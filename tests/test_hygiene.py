@@ -23,6 +23,7 @@ FLOORS = {
     "learn": 3,
     "stages": 4,
     "cli": 5,
+    "__main__": 6,
 }
 # of generation, the training side knows only the shard reader
 ONLY = {("learn", "offline"): "cfaug.offline.shards", ("learn", "decode"): "", ("judge", "decode"): ""}

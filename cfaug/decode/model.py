@@ -13,19 +13,76 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
 
 from cfaug.causal import SCM, Intervention, do
 from cfaug.causal.scm import Noise
+from cfaug.config import DecoderConfig
 from cfaug.data import Schema
 from cfaug.data.files import replace_file
+from cfaug.decode import storage
 from cfaug.decode.diffusion import DiffusionDecoder, ImageNoise
+from cfaug.decode.distilled import CarriedImage, DistilledDecoder
+from cfaug.decode.training import FitReport
 from cfaug.errors import ShardError, UsageError
+
+
+class Decoder(Protocol):
+    """An image mechanism: what :class:`DiffusionDecoder` and :class:`DistilledDecoder` have in common."""
+
+    config: DecoderConfig
+    report: FitReport | None
+
+    @property
+    def schema(self) -> Schema: ...
+
+    @property
+    def parents(self) -> tuple[str, ...]: ...
+
+    @property
+    def canvas(self) -> tuple[int, int] | None: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    def abduct(self, image: torch.Tensor, attributes: pd.DataFrame) -> Any: ...
+
+    def predict(
+        self,
+        noise: Any,
+        attributes: pd.DataFrame,
+        affected: Sequence[Collection[str]] | None = None,
+        strength: float | None = None,
+    ) -> torch.Tensor: ...
+
+    def save(self, directory: str | Path) -> None: ...
+
+
+_KINDS: dict[str, type[DiffusionDecoder] | type[DistilledDecoder]] = {
+    "diffusion": DiffusionDecoder,
+    "distilled": DistilledDecoder,
+}
+
+
+def load_decoder(directory: str | Path, device: str = "cpu") -> DiffusionDecoder | DistilledDecoder:
+    """Read a saved decoder of either kind.
+
+    Raises:
+        ShardError: a missing, truncated or altered checkpoint, or one of a kind that does not exist.
+        UsageError: one of another version of cfaug.
+    """
+    try:
+        content = json.loads((Path(directory) / "decoder.json").read_text(encoding="utf-8"))
+        kind = _KINDS[content.get("kind", "diffusion")]  # an older format says no kind, and is refused for its format
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise storage.corrupt(Path(directory), error) from None
+    return kind.load(directory, device)
 
 
 @dataclass(frozen=True)
@@ -33,7 +90,7 @@ class ModelNoise:
     """Exogenous noise of a batch: of every attribute, and of the image."""
 
     attributes: Noise
-    image: ImageNoise
+    image: ImageNoise | CarriedImage
 
 
 class CounterfactualModel:
@@ -47,7 +104,7 @@ class CounterfactualModel:
         UsageError: the decoder's parents are not the image's parents in the graph, or the schemas differ.
     """
 
-    def __init__(self, scm: SCM, decoder: DiffusionDecoder) -> None:
+    def __init__(self, scm: SCM, decoder: Decoder) -> None:
         expected = set(scm.graph.parents("image"))
         if expected != set(decoder.parents):
             raise UsageError(
@@ -72,7 +129,12 @@ class CounterfactualModel:
     @property
     def dtype(self) -> str:
         """The arithmetic of the decoder."""
-        return "bfloat16 autocast"
+        return "bfloat16 autocast" if self.decoder.config.bf16 else "float32"
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """(H, W) that smaller sources are padded to; None where all sources have one size."""
+        return self.decoder.canvas
 
     @property
     def digest(self) -> str:
@@ -124,7 +186,7 @@ class CounterfactualModel:
                 "run `cfaug fit` again with --overwrite"
             ) from None
         try:
-            model = cls(SCM.load(directory), DiffusionDecoder.load(directory, device))
+            model = cls(SCM.load(directory), load_decoder(directory, device))
         except UsageError as error:
             raise ShardError(
                 f"corrupt checkpoint: {directory} mixes files of two models ({error}); run `cfaug fit` again with --overwrite"

@@ -32,6 +32,11 @@ def primary() -> bool:
     return not _started_together() or int(os.environ["RANK"]) == 0
 
 
+def several() -> bool:
+    """Whether torchrun has started more than this process; known before :func:`join`."""
+    return _started_together() and int(os.environ["WORLD_SIZE"]) > 1
+
+
 def own_device(device: str) -> torch.device:
     """The device of this process: ``cuda`` without a number is one graphics card a process, by torchrun's LOCAL_RANK."""
     chosen = torch.device(device)
@@ -51,8 +56,7 @@ def join(device: str) -> tuple[int, int]:
     Returns:
         (rank, number of processes).
     """
-    many = _started_together() and int(os.environ["WORLD_SIZE"]) > 1
-    if many and not dist.is_initialized():
+    if several() and not dist.is_initialized():
         dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
         atexit.register(dist.destroy_process_group)
         chosen = own_device(device)
@@ -69,6 +73,12 @@ def mean(values: Sequence[float], device: torch.device) -> list[float]:
     shared = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(shared)
     return [float(value) for value in shared / place()[1]]
+
+
+def first(value: bool, device: str) -> bool:
+    """What the first process says: the others may see its files late, or not at all."""
+    rank, world = place()
+    return mean([float(value and rank == 0)], own_device(device))[0] * world > 0.5
 
 
 def total(tensor: torch.Tensor, device: str) -> torch.Tensor:

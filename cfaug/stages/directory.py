@@ -21,6 +21,7 @@ from cfaug.errors import CfaugError, UsageError
 PRODUCTS = (
     "plan",
     "model",
+    "fit.partial",
     "shards",
     "evaluation",
     "diagnosis.json",

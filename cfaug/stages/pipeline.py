@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import logging
+import shutil
 import time
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +21,8 @@ from cfaug import causal
 from cfaug.causal import SCM
 from cfaug.config import Recipe
 from cfaug.data import load_images
-from cfaug.decode import CounterfactualModel, DiffusionDecoder
+from cfaug.decode import CounterfactualModel, Decoder, DiffusionDecoder, DistilledDecoder, processes
+from cfaug.decode.distilled import student_config
 from cfaug.errors import CfaugError, ShardError
 from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.judge.report import write_report
@@ -30,8 +33,19 @@ from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
 from cfaug.stages.inputs import Inputs, open_inputs, uses_counterfactuals
 from cfaug.stages.readers import settings_of
 from cfaug.stages.reporting import report_data, shard_confounding
+from cfaug.stages.validation import Validation
 
 log = logging.getLogger(__name__)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise CfaugError(
+            f"cannot write the model to {folder}: {error.strerror}; free some space and run again"
+        ) from None
 
 
 class Pipeline:
@@ -49,18 +63,31 @@ class Pipeline:
 
     def __init__(self, recipe: Recipe, out: str | Path, overwrite: bool = False, progress: bool = True) -> None:
         self.recipe = recipe
-        self.progress = progress
+        self.leads = processes.primary()
+        """Whether this process writes; under torchrun the others only help to fit."""
+        self.progress = progress = progress and self.leads
         self.inputs: Inputs = open_inputs(recipe, progress)
-        self.directory = RunDirectory(out, recipe, overwrite)
-        self.directory.claim(self.inputs.digest)
+        if self.leads:
+            self.directory = RunDirectory(out, recipe, overwrite)
+            self.directory.claim(self.inputs.digest)
+        self._meet()
+        if not self.leads:
+            self.directory = RunDirectory(out, recipe)
         self.out = self.directory.path
+
+    def _meet(self) -> None:
+        """Wait for the other processes; there are none without torchrun."""
+        processes.join(self.recipe.decoder.device)
+        processes.first(True, self.recipe.decoder.device)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         started = time.monotonic()
-        log.info("%s ...", stage)
+        log.log(logging.INFO if self.leads else logging.DEBUG, "%s ...", stage)
         yield
         seconds = time.monotonic() - started
+        if not self.leads:
+            return
         self.directory.took(stage, seconds)
         log.info("%s done in %.1f s", stage, seconds)
 
@@ -79,27 +106,44 @@ class Pipeline:
         Raises:
             ShardError: a corrupt checkpoint.
         """
-        folder = self.out / "model"
-        if not (folder / "model.json").exists():
+        folder, device = self.out / "model", self.recipe.decoder.device
+        if not processes.first((folder / "model.json").exists(), device):
             self._fit(folder)
-        return CounterfactualModel.load(folder, self.recipe.decoder.device)
+        return CounterfactualModel.load(folder, device)
 
     def fit(self) -> CounterfactualModel:
-        """Fit the SCM and train the decoder; writes ``model/``."""
+        """Fit the SCM and train the decoder; writes ``model/``. Killed, it goes on from ``fit.partial/``."""
         return self.model
 
     def _fit(self, folder: Path) -> None:
-        recipe, inputs = self.recipe, self.inputs
+        recipe, inputs, partial = self.recipe, self.inputs, self.out / "fit.partial"
         with self._timed("fit"):
             scm = SCM(inputs.graph, inputs.schema).fit(inputs.train.table, seed=recipe.seed)
-            decoder = DiffusionDecoder(scm.schema, inputs.graph.parents("image"), recipe.decoder)
-            decoder.fit(inputs.train, seed=recipe.seed, progress=self.progress)
-            try:
-                CounterfactualModel(scm, decoder).save(folder)
-            except OSError as error:
-                raise CfaugError(
-                    f"cannot write the model to {folder}: {error.strerror}; free some space and run again"
-                ) from None
+            decoder = self._fit_decoder(scm, folder / "teacher", partial)
+            if self.leads:
+                with _writing(folder):
+                    CounterfactualModel(scm, decoder).save(folder)
+                shutil.rmtree(partial, ignore_errors=True)
+        self._meet()
+
+    def _fit_decoder(self, scm: SCM, place: Path, partial: Path) -> Decoder:
+        """The decoder that the recipe asks for; a distilled one's teacher is kept in ``place``."""
+        config, train, seed = self.recipe.decoder, self.inputs.train, self.recipe.seed
+        parents = self.inputs.graph.parents("image")
+        score = Validation(self.recipe, self.inputs, scm, self.progress) if config.validate_every else None
+        distilled = config.kind == "distilled"
+        if distilled and processes.first((place / "decoder.json").exists(), config.device):
+            teacher = DiffusionDecoder.load(place, config.device)
+        else:
+            teacher = DiffusionDecoder(scm.schema, parents, dataclasses.replace(config, kind="diffusion"))
+            teacher.fit(train, seed, self.progress, checkpoint=partial / "diffusion", score=score)
+            if distilled and self.leads:
+                with _writing(place):
+                    teacher.save(place)
+        if not distilled:
+            return teacher
+        student = DistilledDecoder(teacher.schema, parents, student_config(config, len(train)))
+        return student.fit(train, teacher, seed, self.progress, checkpoint=partial / "distilled", score=score)
 
     @cached_property
     def planned(self) -> Plan:

@@ -1,0 +1,353 @@
+"""The distilled decoder: one network evaluation from (image, factual attributes, counterfactual attributes) to the counterfactual.
+
+    abduct:   keep x, pa and the guide; nothing is evaluated
+    predict:  x' = S(x, pa, pa', g), with S trained to answer what a fitted multi-step teacher answers (see ``student``)
+
+Knowledge distillation (Hinton et al., 2015, arXiv 1503.02531), of a sampler into one step as in Luhman & Luhman (2021, arXiv
+2101.02388); here from the factual image instead of noise, so that abduction is distilled with prediction. Where no attribute
+changes the answer is the image itself, as the teacher's reversible solver says, too, and no evaluation is spent.
+
+Not promised: anything that the teacher cannot do; a student of a confounded teacher is confounded. Nor interventions on the
+target: the student has seen none (unless the target is the image's only parent).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from cfaug.config import DecoderConfig
+from cfaug.data import AttributeDataset, Schema
+from cfaug.decode import pairs, storage
+from cfaug.decode.condition import Condition
+from cfaug.decode.diffusion import DiffusionDecoder, changed
+from cfaug.decode.network import VelocityNet
+from cfaug.decode.semantic import SemanticEncoder
+from cfaug.decode.space import PixelSpace, Space, restore
+from cfaug.decode.structure import CHANNELS
+from cfaug.decode.student import Pairs, Student, train_student
+from cfaug.decode.training import FitReport, autocast, budget_seconds, forget
+from cfaug.decode.views import Frame, load_framed
+from cfaug.errors import UsageError
+
+_TAUGHT = ("space", "structure", "semantic", "sampler", "steps", "depth", "guidance")  # settings that are the teacher's
+_FREE = ("device", "compile", "checkpoint_seconds", "autoencoder")
+
+
+@dataclass(frozen=True)
+class CarriedImage:
+    """The student's exogenous noise: the factual image itself, with what belongs to it.
+
+    Attributes:
+        image: shape (B, c, h, w), in the working space.
+        guide: structure map and semantic latent, shape (B, G, h, w).
+        condition: the encoded factual attributes, shape (B, D + P).
+        size: (H, W) of the source, restored by prediction.
+        device: where the source was, and where prediction returns its image to.
+    """
+
+    image: torch.Tensor
+    guide: torch.Tensor
+    condition: torch.Tensor
+    size: tuple[int, int]
+    device: torch.device | str = "cpu"
+
+
+def student_config(config: DecoderConfig, images: int) -> DecoderConfig:
+    """The settings of a student whose teacher is trained with ``config`` on so many images: ``distil_share`` of its budget."""
+    share = config.distil_share
+    steps = max(1, round(config.max_steps * share)) if config.max_steps else None
+    seconds = config.seconds or (None if steps else budget_seconds(images))
+    return dataclasses.replace(
+        config,
+        kind="distilled",
+        max_steps=steps,
+        seconds=seconds * share if seconds else None,
+        learning_rate=2 * config.learning_rate,  # the student's targets have no noise: an eighth less error, measured
+    )
+
+
+class DistilledDecoder:
+    """A one-evaluation image mechanism, trained from a :class:`DiffusionDecoder`.
+
+    Args:
+        schema: the attributes, as the teacher has them.
+        parents: the image's parents in the causal graph.
+        config: the settings; those that describe the teacher (space, structure, semantic latent, sampler, depth, guidance)
+            are taken from it by :meth:`fit`.
+        settings: single fields of ``config`` to change.
+
+    Raises:
+        UsageError: no parents, a parent that is not in the schema, or an unknown setting.
+    """
+
+    def __init__(
+        self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
+    ) -> None:
+        self.config = changed(config or DecoderConfig(kind="distilled"), settings)
+        self.condition = Condition(schema, parents)
+        self.frame: Frame | None = None
+        self.space: Space = PixelSpace(3)
+        self.report: FitReport | None = None
+        self.teacher = ""
+        """Digest of the teacher."""
+        self._student: Student | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """The attributes, with statistics."""
+        return self.condition.schema
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The image's parents, in the schema's order."""
+        return self.condition.parents
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """(H, W) that smaller sources are padded to; None where all sources have one size."""
+        return self.frame.size if self.frame and self.frame.mixed else None
+
+    @property
+    def student(self) -> Student:
+        """The trained network; UsageError before :meth:`fit` or :meth:`load`."""
+        if self._student is None:
+            raise UsageError(
+                "this decoder is not distilled yet; call fit(dataset, teacher) or load a saved model first"
+            )
+        return self._student
+
+    # -- learning ------------------------------------------------------------------------------------------------
+
+    def fit(
+        self,
+        dataset: AttributeDataset,
+        teacher: DiffusionDecoder,
+        seed: int = 0,
+        progress: bool = True,
+        *,
+        checkpoint: str | Path | None = None,
+        score: Callable[[DistilledDecoder], float] | None = None,
+    ) -> DistilledDecoder:
+        """Learn from what ``teacher`` makes of the training images.
+
+        Args:
+            dataset: the training images and attributes that the teacher was fitted on.
+            teacher: fitted, of the same schema and parents.
+            seed: of all randomness.
+            progress: show it.
+            checkpoint: directory that makes it resumable, see :meth:`DiffusionDecoder.fit`; the teacher's answers are
+                kept there, too.
+            score: of the decoder as it would be now, for early stopping.
+
+        Raises:
+            UsageError: the teacher has another schema, other parents or other images.
+            CfaugError: the loss became NaN, or the memory does not suffice.
+        """
+        images = self._follow(teacher, dataset, progress)
+        folder = Path(checkpoint) if checkpoint else None
+        self._student = self._build(seed, teacher)
+        table, count = dataset.table, self.config.distil_pairs
+        factual = pd.concat([table] * count)
+        acted = pd.concat([pairs.drawn(table, self.schema, self.parents, seed * count + k) for k in range(count)])
+        made = pairs.taught(teacher, images.repeat(count, 1, 1, 1), factual, acted, progress, folder)
+
+        def judged(student: nn.Module) -> float:
+            assert score is not None
+            assert isinstance(student, Student)
+            kept, self._student = self._student, student
+            try:
+                return score(self)
+            finally:
+                self._student = kept
+
+        self.report = train_student(
+            self._student,
+            Pairs(images, made, self.condition.encode(factual), self.condition.encode(acted), self.teacher),
+            self.space,
+            self.condition.cells(factual),
+            self.config,
+            seed=seed,
+            progress=progress,
+            checkpoint=folder,
+            score=judged if score else None,
+        )
+        return self
+
+    @staticmethod
+    def forget(checkpoint: str | Path) -> None:
+        """Delete what :meth:`fit` kept in ``checkpoint``."""
+        pairs.forget(Path(checkpoint))
+        forget(Path(checkpoint))
+
+    def _follow(self, teacher: DiffusionDecoder, dataset: AttributeDataset, progress: bool) -> torch.Tensor:
+        """Take over what is the teacher's; returns the images, uint8 (N, C, H, W)."""
+        if teacher.schema.digest != self.schema.digest or teacher.parents != self.parents:
+            raise UsageError(
+                f"the teacher was fitted for {', '.join(teacher.parents)} of another schema or graph than this student "
+                f"({', '.join(self.parents)}); build it with DistilledDecoder(teacher.schema, teacher.parents)"
+            )
+        _ = teacher.learner  # one that is not fitted says so
+        images, frame = load_framed(dataset, progress)
+        if teacher.frame is None or (frame.channels, frame.size) != (teacher.frame.channels, teacher.frame.size):
+            raise UsageError(
+                f"the teacher was fitted on images of {teacher.frame}, but {frame} came; distil on the images it was fitted on"
+            )
+        self.config = dataclasses.replace(
+            self.config, kind="distilled", **{name: getattr(teacher.config, name) for name in _TAUGHT}
+        )
+        self.frame, self.space, self.teacher = teacher.frame, teacher.space, teacher.digest
+        return images
+
+    def _build(self, seed: int, teacher: DiffusionDecoder | None = None) -> Student:
+        assert self.frame is not None
+        side = max(self.frame.size) // self.space.factor
+        patch = self.config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
+        semantic = self.config.semantic
+        source = teacher.learner.encoder if teacher is not None else None
+        self.config = config = dataclasses.replace(self.config, patch=patch)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = VelocityNet(
+                self.space.channels,
+                2 * self.condition.width,
+                CHANNELS[config.structure] + semantic,
+                patch,
+                config.channels,
+            )
+            encoder = None
+            if semantic:
+                encoder = SemanticEncoder(self.space.channels, semantic, source.patch if source else patch)
+        if encoder is not None and source is not None:
+            encoder.load_state_dict(source.state_dict())
+        return Student(net, encoder).to(config.device).eval()
+
+    # -- the three verbs -----------------------------------------------------------------------------------------
+
+    def abduct(self, image: torch.Tensor, attributes: pd.DataFrame) -> CarriedImage:
+        """Keep factual images with their attributes; no network evaluation (a semantic encoder's apart).
+
+        Args:
+            image: x, shape (B, C, H, W), float, in [-1, 1].
+            attributes: B rows of *factual* values; a missing one is missing to the network, too.
+
+        Raises:
+            UsageError: another size, mode, range or number of rows than expected.
+        """
+        student, config = self.student, self.config
+        assert self.frame is not None
+        self.frame.check(image, attributes)
+        padded, structure = self.frame.prepare(
+            image.to(config.device), student.net.multiple * self.space.factor, config.structure, self.space.factor
+        )
+        with torch.inference_mode():
+            x = self.space.encode(padded)
+            guide = student.guide(x, structure)
+        condition = self.condition.encode(attributes).to(config.device)
+        return CarriedImage(x, guide, condition, (image.shape[2], image.shape[3]), image.device)
+
+    def predict(
+        self,
+        noise: CarriedImage,
+        attributes: pd.DataFrame,
+        affected: Sequence[Collection[str]] | None = None,
+        strength: float | None = None,
+    ) -> torch.Tensor:
+        """Render under given attributes: one network evaluation.
+
+        Args:
+            noise: from :meth:`abduct`.
+            attributes: B rows of *counterfactual* values.
+            affected: not used: the student sees both conditions, and knows what the teacher did with them.
+            strength: None, or the teacher's ``config.guidance``, which has been distilled.
+
+        Returns:
+            x', shape (B, C, H, W), in [-1, 1]. Rows whose attributes have not changed are the image itself (in latents,
+            what the autoencoder makes of it).
+
+        Raises:
+            UsageError: another strength.
+        """
+        if strength is not None and strength != self.config.guidance:
+            raise UsageError(
+                f"this decoder was distilled at strength {self.config.guidance:g}, but {strength:g} came; distil a teacher "
+                "with that decoder.guidance, or use the teacher"
+            )
+        condition = self.condition.encode(attributes).to(self.config.device)
+        rows = (condition != noise.condition).any(dim=1)
+        image = noise.image
+        with torch.inference_mode():
+            if bool(rows.any()):
+                with autocast(self.config):
+                    made = self.student(image[rows], noise.guide[rows], noise.condition[rows], condition[rows])
+                image = image.clone()
+                image[rows] = made
+            image = self.space.decode(image)
+        height, width = noise.size
+        return image[..., :height, :width].clamp(-1, 1).to(noise.device)
+
+    # -- disk ----------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over the description and every weight."""
+        return storage.digest(self._description(), self._weights())
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        apart = {f"space.{name}": tensor for name, tensor in self.space.weights().items()}
+        return {**self.student.state_dict(), **apart}
+
+    def _description(self) -> dict[str, Any]:
+        assert self.frame is not None
+        encoder = self.student.encoder
+        return {
+            "format": storage.FORMAT,
+            "kind": "distilled",
+            "config": {name: value for name, value in dataclasses.asdict(self.config).items() if name not in _FREE},
+            "schema": self.schema.to_json(),
+            "parents": list(self.parents),
+            "frame": dataclasses.asdict(self.frame),
+            "space": self.space.description(),
+            "teacher": self.teacher,
+            "encoder_patch": encoder.patch if encoder is not None else None,
+        }
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``decoder.safetensors`` and ``decoder.json`` (description and digest)."""
+        storage.save(directory, self._description(), self._weights(), self.report)
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu") -> DistilledDecoder:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ShardError: a missing, truncated or altered checkpoint.
+            UsageError: one of another version of cfaug, or of another kind of decoder.
+        """
+        content, weights, report = storage.load(directory)
+        if content["kind"] != "distilled":
+            raise UsageError(
+                f"{directory}: expected a distilled decoder, but a {content['kind']} one came; use load_decoder"
+            )
+        try:
+            config = DecoderConfig(**{**content["config"], "device": device})
+            decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
+            decoder.frame = Frame.restore(content["frame"])
+            decoder.teacher = str(content["teacher"])
+            codec = {k.removeprefix("space."): t for k, t in weights.items() if k.startswith("space.")}
+            decoder.space = restore(content["space"], codec, device)
+            student = decoder._build(seed=0)
+            if student.encoder is not None:
+                student.encoder.patch = int(content["encoder_patch"])
+            student.load_state_dict({k: t for k, t in weights.items() if not k.startswith("space.")})
+            decoder._student, decoder.report = student, report
+        except Exception as error:  # torch has its own
+            raise storage.corrupt(directory, error) from None
+        return decoder
