@@ -68,7 +68,7 @@ class DecoderConfig:
     distil_pairs: int = 2  # distilled: counterfactuals of each training image that the teacher makes for the student
     distil_share: float = 0.5  # distilled: the student's training budget, as a share of the teacher's
     device: str = "cpu"  # cpu | cuda | mps, or cuda:1
-    bf16: bool = True  # autocast to bfloat16: about twice as fast where the processor has it
+    bf16: bool = True  # autocast to bfloat16: a quarter faster in training where the processor has it
     compile: bool = False  # torch.compile the network in training
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,16 @@ from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
 from cfaug.decode import sampling, storage
 from cfaug.decode.condition import Condition
-from cfaug.decode.fit import FitReport, Learner, train_velocity
+from cfaug.decode.fit import FitReport, Learner, build_learner, train_velocity
 from cfaug.decode.network import VelocityNet
-from cfaug.decode.semantic import Adversary, SemanticEncoder
 from cfaug.decode.space import PixelSpace, Space, open_space, restore
 from cfaug.decode.space import forget as forget_space
-from cfaug.decode.structure import CHANNELS
 from cfaug.decode.training import autocast, forget
 from cfaug.decode.views import Frame, ImageViews, LatentViews, load_framed
 from cfaug.errors import UsageError
+
+_ELSEWHERE = ("device", "compile", "checkpoint_seconds", "autoencoder", "distil_pairs", "distil_share")
+"""Settings that say where and how this decoder was made, or belong to another one: no part of what it is."""
 
 _UNTRAINED = "this decoder is not trained yet; call fit(dataset) or load a saved model first"
 
@@ -170,24 +170,10 @@ class DiffusionDecoder:
         forget(Path(checkpoint) / "decoder")
 
     def _build(self, seed: int) -> Learner:
-        config, side = self.config, max(self.trained_frame.size) // self.space.factor
-        patch = config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
-        self.config = config = dataclasses.replace(config, patch=patch)
-        width, blocks = self.condition.width, self.condition.blocks()
-        target = self.schema.target
-        asked = [block for name, block in zip(self.parents, blocks, strict=True) if name != target]
-        known = [block for name, block in zip(self.parents, blocks, strict=True) if name == target]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            guide = CHANNELS[config.structure] + config.semantic
-            net = VelocityNet(self.space.channels, width, guide, patch, config.channels)
-            encoder = adversary = None
-            if config.semantic:
-                encoder = SemanticEncoder(self.space.channels, config.semantic, patch)
-                adversary = Adversary(
-                    config.semantic, width, torch.cat(known) if known else torch.zeros(0, dtype=torch.int64), asked
-                )
-        return Learner(net, encoder, adversary).to(config.device).eval()
+        side = max(self.trained_frame.size) // self.space.factor
+        patch = self.config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
+        self.config = dataclasses.replace(self.config, patch=patch)
+        return build_learner(self.config, self.condition, self.space.channels, seed)
 
     @property
     def trained_frame(self) -> Frame:
@@ -290,7 +276,7 @@ class DiffusionDecoder:
     def _level(self, depth: float) -> int:
         return max(1, round(depth * self.config.steps))
 
-    @cached_property
+    @property
     def _levels(self) -> list[int]:
         """Ascending step numbers that some depth asks for; the last is the full number of steps."""
         return sorted({self.config.steps, *map(self._level, self.config.depth.values())})
@@ -317,7 +303,7 @@ class DiffusionDecoder:
 
     def _description(self) -> dict[str, Any]:
         frame, config = self.trained_frame, dataclasses.asdict(self.config)
-        for free in ("device", "compile", "checkpoint_seconds", "autoencoder"):
+        for free in _ELSEWHERE:
             config.pop(free)
         return {
             "format": storage.FORMAT,
@@ -342,6 +328,10 @@ class DiffusionDecoder:
             UsageError: one of another version of cfaug.
         """
         content, weights, report = storage.load(directory)
+        if content["kind"] != "diffusion":
+            raise UsageError(
+                f"{directory}: expected a diffusion decoder, but a {content['kind']} one came; use load_decoder"
+            )
         try:
             config = DecoderConfig(**{**content["config"], "device": device})
             decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)

@@ -207,12 +207,15 @@ class ActedModel:
         self.intervention = intervention
         self._acted = model.scm.act(intervention)
 
-    def predict(self, noise: ModelNoise) -> tuple[torch.Tensor, pd.DataFrame]:
-        """Counterfactual images, shape (B, C, H, W), in [-1, 1], and the counterfactual attribute table."""
+    def predict(self, noise: ModelNoise, strength: float | None = None) -> tuple[torch.Tensor, pd.DataFrame]:
+        """Counterfactual images, shape (B, C, H, W), in [-1, 1], and the counterfactual attribute table.
+
+        ``strength`` of the intervention in the image: 1 is the decoder's own answer, more exaggerates, None is as configured.
+        """
         table = self._acted.predict(noise.attributes)
         each = [self.intervention] * len(table) if isinstance(self.intervention, Intervention) else self.intervention
         graph = self.model.scm.graph
         affected = {
             act: {name for start in act.assignments for name in (start, *graph.descendants(start))} for act in set(each)
         }
-        return self.model.decoder.predict(noise.image, table, [affected[act] for act in each]), table
+        return self.model.decoder.predict(noise.image, table, [affected[act] for act in each], strength), table

@@ -41,7 +41,13 @@ The module may be compiled; call it, not one held from outside. Random numbers c
 ``uniform`` with the generator: torch.randn gives every process the same ones."""
 
 _EMA = 0.999
-_FREE = ("device", "compile", "checkpoint_seconds")  # where and how fast, not what is trained
+_FREE = (
+    "device",
+    "compile",
+    "checkpoint_seconds",
+    "distil_pairs",
+    "distil_share",
+)  # where and how fast, not what is trained
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 

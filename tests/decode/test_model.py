@@ -55,7 +55,9 @@ def test_descendants_are_recomputed_and_guided(data: ArrayDataset, monkeypatch: 
     seen: list[object] = []
     real = DiffusionDecoder.predict
     monkeypatch.setattr(
-        DiffusionDecoder, "predict", lambda self, noise, table, affected: seen.append(affected) or real(self, noise, table, affected)
+        DiffusionDecoder, "predict", lambda self, noise, table, affected, strength: (
+            seen.append(affected) or real(self, noise, table, affected, strength)
+        )
     )  # fmt: skip
     x, table = floats(data, 4), data.table.iloc[:4].assign(colour="red")
     _, attributes = model.act([do(colour="blue"), do(), do(glow=3.0), do(shape="bar")]).predict(model.abduct(x, table))
@@ -144,3 +146,13 @@ def test_a_full_disk_leaves_no_half_file_and_no_model(
         model.save(tmp_path)
     assert not list(tmp_path.glob("*.partial"))
     assert not (tmp_path / "model.json").exists()
+
+
+def test_the_strength_of_an_intervention_is_given_with_the_call(model: CounterfactualModel, data: ArrayDataset) -> None:
+    x, table = floats(data), data.table.iloc[:8]
+    noise = model.abduct(x, table)
+    acted = model.act(do(colour="green"))
+    own, _ = acted.predict(noise)
+    assert torch.equal(acted.predict(noise, strength=1.0)[0], own)
+    assert not torch.equal(acted.predict(noise, strength=3.0)[0], own)
+    assert torch.equal(model.act(do()).predict(noise, strength=3.0)[0], model.predict(noise)[0])  # nothing is affected
