@@ -1,10 +1,11 @@
 """The decoder on double-colored MNIST, rho = 0.95, 20 000 training images, official test digits.
 
     python benchmarks/decoder.py goals   OUT --root MNIST     one run of the shipped recipe, judged: about an hour on two cores
+    python benchmarks/decoder.py distil  OUT --root MNIST     a one-evaluation student of the decoder in OUT/run
     python benchmarks/decoder.py speed   OUT --root MNIST     of the decoder in OUT/run, and of a distilled one in OUT/distilled
     python benchmarks/decoder.py solvers OUT --root MNIST     quality against network evaluations, the same decoder
     python benchmarks/decoder.py time    OUT --root MNIST     quality against training time: one training, judged on its way
-    python benchmarks/decoder.py designs OUT --root MNIST     what stands beside the noise: four decoders, 1 000 steps each
+    python benchmarks/decoder.py designs OUT --root MNIST     what stands beside the noise: four decoders, 800 steps each
 
 Every result is one JSON line in OUT/decoder.jsonl with the machine and the command. The data set's counterfactuals are known (the
 same mask in other colours), so `truth_l1` is the mean absolute error, in [0, 1], against the true counterfactual.
@@ -32,7 +33,8 @@ from cfaug.cli import shipped_recipes
 from cfaug.config import Recipe, load_recipe
 from cfaug.data import Schema
 from cfaug.data.sets import mnist
-from cfaug.decode import CounterfactualModel, DiffusionDecoder
+from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder
+from cfaug.decode.distilled import student_config
 from cfaug.decode.sampling import evaluations
 from cfaug.judge import gap_closed
 from cfaug.judge.accuracy import read_results
@@ -190,7 +192,7 @@ def solvers(given: argparse.Namespace) -> list[dict[str, Any]]:
     for sampler, steps, depth in chosen:
         depths = {} if depth == 1 else {"foreground": depth, "background": depth}
         decoder.config = dataclasses.replace(decoder.config, sampler=sampler, steps=steps, depth=depths)
-        count = 2 * evaluations(sampler, round(steps * depth))
+        count = evaluations(sampler, round(steps * depth))
         rows.append(
             {"sampler": sampler, "steps": steps, "depth": depth, "evaluations": count, **known.judge(decoder, readers)}
         )
@@ -225,21 +227,49 @@ def through_training(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def designs(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """What stands beside the noise: nothing, edges, edges and contrast, or a learned latent; 800 steps each."""
     known, (_, readers) = Known(given.root), _readers(given)
     rows = []
-    variants: dict[str, dict[str, Any]] = {
-        "none": {"structure": "none", "sampler": "reversible", "steps": 2},
-        "none, one step": {"structure": "none"},
-        "gradient": {"structure": "gradient"},
-        "layout": {},
+    for name, settings in {
+        "none": {"structure": "none"},
         "semantic": {"structure": "none", "semantic": 8},
-    }
-    for name, settings in variants.items():
-        decoder = _train(given, max_steps=1000, **settings)
+        "gradient": {"structure": "gradient"},
+        "layout": {"structure": "layout"},
+    }.items():
+        decoder = _train(given, max_steps=800, **settings)
         report = decoder.report
         assert report is not None
-        rows.append({"design": name, "seconds": report.seconds, **known.judge(decoder, readers)})
+        for sampler, steps in (("reversible_euler", 1), ("reversible", 2)):
+            decoder.config = dataclasses.replace(decoder.config, sampler=sampler, steps=steps)
+            figures = known.judge(decoder, readers)
+            rows.append({"design": name, "sampler": sampler, "steps": steps, "seconds": report.seconds, **figures})
     return rows
+
+
+def distil(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """A student of the decoder in OUT/run, saved to OUT/distilled, beside its teacher."""
+    known, (_, readers) = Known(given.root), _readers(given)
+    recipe = recipe_for(given)
+    inputs = open_inputs(recipe, progress=False)
+    model = CounterfactualModel.load(given.out / "run" / "model")
+    teacher: Any = model.decoder
+    config = student_config(recipe.decoder, len(inputs.train))
+    student = DistilledDecoder(teacher.schema, teacher.parents, config).fit(inputs.train, teacher, seed=0)
+    CounterfactualModel(model.scm, student).save(given.out / "distilled" / "model")
+    report = student.report
+    assert report is not None
+    made = student.predict(student.abduct(known.images, known.table), known.after)
+    taught = teacher.predict(teacher.abduct(known.images, known.table), known.after)
+    return [
+        {"decoder": "teacher", **known.judge(teacher, readers)},
+        {
+            "decoder": "student",
+            "steps": report.steps,
+            "seconds": report.seconds,
+            "teacher_l1": float(l1(made, taught).mean()),
+            **known.judge(student, readers),
+        },
+    ]
 
 
 # -- speed -----------------------------------------------------------------------------------------------------------
@@ -284,7 +314,7 @@ def _clock(folder: str, root: str) -> dict[str, float]:
     decoder: Any = CounterfactualModel.load(folder).decoder
     known = Known(root, count=100)
     affected = [{"foreground", "background"}] * 100
-    net = decoder.net
+    net = decoder.student.net if decoder.config.kind == "distilled" else decoder.net
     calls = 0
 
     def count(*_: Any) -> None:
@@ -332,6 +362,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "solvers": solvers,
     "time": through_training,
     "designs": designs,
+    "distil": distil,
     "speed": speed,
 }
 

@@ -34,6 +34,7 @@ SOLVERS = [
     ("reversible", 1),
     ("reversible", 2),
     ("reversible", 3),
+    ("reversible", 4),
     ("reversible_euler", 1),
     ("reversible_euler", 3),
     ("midpoint", 3),
@@ -67,7 +68,7 @@ def main() -> None:
         found: dict[str, Any] = {
             "sampler": sampler,
             "steps": steps,
-            "evaluations": 2 * evaluations(sampler, steps),
+            "evaluations": evaluations(sampler, steps),
             "composition_l1": float(composition(model, x, table).mean()),
         }
         for name in measures:
@@ -91,7 +92,9 @@ def main() -> None:
         line = {
             **found,
             "training": {"steps": report.steps, "seconds": report.seconds},
-            "command": shlex.join(["python", "benchmarks/morpho.py", "OUT", "--root", "MNIST"]),
+            "command": shlex.join(
+                ["python", "benchmarks/morpho.py", "OUT", "--root", "MNIST", "--images", str(given.images)]
+            ),
             "machine": {"cpu": cpu, "torch": torch.__version__},
         }
         with (given.out / "morpho.jsonl").open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ from cfaug.data.attributes import near
 from cfaug.errors import UsageError
 
 if TYPE_CHECKING:
-    from cfaug.config import Recipe
+    from cfaug.config import DecoderConfig, Recipe
 
 DECODERS = ("diffusion", "distilled")
 SPACES = ("pixels", "latents")
@@ -24,7 +24,7 @@ ENGINES = ("local",)
 _ANY = (0.0, math.inf)
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": _ANY, "data.seed": _ANY, "data.train_images": (1, math.inf), "data.val_images": (1, math.inf),
-    "decoder.patch": (1, 64), "decoder.seconds": (1, math.inf), "decoder.max_steps": (1, math.inf),
+    "decoder.patch": (1, 64), "decoder.seconds": (0.1, math.inf), "decoder.max_steps": (1, math.inf),
     "decoder.batch_size": (1, math.inf), "decoder.learning_rate": (1e-9, 10), "decoder.drop_attribute": (0, 0.9),
     "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.semantic": (0, 64), "decoder.validate_every": (1, math.inf),
     "decoder.patience": (1, math.inf), "decoder.checkpoint_seconds": _ANY, "decoder.guidance": (0, 100),
@@ -43,13 +43,43 @@ _CHOICES = {
 }  # fmt: skip
 
 
+def check_decoder(config: DecoderConfig) -> None:
+    """Raise UsageError for the first setting of a decoder outside its range or registry, or that cannot act."""
+    for name, known in _CHOICES.items():
+        if name.startswith("decoder."):
+            _among(name, getattr(config, name.removeprefix("decoder.")), known)
+    for name, (low, high) in _RANGES.items():
+        if name.startswith("decoder."):
+            _within(name, getattr(config, name.removeprefix("decoder.")), low, high)
+    for name, depth in config.depth.items():
+        _within(f"decoder.depth {name}", depth, 1e-3, 1)
+        if depth < 1 and config.steps == 1:
+            raise UsageError(
+                f"decoder.depth of {name} is {depth:g}, but decoder.steps is 1, so there is no time-step to stop at; take more "
+                "steps or remove the depth"
+            )
+    if config.drop_attribute == 0 and config.guidance != 1:
+        raise UsageError(
+            f"decoder.guidance is {config.guidance:g}, but decoder.drop_attribute is 0, so the decoder never learns an image "
+            "without the attribute; set drop_attribute to 0.1 or guidance to 1"
+        )
+    if not config.channels or any(width < 8 or width % 8 for width in config.channels):
+        raise UsageError(f"decoder.channels must list multiples of 8, but {config.channels} came; write [64, 96]")
+
+
+def _within(name: str, value: float | None, low: float, high: float) -> None:
+    if value is not None and not (low <= value <= high and math.isfinite(value)):
+        expected = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a number from {low:g} up"
+        raise UsageError(f"{name} must be {expected}, but {value!r} came")
+
+
+def _among(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name} must be one of {', '.join(known)}, but {value!r} came; {near(value, known)}")
+
+
 def check_ranges(recipe: Recipe) -> None:
     """Raise UsageError for the first value outside its range or registry."""
-
-    def within(name: str, value: float | None, low: float, high: float) -> None:
-        if value is not None and not (low <= value <= high and math.isfinite(value)):
-            expected = f"between {low:g} and {high:g}" if math.isfinite(high) else f"a number from {low:g} up"
-            raise UsageError(f"{name} must be {expected}, but {value!r} came")
 
     def listed(name: str, values: Sequence[Any], example: str) -> None:
         if not values:
@@ -59,17 +89,13 @@ def check_ranges(recipe: Recipe) -> None:
             raise UsageError(f"{name} must list each only once, but {twice[0]!r} came twice; remove one")
 
     for name, known in _CHOICES.items():
-        value = attrgetter(name)(recipe)
-        if value not in known:
-            raise UsageError(f"{name} must be one of {', '.join(known)}, but {value!r} came; {near(value, known)}")
+        _among(name, attrgetter(name)(recipe), known)
     for name, (low, high) in _RANGES.items():
-        within(name, attrgetter(name)(recipe), low, high)
+        _within(name, attrgetter(name)(recipe), low, high)
     rhos = recipe.data.rho if isinstance(recipe.data.rho, dict) else {"": recipe.data.rho}
     for name, rho in rhos.items():
-        within(f"data.rho {name}".rstrip(), rho, 0, 1)
-    for name, depth in recipe.decoder.depth.items():
-        within(f"decoder.depth {name}", depth, 1e-3, 1)
-    within("train.p + train.null_p", recipe.train.p + recipe.train.null_p, 0, 1 + 1e-9)
+        _within(f"data.rho {name}".rstrip(), rho, 0, 1)
+    _within("train.p + train.null_p", recipe.train.p + recipe.train.null_p, 0, 1 + 1e-9)
     if recipe.plan.null_fraction == 0 and recipe.train.null_p > 0 and "cfaug" in recipe.train.methods:
         raise UsageError(
             f"train.null_p is {recipe.train.null_p:g}, but plan.null_fraction is 0, so there will be no reconstructions to show; "
@@ -84,11 +110,8 @@ def check_ranges(recipe: Recipe) -> None:
     listed("train.methods", recipe.train.methods, "methods: [erm, cfaug]")
     listed("attributes.spurious", recipe.attributes.spurious, "spurious: [background]")
     for seed in recipe.train.seeds:
-        within("train.seeds", seed, *_ANY)
-    if not recipe.decoder.channels or any(width < 8 or width % 8 for width in recipe.decoder.channels):
-        raise UsageError(
-            f"decoder.channels must list multiples of 8, but {recipe.decoder.channels} came; write [64, 96]"
-        )
+        _within("train.seeds", seed, *_ANY)
+    check_decoder(recipe.decoder)
     if not re.fullmatch(r"\w[\w.+-]*", recipe.name):
         raise UsageError(
             f"name must be letters, digits and . _ + -, but {recipe.name!r} came; it names the output directory"

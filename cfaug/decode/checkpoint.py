@@ -82,6 +82,30 @@ def write(directory: Path, state: TrainingState, settings: dict[str, Any]) -> No
         ) from None
 
 
+def keep(directory: Path, state: TrainingState, settings: dict[str, Any]) -> str:
+    """Save the last good state of a training that cannot go on, unless what is on disk is as fresh.
+
+    Returns a clause that says where the weights are: kept, or why they could not be.
+    """
+    try:
+        fresh = exists(directory) and _load(directory)[0]["step"] >= state.step
+    except ShardError:
+        fresh = False
+    try:
+        if not fresh and finite(state):
+            write(directory, state, settings)
+    except CfaugError as error:
+        return f"the last good weights are lost: {error}"
+    if not exists(directory):
+        return "no good weights were left to keep"
+    return f"the last good weights (step {_load(directory)[0]['step']}) are kept in {directory}"
+
+
+def finite(state: TrainingState) -> bool:
+    """Whether every number of the state is finite."""
+    return all(bool(t.isfinite().all()) for t in _tensors(state).values() if t.is_floating_point())
+
+
 def read(directory: Path, state: TrainingState, settings: dict[str, Any]) -> bool:
     """Set ``state`` to the checkpoint in ``directory``; False where there is none.
 

@@ -77,3 +77,14 @@ class Condition:
             columns[name] = column
         cells = pd.DataFrame(columns).groupby(list(columns), dropna=False).ngroup().to_numpy()
         return torch.from_numpy(np.bincount(cells)[cells].astype(np.float64))
+
+
+def differing(factual: pd.DataFrame, counterfactual: pd.DataFrame, parents: Sequence[str]) -> list[set[str]]:
+    """For each row the attributes that differ; a missing value differs from any value and not from itself."""
+    found: list[set[str]] = [set() for _ in range(len(factual))]
+    for name in parents:
+        first, second = factual[name], counterfactual[name]
+        differs = (first.to_numpy() != second.to_numpy()) & ~(first.isna() & second.isna()).to_numpy()
+        for row in np.flatnonzero(differs):
+            found[row].add(name)
+    return found

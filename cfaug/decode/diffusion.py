@@ -5,7 +5,7 @@
 
 with the guide g = (structure map, semantic latent) of the factual image part of the exogenous noise (see ``structure`` and
 ``semantic``). Abduction is never guided. With a reversible sampler (the default) a null intervention returns the factual
-image up to the rounding of float32; in latents, up to what the autoencoder makes of it.
+image up to rounding (see ``sampling``); in latents, up to what the autoencoder makes of it.
 
 Not promised: identification. Two decoders that fit the data equally well can give different counterfactuals (Pan &
 Bareinboim, 2024, arXiv 2403.09683); and a decoder trained under confounding is itself confounded, so ``cfaug evaluate``
@@ -15,6 +15,7 @@ measures what the counterfactuals changed and what they left.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from cfaug.checks import check_decoder
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
 from cfaug.decode import sampling, storage
@@ -32,7 +34,7 @@ from cfaug.decode.network import VelocityNet
 from cfaug.decode.space import PixelSpace, Space, open_space, restore
 from cfaug.decode.space import forget as forget_space
 from cfaug.decode.training import autocast, forget
-from cfaug.decode.views import Frame, ImageViews, LatentViews, load_framed
+from cfaug.decode.views import Frame, load_framed, patch_for, views_of
 from cfaug.errors import UsageError
 
 _ELSEWHERE = ("device", "compile", "checkpoint_seconds", "autoencoder", "distil_pairs", "distil_share")
@@ -135,11 +137,7 @@ class DiffusionDecoder:
         self.space = open_space(images, self.config, seed, progress, folder / "space" if folder else None)
         self._learner = self._build(seed)
         net = self.net
-        views = (
-            ImageViews(images, net.multiple, self.config.structure)
-            if self.space.factor == 1
-            else LatentViews(images, self.space, net.multiple, self.config)
-        )
+        views = views_of(images, self.space, net.multiple, self.config)
 
         def judged(learner: Learner) -> float:
             assert score is not None
@@ -170,8 +168,7 @@ class DiffusionDecoder:
         forget(Path(checkpoint) / "decoder")
 
     def _build(self, seed: int) -> Learner:
-        side = max(self.trained_frame.size) // self.space.factor
-        patch = self.config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
+        patch = patch_for(self.config, self.trained_frame, self.space)
         self.config = dataclasses.replace(self.config, patch=patch)
         return build_learner(self.config, self.condition, self.space.channels, seed)
 
@@ -209,7 +206,7 @@ class DiffusionDecoder:
         net, device, frame = self.net, self.config.device, self.trained_frame
         frame.check(image, attributes)
         padded, structure = frame.prepare(
-            image.to(device), net.multiple * self.space.factor, self.config.structure, self.space.factor
+            image.to(device).float(), net.multiple * self.space.factor, self.config.structure, self.space.factor
         )
         condition = self.condition.encode(attributes).to(device)
         with torch.inference_mode():
@@ -247,6 +244,14 @@ class DiffusionDecoder:
         Returns:
             x', shape (B, C, H, W), in [-1, 1].
         """
+        if strength is not None and not (strength >= 0 and math.isfinite(strength)):
+            raise UsageError(f"expected a strength from 0 up, but {strength} came; 1 is the network's own answer")
+        if strength not in (None, 1) and affected is None:
+            raise UsageError("a strength needs `affected`: for each row the attributes that were intervened on")
+        if len(attributes) != len(noise.guide):
+            raise UsageError(
+                f"expected an attribute row for each of {len(noise.guide)} images, but {len(attributes)} came"
+            )
         strength = self.config.guidance if strength is None else strength
         condition = self.condition.encode(attributes).to(self.config.device)
         guided = strength != 1 and affected is not None and any(map(len, affected))
@@ -349,9 +354,11 @@ class DiffusionDecoder:
 
 
 def changed(config: DecoderConfig, settings: dict[str, Any]) -> DecoderConfig:
-    """``config`` with single fields changed; UsageError for a name that it does not have."""
+    """``config`` with single fields changed; UsageError for a name that it does not have, or a value out of range."""
     known = [f.name for f in dataclasses.fields(DecoderConfig)]
     for name in settings:
         if name not in known:
             raise UsageError(f"the decoder has no setting {name!r}; known: {', '.join(known)}")
-    return dataclasses.replace(config, **settings)
+    config = dataclasses.replace(config, **settings)
+    check_decoder(config)
+    return config

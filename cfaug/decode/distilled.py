@@ -34,10 +34,19 @@ from cfaug.decode.space import PixelSpace, Space, restore
 from cfaug.decode.structure import CHANNELS
 from cfaug.decode.student import Pairs, Student, train_student
 from cfaug.decode.training import FitReport, autocast, budget_seconds, forget
-from cfaug.decode.views import Frame, load_framed
+from cfaug.decode.views import Frame, load_framed, patch_for
 from cfaug.errors import UsageError
 
-_TAUGHT = ("space", "structure", "semantic", "sampler", "steps", "depth", "guidance")  # settings that are the teacher's
+_TAUGHT = (
+    "space",
+    "patch",
+    "structure",
+    "semantic",
+    "sampler",
+    "steps",
+    "depth",
+    "guidance",
+)  # settings that are the teacher's
 _FREE = ("device", "compile", "checkpoint_seconds", "autoencoder")
 
 
@@ -80,7 +89,7 @@ class DistilledDecoder:
     Args:
         schema: the attributes, as the teacher has them.
         parents: the image's parents in the causal graph.
-        config: the settings; those that describe the teacher (space, structure, semantic latent, sampler, depth, guidance)
+        config: the settings; those that describe the teacher (space, patch, structure, semantic latent, sampler, depth, guidance)
             are taken from it by :meth:`fit`.
         settings: single fields of ``config`` to change.
 
@@ -208,8 +217,7 @@ class DistilledDecoder:
 
     def _build(self, seed: int, teacher: DiffusionDecoder | None = None) -> Student:
         assert self.frame is not None
-        side = max(self.frame.size) // self.space.factor
-        patch = self.config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
+        patch = patch_for(self.config, self.frame, self.space)
         semantic = self.config.semantic
         source = teacher.learner.encoder if teacher is not None else None
         self.config = config = dataclasses.replace(self.config, patch=patch)
@@ -224,7 +232,7 @@ class DistilledDecoder:
             )
             encoder = None
             if semantic:
-                encoder = SemanticEncoder(self.space.channels, semantic, source.patch if source else patch)
+                encoder = SemanticEncoder(self.space.channels, semantic, patch)
         if encoder is not None and source is not None:
             encoder.load_state_dict(source.state_dict())
         return Student(net, encoder).to(config.device).eval()
@@ -245,7 +253,10 @@ class DistilledDecoder:
         assert self.frame is not None
         self.frame.check(image, attributes)
         padded, structure = self.frame.prepare(
-            image.to(config.device), student.net.multiple * self.space.factor, config.structure, self.space.factor
+            image.to(config.device).float(),
+            student.net.multiple * self.space.factor,
+            config.structure,
+            self.space.factor,
         )
         with torch.inference_mode():
             x = self.space.encode(padded)
@@ -306,7 +317,6 @@ class DistilledDecoder:
 
     def _description(self) -> dict[str, Any]:
         assert self.frame is not None
-        encoder = self.student.encoder
         return {
             "format": storage.FORMAT,
             "kind": "distilled",
@@ -316,7 +326,6 @@ class DistilledDecoder:
             "frame": dataclasses.asdict(self.frame),
             "space": self.space.description(),
             "teacher": self.teacher,
-            "encoder_patch": encoder.patch if encoder is not None else None,
         }
 
     def save(self, directory: str | Path) -> None:
@@ -344,8 +353,6 @@ class DistilledDecoder:
             codec = {k.removeprefix("space."): t for k, t in weights.items() if k.startswith("space.")}
             decoder.space = restore(content["space"], codec, device)
             student = decoder._build(seed=0)
-            if student.encoder is not None:
-                student.encoder.patch = int(content["encoder_patch"])
             student.load_state_dict({k: t for k, t in weights.items() if not k.startswith("space.")})
             decoder._student, decoder.report = student, report
         except Exception as error:  # torch has its own

@@ -39,6 +39,29 @@ _BATCH = 32
 WORST_L1 = 0.1
 """Mean absolute error, in [0, 1], beyond which a codec does not show the image: uniform grey has about 0.25."""
 
+_ADVICE = "name a local directory in decoder.autoencoder, or leave it empty to train one on the images"
+
+
+def class_in(path: str | Path) -> str:
+    """Which of ``AUTOENCODERS`` a directory says it holds; looks at names and ``config.json``, loads no weights.
+
+    Raises:
+        UsageError: no such directory or file, or another class.
+    """
+    path = Path(path)
+    for name in (_CONFIG, _WEIGHTS):
+        if not (path / name).is_file():
+            inside = "; its vae folder may be meant" if (path / "vae" / _CONFIG).is_file() else ""
+            raise UsageError(f"expected an autoencoder of diffusers in {path}, but it has no {name}{inside}; {_ADVICE}")
+    try:
+        came = json.loads((path / _CONFIG).read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UsageError(f"expected a JSON object in {path / _CONFIG}, but {reason}; {_ADVICE}") from None
+    if came not in AUTOENCODERS:
+        raise UsageError(f"expected {' or '.join(AUTOENCODERS)} in {path}, but it holds {came!r:.80}; {_ADVICE}")
+    return str(came)
+
 
 class LatentSpace:
     """Standardised latents of a diffusers AutoencoderKL or AutoencoderTiny, in float32 whatever autocast surrounds it.
@@ -79,21 +102,7 @@ class LatentSpace:
         Raises:
             UsageError: no such directory or file, another class, other channels, or weights that do not fit the class.
         """
-        path = Path(path)
-        advice = "name a local directory in decoder.autoencoder, or leave it empty to train one on the images"
-        for name in (_CONFIG, _WEIGHTS):
-            if not (path / name).is_file():
-                inside = "; its vae folder may be meant" if (path / "vae" / _CONFIG).is_file() else ""
-                raise UsageError(
-                    f"expected an autoencoder of diffusers in {path}, but it has no {name}{inside}; {advice}"
-                )
-        try:
-            came = json.loads((path / _CONFIG).read_text(encoding="utf-8")).get("_class_name")
-        except (OSError, ValueError, AttributeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UsageError(f"expected a JSON object in {path / _CONFIG}, but {reason}; {advice}") from None
-        if came not in AUTOENCODERS:
-            raise UsageError(f"expected {' or '.join(AUTOENCODERS)} in {path}, but it holds {came!r:.80}; {advice}")
+        path, came = Path(path), class_in(path)
         try:
             autoencoder, info = _class(came).from_pretrained(
                 path,
@@ -111,7 +120,7 @@ class LatentSpace:
                 )
         except Exception as error:  # safetensors, diffusers and torch each have their own
             reason = " ".join(str(error).split())[:200]
-            raise UsageError(f"expected {came} in {path}, but it cannot be loaded: {reason}; {advice}") from None
+            raise UsageError(f"expected {came} in {path}, but it cannot be loaded: {reason}; {_ADVICE}") from None
         return cls(autoencoder, image_channels, device)
 
     @classmethod

@@ -27,6 +27,7 @@ from cfaug.config import DecoderConfig
 from cfaug.data import Schema
 from cfaug.data.files import replace_file
 from cfaug.decode import storage
+from cfaug.decode.condition import differing
 from cfaug.decode.diffusion import DiffusionDecoder, ImageNoise
 from cfaug.decode.distilled import CarriedImage, DistilledDecoder
 from cfaug.decode.training import FitReport
@@ -185,8 +186,9 @@ class CounterfactualModel:
                 f"corrupt checkpoint: expected a saved model in {directory}, but model.json cannot be read ({error}); "
                 "run `cfaug fit` again with --overwrite"
             ) from None
+        scm, decoder = SCM.load(directory), load_decoder(directory, device)
         try:
-            model = cls(SCM.load(directory), load_decoder(directory, device))
+            model = cls(scm, decoder)
         except UsageError as error:
             raise ShardError(
                 f"corrupt checkpoint: {directory} mixes files of two models ({error}); run `cfaug fit` again with --overwrite"
@@ -213,9 +215,6 @@ class ActedModel:
         ``strength`` of the intervention in the image: 1 is the decoder's own answer, more exaggerates, None is as configured.
         """
         table = self._acted.predict(noise.attributes)
-        each = [self.intervention] * len(table) if isinstance(self.intervention, Intervention) else self.intervention
-        graph = self.model.scm.graph
-        affected = {
-            act: {name for start in act.assignments for name in (start, *graph.descendants(start))} for act in set(each)
-        }
-        return self.model.decoder.predict(noise.image, table, [affected[act] for act in each], strength), table
+        # intervened attributes and their descendants, where they differ: do(a = its own value) must be no intervention
+        affected = differing(noise.attributes.factual, table, self.model.decoder.parents)
+        return self.model.decoder.predict(noise.image, table, affected, strength), table

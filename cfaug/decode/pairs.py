@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from cfaug.data import Schema
 from cfaug.data.files import replace_file
 from cfaug.decode import processes
+from cfaug.decode.condition import differing
 from cfaug.errors import CfaugError
 
 if TYPE_CHECKING:
@@ -60,17 +61,6 @@ def drawn(table: pd.DataFrame, schema: Schema, parents: Collection[str], seed: i
         keep = generator.random(len(table)) < _KEPT
         result[name] = pd.Series(chosen, index=table.index).where(~keep, table[name])
     return result
-
-
-def changed(factual: pd.DataFrame, counterfactual: pd.DataFrame, parents: Sequence[str]) -> list[set[str]]:
-    """For each row the attributes that differ; a missing value differs from any value and not from itself."""
-    found: list[set[str]] = [set() for _ in range(len(factual))]
-    for name in parents:
-        first, second = factual[name], counterfactual[name]
-        differs = (first.to_numpy() != second.to_numpy()) & ~(first.isna() & second.isna()).to_numpy()
-        for row in np.flatnonzero(differs):
-            found[row].add(name)
-    return found
 
 
 def taught(
@@ -127,7 +117,7 @@ def _asked(
     for start in range(0, len(images), _BATCH):
         rows = slice(start, start + _BATCH)
         noise = teacher.abduct(images[rows].float() / 127.5 - 1, factual.iloc[rows])
-        affected = changed(factual.iloc[rows], counterfactual.iloc[rows], teacher.parents)
+        affected = differing(factual.iloc[rows], counterfactual.iloc[rows], teacher.parents)
         image = teacher.predict(noise, counterfactual.iloc[rows], affected)
         if not bool(torch.isfinite(image).all()):
             raise CfaugError(

@@ -2,14 +2,15 @@ r"""Solving the flow's differential equation dx/dt = v(x, t), from the image (t 
 
 ``midpoint`` is the explicit midpoint rule. Running it there and back is *not* the identity: its composition error is the
 discretisation error. The two ``reversible`` solvers are, for any number of steps and any network, up to the rounding of
-float32. They carry two copies (y, z) of the state, each moved by what the other one says (McCallum & Foster, 2024, arXiv 2410.11648,
+the network's input. They carry two copies (y, z) of the state, each moved by what the other one says (McCallum & Foster, 2024, arXiv 2410.11648,
 with coupling 1; EDICT, Wallace et al., 2023, arXiv 2211.12446, is the same idea for DDIM):
 
 .. math:: y' = y + \Psi_h(z, t), \quad z' = z - \Psi_{-h}(y', t + h); \qquad
           z = z' + \Psi_{-h}(y', t + h), \quad y = y' - \Psi_h(z, t),
 
 with :math:`\Psi_h` one explicit step: Euler's (one evaluation) or the midpoint rule (two). Both copies start at the image, the
-result is z. At t = 0 no evaluation is needed: v(x, 0) = -x, because the noise is independent of the image.
+result is z. At t = 0 no evaluation is needed: v(x, 0) = -x, because the noise is independent of the image. A network that
+computes in bfloat16 turns the last bit of float32 into more: after several steps some pixels may come back one grey level off.
 
 With one Euler step, y = 0 and z = x - m(pa), where m(pa) = -v(0, 1, pa) is the image that the network expects before it has
 seen any noise: the counterfactual is then x + m(pa') - m(pa), an additive-noise mechanism. More steps let the noise be more
@@ -44,10 +45,12 @@ _RULES: dict[str, tuple[bool, _Step]] = {
 
 
 def evaluations(sampler: str, steps: int) -> int:
-    """Network evaluations of one way, noise to image; the way back has the same number."""
+    """Network evaluations of one counterfactual: abduction and prediction together."""
     paired, step = _RULES[sampler]
-    each = (1 if step is _euler else 2) * (2 if paired else 1)
-    return each * steps - 1  # v(x, 0) costs none
+    each = 1 if step is _euler else 2
+    if not paired:
+        return 2 * each * steps - 1  # v(x, 0) costs none, and only abduction asks for it
+    return 4 * each * steps - (each + 1)  # nor does the y that would stand beside the finished image
 
 
 def invert(velocity: Velocity, x: torch.Tensor, sampler: str, steps: int, levels: Sequence[int]) -> list[torch.Tensor]:
@@ -107,7 +110,7 @@ def render(
         t = k * width
         if paired:
             z = z + step(velocity, y, t, -width)
-            y = y - step(velocity, z, t - width, width)
+            y = y - step(velocity, z, t - width, width) if k > 1 else y
         else:
             y = z = z + step(velocity, z, t, -width)
     return z

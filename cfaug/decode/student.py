@@ -27,7 +27,7 @@ from cfaug.decode.processes import join, own_device, uniform
 from cfaug.decode.semantic import SemanticEncoder
 from cfaug.decode.space import Space
 from cfaug.decode.training import FitReport, autocast, budget_seconds, optimise
-from cfaug.decode.views import ImageViews, LatentViews
+from cfaug.decode.views import views_of
 
 _BACKWARDS = 1 / 3  # of the pairs
 
@@ -116,11 +116,7 @@ def train_student(
     join(config.device)
     device, sources = own_device(config.device), len(pairs.images)
     net, whole = student.net, torch.cat([pairs.images, pairs.made])
-    views = (
-        ImageViews(whole, net.multiple, config.structure)
-        if space.factor == 1
-        else LatentViews(whole, space, net.multiple, config)
-    )
+    views = views_of(whole, space, net.multiple, config)
     some = torch.arange(0, sources, max(1, sources // 1000))  # enough for one number
     net.scale.copy_(views(some)[0].std().clamp_min(1e-3))
     scale = net.scale.item()

@@ -30,7 +30,7 @@ from cfaug.config import DecoderConfig
 from cfaug.decode import checkpoint as disk
 from cfaug.decode import processes
 from cfaug.decode.checkpoint import TrainingState, averaged, forget
-from cfaug.errors import CfaugError, UsageError
+from cfaug.errors import CfaugError, UsageError, lacks_memory
 
 __all__ = ["FitReport", "Loss", "autocast", "averaged", "budget_seconds", "forget", "optimise", "progress_share"]
 
@@ -48,7 +48,6 @@ _FREE = (
     "distil_pairs",
     "distil_share",
 )  # where and how fast, not what is trained
-_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory")
 
 
 @dataclass(frozen=True)
@@ -173,11 +172,13 @@ def optimise(
         while share < 1:
             _anneal(state, config, share)
             torch.manual_seed(((seed << 24) + state.step * world + rank) % 2**63)
+            drawn = state.generator.get_state()
             batch = torch.multinomial(weights, config.batch_size, replacement=True, generator=state.generator)
             try:
                 state.seconds = _step(state, forward, batch[own], clock, device)
             except FloatingPointError as error:
-                raise _diverged(state, str(error), config, checkpoint, what) from None
+                state.generator.set_state(drawn)  # what is kept is the state before this step
+                raise _diverged(state, f"{what} training diverged: {error}", config, checkpoint, settings) from None
             share = progress_share(state.step, config.max_steps, state.seconds / seconds)
             if score and validate and (state.step % validate == 0 or share >= 1):
                 _validate(state, score, rank, world, device)
@@ -208,8 +209,10 @@ def _settings(
     """What a resumed training must have in common with the one that was killed."""
     shapes = [f"{name} {tuple(tensor.shape)}" for name, tensor in module.state_dict().items()]
     content = {f"decoder.{k}": v for k, v in dataclasses.asdict(config).items() if k not in _FREE}
+    place = content["decoder.autoencoder"]
     return {
         **content,
+        "decoder.autoencoder": Path(place).name if place else None,  # its latents are in the digest of the data
         "seed": seed,
         "network": f"{what} {hashlib.sha256(' '.join(shapes).encode()).hexdigest()}",
         "data": identity,
@@ -282,18 +285,21 @@ def _blend(state: TrainingState, keep: float) -> None:
 
 
 def _diverged(
-    state: TrainingState, reason: str, config: DecoderConfig, checkpoint: Path | None, what: str
+    state: TrainingState, reason: str, config: DecoderConfig, checkpoint: Path | None, settings: dict[str, Any]
 ) -> CfaugError:
-    """Give the module its last good averaged weights back; those on disk stay there."""
-    kept, good = "", state.average.state_dict()
-    if checkpoint and disk.exists(checkpoint):
-        kept, good = f"; the last good checkpoint is kept in {checkpoint}", averaged(checkpoint)
-    state.module.load_state_dict(good)
+    """Give the module its last good averaged weights back, and keep the state on disk where a checkpoint is asked for."""
+    rate = config.learning_rate
+    reason = f"{reason} at step {state.step + 1}, with decoder.learning_rate {rate:g}"
+    cure = f"set decoder.learning_rate={rate / 4:g} and train again"
+    if checkpoint and processes.primary():
+        cure = (
+            f"{disk.keep(checkpoint, state, settings)}; `cfaug fit RECIPE.yaml --out DIR --overwrite "
+            f"--decoder.learning_rate={rate / 4:g}` deletes what is in DIR and starts over, another --out keeps both"
+        )
+    from_disk = checkpoint and not disk.finite(state) and disk.exists(checkpoint)
+    state.module.load_state_dict(averaged(checkpoint) if checkpoint and from_disk else state.average.state_dict())
     state.module.eval()
-    return CfaugError(
-        f"{what} training diverged: {reason} at step {state.step + 1}; lower decoder.learning_rate "
-        f"(now {config.learning_rate:g}) and run again{kept}"
-    )
+    return CfaugError(f"{reason}; {cure}")
 
 
 def _validate(
@@ -331,7 +337,7 @@ def _explained(config: DecoderConfig, world: int, what: str) -> Iterator[None]:
         yield
     except (MemoryError, RuntimeError) as error:
         message = " ".join(str(error).split())
-        if isinstance(error, MemoryError) or any(words in message.lower() for words in _NO_MEMORY):
+        if lacks_memory(error):
             half = max(world, config.batch_size // 2 // world * world)
             less = f"decoder.batch_size={half}" if half < config.batch_size else "fewer decoder.channels"
             raise CfaugError(

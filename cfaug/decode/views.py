@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, load_padded
-from cfaug.decode.space import Space
+from cfaug.decode.space import PixelSpace, Space
 from cfaug.decode.structure import structure_map
 from cfaug.errors import UsageError
 
@@ -39,10 +40,14 @@ class Frame:
 
     def check(self, image: torch.Tensor, attributes: pd.DataFrame) -> None:
         """UsageError for images (B, C, H, W) that are not what the decoder was trained on."""
-        if not image.is_floating_point() or not float(image.abs().max()) <= 1.001:
+        if not len(image) or not len(attributes):
+            raise UsageError("expected at least one image with its attribute row, but none came")
+        largest = float(image.double().abs().max())
+        if math.isnan(largest):
+            raise UsageError("expected float images in [-1, 1], but some pixels are NaN; look at how they were made")
+        if not image.is_floating_point() or largest > 1.001:
             raise UsageError(
-                f"expected float images in [-1, 1], but {image.dtype} up to {float(image.abs().max()):.0f} came; "
-                "for uint8 write image / 127.5 - 1"
+                f"expected float images in [-1, 1], but {image.dtype} up to {largest:.0f} came; for uint8 write image / 127.5 - 1"
             )
         height, width = self.size
         fits = image.ndim == 4 and image.shape[1] == self.channels and len(image) == len(attributes)
@@ -78,6 +83,19 @@ def load_framed(dataset: AttributeDataset, progress: bool) -> tuple[torch.Tensor
     images, sizes = load_padded(dataset, progress=progress)
     mixed = len(torch.unique(sizes, dim=0)) > 1
     return images, Frame(images.shape[1], (images.shape[2], images.shape[3]), mixed)
+
+
+def views_of(images: torch.Tensor, space: Space, multiple: int, config: DecoderConfig) -> ImageViews | LatentViews:
+    """Training images, uint8 (N, C, H, W), as a network of this ``multiple`` sees them in ``space``."""
+    if isinstance(space, PixelSpace):  # not by its factor: an autoencoder may have factor 1
+        return ImageViews(images, multiple, config.structure)
+    return LatentViews(images, space, multiple, config)
+
+
+def patch_for(config: DecoderConfig, frame: Frame, space: Space) -> int:
+    """The space-to-depth factor: as configured, or by the size of what the network sees."""
+    side = max(frame.size) // space.factor
+    return config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
 
 
 class ImageViews:

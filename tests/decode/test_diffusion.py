@@ -217,12 +217,12 @@ def test_each_row_starts_at_the_deepest_of_its_affected_attributes(by_hand: Make
     assert decoder._start(affected, 6).tolist() == [1, 0, 1, 2, 2, 2]
     assert decoder._start(None, 2).tolist() == [2, 2]
     with pytest.raises(UsageError, match="'hue', which is no parent"):
-        by_hand(depth={"hue": 0.5})
+        by_hand(steps=2, depth={"hue": 0.5})
 
 
 @pytest.mark.parametrize("sampler", ["reversible", "reversible_euler"])
 def test_a_null_intervention_is_exact_at_every_depth(data: ArrayDataset, sampler: str) -> None:
-    decoder = small(data, sampler=sampler, steps=4, depth={"colour": 0.5})
+    decoder = small(data, sampler=sampler, steps=4, depth={"colour": 0.5}, bf16=False)
     x, table = floats(data), data.table.iloc[:8]
     noise = decoder.abduct(x, table)
     assert len(noise.states) == 2
@@ -278,6 +278,23 @@ def test_wrong_channels_rows_or_dimensions(decoder: DiffusionDecoder, data: Arra
             decoder.abduct(images, rows)
 
 
+def test_pixels_that_are_no_numbers_and_no_images(decoder: DiffusionDecoder, data: ArrayDataset) -> None:
+    x, table = floats(data), data.table.iloc[:8]
+    with pytest.raises(UsageError, match="some pixels are NaN"):
+        decoder.abduct(torch.where(x > 0, float("nan"), x), table)
+    with pytest.raises(UsageError, match="none came"):
+        decoder.abduct(x[:0], table.iloc[:0])
+    with pytest.raises(UsageError, match=r"torch.bool up to 1"):
+        decoder.abduct(x > 0, table)
+    noise = decoder.abduct(x.double(), table)  # any float will do
+    with pytest.raises(UsageError, match="each of 8 images, but 7"):
+        decoder.predict(noise, table.iloc[:7])
+    with pytest.raises(UsageError, match="strength from 0 up"):
+        decoder.predict(noise, table, [{"colour"}] * 8, strength=float("nan"))
+    with pytest.raises(UsageError, match="needs `affected`"):
+        decoder.predict(noise, table, strength=2.0)
+
+
 def test_images_of_another_size(decoder: DiffusionDecoder, data: ArrayDataset) -> None:
     with pytest.raises(UsageError, match=r"of 8x8 px .* \(8, 3, 9, 8\)"):
         decoder.abduct(torch.zeros(8, 3, 9, 8), data.table.iloc[:8])
@@ -289,7 +306,7 @@ def test_sources_of_several_sizes_share_a_canvas(data: ArrayDataset) -> None:
             return super().image(index)[: 6 + index % 3]
 
     mixed = Mixed(data.images, data.table, data.schema, "train")
-    decoder = small(mixed)
+    decoder = small(mixed, bf16=False)
     assert decoder.canvas == (8, 8)
     assert small(data).canvas is None
     x, table = floats(data)[:, :, :7], data.table.iloc[:8]
@@ -303,7 +320,7 @@ def test_values_may_be_missing_in_training_and_in_abduction(data: ArrayDataset) 
     table = data.table.copy()
     table.loc[table.index[::3], "colour"] = None
     table.loc[table.index[::5], "glow"] = np.nan
-    decoder = small(ArrayDataset(data.images, table, data.schema, "train"))
+    decoder = small(ArrayDataset(data.images, table, data.schema, "train"), bf16=False)
     x, rows = floats(data), table.iloc[:8]
     noise = decoder.abduct(x, rows)
     torch.testing.assert_close(decoder.predict(noise, rows), x, atol=1e-4, rtol=0)
@@ -313,7 +330,7 @@ def test_values_may_be_missing_in_training_and_in_abduction(data: ArrayDataset) 
 
 def test_a_decoder_in_latents(data: ArrayDataset, tmp_path: Path) -> None:
     large = source(24, (16, 16))
-    decoder = small(large, space="latents", structure="layout", semantic=2)
+    decoder = small(large, space="latents", structure="layout", semantic=2, bf16=False)
     assert decoder.space.factor > 1
     x, table = floats(large), large.table.iloc[:8]
     made = decoder.predict(decoder.abduct(x, table), table)
@@ -341,6 +358,13 @@ def test_a_decoder_that_is_not_trained_says_so(data: ArrayDataset, tmp_path: Pat
         ([], {}, "at least one attribute"),
         (["hue"], {}, "hue"),
         (["colour"], {"chanels": [8]}, "no setting 'chanels'"),
+        (["colour"], {"sampler": "euler"}, "decoder.sampler must be one of"),
+        (["colour"], {"steps": 0}, "decoder.steps must be a number from 1|decoder.steps must be between 1"),
+        (["colour"], {"depth": {"colour": 5.0}}, "decoder.depth colour must be between"),
+        (["colour"], {"depth": {"colour": 0.5}, "steps": 1}, "no time-step to stop at"),
+        (["colour"], {"guidance": float("nan")}, "decoder.guidance must be"),
+        (["colour"], {"guidance": 3.0, "drop_attribute": 0.0}, "never learns an image without"),
+        (["colour"], {"channels": [12]}, "multiples of 8"),
     ],
 )
 def test_a_decoder_that_cannot_be_built(

@@ -17,6 +17,7 @@ from cfaug.causal import SCM, CausalGraph, do
 from cfaug.config import DecoderConfig
 from cfaug.data import ArrayDataset, Attribute, Schema
 from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder, load_decoder, pairs, student
+from cfaug.decode.condition import differing
 from cfaug.decode.distilled import student_config
 from cfaug.decode.network import VelocityNet
 from cfaug.errors import CfaugError, ShardError, UsageError
@@ -177,7 +178,7 @@ def test_missing_values_are_never_drawn() -> None:
     acted = pairs.drawn(table, data.schema, PARENTS, 0)
     assert (acted.isna() <= table.isna()).all().all()
     assert 10 < acted["colour"][:100].isna().sum() < 40  # what keeps its value keeps that it has none
-    names = pairs.changed(table, acted, PARENTS)
+    names = differing(table, acted, PARENTS)
     assert all(("colour" in found) == bool(acted["colour"].notna().iloc[i]) for i, found in enumerate(names[:100]))
 
 
