@@ -2,6 +2,7 @@
 
     python benchmarks/decoder.py goals   OUT --root MNIST     one run of the shipped recipe, judged: about an hour on two cores
     python benchmarks/decoder.py distil  OUT --root MNIST     a one-evaluation student of the decoder in OUT/run
+    python benchmarks/decoder.py leaks   OUT --root MNIST     what probes can still read off both
     python benchmarks/decoder.py speed   OUT --root MNIST     of the decoder in OUT/run, and of a distilled one in OUT/distilled
     python benchmarks/decoder.py solvers OUT --root MNIST     quality against network evaluations, the same decoder
     python benchmarks/decoder.py time    OUT --root MNIST     quality against training time: one training, judged on its way
@@ -42,6 +43,8 @@ from cfaug.judge.axioms import l1
 from cfaug.judge.tables import summarise
 from cfaug.stages.inputs import open_inputs
 from cfaug.stages.pipeline import Pipeline
+from cfaug.stages.pools import balanced_acts, make_pool
+from cfaug.stages.probes import leak_figures
 from cfaug.stages.readers import attribute_readers, quantised
 
 SETTINGS = [
@@ -230,12 +233,13 @@ def designs(given: argparse.Namespace) -> list[dict[str, Any]]:
     """What stands beside the noise: nothing, edges, edges and contrast, or a learned latent; 800 steps each."""
     known, (_, readers) = Known(given.root), _readers(given)
     rows = []
-    for name, settings in {
+    variants: dict[str, dict[str, Any]] = {
         "none": {"structure": "none"},
         "semantic": {"structure": "none", "semantic": 8},
         "gradient": {"structure": "gradient"},
         "layout": {"structure": "layout"},
-    }.items():
+    }
+    for name, settings in variants.items():
         decoder = _train(given, max_steps=800, **settings)
         report = decoder.report
         assert report is not None
@@ -270,6 +274,21 @@ def distil(given: argparse.Namespace) -> list[dict[str, Any]]:
             **known.judge(student, readers),
         },
     ]
+
+
+def leaks(given: argparse.Namespace) -> list[dict[str, Any]]:
+    """The probes of `cfaug evaluate`, of the decoder in OUT/run and of its student."""
+    recipe = recipe_for(given)
+    inputs = open_inputs(recipe, progress=False)
+    assert inputs.oracle is not None
+    acts = balanced_acts(inputs.oracle, len(inputs.oracle), recipe.seed)
+    rows = []
+    for name in ("run", "distilled"):
+        if (given.out / name / "model" / "model.json").exists():
+            model = CounterfactualModel.load(given.out / name / "model")
+            pool = make_pool(model, inputs.oracle, acts, recipe.seed, recipe.generate.batch_size, progress=False)
+            rows.append({"decoder": name, **leak_figures(recipe, inputs, model, pool, progress=False)})
+    return rows
 
 
 # -- speed -----------------------------------------------------------------------------------------------------------
@@ -363,6 +382,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
     "time": through_training,
     "designs": designs,
     "distil": distil,
+    "leaks": leaks,
     "speed": speed,
 }
 
