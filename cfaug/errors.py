@@ -6,6 +6,9 @@ whoever raises one of these has already found the reason.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class CfaugError(Exception):
     """A failure that the message explains (exit code 1)."""
@@ -25,3 +28,38 @@ class DataError(CfaugError, ValueError):
 
 class ShardError(CfaugError):
     """A shard, manifest, plan or checkpoint is not what it claims to be (exit code 1)."""
+
+
+_NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says, in the words of Python, numpy or torch on any device, that the memory does not suffice."""
+    words = str(error).lower()
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(w in words for w in _NO_MEMORY))
+
+
+@contextmanager
+def generating(batch_size: int, rows: int) -> Iterator[None]:
+    """While counterfactuals are made: too little memory becomes a line that says which batch size to try.
+
+    Args:
+        batch_size: ``generate.batch_size``.
+        rows: how many of them are really in a batch.
+
+    Raises:
+        CfaugError: in place of whatever said that the memory does not suffice; other errors pass.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        half = min(batch_size, rows) // 2
+        # the batch size is part of what a run's directory is bound to
+        cure = (
+            f"set generate.batch_size={half}, with another --out or --overwrite" if half else "make the images smaller"
+        )
+        raise CfaugError(
+            f"not enough memory to make counterfactuals with generate.batch_size {batch_size}; {cure}"
+        ) from None

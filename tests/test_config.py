@@ -225,6 +225,16 @@ def test_the_fingerprint_leaves_out_what_changes_no_result(tmp_path: Path) -> No
     assert load(tmp_path, "", "--data.root=/here/images", "--train.seeds=[4, 5]").fingerprint() == ours
 
 
+def test_an_autoencoder_may_move_but_not_be_another(tmp_path: Path) -> None:
+    latents = "decoder: {space: latents}"
+    here, moved, other, none = (
+        load(tmp_path, latents, f"--decoder.autoencoder={place}").fingerprint()
+        for place in ("/here/vae", "/else/where/vae", "/here/other", "null")
+    )
+    assert here == moved
+    assert len({here, other, none}) == 3
+
+
 FREE = {
     "generate.workers",
     "generate.engine",

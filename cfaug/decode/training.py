@@ -288,18 +288,15 @@ def _diverged(
     state: TrainingState, reason: str, config: DecoderConfig, checkpoint: Path | None, settings: dict[str, Any]
 ) -> CfaugError:
     """Give the module its last good averaged weights back, and keep the state on disk where a checkpoint is asked for."""
-    rate = config.learning_rate
-    reason = f"{reason} at step {state.step + 1}, with decoder.learning_rate {rate:g}"
-    cure = f"set decoder.learning_rate={rate / 4:g} and train again"
+    lower = f"decoder.learning_rate={config.learning_rate / 4:g}"
+    cure = f"set {lower} and train again"
     if checkpoint and processes.primary():
-        cure = (
-            f"{disk.keep(checkpoint, state, settings)}; `cfaug fit RECIPE.yaml --out DIR --overwrite "
-            f"--decoder.learning_rate={rate / 4:g}` deletes what is in DIR and starts over, another --out keeps both"
-        )
-    from_disk = checkpoint and not disk.finite(state) and disk.exists(checkpoint)
-    state.module.load_state_dict(averaged(checkpoint) if checkpoint and from_disk else state.average.state_dict())
+        kept = disk.keep(checkpoint, state, settings)
+        cure = f"{kept}; `cfaug fit RECIPE.yaml --out DIR --overwrite --{lower}` deletes that and starts over, another --out keeps both"
+    older = checkpoint if checkpoint and disk.exists(checkpoint) and not disk.finite(state) else None
+    state.module.load_state_dict(averaged(older) if older else state.average.state_dict())
     state.module.eval()
-    return CfaugError(f"{reason}; {cure}")
+    return CfaugError(f"{reason} at step {state.step + 1}, with decoder.learning_rate {config.learning_rate:g}; {cure}")
 
 
 def _validate(

@@ -27,7 +27,7 @@ import pandas as pd
 
 from cfaug.causal.intervention import Intervention
 from cfaug.data import AttributeDataset, Schema, pixel_digest
-from cfaug.errors import CfaugError, DataError, UsageError
+from cfaug.errors import CfaugError, DataError, UsageError, generating
 from cfaug.offline.card import card
 from cfaug.offline.engines import make_engine
 from cfaug.offline.format import CARD, FORMAT, ManifestRow, Sample
@@ -152,7 +152,8 @@ class ShardWork:
     def _samples(self, shard: int) -> Iterator[Sample]:
         rows = self.plan.rows_of(shard)
         for start in range(0, len(rows), self.batch_size):
-            yield from self._batch(rows[start : start + self.batch_size])
+            with generating(self.batch_size, self.batch_size):  # here, so that a worker's error is explained too
+                yield from self._batch(rows[start : start + self.batch_size])
 
     def _batch(self, rows: Sequence[PlanRow]) -> Iterator[Sample]:
         import torch

@@ -8,19 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
 
 from cfaug.causal import CausalGraph, missing_counts, refuse_if_ancestor
 from cfaug.config import Recipe
-from cfaug.data import AttributeDataset, FolderDataset, Grouper, Schema, can_unconfound, measures_of, open_source
+from cfaug.data import (
+    Attribute,
+    AttributeDataset,
+    FolderDataset,
+    Grouper,
+    Schema,
+    can_unconfound,
+    measures_of,
+    open_source,
+)
 from cfaug.data.attributes import near
 from cfaug.data.sources import Measure
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.learn import METHODS
 
 log = logging.getLogger(__name__)
@@ -52,8 +63,8 @@ class Inputs:
         return str(self.schema.target)
 
 
-def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
-    """Open the three splits and the graph of ``recipe``.
+def open_inputs(recipe: Recipe, progress: bool = True, fitted: bool = False) -> Inputs:
+    """Open the three splits and the graph of ``recipe``; ``fitted``: there is a model, what only fitting needs may be gone.
 
     Raises:
         UsageError: the recipe asks for something that is not there or cannot be right.
@@ -83,6 +94,7 @@ def open_inputs(recipe: Recipe, progress: bool = True) -> Inputs:
     _known_to_learn(recipe)
     train = _open(recipe, graph, "train")
     graph.check(train.schema)
+    _check_decoder(recipe, graph, train.schema, fitted)
     val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
     shape = train.image(0).shape
     for dataset in (val, test):
@@ -151,6 +163,60 @@ def _known_to_learn(recipe: Recipe) -> None:
             raise UsageError(
                 f"{setting} must be a device of this machine, but {device!r} cannot be used; write cpu, or see `cfaug doctor`"
             ) from None
+
+
+def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: bool) -> None:
+    """UsageError for what the decoder would refuse only after the directory is claimed and the SCM fitted."""
+    config, parents = recipe.decoder, graph.parents("image")
+    for name in config.depth:
+        if name not in parents:
+            raise UsageError(
+                f"decoder.depth names {name!r}, which is no parent of the image in the graph; they are {', '.join(parents)}"
+            )
+    if config.validate_every and not any(schema[name].kind == "categorical" for name in parents):
+        raise UsageError(
+            "decoder.validate_every needs a categorical attribute that is a parent of the image, but all are continuous; "
+            "set decoder.validate_every to null"
+        )
+    if config.space == "latents" and config.autoencoder is not None and not fitted:
+        from cfaug.decode.latents import class_in
+
+        class_in(config.autoencoder)
+
+
+def refuse_other_model(inputs: Inputs, graph: CausalGraph, schema: Schema, place: Path) -> None:
+    """Raise ShardError unless a model's graph and fitted schema are those of the inputs.
+
+    Means and deviations may differ in the last digits, as they do between machines.
+    """
+    ours = inputs.schema.fit(inputs.train.table, inputs.schema.names)
+    expected = came = ""
+    if graph != inputs.graph:
+        expected, came = f"the graph {inputs.graph}", f"{graph}"
+    elif (schema.target, schema.spurious) != (ours.target, ours.spurious):
+        expected, came = (f"{s.target} against {', '.join(s.spurious)}" for s in (ours, schema))
+        expected = f"the target {expected}"
+    elif schema.names != ours.names:
+        expected, came = f"the attributes {', '.join(ours.names)}", ", ".join(schema.names)
+    else:
+        for own, other in zip(ours, schema, strict=True):
+            if (own.kind, own.values) != (other.kind, other.values):
+                expected, came = (f"{a.kind} ({', '.join(a.values or ())})" for a in (own, other))
+                expected = f"{own.name}: {expected}"
+            elif not all(math.isclose(a, b, rel_tol=1e-9) for a, b in zip(_scale(own), _scale(other), strict=True)):
+                expected, came = (f"mean {a[0]:.6g}, deviation {a[1]:.6g}" for a in (_scale(own), _scale(other)))
+                expected = f"{own.name}: {expected}"
+            if expected:
+                break
+    if expected:
+        raise ShardError(
+            f"{place} holds a model of another run: expected {expected:.220}, but {came:.200} came; put the right model there, "
+            "or start over with `cfaug fit RECIPE.yaml --out DIR --overwrite`"
+        )
+
+
+def _scale(attribute: Attribute) -> tuple[float, float]:
+    return attribute.scale if attribute.kind == "continuous" else (0.0, 1.0)
 
 
 def uses_counterfactuals(recipe: Recipe) -> bool:

@@ -30,7 +30,7 @@ from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
 from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
-from cfaug.stages.inputs import Inputs, open_inputs, uses_counterfactuals
+from cfaug.stages.inputs import Inputs, open_inputs, refuse_other_model, uses_counterfactuals
 from cfaug.stages.readers import settings_of
 from cfaug.stages.reporting import report_data, shard_confounding
 from cfaug.stages.validation import Validation
@@ -66,7 +66,8 @@ class Pipeline:
         self.leads = processes.primary()
         """Whether this process writes; under torchrun the others only help to fit."""
         self.progress = progress = progress and self.leads
-        self.inputs: Inputs = open_inputs(recipe, progress)
+        fitted = not overwrite and (Path(out) / "model" / "model.json").exists()
+        self.inputs: Inputs = open_inputs(recipe, progress, fitted)
         if self.leads:
             self.directory = RunDirectory(out, recipe, overwrite)
             self.directory.claim(self.inputs.digest)
@@ -104,12 +105,14 @@ class Pipeline:
         """The fitted model: loaded when it is on disk, else fitted now.
 
         Raises:
-            ShardError: a corrupt checkpoint.
+            ShardError: a corrupt checkpoint, or the model of another graph or schema.
         """
         folder, device = self.out / "model", self.recipe.decoder.device
         if not processes.first((folder / "model.json").exists(), device):
             self._fit(folder)
-        return CounterfactualModel.load(folder, device)
+        model = CounterfactualModel.load(folder, device)
+        refuse_other_model(self.inputs, model.scm.graph, model.schema, folder)
+        return model
 
     def fit(self) -> CounterfactualModel:
         """Fit the SCM and train the decoder; writes ``model/``. Killed, it goes on from ``fit.partial/``."""

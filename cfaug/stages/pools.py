@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from cfaug.causal import Intervention, do
 from cfaug.data import AttributeDataset, Schema, load_images
-from cfaug.errors import CfaugError, DataError
+from cfaug.errors import CfaugError, DataError, generating
 from cfaug.judge.axioms import Model
 from cfaug.learn.models import as_input
 from cfaug.offline import balance_groups
@@ -78,7 +78,7 @@ def make_pool(
 
     Raises:
         DataError: a source that the data set does not have.
-        CfaugError: the model made pixels that are no numbers.
+        CfaugError: the model made pixels that are no numbers, or the memory does not suffice for ``batch`` rows.
     """
     position = {dataset.key(i): i for i in range(len(dataset))}
     if missing := [key for key in acts if key not in position]:
@@ -97,9 +97,10 @@ def make_pool(
         part = slice(start, start + batch)
         seeds = [seed + start + i for i in range(len(factual[part]))]
         # abducted once for both, so a reconstruction and a counterfactual differ in the intervention alone
-        noise = model.abduct(as_input(factual[part]), table.iloc[part], seed=seeds)
-        null.append(_made(model, noise, [do()] * len(seeds), table.index[start]))
-        real.append(_made(model, noise, interventions[part], table.index[start]))
+        with generating(batch, len(seeds)):
+            noise = model.abduct(as_input(factual[part]), table.iloc[part], seed=seeds)
+            null.append(_made(model, noise, [do()] * len(seeds), table.index[start]))
+            real.append(_made(model, noise, interventions[part], table.index[start]))
     return Pool(table, factual, torch.cat(null), torch.cat(real))
 
 

@@ -3,7 +3,9 @@
     score = product over the image's categorical parents of the share of counterfactuals in which it is read as intended
 
 Effectiveness for the intervened attributes times preservation for the others, in [0, 1]; a decoder that ignores its
-attributes fails the first, one that redraws the object fails the second. Interventions are those of the plan's strategy.
+attributes fails the first, one that redraws the object fails the second. Interventions are those of the plan's strategy,
+on images of the validation split: no decoder is trained on them, so one that has only memorised its images does not score
+high. The readers are trained on training images.
 
 Not promised: that readers trained on confounded images (where the source cannot make others) see every shortcut.
 """
@@ -29,11 +31,11 @@ from cfaug.stages.pools import balanced_acts
 from cfaug.stages.readers import attribute_readers, quantised
 
 IMAGES = 200
-"""Sources of a score, at most: its standard error is 2 points where the shares are about 0.9, and it takes seconds."""
+"""Validation images of a score, at most: its standard error is 2 points where the shares are about 0.9, and it takes seconds."""
 
 
 class Validation:
-    """Scores a decoder on the same sources and interventions every time.
+    """Scores a decoder on the same validation images and interventions every time.
 
     Args:
         recipe: how its classifiers are trained, and the seed.
@@ -55,8 +57,7 @@ class Validation:
 
     @cached_property
     def _acts(self) -> dict[str, Intervention]:
-        # a fifth at most: the readers must be trained on other sources
-        return balanced_acts(self.inputs.train, max(1, min(IMAGES, len(self.inputs.train) // 5)), self.recipe.seed)
+        return balanced_acts(self.inputs.val, IMAGES, self.recipe.seed)
 
     @cached_property
     def _readers(self) -> dict[str, TrainedClassifier]:
@@ -65,13 +66,13 @@ class Validation:
 
     def shares(self, decoder: Decoder) -> dict[str, float]:
         """Attribute -> share of the counterfactuals in which it is read as intended."""
-        train = self.inputs.train
-        rows = [i for i in range(len(train)) if train.key(i) in self._acts]
-        acts = [self._acts[train.key(i)] for i in rows]
+        val = self.inputs.val
+        rows = [i for i in range(len(val)) if val.key(i) in self._acts]
+        acts = [self._acts[val.key(i)] for i in rows]
         images, table = counterfactuals(
             CounterfactualModel(self.scm, decoder),
-            as_input(load_images(train, rows, progress=False)),
-            train.table.iloc[rows],
+            as_input(load_images(val, rows, progress=False)),
+            val.table.iloc[rows],
             acts,
             self.recipe.seed,
             self.recipe.generate.batch_size,

@@ -253,6 +253,14 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path, settings: d
     assert train(network(), tmp_path, device="cpu", checkpoint_seconds=5.0).resumed == 1  # where and how fast is free
 
 
+def test_the_place_of_an_autoencoder_is_free(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), tmp_path, failing(3, killed), autoencoder="/here/vae")
+    with pytest.raises(UsageError, match=r"decoder.autoencoder = vae, but other came"):
+        train(network(), tmp_path, autoencoder="/here/other")
+    assert train(network(), tmp_path, autoencoder="/elsewhere/vae").resumed == 1
+
+
 def test_a_damaged_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(network(), tmp_path, failing(3, killed))
@@ -305,6 +313,39 @@ def test_a_diverged_training_names_the_step_and_keeps_the_last_good_weights(tmp_
     with pytest.raises(KeyboardInterrupt):
         train(clean, tmp_path / "clean", failing(7, killed))
     assert same(good, averaged(tmp_path / "clean"))
+
+
+def test_what_diverges_before_its_first_checkpoint_is_kept_all_the_same(tmp_path: Path) -> None:
+    net, whole = network(), network()
+    with pytest.raises(CfaugError, match=r"the last good weights \(step 6\) are kept in") as caught:
+        train(net, tmp_path, failing(7, lambda value: value * torch.nan), checkpoint_seconds=1e6)
+    assert "with decoder.learning_rate 0.002" in str(caught.value)
+    assert "--overwrite --decoder.learning_rate=0.0005` deletes that and starts over" in str(caught.value)
+    assert same(net, averaged(tmp_path))
+    # it is the state before the step that failed: had that been an accident of the machine, nothing would be lost
+    again = network()
+    assert train(again, tmp_path).resumed == 1
+    train(whole)
+    assert same(again, whole)
+
+
+def test_a_divergence_does_not_replace_a_good_checkpoint_by_a_bad_state(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(network(), tmp_path, failing(4, killed))
+    (before,) = (path.read_bytes() for path in tmp_path.iterdir())
+    net, calls = network(), iter(range(1, 100))
+
+    def loss(module: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        value = denoise(module, batch, generator)
+        if next(calls) < 3:
+            return value
+        next(module.parameters()).data.fill_(torch.inf)
+        return value * torch.nan
+
+    with pytest.raises(CfaugError, match=r"the last good weights \(step 3\) are kept in"):
+        train(net, tmp_path, loss, checkpoint_seconds=1e6)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [before]
+    assert same(net, averaged(tmp_path))
 
 
 def test_a_gradient_that_is_not_finite_is_found_before_it_reaches_the_weights() -> None:

@@ -130,3 +130,18 @@ def test_colour_statistics_tell_a_target_that_goes_with_colour() -> None:
     assert abs(clean - 1 / 3) < 0.1
     assert above(told, clean) == pytest.approx(told - clean)
     assert above(told, None) is None
+
+
+def test_chance_is_the_share_of_the_commonest_original() -> None:
+    """Three of four are red: a probe that always says red has found nothing."""
+    values = np.where(np.arange(N) % 4 < 3, "red", np.where(np.arange(N) % 8 < 4, "blue", "grey"))
+
+    def majority(images: Tensor, codes: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+        assert classes == 3
+        commonest = codes.bincount().argmax()
+        return lambda others: commonest.expand(len(others))
+
+    found = original_attribute(majority, noise(), values.tolist(), SOURCES)
+    assert found is not None
+    assert found["chance"] == found["accuracy"] == pytest.approx(0.75, abs=0.06)
+    assert found["above_chance"] == 0

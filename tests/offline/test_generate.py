@@ -330,6 +330,18 @@ def test_a_broken_model_is_named_and_nothing_is_left(tmp_path, broken: str, mess
     assert [p.name for p in (tmp_path / "shards").iterdir()] == [".lock"]
 
 
+@pytest.mark.parametrize(("workers", "batch", "cure"), [
+    (0, 8, "set generate.batch_size=4, with another --out or --overwrite"),
+    (1, 8, "set generate.batch_size=4, with another --out or --overwrite"),
+    (0, 1, "make the images smaller"),
+])  # fmt: skip
+def test_too_little_memory_names_a_batch_size(tmp_path, workers: int, batch: int, cure: str) -> None:
+    with pytest.raises(CfaugError, match=f"with generate.batch_size {batch}; {cure}$") as caught:
+        run(tmp_path, model=tiny.model(broken="memory"), workers=workers, batch_size=batch)
+    assert "\n" not in str(caught.value)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tar", ".partial")]
+
+
 def test_a_model_that_is_not_deterministic_is_found_out_on_resume(tmp_path) -> None:
     run(tmp_path, model=tiny.model(broken="random"))
     (tmp_path / "shards" / "cf-train-000000.tar").unlink()

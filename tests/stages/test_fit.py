@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +16,12 @@ import pytest
 from tiny_run import call, contents, folder_recipe
 
 from cfaug.cli import main
-from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder, pairs, student, training
+from cfaug.config import load_recipe
+from cfaug.data import Schema
+from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder, fit, pairs, student, training
+from cfaug.decode.checkpoint import averaged
+from cfaug.errors import ShardError, UsageError
+from cfaug.stages.inputs import open_inputs, refuse_other_model
 
 DISTILLED = {"kind": "distilled", "distil_pairs": 1, "distil_share": 0.6}
 
@@ -116,3 +124,93 @@ def test_only_fit_is_for_several_processes(
     complaint = call(capsys, "run", recipe, "--out", tmp_path / "out").complaint
     assert "`cfaug run` is one process, but torchrun started several; start `cfaug fit` with it" in complaint
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fit_that_diverges_says_a_command_that_works(
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    recipe, out = folder_recipe(tmp_path / "r.yaml", birds), tmp_path / "out"
+    real, calls = fit.FlowLoss.__call__, iter(range(1, 100))
+    with monkeypatch.context() as patch:
+        patch.setattr(fit.FlowLoss, "__call__", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1))
+        answer = call(capsys, "fit", recipe, "--out", out)
+    assert answer.code == 1
+    assert "became nan at step 4" in answer.complaint
+    assert f"(step 3) are kept in {out / 'fit.partial' / 'diffusion' / 'decoder'}" in answer.complaint
+    assert averaged(out / "fit.partial" / "diffusion" / "decoder")
+    said = re.search(r"`cfaug fit RECIPE.yaml --out DIR (.*?)`", answer.complaint)
+    assert said
+    assert call(capsys, "fit", recipe, "--out", out, *said[1].split()).code == 0
+    assert not (out / "fit.partial").exists()
+
+
+WRONG = {
+    "depth": (["--decoder.depth.remark=0.5"], "no parent of the image in the graph; they are background, glow, species"),
+    "autoencoder": (["--decoder.space=latents", "--decoder.autoencoder=nowhere"], "in nowhere, but it has no config.json"),
+    "score": (
+        ["--decoder.validate_every=2", "--graph=species; background -> glow; glow -> image"],
+        "needs a categorical attribute",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(WRONG))
+def test_a_decoder_that_cannot_be_is_refused_before_the_directory_is_taken(
+    case: str, birds: Path, tmp_path: Path, capsys: Any
+) -> None:
+    words, expected = WRONG[case]
+    recipe, out = folder_recipe(tmp_path / "r.yaml", birds), tmp_path / "out"
+    answer = call(capsys, "fit", recipe, "--out", out, *words)
+    assert answer.code == 2
+    assert expected in answer.complaint
+    assert not out.exists()
+    assert call(capsys, "plan", recipe, "--out", out).code == 0
+
+
+def test_a_fitted_run_does_not_need_its_autoencoder_any_more(birds: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(
+        folder_recipe(tmp_path / "r.yaml", birds, decoder={"space": "latents", "autoencoder": str(tmp_path / "gone")})
+    )
+    with pytest.raises(UsageError, match=r"has no config.json"):
+        open_inputs(recipe, progress=False)
+    assert len(open_inputs(recipe, progress=False, fitted=True).train) == 36
+
+
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "graph": (
+        {"graph": "species <-> background; species -> image; background -> image; background -> glow; glow -> image"},
+        "expected the graph background <-> species; background -> glow;",
+    ),
+    "kinds": ({"attributes": {"kinds": {"glow": "ordinal"}}}, "expected glow: ordinal ("),
+    "target": ({"attributes": {"target": "background", "spurious": ["species"]}}, "expected the target background"),
+}
+
+
+@pytest.mark.parametrize("case", list(OTHERS))
+def test_a_model_of_another_run_is_refused(case: str, birds: Path, finished: Path, tmp_path: Path, capsys: Any) -> None:
+    changes, expected = OTHERS[case]
+    recipe, out = folder_recipe(tmp_path / "r.yaml", birds, **changes), tmp_path / "out"
+    assert call(capsys, "plan", recipe, "--out", out).code == 0
+    shutil.copytree(finished / "model", out / "model")
+    for command in ("generate", "evaluate", "fit"):
+        answer = call(capsys, command, recipe, "--out", out)
+        assert answer.code == 1
+        assert f"{out / 'model'} holds a model of another run: {expected}" in answer.complaint
+        assert "--overwrite" in answer.complaint
+    assert not (out / "shards").exists()
+
+
+def test_statistics_of_other_images_are_another_run_and_the_last_digit_is_not(birds: Path, tmp_path: Path) -> None:
+    inputs = open_inputs(load_recipe(folder_recipe(tmp_path / "r.yaml", birds)), progress=False)
+
+    def model(factor: float) -> Schema:
+        scale = inputs.schema["glow"].scale[0] * factor
+        return Schema(
+            [dataclasses.replace(a, mean=scale) if a.name == "glow" else a for a in inputs.schema],
+            inputs.schema.target,
+            inputs.schema.spurious,
+        )
+
+    refuse_other_model(inputs, inputs.graph, model(1 + 1e-13), tmp_path)
+    with pytest.raises(ShardError, match="expected glow: mean"):
+        refuse_other_model(inputs, inputs.graph, model(1.01), tmp_path)

@@ -163,3 +163,43 @@ def test_without_a_pool_every_figure_is_none(opened: Inputs) -> None:
     found = leak_figures(recipe(), opened, PaintedModel(), None, False)
     assert found["original_attribute"] == {"colour": None}
     assert set(found["provenance"].values()) == {None}
+
+
+def test_every_seed_trains_its_own_classifier_and_every_kind_the_same_seeds(
+    opened: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: list[int] = []
+
+    class Guess:
+        def __init__(self, *_: Any, seed: int, **__: Any) -> None:
+            seeds.append(seed)
+
+        def predict(self, images: torch.Tensor) -> torch.Tensor:
+            return torch.full((len(images),), seeds[-1], dtype=torch.int64)
+
+    monkeypatch.setattr("cfaug.stages.losses.train_classifier", Guess)
+    found = three_losses(recipe(loss_seeds=3), opened, *pools(opened, PaintedModel(), 60), False)
+    assert seeds == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
+    for kind in found["accuracy"].values():
+        assert len(set(kind["average"]["by_seed"])) == 3
+        assert sum(kind["average"]["by_seed"]) == pytest.approx(1)  # each seed said another one of the three classes
+
+
+class Greedy(PaintedModel):
+    """As much memory as no machine has, for more than 20 rows at once."""
+
+    def abduct(self, images: torch.Tensor, attributes: Any, seed: Any) -> Any:
+        if len(images) > 20:
+            torch.empty(10**17)
+        return super().abduct(images, attributes, seed)
+
+
+def test_too_little_memory_names_a_batch_size(opened: Inputs) -> None:
+    acts = balanced_acts(opened.train, 60, 0)
+    for batch, half in ((64, 30), (50, 25)):  # of the rows that were really there
+        with pytest.raises(
+            CfaugError, match=rf"generate.batch_size {batch}; set generate.batch_size={half},"
+        ) as caught:
+            make_pool(Greedy(), opened.train, acts, 0, batch, False)
+        assert "\n" not in str(caught.value)
+    assert len(make_pool(Greedy(), opened.train, acts, 0, 20, False).sources) == 60

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import painted
@@ -100,9 +101,7 @@ def test_the_same_score_again_and_the_callers_streams_are_left_alone(validation:
     assert head == wanted[0]
 
 
-def test_the_readers_have_not_seen_the_sources_judged(
-    inputs: Inputs, scm: SCM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sources_judged_are_validation_images(inputs: Inputs, scm: SCM, monkeypatch: pytest.MonkeyPatch) -> None:
     from cfaug.stages import validation as module
 
     seen: list[set[str]] = []
@@ -118,8 +117,22 @@ def test_the_readers_have_not_seen_the_sources_judged(
     fresh(Painter(scm.schema))
     fresh(Painter(scm.schema))
     assert seen == [set(fresh._acts)]
-    assert len(seen[0]) == 80
+    assert seen[0] == set(inputs.val.table.index)  # 60, and IMAGES is 200
+    assert not seen[0] & set(inputs.train.table.index)
     assert all(set(act.assignments) == {"colour"} for act in fresh._acts.values())
+
+
+def test_a_decoder_that_only_knows_its_training_images_scores_low(validation: Validation, scm: SCM) -> None:
+    seen = {image.tobytes() for image in validation.inputs.train.images}  # type: ignore[attr-defined]
+
+    class Memory(Painter):
+        def predict(self, noise: Any, attributes: pd.DataFrame, *others: Any) -> torch.Tensor:
+            made = super().predict(noise, attributes, *others)
+            sources = ((noise[0].permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+            made[torch.tensor([source.tobytes() not in seen for source in sources])] = -1
+            return made
+
+    assert validation(Memory(scm.schema)) < 0.5
 
 
 def test_nothing_to_read_is_refused(inputs: Inputs, scm: SCM) -> None:
