@@ -21,7 +21,7 @@ import os
 import platform
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -183,10 +183,9 @@ def _readers(given: argparse.Namespace) -> tuple[Schema, dict[str, Any]]:
 # -- curves ----------------------------------------------------------------------------------------------------------
 
 
-def solvers(given: argparse.Namespace) -> list[dict[str, Any]]:
+def solvers(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Solvers and numbers of steps, then depths of abduction (how far into the noise a recoloured image goes)."""
     known, (_, readers) = Known(given.root), _readers(given)
-    rows = []
     chosen: list[tuple[str, int, float]] = [
         (sampler, steps, 1.0) for sampler in ("reversible_euler", "reversible", "midpoint") for steps in (1, 2, 3, 4)
     ]
@@ -196,10 +195,13 @@ def solvers(given: argparse.Namespace) -> list[dict[str, Any]]:
         depths = {} if depth == 1 else {"foreground": depth, "background": depth}
         decoder.config = dataclasses.replace(decoder.config, sampler=sampler, steps=steps, depth=depths)
         count = evaluations(sampler, round(steps * depth))
-        rows.append(
-            {"sampler": sampler, "steps": steps, "depth": depth, "evaluations": count, **known.judge(decoder, readers)}
-        )
-    return rows
+        yield {
+            "sampler": sampler,
+            "steps": steps,
+            "depth": depth,
+            "evaluations": count,
+            **known.judge(decoder, readers),
+        }
 
 
 def _train(
@@ -229,10 +231,9 @@ def through_training(given: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def designs(given: argparse.Namespace) -> list[dict[str, Any]]:
+def designs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What stands beside the noise: nothing, edges, edges and contrast, or a learned latent; 800 steps each."""
     known, (_, readers) = Known(given.root), _readers(given)
-    rows = []
     variants: dict[str, dict[str, Any]] = {
         "none": {"structure": "none"},
         "semantic": {"structure": "none", "semantic": 8},
@@ -246,8 +247,7 @@ def designs(given: argparse.Namespace) -> list[dict[str, Any]]:
         for sampler, steps in (("reversible_euler", 1), ("reversible", 2)):
             decoder.config = dataclasses.replace(decoder.config, sampler=sampler, steps=steps)
             figures = known.judge(decoder, readers)
-            rows.append({"design": name, "sampler": sampler, "steps": steps, "seconds": report.seconds, **figures})
-    return rows
+            yield {"design": name, "sampler": sampler, "steps": steps, "seconds": report.seconds, **figures}
 
 
 def distil(given: argparse.Namespace) -> list[dict[str, Any]]:
@@ -276,37 +276,33 @@ def distil(given: argparse.Namespace) -> list[dict[str, Any]]:
     ]
 
 
-def leaks(given: argparse.Namespace) -> list[dict[str, Any]]:
+def leaks(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The probes of `cfaug evaluate`, of the decoder in OUT/run and of its student."""
     recipe = recipe_for(given)
     inputs = open_inputs(recipe, progress=False)
     assert inputs.oracle is not None
     acts = balanced_acts(inputs.oracle, len(inputs.oracle), recipe.seed)
-    rows = []
     for name in ("run", "distilled"):
         if (given.out / name / "model" / "model.json").exists():
             model = CounterfactualModel.load(given.out / name / "model")
             pool = make_pool(model, inputs.oracle, acts, recipe.seed, recipe.generate.batch_size, progress=False)
-            rows.append({"decoder": name, **leak_figures(recipe, inputs, model, pool, progress=False)})
-    return rows
+            yield {"decoder": name, **leak_figures(recipe, inputs, model, pool, progress=False)}
 
 
 # -- speed -----------------------------------------------------------------------------------------------------------
 
 
-def speed(given: argparse.Namespace) -> list[dict[str, Any]]:
+def speed(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One process a core with one thread each, as the local engine runs them; batches of the recipe."""
     import multiprocessing
 
-    rows = []
     for name in ("run", "distilled"):
         folder = given.out / name / "model"
         if not (folder / "model.json").exists():
             continue
         with multiprocessing.get_context("spawn").Pool(given.threads) as pool:
             found = pool.starmap(_clock, [(str(folder), given.root)] * given.threads)
-        rows.append({"decoder": name, "processes": given.threads, **_together(found)})
-    return rows
+        yield {"decoder": name, "processes": given.threads, **_together(found)}
 
 
 def _together(found: list[dict[str, float]]) -> dict[str, Any]:
@@ -376,7 +372,7 @@ def _clock(folder: str, root: str) -> dict[str, float]:
     }
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], list[dict[str, Any]]]] = {
+PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {
     "goals": goals,
     "solvers": solvers,
     "time": through_training,

@@ -257,7 +257,7 @@ def test_a_diverged_training_names_the_step(data: ArrayDataset, monkeypatch: pyt
 
     real, calls = fit.FlowLoss.__call__, iter(range(100))
     monkeypatch.setattr(fit.FlowLoss, "__call__", lambda *a: real(*a) * (float("nan") if next(calls) == 2 else 1))
-    with pytest.raises(CfaugError, match=r"the loss became nan at step 3; lower decoder.learning_rate \(now 0.002\)"):
+    with pytest.raises(CfaugError, match=r"the loss became nan at step 3, with decoder.learning_rate 0.002"):
         small(data)
 
 

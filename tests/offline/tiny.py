@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class TinyModel:
         if self.broken == "memory":
             torch.empty(10**17)
         if self.broken == "random":
-            images = images + float.fromhex("0x1p-4") * (time.perf_counter_ns() % 7)
+            images = images * random.SystemRandom().random()
         return images, attributes, list(seed)
 
     def act(self, interventions: Sequence[Intervention]) -> _Acted:
