@@ -76,36 +76,48 @@ def double_colored_mnist(
     in colours drawn independently of the digit. ``seed`` draws the colours, never the split. Raises UsageError for
     a bad option and DataError when MNIST is neither there nor to be had.
     """
+    strength = correlations(rho, ("foreground", "background"), default=0.95)
+    grey, own, keys = choose_digits("double_colored_mnist", split, root, train_images, val_images)
+    rho_now = strength if confounded and split == "train" else dict.fromkeys(strength, 0.0)
+    # val and test are unconfounded either way, so they do not depend on the flag
+    rng = np.random.default_rng([seed, SPLITS.index(split), int(confounded or split != "train")])
+    fore = draw_colours((own - OBJECT_SHIFT) % 10, rho_now["foreground"], rng)
+    back = draw_colours(own, rho_now["background"], rng)
+    images = _paint(_binary(grey), _jittered(fore, rng), _jittered(back, rng))
+    names = np.array(list(COLOURS), dtype=object)
+    table = pd.DataFrame(
+        {"digit": own.astype(str).astype(object), "foreground": names[fore], "background": names[back]},
+        index=keys,
+    )
+    return ArrayDataset(images, table, schema(), split)
+
+
+def choose_digits(
+    source: str, split: str, root: str | Path | None, train_images: int, val_images: int
+) -> tuple[npt.NDArray[np.uint8], Codes, pd.Index]:
+    """The digits of a split: grey (N, 28, 28) uint8, labels (N,), and the keys ("mnist-train-00042").
+
+    ``source`` is the data set's name, for messages. Raises UsageError for a bad option and DataError when MNIST is
+    neither there nor to be had.
+    """
     if split not in SPLITS:
         raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    strength = correlations(rho, ("foreground", "background"), default=0.95)
     if train_images < 1 or val_images < 1 or train_images + val_images > 60_000:
         raise UsageError(
             "train_images and val_images must be at least 1 and together at most MNIST's 60000, "
             f"got {train_images} and {val_images}"
         )
     if root is None:
-        raise UsageError("double_colored_mnist needs a root; give the directory that holds (or shall hold) MNIST/raw")
+        raise UsageError(f"{source} needs a root; give the directory that holds (or shall hold) MNIST/raw")
     grey, labels = _read(Path(root), train=split != "test")
     if split == "test":
         rows = np.arange(len(grey))
     else:
         order = np.random.default_rng(0).permutation(len(grey))
         rows = order[:train_images] if split == "train" else order[train_images : train_images + val_images]
-    rho_now = strength if confounded and split == "train" else dict.fromkeys(strength, 0.0)
-    # val and test are unconfounded either way, so they do not depend on the flag
-    rng = np.random.default_rng([seed, SPLITS.index(split), int(confounded or split != "train")])
-    own = labels[rows]
-    fore = draw_colours((own - OBJECT_SHIFT) % 10, rho_now["foreground"], rng)
-    back = draw_colours(own, rho_now["background"], rng)
-    images = _paint(_binary(grey[rows]), _jittered(fore, rng), _jittered(back, rng))
-    names = np.array(list(COLOURS), dtype=object)
     part = "test" if split == "test" else "train"  # the MNIST file a digit comes from, so that a key names one digit
-    table = pd.DataFrame(
-        {"digit": own.astype(str).astype(object), "foreground": names[fore], "background": names[back]},
-        index=pd.Index([f"mnist-{part}-{i:05d}" for i in rows], dtype=object),
-    )
-    return ArrayDataset(images, table, schema(), split)
+    keys = pd.Index([f"mnist-{part}-{i:05d}" for i in rows], dtype=object)
+    return grey[rows], labels[rows], keys
 
 
 def _binary(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:

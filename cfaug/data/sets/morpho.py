@@ -26,7 +26,7 @@ import pandas as pd
 
 from cfaug.data.attributes import Attribute, Schema
 from cfaug.data.datasets import SPLITS, ArrayDataset
-from cfaug.data.sets.mnist import _read
+from cfaug.data.sets.mnist import choose_digits
 from cfaug.errors import UsageError
 
 Pixels = npt.NDArray[np.uint8]
@@ -71,28 +71,13 @@ def morpho_mnist(
     has the SCM's t and i; the images differ from them by the error of the construction. 3 to 4 ms an image.
     Raises UsageError for a bad option and DataError when MNIST is neither there nor to be had.
     """
-    if split not in SPLITS:
-        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-    if train_images < 1 or val_images < 1 or train_images + val_images > 60_000:
-        raise UsageError(
-            "train_images and val_images must be at least 1 and together at most MNIST's 60000, "
-            f"got {train_images} and {val_images}"
-        )
-    if root is None:
-        raise UsageError("morpho_mnist needs a root; give the directory that holds (or shall hold) MNIST/raw")
-    grey, labels = _read(Path(root), train=split != "test")
-    if split == "test":
-        rows = np.arange(len(grey))
-    else:
-        order = np.random.default_rng(0).permutation(len(grey))
-        rows = order[:train_images] if split == "train" else order[train_images : train_images + val_images]
-    thickness, intensity = draw(len(rows), np.random.default_rng([seed, SPLITS.index(split)]))
-    part = "test" if split == "test" else "train"  # the MNIST file a digit comes from, so that a key names one digit
+    grey, labels, keys = choose_digits("morpho_mnist", split, root, train_images, val_images)
+    thickness, intensity = draw(len(labels), np.random.default_rng([seed, SPLITS.index(split)]))
     table = pd.DataFrame(
-        {"digit": labels[rows].astype(str).astype(object), "thickness": thickness, "intensity": intensity},
-        index=pd.Index([f"mnist-{part}-{i:05d}" for i in rows], dtype=object),
+        {"digit": labels.astype(str).astype(object), "thickness": thickness, "intensity": intensity},
+        index=keys,
     )
-    return ArrayDataset(render(grey[rows], thickness, intensity), table, schema(), split)
+    return ArrayDataset(render(grey, thickness, intensity), table, schema(), split)
 
 
 def intensity_of(thickness: Numbers, noise: Numbers) -> Numbers:
