@@ -19,28 +19,23 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
 
-from cfaug.checks import check_decoder
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
-from cfaug.decode import sampling, storage
+from cfaug.decode import sampling
 from cfaug.decode.condition import Condition
-from cfaug.decode.fit import FitReport, Learner, build_learner, train_velocity
+from cfaug.decode.fit import Learner, build_learner, train_velocity
+from cfaug.decode.mechanism import TrainedMechanism
 from cfaug.decode.network import VelocityNet
-from cfaug.decode.space import PixelSpace, Space, open_space, restore
 from cfaug.decode.space import forget as forget_space
+from cfaug.decode.space import open_space
 from cfaug.decode.training import autocast, forget
-from cfaug.decode.views import Frame, load_framed, patch_for, views_of
+from cfaug.decode.views import load_framed, patch_for, views_of
 from cfaug.errors import UsageError
-
-_ELSEWHERE = ("device", "compile", "checkpoint_seconds", "autoencoder", "distil_pairs", "distil_share")
-"""Settings that say where and how this decoder was made, or belong to another one: no part of what it is."""
-
-_UNTRAINED = "this decoder is not trained yet; call fit(dataset) or load a saved model first"
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class ImageNoise:
     device: torch.device | str = "cpu"
 
 
-class DiffusionDecoder:
+class DiffusionDecoder(TrainedMechanism):
     """A conditional flow-matching image mechanism on a diffusers U-Net.
 
     Args:
@@ -73,35 +68,19 @@ class DiffusionDecoder:
         UsageError: no parents, a parent that is not in the schema, or an unknown setting.
     """
 
+    kind = "diffusion"
+    _elsewhere = ("device", "compile", "checkpoint_seconds", "autoencoder", "distil_pairs", "distil_share")
+    _untrained = "this decoder is not trained yet; call fit(dataset) or load a saved model first"
+
     def __init__(
         self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
     ) -> None:
-        self.config = changed(config or DecoderConfig(), settings)
-        self.condition = Condition(schema, parents)
+        super().__init__(schema, parents, config or DecoderConfig(), settings)
         for name in self.config.depth:
             if name not in self.parents:
                 raise UsageError(
                     f"decoder.depth names {name!r}, which is no parent of the image; they are {', '.join(self.parents)}"
                 )
-        self.frame: Frame | None = None
-        self.space: Space = PixelSpace(3)
-        self.report: FitReport | None = None
-        self._learner: Learner | None = None
-
-    @property
-    def schema(self) -> Schema:
-        """The attributes, with statistics once fitted."""
-        return self.condition.schema
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The image's parents, in the schema's order."""
-        return self.condition.parents
-
-    @property
-    def canvas(self) -> tuple[int, int] | None:
-        """(H, W) that smaller sources are padded to; None where all sources have one size."""
-        return self.frame.size if self.frame and self.frame.mixed else None
 
     # -- learning ------------------------------------------------------------------------------------------------
 
@@ -135,20 +114,10 @@ class DiffusionDecoder:
         self.frame = frame
         folder = Path(checkpoint) if checkpoint else None
         self.space = open_space(images, self.config, seed, progress, folder / "space" if folder else None)
-        self._learner = self._build(seed)
-        net = self.net
-        views = views_of(images, self.space, net.multiple, self.config)
-
-        def judged(learner: Learner) -> float:
-            assert score is not None
-            kept, self._learner = self._learner, learner
-            try:
-                return score(self)
-            finally:
-                self._learner = kept
-
+        self._trained = learner = self._build(seed)
+        views = views_of(images, self.space, learner.net.multiple, self.config)
         self.report = train_velocity(
-            self._learner,
+            learner,
             views,
             self.condition.encode(dataset.table),
             self.condition.cells(dataset.table),
@@ -157,7 +126,7 @@ class DiffusionDecoder:
             seed=seed,
             progress=progress,
             checkpoint=folder / "decoder" if folder else None,
-            score=judged if score is not None else None,
+            score=self._judged(score),
         )
         return self
 
@@ -173,18 +142,9 @@ class DiffusionDecoder:
         return build_learner(self.config, self.condition, self.space.channels, seed)
 
     @property
-    def trained_frame(self) -> Frame:
-        """The images it takes; UsageError before :meth:`fit` or :meth:`load`."""
-        if self.frame is None:
-            raise UsageError(_UNTRAINED)
-        return self.frame
-
-    @property
     def learner(self) -> Learner:
         """The trained networks; UsageError before :meth:`fit` or :meth:`load`."""
-        if self._learner is None:
-            raise UsageError(_UNTRAINED)
-        return self._learner
+        return cast(Learner, self._network())
 
     @property
     def net(self) -> VelocityNet:
@@ -203,17 +163,13 @@ class DiffusionDecoder:
         Raises:
             UsageError: another size, mode, range or number of rows than expected.
         """
-        net, device, frame = self.net, self.config.device, self.trained_frame
-        frame.check(image, attributes)
-        padded, structure = frame.prepare(
-            image.to(device).float(), net.multiple * self.space.factor, self.config.structure, self.space.factor
-        )
-        condition = self.condition.encode(attributes).to(device)
+        learner = self.learner
         with torch.inference_mode():
-            x = self.space.encode(padded)
+            x, structure = self._seen(image, attributes, learner.net.multiple)
+            condition = self.condition.encode(attributes).to(self.config.device)
             guide = structure
-            if self.learner.encoder is not None:
-                guide = torch.cat([structure, self.learner.encoder(x)], dim=1)
+            if learner.encoder is not None:
+                guide = torch.cat([structure, learner.encoder(x)], dim=1)
             states = sampling.invert(
                 lambda x, t: self._velocity(x, t, condition, guide),
                 x,
@@ -266,11 +222,10 @@ class DiffusionDecoder:
 
         with torch.inference_mode():
             start = self._start(affected, len(condition))
-            image = self.space.decode(
-                sampling.render(velocity, noise.states, self.config.sampler, self.config.steps, self._levels, start)
+            latent = sampling.render(
+                velocity, noise.states, self.config.sampler, self.config.steps, self._levels, start
             )
-        height, width = noise.size
-        return image[..., :height, :width].clamp(-1, 1).to(noise.device)
+            return self._shown(latent, noise.size, noise.device)
 
     def _velocity(self, x: torch.Tensor, t: float, condition: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         if t < 1e-9:
@@ -297,68 +252,8 @@ class DiffusionDecoder:
 
     # -- disk ----------------------------------------------------------------------------------------------------
 
-    @property
-    def digest(self) -> str:
-        """sha256 (hex) over the description and every weight."""
-        return storage.digest(self._description(), self._weights())
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        own = {k: v for k, v in self.learner.state_dict().items() if not k.startswith("adversary.")}
-        return {**own, **{f"space.{name}": tensor for name, tensor in self.space.weights().items()}}
-
-    def _description(self) -> dict[str, Any]:
-        frame, config = self.trained_frame, dataclasses.asdict(self.config)
-        for free in _ELSEWHERE:
-            config.pop(free)
-        return {
-            "format": storage.FORMAT,
-            "kind": "diffusion",
-            "config": config,
-            "schema": self.schema.to_json(),
-            "parents": list(self.parents),
-            "frame": dataclasses.asdict(frame),
-            "space": self.space.description(),
-        }
-
-    def save(self, directory: str | Path) -> None:
-        """Write ``decoder.safetensors`` and ``decoder.json`` (description and digest)."""
-        storage.save(directory, self._description(), self._weights(), self.report)
-
-    @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu") -> DiffusionDecoder:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ShardError: a missing, truncated or altered checkpoint.
-            UsageError: one of another version of cfaug.
-        """
-        content, weights, report = storage.load(directory)
-        if content["kind"] != "diffusion":
-            raise UsageError(
-                f"{directory}: expected a diffusion decoder, but a {content['kind']} one came; use load_decoder"
-            )
-        try:
-            config = DecoderConfig(**{**content["config"], "device": device})
-            decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
-            decoder.frame = Frame.restore(content["frame"])
-            apart = {name: tensor for name, tensor in weights.items() if name.startswith("space.")}
-            codec = {name.removeprefix("space."): tensor for name, tensor in apart.items()}
-            decoder.space = restore(content["space"], codec, device)
-            decoder._learner = decoder._build(seed=0)
-            decoder._learner.adversary = None  # it has done its work
-            decoder._learner.load_state_dict({k: v for k, v in weights.items() if k not in apart})
-            decoder.report = report
-        except Exception as error:  # torch has its own
-            raise storage.corrupt(directory, error) from None
-        return decoder
-
-
-def changed(config: DecoderConfig, settings: dict[str, Any]) -> DecoderConfig:
-    """``config`` with single fields changed; UsageError for a name that it does not have, or a value out of range."""
-    known = [f.name for f in dataclasses.fields(DecoderConfig)]
-    for name in settings:
-        if name not in known:
-            raise UsageError(f"the decoder has no setting {name!r}; known: {', '.join(known)}")
-    config = dataclasses.replace(config, **settings)
-    check_decoder(config)
-    return config
+    def _restore(self, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        learner = self._build(seed=0)
+        learner.adversary = None  # it has done its work
+        learner.load_state_dict(weights)
+        self._trained = learner

@@ -17,24 +17,22 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import torch
-from torch import nn
 
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
-from cfaug.decode import pairs, storage
-from cfaug.decode.condition import Condition
-from cfaug.decode.diffusion import DiffusionDecoder, changed
+from cfaug.decode import pairs
+from cfaug.decode.diffusion import DiffusionDecoder
+from cfaug.decode.mechanism import TrainedMechanism
 from cfaug.decode.network import VelocityNet
 from cfaug.decode.semantic import SemanticEncoder
-from cfaug.decode.space import PixelSpace, Space, restore
 from cfaug.decode.structure import CHANNELS
 from cfaug.decode.student import Pairs, Student, train_student
-from cfaug.decode.training import FitReport, autocast, budget_seconds, forget
-from cfaug.decode.views import Frame, load_framed, patch_for
+from cfaug.decode.training import autocast, budget_seconds, forget
+from cfaug.decode.views import load_framed, patch_for
 from cfaug.errors import UsageError
 
 _TAUGHT = (
@@ -47,7 +45,6 @@ _TAUGHT = (
     "depth",
     "guidance",
 )  # settings that are the teacher's
-_FREE = ("device", "compile", "checkpoint_seconds", "autoencoder")
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ def student_config(config: DecoderConfig, images: int) -> DecoderConfig:
     )
 
 
-class DistilledDecoder:
+class DistilledDecoder(TrainedMechanism):
     """A one-evaluation image mechanism, trained from a :class:`DiffusionDecoder`.
 
     Args:
@@ -97,41 +94,21 @@ class DistilledDecoder:
         UsageError: no parents, a parent that is not in the schema, or an unknown setting.
     """
 
+    kind = "distilled"
+    _elsewhere = ("device", "compile", "checkpoint_seconds", "autoencoder")
+    _untrained = "this decoder is not distilled yet; call fit(dataset, teacher) or load a saved model first"
+
     def __init__(
         self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
     ) -> None:
-        self.config = changed(config or DecoderConfig(kind="distilled"), settings)
-        self.condition = Condition(schema, parents)
-        self.frame: Frame | None = None
-        self.space: Space = PixelSpace(3)
-        self.report: FitReport | None = None
+        super().__init__(schema, parents, config or DecoderConfig(kind="distilled"), settings)
         self.teacher = ""
         """Digest of the teacher."""
-        self._student: Student | None = None
-
-    @property
-    def schema(self) -> Schema:
-        """The attributes, with statistics."""
-        return self.condition.schema
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The image's parents, in the schema's order."""
-        return self.condition.parents
-
-    @property
-    def canvas(self) -> tuple[int, int] | None:
-        """(H, W) that smaller sources are padded to; None where all sources have one size."""
-        return self.frame.size if self.frame and self.frame.mixed else None
 
     @property
     def student(self) -> Student:
         """The trained network; UsageError before :meth:`fit` or :meth:`load`."""
-        if self._student is None:
-            raise UsageError(
-                "this decoder is not distilled yet; call fit(dataset, teacher) or load a saved model first"
-            )
-        return self._student
+        return cast(Student, self._network())
 
     # -- learning ------------------------------------------------------------------------------------------------
 
@@ -162,23 +139,13 @@ class DistilledDecoder:
         """
         images = self._follow(teacher, dataset, progress)
         folder = Path(checkpoint) if checkpoint else None
-        self._student = self._build(seed, teacher)
+        self._trained = student = self._build(seed, teacher)
         table, count = dataset.table, self.config.distil_pairs
         factual = pd.concat([table] * count)
         acted = pd.concat([pairs.drawn(table, self.schema, self.parents, seed * count + k) for k in range(count)])
         made = pairs.taught(teacher, images.repeat(count, 1, 1, 1), factual, acted, progress, folder)
-
-        def judged(student: nn.Module) -> float:
-            assert score is not None
-            assert isinstance(student, Student)
-            kept, self._student = self._student, student
-            try:
-                return score(self)
-            finally:
-                self._student = kept
-
         self.report = train_student(
-            self._student,
+            student,
             Pairs(images, made, self.condition.encode(factual), self.condition.encode(acted), self.teacher),
             self.space,
             self.condition.cells(factual),
@@ -186,7 +153,7 @@ class DistilledDecoder:
             seed=seed,
             progress=progress,
             checkpoint=folder,
-            score=judged if score else None,
+            score=self._judged(score),
         )
         return self
 
@@ -216,8 +183,7 @@ class DistilledDecoder:
         return images
 
     def _build(self, seed: int, teacher: DiffusionDecoder | None = None) -> Student:
-        assert self.frame is not None
-        patch = patch_for(self.config, self.frame, self.space)
+        patch = patch_for(self.config, self.trained_frame, self.space)
         semantic = self.config.semantic
         source = teacher.learner.encoder if teacher is not None else None
         self.config = config = dataclasses.replace(self.config, patch=patch)
@@ -249,19 +215,11 @@ class DistilledDecoder:
         Raises:
             UsageError: another size, mode, range or number of rows than expected.
         """
-        student, config = self.student, self.config
-        assert self.frame is not None
-        self.frame.check(image, attributes)
-        padded, structure = self.frame.prepare(
-            image.to(config.device).float(),
-            student.net.multiple * self.space.factor,
-            config.structure,
-            self.space.factor,
-        )
+        student = self.student
         with torch.inference_mode():
-            x = self.space.encode(padded)
+            x, structure = self._seen(image, attributes, student.net.multiple)
             guide = student.guide(x, structure)
-        condition = self.condition.encode(attributes).to(config.device)
+        condition = self.condition.encode(attributes).to(self.config.device)
         return CarriedImage(x, guide, condition, (image.shape[2], image.shape[3]), image.device)
 
     def predict(
@@ -300,61 +258,14 @@ class DistilledDecoder:
                     made = self.student(image[rows], noise.guide[rows], noise.condition[rows], condition[rows])
                 image = image.clone()
                 image[rows] = made
-            image = self.space.decode(image)
-        height, width = noise.size
-        return image[..., :height, :width].clamp(-1, 1).to(noise.device)
+            return self._shown(image, noise.size, noise.device)
 
     # -- disk ----------------------------------------------------------------------------------------------------
 
-    @property
-    def digest(self) -> str:
-        """sha256 (hex) over the description and every weight."""
-        return storage.digest(self._description(), self._weights())
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        apart = {f"space.{name}": tensor for name, tensor in self.space.weights().items()}
-        return {**self.student.state_dict(), **apart}
-
     def _description(self) -> dict[str, Any]:
-        assert self.frame is not None
-        return {
-            "format": storage.FORMAT,
-            "kind": "distilled",
-            "config": {name: value for name, value in dataclasses.asdict(self.config).items() if name not in _FREE},
-            "schema": self.schema.to_json(),
-            "parents": list(self.parents),
-            "frame": dataclasses.asdict(self.frame),
-            "space": self.space.description(),
-            "teacher": self.teacher,
-        }
+        return {**super()._description(), "teacher": self.teacher}
 
-    def save(self, directory: str | Path) -> None:
-        """Write ``decoder.safetensors`` and ``decoder.json`` (description and digest)."""
-        storage.save(directory, self._description(), self._weights(), self.report)
-
-    @classmethod
-    def load(cls, directory: str | Path, device: str = "cpu") -> DistilledDecoder:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ShardError: a missing, truncated or altered checkpoint.
-            UsageError: one of another version of cfaug, or of another kind of decoder.
-        """
-        content, weights, report = storage.load(directory)
-        if content["kind"] != "distilled":
-            raise UsageError(
-                f"{directory}: expected a distilled decoder, but a {content['kind']} one came; use load_decoder"
-            )
-        try:
-            config = DecoderConfig(**{**content["config"], "device": device})
-            decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
-            decoder.frame = Frame.restore(content["frame"])
-            decoder.teacher = str(content["teacher"])
-            codec = {k.removeprefix("space."): t for k, t in weights.items() if k.startswith("space.")}
-            decoder.space = restore(content["space"], codec, device)
-            student = decoder._build(seed=0)
-            student.load_state_dict({k: t for k, t in weights.items() if not k.startswith("space.")})
-            decoder._student, decoder.report = student, report
-        except Exception as error:  # torch has its own
-            raise storage.corrupt(directory, error) from None
-        return decoder
+    def _restore(self, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+        student = self._build(seed=0)
+        student.load_state_dict(weights)
+        self.teacher, self._trained = str(content["teacher"]), student

@@ -42,7 +42,7 @@ class Frame:
         """UsageError for images (B, C, H, W) that are not what the decoder was trained on."""
         if not len(image) or not len(attributes):
             raise UsageError("expected at least one image with its attribute row, but none came")
-        largest = float(image.double().abs().max())
+        largest = float(image.float().abs().max())
         if math.isnan(largest):
             raise UsageError("expected float images in [-1, 1], but some pixels are NaN; look at how they were made")
         if not image.is_floating_point() or largest > 1.001:

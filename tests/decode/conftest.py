@@ -39,7 +39,7 @@ def by_hand(data: ArrayDataset) -> Callable[..., DiffusionDecoder]:
         decoder = DiffusionDecoder(data.schema, ["shape", "colour", "glow"], **chosen)
         decoder.frame = Frame(3, (8, 8))
         net = Constant(data.schema.width(decoder.parents) + 3)
-        decoder._learner = Learner(net, None, None)  # type: ignore[arg-type]
+        decoder._trained = Learner(net, None, None)  # type: ignore[arg-type]
         return decoder
 
     return make

@@ -121,7 +121,7 @@ def test_a_missing_attribute_is_taken(data: ArrayDataset, quick: DistilledDecode
 
 def test_the_strength_is_the_teachers(data: ArrayDataset, teacher: DiffusionDecoder) -> None:
     strong = DiffusionDecoder(teacher.schema, teacher.parents, teacher.config, guidance=2.0)
-    for name in ("frame", "space", "_learner"):
+    for name in ("frame", "space", "_trained"):
         setattr(strong, name, getattr(teacher, name))
     decoder = distil(data, strong)
     noise = decoder.abduct(floats(data), data.table[:8])
