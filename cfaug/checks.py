@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +65,15 @@ def check_decoder(config: DecoderConfig) -> None:
         )
     if not config.channels or any(width < 8 or width % 8 for width in config.channels):
         raise UsageError(f"decoder.channels must list multiples of 8, but {config.channels} came; write [64, 96]")
+
+
+def check_depth(config: DecoderConfig, parents: Collection[str]) -> None:
+    """Raise UsageError for a depth of what is no parent of the image."""
+    for name in config.depth:
+        if name not in parents:
+            raise UsageError(
+                f"decoder.depth names {name!r}, which is no parent of the image in the graph; they are {', '.join(parents)}"
+            )
 
 
 def _within(name: str, value: float | None, low: float, high: float) -> None:

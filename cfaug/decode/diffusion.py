@@ -24,6 +24,7 @@ from typing import Any, cast
 import pandas as pd
 import torch
 
+from cfaug.checks import check_depth
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
 from cfaug.decode import sampling
@@ -76,11 +77,7 @@ class DiffusionDecoder(TrainedMechanism):
         self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
     ) -> None:
         super().__init__(schema, parents, config or DecoderConfig(), settings)
-        for name in self.config.depth:
-            if name not in self.parents:
-                raise UsageError(
-                    f"decoder.depth names {name!r}, which is no parent of the image; they are {', '.join(self.parents)}"
-                )
+        check_depth(self.config, self.parents)
 
     # -- learning ------------------------------------------------------------------------------------------------
 

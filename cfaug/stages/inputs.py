@@ -18,6 +18,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cfaug.causal import CausalGraph, missing_counts, refuse_if_ancestor
+from cfaug.checks import check_depth
 from cfaug.config import Recipe
 from cfaug.data import (
     Attribute,
@@ -168,11 +169,7 @@ def _known_to_learn(recipe: Recipe) -> None:
 def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: bool) -> None:
     """UsageError for what the decoder would refuse only after the directory is claimed and the SCM fitted."""
     config, parents = recipe.decoder, graph.parents("image")
-    for name in config.depth:
-        if name not in parents:
-            raise UsageError(
-                f"decoder.depth names {name!r}, which is no parent of the image in the graph; they are {', '.join(parents)}"
-            )
+    check_depth(config, parents)
     if config.validate_every and not any(schema[name].kind == "categorical" for name in parents):
         raise UsageError(
             "decoder.validate_every needs a categorical attribute that is a parent of the image, but all are continuous; "
