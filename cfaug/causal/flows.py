@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.mechanisms import Array, Seeds
+from cfaug.causal.draws import Array, Seeds, normals
 from cfaug.data.attributes import Schema
 from cfaug.errors import DataError
 
@@ -123,8 +123,7 @@ class ContinuousMechanism:
 
     def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
         """Values (B,) from fresh noise, row i with ``seeds[i]``."""
-        noise = np.array([np.random.default_rng(s).standard_normal(1) for s in seeds]).reshape(len(seeds), 1)
-        return self.predict(noise, parents)
+        return self.predict(normals(seeds), parents)
 
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log density (B,) in the attribute's own unit."""

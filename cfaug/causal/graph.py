@@ -4,6 +4,12 @@ Text such as "species <-> background; species -> image; background -> image" is 
 or a line break; "a -> b -> c" is two arrows, "a" alone a node. "a <-> b" says that a hidden cause drives both.
 ``image`` is the last node: nothing follows from it. Two graphs with the same nodes and arrows are equal and behave
 alike, in whatever order they were written. The graph is the user's assumption: nothing here tests it against data.
+
+A question mark at an arrow, "a ->? b" or "a <->? b", says that a discovery proposed it and nobody has confirmed it yet.
+The mark is part of the graph's identity (text, JSON, digest) and changes nothing that the graph implies.
+
+``separated`` is m-separation (Richardson, 2003): d-separation (Pearl, 1988) after each "a <-> b" is written out as
+a hidden node h with a <- h -> b.
 """
 
 from __future__ import annotations
@@ -20,14 +26,14 @@ from cfaug.data.attributes import IMAGE, Schema, near
 from cfaug.errors import UsageError
 
 _NAME = re.compile(r"[^\s<>;,=-]+(?:[ -][^\s<>;,=-]+)*")
-_ARROW = re.compile(r"(<->|->)")
+_ARROW = re.compile(r"(<->\?|->\?|<->|->)")
 
 
 class CausalGraph:
     """A directed acyclic graph over attributes and ``image``, with ``<->`` for hidden common causes. Immutable.
 
     Raises UsageError for a piece that cannot be read (quoted), a cycle (printed), and an ``image`` that has
-    children or shares a hidden cause.
+    children or shares a hidden cause. An arrow written both with and without its question mark is confirmed.
     """
 
     def __init__(self, text: str) -> None:
@@ -36,24 +42,30 @@ class CausalGraph:
         nodes: set[str] = set()
         edges: set[tuple[str, str]] = set()
         hidden: set[tuple[str, str]] = set()
+        doubtful: set[tuple[str, str, str]] = set()
+        certain: set[tuple[str, str, str]] = set()
         for piece in (p.strip() for p in re.split(r"[;\n]", text)):
             if not piece:
                 continue
             names, arrows = _read(piece)
             nodes.update(names)
-            for a, arrow, b in zip(names, arrows, names[1:]):
-                if arrow == "->":
+            for start, arrow, end in zip(names, arrows, names[1:]):
+                a, b = start, end
+                if arrow.rstrip("?") == "->":
                     edges.add((a, b))
                 elif a == b:
                     raise UsageError(f"graph: {piece!r} ties {a!r} to itself; <-> joins two different attributes")
                 else:
-                    hidden.add((min(a, b), max(a, b)))
+                    a, b = min(a, b), max(a, b)
+                    hidden.add((a, b))
+                (doubtful if arrow.endswith("?") else certain).add((a, arrow.rstrip("?"), b))
         if not nodes:
             raise UsageError('the graph is empty; write at least one arrow, such as "species -> image"')
         # sorted throughout, so that equal graphs encode their parents in the same order
         self._nodes = tuple(sorted(nodes - {IMAGE})) + ((IMAGE,) if IMAGE in nodes else ())
         self._edges = tuple(sorted(edges))
         self._bidirected = tuple(sorted(hidden))
+        self._doubtful = frozenset(doubtful - certain)
         self._graph: Any = nx.DiGraph()
         self._graph.add_nodes_from(self._nodes)
         self._graph.add_edges_from(self._edges)
@@ -87,6 +99,15 @@ class CausalGraph:
     def bidirected(self) -> tuple[tuple[str, str], ...]:
         """The pairs with a hidden common cause."""
         return self._bidirected
+
+    @property
+    def unconfirmed(self) -> tuple[str, ...]:
+        """The arrows that carry a question mark, as text ("a ->? b"); empty for a graph that somebody stands behind."""
+        return tuple(p for p in self._pieces() if "?" in p)
+
+    def _pieces(self) -> list[str]:
+        arrows = [(a, "<->", b) for a, b in self._bidirected] + [(a, "->", b) for a, b in self._edges]
+        return [f"{a} {way}{'?' if (a, way, b) in self._doubtful else ''} {b}" for a, way, b in arrows]
 
     def __contains__(self, node: object) -> bool:
         return node in self._nodes
@@ -122,6 +143,38 @@ class CausalGraph:
             return None
         return list(nx.shortest_path(self._graph, start, end))
 
+    # --- what the graph implies
+    def _attribute(self, node: str) -> str:
+        if node == IMAGE:
+            raise UsageError("separation and hidden causes are between attributes; the image is no attribute")
+        return self._known(node)
+
+    def separated(self, a: str, b: str, given: Iterable[str] = ()) -> bool:
+        """Whether ``given`` m-separates ``a`` from ``b``: the graph then implies that they are independent given them.
+
+        The image is left out: nobody conditions on it, and it causes nothing. UsageError for an unknown node, the
+        image, or an ``a`` or ``b`` that is also ``given``.
+        """
+        z = {self._attribute(n) for n in given}
+        if {self._attribute(a), self._attribute(b)} & z:
+            raise UsageError(f"{a!r} and {b!r} given {', '.join(sorted(z))}: leave the two themselves out of `given`")
+        if a == b:
+            return False
+        written_out: Any = self._graph.subgraph(self.attributes).copy()
+        for x, y in self._bidirected:
+            written_out.add_edges_from([((x, y), x), ((x, y), y)])  # the pair itself names their hidden cause
+        return bool(nx.is_d_separator(written_out, {a}, {b}, z))
+
+    def confounded(self, a: str, b: str) -> bool:
+        """Whether the graph has ``a <-> b``; UsageError for an unknown node."""
+        return (min(self._attribute(a), self._attribute(b)), max(a, b)) in self._bidirected
+
+    def districts(self) -> tuple[tuple[str, ...], ...]:
+        """The attributes in groups joined by ``<->`` (Tian & Pearl, 2002); one without a hidden cause is a group by itself."""
+        joined: Any = nx.Graph(self._bidirected)
+        joined.add_nodes_from(self.attributes)
+        return tuple(sorted(self._sorted(group) for group in nx.connected_components(joined)))
+
     def topological_order(self) -> tuple[str, ...]:
         """Causes before effects; ties by name."""
         return tuple(nx.lexicographical_topological_sort(self._graph))
@@ -135,8 +188,7 @@ class CausalGraph:
     # --- a value
     def __str__(self) -> str:
         joined = {n for pair in (*self._edges, *self._bidirected) for n in pair}
-        pieces = [f"{a} <-> {b}" for a, b in self._bidirected] + [f"{a} -> {b}" for a, b in self._edges]
-        return "; ".join(pieces + [n for n in self._nodes if n not in joined])
+        return "; ".join(self._pieces() + [n for n in self._nodes if n not in joined])
 
     def __repr__(self) -> str:
         return f"CausalGraph({str(self)!r})"
@@ -145,22 +197,28 @@ class CausalGraph:
         return isinstance(other, CausalGraph) and self.to_json() == other.to_json()
 
     def __hash__(self) -> int:
-        return hash((self._nodes, self._edges, self._bidirected))
+        return hash((self._nodes, self._edges, self._bidirected, self._doubtful))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``from_json`` gives back an equal graph."""
-        return {
+        """Plain data; ``from_json`` gives back an equal graph. ``unconfirmed`` is there only when an arrow is."""
+        data: dict[str, Any] = {
             "nodes": list(self._nodes),
             "edges": [list(e) for e in self._edges],
             "bidirected": [list(e) for e in self._bidirected],
         }
+        # absent otherwise: the digests of graphs written before the mark existed must not move
+        return data | {"unconfirmed": [list(e) for e in sorted(self._doubtful)]} if self._doubtful else data
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> CausalGraph:
         """The inverse of ``to_json``; UsageError when ``data`` is something else."""
         try:
-            pieces = [*data["nodes"], *(f"{a} -> {b}" for a, b in data["edges"])]
-            return cls("; ".join([*pieces, *(f"{a} <-> {b}" for a, b in data["bidirected"])]))
+            arrows = [(a, "->", b) for a, b in data["edges"]] + [(a, "<->", b) for a, b in data["bidirected"]]
+            marked = {(a, way, b) for a, way, b in data.get("unconfirmed", ())}
+            if marked - set(arrows):
+                raise ValueError("an unconfirmed arrow that is no arrow")
+            pieces = [f"{a} {way}{'?' if (a, way, b) in marked else ''} {b}" for a, way, b in arrows]
+            return cls("; ".join([*data["nodes"], *pieces]))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
@@ -196,6 +254,18 @@ def refuse_if_ancestor(graph: CausalGraph, target: str, spurious: Iterable[str])
                 f"counterfactuals keep their label; either correct the graph (a hidden common cause is "
                 f"{name} <-> {target}) or take {name!r} off the spurious attributes"
             )
+
+
+def refuse_unconfirmed(graph: CausalGraph) -> None:
+    """UsageError, listing them, when arrows of ``graph`` are proposals of a discovery that nobody has confirmed.
+
+    A discovered arrow is a hypothesis: images made under it would carry it into every classifier trained on them.
+    """
+    if graph.unconfirmed:
+        raise UsageError(
+            f"the graph has edges that a discovery proposed and nobody confirmed: {'; '.join(graph.unconfirmed)}; "
+            "remove the ? from the edges you believe, or the edge"
+        )
 
 
 check_label_safety = refuse_if_ancestor

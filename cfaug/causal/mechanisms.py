@@ -20,14 +20,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfaug.causal.draws import Array, Seeds, gumbels
 from cfaug.data.attributes import Schema
 from cfaug.errors import DataError
 
 if TYPE_CHECKING:
     import torch
-
-Array = npt.NDArray[np.float64]
-Seeds = Sequence[Sequence[int]]  # one entropy list a row, for np.random.default_rng
 
 
 class Mechanism(Protocol):
@@ -83,14 +81,6 @@ class ImageMechanism(Protocol):
     def digest(self) -> str:
         """sha256 (hex) of everything the prediction depends on."""
         ...
-
-
-def gumbel(seeds: Seeds, width: int) -> Array:
-    """(B, width) standard Gumbel draws, row i from ``default_rng(seeds[i])`` alone."""
-    out = np.empty((len(seeds), width))
-    for i, entropy in enumerate(seeds):
-        out[i] = np.random.default_rng(entropy).gumbel(size=width)
-    return out
 
 
 class CategoricalMechanism:
@@ -171,7 +161,7 @@ class CategoricalMechanism:
         codes = self.schema.index(self.name, values)
         logits = self.log_probabilities(parents)
         rows = np.arange(len(codes))
-        draws = gumbel(seeds, logits.shape[1] + 1)
+        draws = gumbels(seeds, logits.shape[1] + 1)
         top = draws[:, -1:]  # the maximum of all: Gumbel(logsumexp(logits) = 0)
         # the others: Gumbel(logit) truncated at the maximum
         perturbed = -np.logaddexp(-top, -(logits + draws[:, :-1]))
@@ -189,7 +179,7 @@ class CategoricalMechanism:
 
     def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
         """Category texts (B,) from fresh Gumbel noise."""
-        return self.predict(gumbel(seeds, len(self.schema[self.name].categories)), parents)
+        return self.predict(gumbels(seeds, len(self.schema[self.name].categories)), parents)
 
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log p(v | parents) (B,)."""

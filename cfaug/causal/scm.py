@@ -18,7 +18,6 @@ independently, and so loses the dependence that a "<->" stands for.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,10 +29,11 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal import storage
+from cfaug.causal.draws import Array, natural, row_seeds, stream
 from cfaug.causal.flows import ContinuousMechanism
 from cfaug.causal.graph import CausalGraph
 from cfaug.causal.intervention import Intervention, do
-from cfaug.causal.mechanisms import Array, CategoricalMechanism, Mechanism
+from cfaug.causal.mechanisms import CategoricalMechanism, Mechanism
 from cfaug.data.attributes import IMAGE, Schema
 from cfaug.errors import CfaugError, DataError, ShardError, UsageError
 
@@ -116,12 +116,12 @@ class SCM:
         self.mechanism(self.order[0])
         self.schema.check(table, self.schema.names)
         factual = self.schema.canonical(table)
-        rows = _row_seeds(seed, factual.index)
+        rows = row_seeds(seed, factual.index)
         noise = {}
         for k, name in enumerate(self.order):
             mechanism = self.mechanism(name)
             known = _complete(factual, name, mechanism.parents)
-            seeds = [[row, k] for row, here in zip(rows, known) if here]
+            seeds = stream(rows[known], k)
             found = mechanism.abduct(factual[name][known], factual[list(mechanism.parents)][known], seeds)
             noise[name] = np.full((len(known), found.shape[1]), np.nan)
             noise[name][known] = found
@@ -150,14 +150,14 @@ class SCM:
     def sample(self, n: int, seed: int = 0, intervention: Intervention | None = None) -> pd.DataFrame:
         """n fresh rows under ``intervention`` (default do()): interventional samples, *not* counterfactuals."""
         fixed = (intervention or do()).check(self.schema).assignments
-        rows = [[_natural(seed), i] for i in range(n)]
         out = pd.DataFrame(index=pd.Index([f"sample-{i:06d}" for i in range(n)], dtype=object))
+        rows = row_seeds(natural(seed), out.index)
         for k, name in enumerate(self.order):
             mechanism = self.mechanism(name)
             if name in fixed:
                 out[name] = pd.Series([fixed[name]] * n, index=out.index, dtype=self._dtype(name))
             else:
-                out[name] = mechanism.sample(out[list(mechanism.parents)], [[*r, k] for r in rows])
+                out[name] = mechanism.sample(out[list(mechanism.parents)], stream(rows, k))
         return self.schema.canonical(out)
 
     def _dtype(self, name: str) -> Any:
@@ -242,24 +242,6 @@ class ActedSCM:
         return pd.DataFrame(
             {c: pd.Series(columns[c], index=index, dtype=self.scm._dtype(c)) for c in names}, index=index
         )
-
-
-def _natural(seed: Any) -> int:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
-        raise UsageError(f"a seed is a whole number from 0 up, got {seed!r}")
-    return int(seed)
-
-
-def _row_seeds(seed: int | Sequence[int], index: pd.Index) -> list[int]:
-    """One number a row. From a single seed: a hash with the row's key, so that order and batch do not matter."""
-    if isinstance(seed, int | np.integer):
-        start = _natural(seed)
-        words = (hashlib.blake2b(f"{start}:{key}".encode(), digest_size=8).digest() for key in index)
-        return [int.from_bytes(w, "big") for w in words]
-    seeds = [_natural(s) for s in seed]
-    if len(seeds) != len(index):
-        raise UsageError(f"expected one seed a row, got {len(seeds)} seeds for {len(index)} rows")
-    return seeds
 
 
 def _complete(table: pd.DataFrame, name: str, parents: Sequence[str]) -> npt.NDArray[np.bool_]:

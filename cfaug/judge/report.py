@@ -114,6 +114,10 @@ class ReportData:
     notes: Sequence[str] = ()
     run: Mapping[str, str] = field(default_factory=dict)
     introduction: str = ""
+    diagnosis: Mapping[str, Any] | None = None
+    falsification: Mapping[str, Any] | None = None
+    card: Mapping[str, Any] | None = None
+    discovery: Mapping[str, Any] | None = None
 
 
 def percent(value: float, digits: int = 1) -> str:

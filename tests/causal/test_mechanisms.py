@@ -5,11 +5,12 @@ import pandas as pd
 import pytest
 
 from cfaug.causal import CategoricalMechanism, ContinuousMechanism
+from cfaug.causal.draws import Seeds, row_seeds
 from cfaug.data import Attribute, Schema
 
 
-def seeds(n: int, start: int = 0) -> list[list[int]]:
-    return [[start, i] for i in range(n)]
+def seeds(n: int, start: int = 0) -> Seeds:
+    return row_seeds(start, pd.RangeIndex(n))
 
 
 def cat_table(n: int = 600) -> tuple[Schema, pd.DataFrame]:
