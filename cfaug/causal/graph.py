@@ -103,11 +103,10 @@ class CausalGraph:
     @property
     def unconfirmed(self) -> tuple[str, ...]:
         """The arrows that carry a question mark, as text ("a ->? b"); empty for a graph that somebody stands behind."""
-        return tuple(p for p in self._pieces() if "?" in p)
+        return tuple(_piece(*arrow, True) for arrow in self._arrows() if arrow in self._doubtful)
 
-    def _pieces(self) -> list[str]:
-        arrows = [(a, "<->", b) for a, b in self._bidirected] + [(a, "->", b) for a, b in self._edges]
-        return [f"{a} {way}{'?' if (a, way, b) in self._doubtful else ''} {b}" for a, way, b in arrows]
+    def _arrows(self) -> list[tuple[str, str, str]]:
+        return [(a, "<->", b) for a, b in self._bidirected] + [(a, "->", b) for a, b in self._edges]
 
     def __contains__(self, node: object) -> bool:
         return node in self._nodes
@@ -188,7 +187,8 @@ class CausalGraph:
     # --- a value
     def __str__(self) -> str:
         joined = {n for pair in (*self._edges, *self._bidirected) for n in pair}
-        return "; ".join(self._pieces() + [n for n in self._nodes if n not in joined])
+        pieces = [_piece(*arrow, arrow in self._doubtful) for arrow in self._arrows()]
+        return "; ".join(pieces + [n for n in self._nodes if n not in joined])
 
     def __repr__(self) -> str:
         return f"CausalGraph({str(self)!r})"
@@ -217,7 +217,7 @@ class CausalGraph:
             marked = {(a, way, b) for a, way, b in data.get("unconfirmed", ())}
             if marked - set(arrows):
                 raise ValueError("an unconfirmed arrow that is no arrow")
-            pieces = [f"{a} {way}{'?' if (a, way, b) in marked else ''} {b}" for a, way, b in arrows]
+            pieces = [_piece(*arrow, arrow in marked) for arrow in arrows]
             return cls("; ".join([*data["nodes"], *pieces]))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
@@ -229,6 +229,10 @@ class CausalGraph:
         """sha256 (hex) of the canonical JSON."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _piece(a: str, arrow: str, b: str, doubtful: bool) -> str:
+    return f"{a} {arrow}{'?' if doubtful else ''} {b}"
 
 
 def _read(piece: str) -> tuple[list[str], list[str]]:

@@ -113,6 +113,7 @@ def test_an_arrow_that_somebody_also_wrote_without_the_mark_is_confirmed() -> No
     assert CausalGraph("a ->? b; a -> b") == CausalGraph("a -> b")
     assert CausalGraph("a <->? b; b <-> a") == CausalGraph("a <-> b")
     assert CausalGraph("a <->? b; a -> b").unconfirmed == ("a <->? b",)  # two different arrows
+    assert CausalGraph("dog? -> image").unconfirmed == ()  # a name may have a question mark of its own
 
 
 def test_graphs_without_marks_keep_the_digest_that_they_had_before_there_were_marks() -> None:
@@ -131,7 +132,7 @@ def test_unconfirmed_arrows_are_refused_in_one_line() -> None:
 
 
 def test_an_unconfirmed_arrow_in_json_must_be_an_arrow() -> None:
-    with pytest.raises(UsageError, match="no graph written by cfaug|not a graph written by cfaug"):
+    with pytest.raises(UsageError, match="not a graph written by cfaug"):
         CausalGraph.from_json({"nodes": ["a", "b"], "edges": [], "bidirected": [], "unconfirmed": [["a", "->", "b"]]})
 
 
