@@ -1,12 +1,12 @@
 """dowhy.gcm answers a counterfactual question, in its own environment: CSV files in, CSV files out, JSON printed.
 
-    tox -e dowhy -- linear FACTUAL ACTS OUT --graph "a -> b; b -> c" [--weights WEIGHTS] [--train TRAIN]
-    tox -e dowhy -- morpho FACTUAL ACTS OUT --graph "thickness -> intensity" --train TRAIN --quality better
-    tox -e dowhy -- speed  FACTUAL ACTS OUT --graph "..." --train TRAIN --models auto
+    tox -e dowhy -- benchmarks/dowhy_side.py linear FACTUAL ACTS OUT --graph "a -> b; b -> c" [--weights WEIGHTS] [--train TRAIN]
+    tox -e dowhy -- benchmarks/dowhy_side.py morpho FACTUAL ACTS OUT --graph "thickness -> intensity" --train TRAIN --quality better
+    tox -e dowhy -- benchmarks/dowhy_side.py speed FACTUAL ACTS OUT --graph "..." --train TRAIN --models auto
 
 `linear` fits an additive noise model with a linear regressor to every node that has parents, or takes the coefficients
 of WEIGHTS (columns cause, effect, weight; an intercept has no cause). `morpho` lets dowhy assign the mechanisms itself.
-`speed` is either of the two, with seconds and memory, and writes the first 1000 rows only.
+`speed` is either of the two, and what dowhy refuses is then an answer, not an error. Seconds and memory are in every answer.
 
 ACTS says what is done: a column "do x", "shift x" or "scale x" for each node acted on, with one line for all rows or one
 a row. Several columns act at once. Nothing of cfaug is imported here: dowhy 0.14 needs an older scipy.
@@ -41,6 +41,7 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="CSV of given coefficients: nothing is fitted but the roots")
     parser.add_argument("--quality", choices=["good", "better"], default="good", help="of the automatic assignment")
     parser.add_argument("--models", choices=["linear", "auto"], default="linear", help="for speed")
+    parser.add_argument("--keep", type=int, help="write only so many of the first rows")
     parser.add_argument("--jobs", type=int, default=1, help="processes of dowhy's model selection")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
@@ -82,8 +83,7 @@ def answer(given: argparse.Namespace) -> dict[str, Any]:
         found = gcm.counterfactual_samples(model, interventions(acts, len(factual)), observed_data=factual)
         seconds = time.perf_counter() - started
         peak = resident("VmHWM") - before
-        rows = found[names].head(1000) if given.what == "speed" else found[names]
-        rows.to_csv(given.out, index=False, float_format=DIGITS)
+        found[names].head(given.keep or len(found)).to_csv(given.out, index=False, float_format=DIGITS)
     except (ValueError, RuntimeError, TypeError) as error:
         if given.what != "speed":
             raise
