@@ -1,0 +1,198 @@
+"""Which effects and counterfactuals the data decide, given the graph, and which rest on a further assumption.
+
+Two questions about do(A = a) and an attribute D that follows from A; the first is about the distribution of D in the
+world acted upon, the second about one row.
+
+1. The effect: does the graph turn p(observed attributes) into p(D | do(a))? Decided exactly for every graph with
+   ``<->``, by the algorithm of Tian and Pearl (2002; 2003), complete by Huang and Valtorta (2006) and Shpitser and Pearl (2006):
+   with no assumption on mechanisms but positive probabilities. What blocks it is a hedge, and is returned.
+2. The row's counterfactual: what D would have been in this row, from mechanisms fitted as D given its parents. Every
+   attribute N between A and D is recomputed by its mechanism and the row's noise, so each has to be the true one:
+
+   monotone in a scalar noise that is independent of the parents   identified (Nasr-Esfahany et al. 2023, the Markovian case)
+   additive noise independent of the parents                       identified if the noise really is added
+   discrete                                                        the data fix p(N | parents) only, and so bounds (Tian and
+                                                                   Pearl 2000); the row's own value is the convention's
+   a function that the user gave                                   as good as the function
+   a hidden cause shared with an ancestor of N                     not from this mechanism, see below
+
+   The noise of N is independent of its parents exactly when no ``<->`` joins N to an ancestor of N: with one, p(N | parents)
+   is not the mechanism, and no number of rows makes it so. This is a statement about *this* SCM, whose mechanisms are
+   fitted given parents: where N still has an identifiable effect, or an instrument, other estimators may do better
+   (the other structures of Nasr-Esfahany et al.), and the text says "not shown to be identifiable".
+
+The image is never identifiable from images and labels, not even with the graph (Pan and Bareinboim 2024).
+All of it holds under the graph only, which is the user's; and says nothing about how well a mechanism was estimated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from cfaug.causal.graph import CausalGraph
+from cfaug.data.attributes import IMAGE
+from cfaug.errors import UsageError
+
+if TYPE_CHECKING:
+    from cfaug.causal.scm import SCM
+
+STATUSES = ("unchanged", "identified", "assumed", "convention", "not_identified")
+"""What can be said of a counterfactual, from the strongest to the weakest."""
+
+_ADDITIVE = ("additive_noise", "linear")
+_FUNCTION = "function"
+
+
+class Described(Protocol):
+    """What is asked of a mechanism: its kind in the registry, and whether its value increases strictly in one scalar noise."""
+
+    kind: str
+    monotone: bool
+
+
+def hedge(graph: CausalGraph, acts: Collection[str], outcomes: Collection[str]) -> tuple[str, ...] | None:
+    """None when p(outcomes | do(acts)) is identifiable from the observed attributes, else the attributes that block it.
+
+    The latter are joined by ``<->`` and contain both an attribute acted on and the attributes whose own mechanism would be
+    needed: two models with this graph agree on all data and not on the effect. Sound and complete (Shpitser and Pearl 2006).
+    Raises UsageError for a name the graph does not have, ``image``, no outcome, and an outcome that is acted on.
+    """
+    acts, outcomes = set(acts), set(outcomes)
+    for name in (*acts, *outcomes):
+        if name not in graph.attributes:
+            graph.parents(name)
+            raise UsageError("the image is no attribute: its counterfactuals are not identifiable; name attributes")
+    if not outcomes or acts & outcomes:
+        raise UsageError(
+            f"expected outcomes other than what is acted on ({', '.join(sorted(acts))}), got {', '.join(sorted(outcomes))}"
+        )
+    whole = _upstream(graph, outcomes, set(graph.attributes))
+    needed = _upstream(graph, outcomes, whole - acts)
+    for district in _districts(graph, needed):
+        blocked = _blocked(graph, district, _district_of(graph, district, whole))
+        if blocked is not None:
+            return tuple(sorted(blocked))
+    return None
+
+
+def _blocked(graph: CausalGraph, inner: set[str], outer: set[str]) -> set[str] | None:
+    """Tian's Identify: is Q[inner] a functional of Q[outer], both districts, inner in outer? None, or where it stops."""
+    while True:
+        closed = _upstream(graph, inner, outer)
+        if closed == inner:
+            return None  # Q[inner]: sum the rest out of Q[outer]
+        if closed == outer:
+            return outer
+        outer = _district_of(graph, inner, closed)
+
+
+def _upstream(graph: CausalGraph, nodes: Iterable[str], among: set[str]) -> set[str]:
+    """``nodes`` and their ancestors by paths inside ``among``."""
+    found, todo = set(), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo += [p for p in graph.parents(node) if p in among]
+    return found
+
+
+def _district_of(graph: CausalGraph, nodes: Iterable[str], among: set[str]) -> set[str]:
+    """What ``<->`` inside ``among`` joins to any of ``nodes``, with them."""
+    found, todo = set(), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            for a, b in graph.bidirected:
+                todo += [b] * (a == node and b in among) + [a] * (b == node and a in among)
+    return found
+
+
+def _districts(graph: CausalGraph, among: set[str]) -> list[set[str]]:
+    left, found = set(among), []
+    while left:
+        found.append(_district_of(graph, [min(left)], among))
+        left -= found[-1]
+    return found
+
+
+def confounders(graph: CausalGraph, name: str) -> tuple[str, ...]:
+    """The ancestors of ``name`` that share a hidden cause with it: its noise then depends on its parents."""
+    ancestors = graph.ancestors(name)
+    return tuple(
+        b if a == name else a for a, b in graph.bidirected if name in (a, b) and (b if a == name else a) in ancestors
+    )
+
+
+def recomputed(graph: CausalGraph, act: str, outcome: str) -> tuple[str, ...]:
+    """The attributes on directed paths from ``act`` to ``outcome``, without ``act``: causes first. Empty when there is none."""
+    downstream = {*graph.descendants(act)}
+    upstream = {outcome, *graph.ancestors(outcome)}
+    return tuple(n for n in graph.topological_order() if n in downstream & upstream)
+
+
+def _judge(graph: CausalGraph, name: str, mechanism: Described, identifiable: bool) -> tuple[str, str]:
+    """(status, under) of one recomputed attribute."""
+    if mechanism.kind == _FUNCTION:
+        return "assumed", f"the given function for {name} is the true mechanism"
+    if tied := confounders(graph, name):
+        known = "not shown to be identifiable" if identifiable else "not identifiable from the data"
+        return "not_identified", (
+            f"{name} shares a hidden cause with its ancestor {', '.join(tied)}, so {name} given its parents is not its mechanism: "
+            f"{known}"
+        )
+    if mechanism.kind in _ADDITIVE:
+        return "identified", f"the noise of {name} is added to a function of its parents"
+    if mechanism.monotone:
+        return "identified", f"{name} increases strictly in a scalar noise"
+    return "convention", (
+        f"p({name} | parents) is known, its value in one row depends on the noise convention; the data give bounds only"
+    )
+
+
+def identification(graph: CausalGraph, mechanisms: Mapping[str, Described]) -> list[dict[str, Any]]:
+    """One row for every attribute of the graph acted on, and every other attribute and the image as the outcome.
+
+    ``{"do", "outcome", "status", "under", "path", "effect"}``. ``status`` (one of ``STATUSES``) is the row's counterfactual,
+    the weakest of what is recomputed on the way, ``under`` what has to be true for it, ``path`` a directed path or []. ``effect`` is
+    {"identified": bool, "blocked_by": [...]} for p(outcome | do), None for the image. All rows take the graph for true. Several
+    interventions at once: the weakest of their rows, where an attribute that is itself set needs nothing.
+    """
+    rows: list[dict[str, Any]] = []
+    for act in graph.attributes:
+        for outcome in graph.nodes:
+            if outcome == act:
+                continue
+            row: dict[str, Any] = {"do": act, "outcome": outcome}
+            path = graph.directed_path(act, outcome) or []
+            if outcome == IMAGE:
+                rows.append(row | _image(path) | {"path": path, "effect": None})
+                continue
+            block = hedge(graph, [act], [outcome])
+            effect = {"identified": block is None, "blocked_by": list(block or ())}
+            if not path:
+                found = {"status": "unchanged", "under": f"the graph has no directed path from {act} to {outcome}"}
+            else:
+                judged = [_judge(graph, n, mechanisms[n], block is None) for n in recomputed(graph, act, outcome)]
+                status = max((s for s, _ in judged), key=STATUSES.index)
+                # what a weaker link hides is left out: it would not help to know
+                kept = judged if status != "not_identified" else [j for j in judged if j[0] == status]
+                found = {"status": status, "under": "; ".join(dict.fromkeys(text for _, text in kept))}
+            rows.append(row | found | {"path": path, "effect": effect})
+    return rows
+
+
+def _image(path: list[str]) -> dict[str, str]:
+    if not path:
+        return {"status": "unchanged", "under": "the graph has no directed path to the image"}
+    return {
+        "status": "not_identified",
+        "under": "images and labels do not determine it, nor with the graph (Pan and Bareinboim 2024): a model's answer",
+    }
+
+
+def identification_rows(scm: SCM) -> list[dict[str, Any]]:
+    """:func:`identification` of a fitted SCM's graph and mechanisms; UsageError before ``fit``."""
+    return identification(scm.graph, {name: scm.mechanism(name) for name in scm.graph.attributes})
