@@ -1,8 +1,16 @@
-"""An intervention as a value: do(background="water") says what is set, and nothing about when or on what.
+"""An intervention as a value: do(background="water") says what is done, and nothing about when or on which row.
 
-``do()`` is the null intervention: acting with it changes nothing, and a counterfactual under it is a
-reconstruction. An intervention is hashable, printable and JSON; whether its attributes and values exist is for a
-schema to say (``Intervention.check``).
+    do(x=v)               x := v                           cuts x from its causes
+    do(x=shift(d))        x := f(parents, u) + d           keeps them: the mechanism's own answer, moved
+    do(x=scale(s))        x := s f(parents, u)
+    do(x=flip())          x := the other of two values
+    do(x=resample())      x := a draw from its marginal distribution among the rows the SCM was fitted on; cuts
+    do(x=uniform())       x := a draw from its observed values, or its observed range, uniformly; cuts
+
+Several attributes at once are one intervention. ``do()`` is the null intervention: acting with it changes nothing, and a
+counterfactual under it is a reconstruction. An intervention is hashable, printable and JSON; whether its attributes and
+values exist is for a schema to say (``Intervention.check``). The draws of the last two belong to the row's seed and are
+made by the SCM; a plan stores the values that came (``SCM.resolve``), never the wish.
 """
 
 from __future__ import annotations
@@ -15,22 +23,100 @@ from typing import Any
 
 import numpy as np
 
-from cfaug.data.attributes import IMAGE, Schema
+from cfaug.data.attributes import IMAGE, Attribute, Schema
 from cfaug.errors import UsageError
 
 Value = str | int | float
+CHANGES = ("shift", "scale", "flip", "resample", "uniform")
+HARD = ("resample", "uniform")
+"""The changes that cut an attribute from its causes, as a plain value does."""
+
+
+@dataclass(frozen=True, order=True)
+class Change:
+    """What is done to an attribute other than setting it; made by ``shift``, ``scale``, ``flip``, ``resample``, ``uniform``."""
+
+    kind: str
+    amount: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind}({'' if self.amount is None else f'{self.amount:g}'})"
+
+    def to_json(self) -> dict[str, float | bool]:
+        """{"shift": 0.5}, or {"flip": true} where there is no amount."""
+        return {self.kind: True if self.amount is None else self.amount}
+
+    def check(self, attribute: Attribute) -> Change:
+        """Self; UsageError where an attribute of this kind cannot be changed in this way."""
+        where = f"do({attribute.name}={self})"
+        kinds = {"shift": ("ordinal", "continuous"), "scale": ("continuous",), "flip": ("categorical", "ordinal")}
+        if attribute.kind not in kinds.get(self.kind, (attribute.kind,)):
+            raise UsageError(
+                f"{where}: {attribute.name!r} is {attribute.kind}, expected {' or '.join(kinds[self.kind])}; set a value instead"
+            )
+        if self.kind == "flip" and len(attribute.categories) != 2:
+            raise UsageError(
+                f"{where}: expected an attribute of two values, got {len(attribute.categories)}; use uniform() or set a value"
+            )
+        if self.kind == "shift" and attribute.kind == "ordinal" and self.amount != int(self.amount or 0):
+            raise UsageError(f"{where}: an ordinal attribute moves by whole ranks, got {self.amount:g}")
+        return self
+
+
+def shift(amount: float) -> Change:
+    """Add ``amount`` (the attribute's unit; whole ranks of an ordinal one, which stops at its ends)."""
+    return Change("shift", _amount("shift", amount))
+
+
+def scale(factor: float) -> Change:
+    """Multiply by ``factor``, which is not 0."""
+    if (number := _amount("scale", factor)) == 0:
+        raise UsageError("scale(0) would set every row to 0; write do(x=0) if that is meant")
+    return Change("scale", number)
+
+
+def flip() -> Change:
+    """The other value of an attribute that has two."""
+    return Change("flip")
+
+
+def resample() -> Change:
+    """A fresh draw from the attribute's marginal distribution, independent of everything else in the row."""
+    return Change("resample")
+
+
+def uniform() -> Change:
+    """A fresh draw, uniform over the values that occur, or between the smallest and the largest number that does."""
+    return Change("uniform")
+
+
+def _amount(kind: str, amount: Any) -> float:
+    wrong = isinstance(amount, bool) or not isinstance(amount, int | float | np.integer | np.floating)
+    if wrong or not math.isfinite(amount):
+        raise UsageError(f"{kind}({amount!r}): expected a finite number")
+    return float(amount)
 
 
 @dataclass(frozen=True)
 class Intervention:
-    """What do(...) returns: (attribute, value) pairs, sorted by attribute. Equal assignments are equal values."""
+    """What do(...) returns: (attribute, value or change) pairs, sorted by attribute. Equal pairs are equal interventions."""
 
-    items: tuple[tuple[str, Value], ...] = ()
+    items: tuple[tuple[str, Value | Change], ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every attribute that is intervened on."""
+        return tuple(name for name, _ in self.items)
 
     @property
     def assignments(self) -> Mapping[str, Value]:
-        """Attribute -> value, read-only."""
-        return MappingProxyType(dict(self.items))
+        """Attribute -> value, read-only: of those that are set to one, not of those in ``changes``."""
+        return MappingProxyType({name: value for name, value in self.items if not isinstance(value, Change)})
+
+    @property
+    def changes(self) -> Mapping[str, Change]:
+        """Attribute -> change, read-only: of those that are not simply set."""
+        return MappingProxyType({name: value for name, value in self.items if isinstance(value, Change)})
 
     @property
     def is_null(self) -> bool:
@@ -39,14 +125,19 @@ class Intervention:
 
     def check(self, schema: Schema) -> Intervention:
         """The same intervention with canonical values; UsageError for an unknown attribute or a value outside it."""
-        return Intervention(tuple((name, schema.check_value(name, value)) for name, value in self.items))
+        return Intervention(
+            tuple(
+                (name, v.check(schema[name]) if isinstance(v, Change) else schema.check_value(name, v))
+                for name, v in self.items
+            )
+        )
 
     def __str__(self) -> str:
         return f"do({', '.join(f'{name}={value}' for name, value in self.items)})"
 
-    def to_json(self) -> dict[str, Value]:
-        """Attribute -> value; {} for do()."""
-        return dict(self.items)
+    def to_json(self) -> dict[str, Any]:
+        """Attribute -> value, or {"shift": 0.5}; {} for do()."""
+        return {name: v.to_json() if isinstance(v, Change) else v for name, v in self.items}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Intervention:
@@ -55,9 +146,9 @@ class Intervention:
 
 
 def do(mapping: Mapping[str, Any] | None = None, /, **values: Any) -> Intervention:
-    """do(background="water"), or do({"hair colour": "black"}) for names that are no identifiers.
+    """do(background="water", age=shift(5)), or do({"hair colour": "black"}) for names that are no identifiers.
 
-    Values are text or finite numbers; UsageError for anything else, for ``image``, and for a name given twice.
+    Values are text, finite numbers or changes; UsageError for anything else, for ``image``, and for a name given twice.
     """
     if mapping is not None and not isinstance(mapping, Mapping):
         raise UsageError(f"do(...) takes a mapping of attributes to values, or names, got {mapping!r}")
@@ -66,7 +157,7 @@ def do(mapping: Mapping[str, Any] | None = None, /, **values: Any) -> Interventi
         if name in given:
             raise UsageError(f"do(...): {name!r} is given twice; give it once")
         given[name] = value
-    return Intervention(tuple(sorted((_name(n), _value(n, v)) for n, v in given.items())))
+    return Intervention(tuple(sorted(((_name(n), _value(n, v)) for n, v in given.items()), key=lambda pair: pair[0])))
 
 
 def _name(name: Any) -> str:
@@ -77,7 +168,11 @@ def _name(name: Any) -> str:
     return name
 
 
-def _value(name: str, value: Any) -> Value:
+def _value(name: str, value: Any) -> Value | Change:
+    if isinstance(value, Change):
+        return value
+    if isinstance(value, Mapping):  # as to_json writes a change
+        return _change(name, value)
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool):
@@ -85,5 +180,17 @@ def _value(name: str, value: Any) -> Value:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"do({name}={value}): expected a finite number or a text")
     if not isinstance(value, str | int | float):
-        raise UsageError(f"do({name}={value!r}): expected a text or a number, got {type(value).__name__}")
+        raise UsageError(f"do({name}={value!r}): expected a text, a number or a change, got {type(value).__name__}")
     return value
+
+
+def _change(name: str, data: Mapping[str, Any]) -> Change:
+    makers = {"shift": shift, "scale": scale}
+    (kind, amount), *rest = [*data.items()] or [("nothing", None)]
+    if not rest and kind in makers:
+        return makers[kind](amount)
+    if rest or kind not in CHANGES or amount is not True:
+        raise UsageError(
+            f"do({name}={dict(data)!r}): expected one of {', '.join(CHANGES)}, such as {{'shift': 0.5}} or {{'flip': true}}"
+        )
+    return Change(kind)
