@@ -34,24 +34,28 @@ STRATUM = 5  # rows that a stratum needs to say anything, by the old rule for ch
 
 
 # --- columns as codes
-def coded(table: pd.DataFrame, schema: Schema) -> tuple[pd.DataFrame, dict[str, Codes]]:
+def coded(
+    table: pd.DataFrame, schema: Schema, quartiles_of: pd.DataFrame | None = None
+) -> tuple[pd.DataFrame, dict[str, Codes]]:
     """The canonical columns, and each as level codes (n,): 0..K-1, quartiles for a continuous one, -1 without a value.
 
+    The quartiles are those of ``table``, or of the canonical table ``quartiles_of``.
     Raises DataError for a column without any value and a value outside the schema.
     """
     own = schema.fit(table, schema.names)
     columns = own.canonical(table)
-    return columns, {name: _levels(columns[name], own, name) for name in own.names}
+    cuts = columns if quartiles_of is None else quartiles_of
+    return columns, {name: _levels(columns[name], own, name, cuts[name]) for name in own.names}
 
 
-def _levels(column: pd.Series, own: Schema, name: str) -> Codes:
+def _levels(column: pd.Series, own: Schema, name: str, cuts: pd.Series) -> Codes:
     here = column.notna().to_numpy()
     codes = np.full(len(column), -1, dtype=np.int64)
     if own[name].kind != "continuous":
         codes[here] = own.index(name, column[here])
     elif here.any():
-        values = column.to_numpy()[here]
-        codes[here] = np.searchsorted(np.quantile(values, [0.25, 0.5, 0.75]), values, side="left")
+        edges = np.quantile(cuts.dropna().to_numpy(), [0.25, 0.5, 0.75])
+        codes[here] = np.searchsorted(edges, column.to_numpy()[here], side="left")
     return codes
 
 

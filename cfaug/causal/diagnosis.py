@@ -140,6 +140,18 @@ def wrapped(lines: list[str]) -> list[str]:
     return [part for line, found in zip(lines, parts) for part in ([line] if len(line) <= WIDTH else found)]
 
 
+def aligned(table: list[list[str]], texts: int) -> list[str]:
+    """Rows of cells as lines: the first ``texts`` columns to the left (the first cut to fit), figures to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*table)]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
+    lines = []
+    for first, *rest in table:
+        cells = [first[: widths[0]], *rest]
+        sides = [c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))]
+        lines.append("  ".join(sides).rstrip())
+    return lines
+
+
 def p_text(p: float) -> str:
     """A p-value for people: "0.03", "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
@@ -163,15 +175,11 @@ def _measure_lines(result: Mapping[str, Any]) -> list[str]:
         table.append([name, row["role"], str(row["n"]), *(f"{f:.3f}" for f in figures), eta, p_text(p), given])
         if share["value"] is None and share["given"]:
             notes.append((name, share["why"]))
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(head) - 1))
     target = result["target"]
     lines = [
         f"dependence on {target} (NMI beside what chance shows; V~ without bias; p of independence; nats given the others)"
     ]
-    for cells in table:
-        left = [cells[0][: widths[0]].ljust(widths[0]), cells[1].ljust(widths[1])]
-        lines.append("  ".join([*left, *(c.rjust(w) for c, w in zip(cells[2:], widths[2:]))]).rstrip())
+    lines += aligned(table, 2)
     for why in dict.fromkeys(why for _, why in notes):
         lines.append(f"given the others, not said for {', '.join(n for n, w in notes if w == why)}: {why}")
     return lines
