@@ -45,10 +45,17 @@ _FUNCTION = "function"
 
 
 class Described(Protocol):
-    """What is asked of a mechanism: its kind in the registry, and whether its value increases strictly in one scalar noise."""
+    """What is asked of a mechanism."""
 
-    kind: str
-    monotone: bool
+    @property
+    def kind(self) -> str:
+        """Its name in the registry, "function" for the user's own."""
+        ...
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the value strictly increases in one scalar noise."""
+        ...
 
 
 def hedge(graph: CausalGraph, acts: Collection[str], outcomes: Collection[str]) -> tuple[str, ...] | None:
@@ -148,7 +155,7 @@ def _judge(graph: CausalGraph, name: str, mechanism: Described, identifiable: bo
     if mechanism.monotone:
         return "identified", f"{name} increases strictly in a scalar noise"
     return "convention", (
-        f"p({name} | parents) is known, its value in one row depends on the noise convention; the data give bounds only"
+        f"p({name} | parents) is identified, the value of {name} in one row depends on the noise convention: the data give bounds only"
     )
 
 

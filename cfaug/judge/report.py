@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cfaug.causal.assumptions import STATUS_WORDS, effect_words, pair_words
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
 from cfaug.judge.drawings import graph_drawing, group_matrix, method_bars, png_uri
@@ -37,16 +38,7 @@ METHOD_NOTES: Mapping[str, str] = {
 }
 CONTROLS = ("null_control", "counterfactuals_only")
 
-DEFAULT_ASSUMPTIONS = (
-    "The graph above is right. In particular no spurious attribute is a cause of the target, so a counterfactual "
-    "keeps its label.",
-    "Counterfactual images are not identifiable from images and labels, nor with the graph (Pan & Bareinboim 2024). "
-    "The image mechanism is a model's answer, not a fact.",
-    "Many noises give the same category. Categorical attributes use the Gumbel-max convention; the data cannot choose "
-    "between conventions.",
-    "A decoder trained on confounded images is itself confounded: its noise may carry the old attribute where no eye "
-    "sees it.",
-)
+MOST_TESTS = 30  # rows of one table of tests: what follows has a larger p
 
 
 @dataclass(frozen=True)
@@ -95,6 +87,8 @@ class ReportData:
     ``grids``: heading -> examples, for instance a random draw, the worst reconstructions and those the predictor
     contradicts. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
     target in [0, 1]. ``run``: facts such as versions, seeds, timings and the command.
+    ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
+    ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's.
     """
 
     title: str
@@ -110,7 +104,7 @@ class ReportData:
     axioms: Sequence[Axiom] = ()
     losses: LossTable | None = None
     leaks: Sequence[Axiom] = ()
-    assumptions: Sequence[str] = DEFAULT_ASSUMPTIONS
+    assumptions: Sequence[str] = ()
     notes: Sequence[str] = ()
     run: Mapping[str, str] = field(default_factory=dict)
     introduction: str = ""
@@ -220,6 +214,8 @@ def render_report(data: ReportData) -> str:
         "points": points,
         "png": png_uri,
         "breakable": breakable,
+        "pair_words": pair_words,
+        "effect_words": effect_words,
     }
     drawing = graph_drawing(data.nodes, data.edges, data.bidirected, data.target, data.spurious) if data.nodes else ""
     page = environment.get_template("report.html").render(
@@ -231,6 +227,8 @@ def render_report(data: ReportData) -> str:
         matrices=sections,
         graph=Markup(drawing),
         method_notes=METHOD_NOTES,
+        status_words=STATUS_WORDS,
+        most_tests=MOST_TESTS,
         selection=sorted({str(row["selection"]) for row in data.rows}),
     )
     return str(page)

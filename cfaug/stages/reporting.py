@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from cfaug.causal import confounding, missing_counts
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.judge.axioms import worst_rows
-from cfaug.judge.report import DEFAULT_ASSUMPTIONS, Axiom, Example, LossTable, ReportData, percent
+from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent
 from cfaug.offline import ShardReader
 from cfaug.stages.evaluation import Evaluation
 from cfaug.stages.inputs import Inputs
@@ -36,8 +36,13 @@ def report_data(
     model: CounterfactualModel | None,
     after: dict[str, float],
     facts: dict[str, str],
+    *,
+    diagnosis: Mapping[str, Any] | None = None,
+    falsification: Mapping[str, Any] | None = None,
+    card: Mapping[str, Any] | None = None,
+    discovery: Mapping[str, Any] | None = None,
 ) -> ReportData:
-    """Everything the page shows."""
+    """Everything the page shows. The last four are what the run's files hold, None where there is none."""
     return ReportData(
         title=recipe.name,
         rows=results,
@@ -52,25 +57,24 @@ def report_data(
         axioms=_axioms(evaluation.figures) if evaluation else (),
         losses=_losses(evaluation.figures["losses"]) if evaluation and evaluation.figures["losses"] else None,
         leaks=_leaks(evaluation.figures) if evaluation else (),
-        assumptions=assumptions(recipe, inputs),
+        assumptions=assumptions(recipe) if model is not None else (),
         notes=_notes(recipe, inputs, model),
         run=facts,
+        diagnosis=diagnosis,
+        falsification=falsification,
+        card=card,
+        discovery=discovery,
     )
 
 
-def assumptions(recipe: Recipe, inputs: Inputs) -> Sequence[str]:
-    """What must be true for the counterfactuals to be right, in words."""
-    lines = list(DEFAULT_ASSUMPTIONS)
-    for first, second in inputs.graph.bidirected:
-        lines.append(
-            f"{first} and {second} share a hidden cause and neither causes the other: do({second}) leaves {first} as it is."
-        )
-    if recipe.decoder.structure != "none":
-        lines.append(
-            f"decoder.structure = {recipe.decoder.structure}: the intervened attributes recolour regions and move no edge. The map of "
-            "edges is taken from the factual image and kept; where an attribute changes shape or texture, use structure: none."
-        )
-    return lines
+def assumptions(recipe: Recipe) -> Sequence[str]:
+    """What the recipe assumes beside the graph and the mechanisms, of which the card tells."""
+    if recipe.decoder.structure == "none":
+        return ()
+    return (
+        f"decoder.structure = {recipe.decoder.structure}: the intervened attributes recolour regions and move no edge. The map of "
+        "edges is taken from the factual image and kept; where an attribute changes shape or texture, use structure: none.",
+    )
 
 
 def _axioms(figures: dict[str, Any]) -> list[Axiom]:
