@@ -84,7 +84,7 @@ def answer(given: argparse.Namespace) -> dict[str, Any]:
         seconds = time.perf_counter() - started
         peak = resident("VmHWM") - before
         found[names].head(given.keep or len(found)).to_csv(given.out, index=False, float_format=DIGITS)
-    except (ValueError, RuntimeError, TypeError) as error:
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         if given.what != "speed":
             raise
         # what dowhy cannot do on the table is part of the answer
