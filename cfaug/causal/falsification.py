@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.graph import CausalGraph
+from cfaug.causal.independence import FEWEST_ROWS, IndependenceTest
 from cfaug.data.attributes import Schema
 from cfaug.errors import UsageError
 
@@ -120,11 +121,12 @@ def falsify(
 ) -> dict[str, Any]:
     """Test on ``table`` what ``graph`` implies, as plain data.
 
-    ``{"n", "alpha", "correction": "holm", "tests": [{"a", "b", "given", "p", "p_corrected", "fails", "n"}], "failed",
-    "tested", "complete", "detectable", "silent", "text": [lines]}``; tests by p, so failing ones come first. ``n`` of a
-    test are the rows that have all its attributes. ``detectable`` (None without tests) is the partial correlation that
-    the test with the fewest rows would find four times in five at alpha / tested, were all of it linear and Gaussian
-    (Fisher's z): a measure of what may have been missed.
+    ``{"n", "alpha", "correction": "holm", "tests": [{"a", "b", "given", "p", "p_corrected", "fails", "n", "decided"}], "failed",
+    "tested", "undecided", "complete", "detectable", "silent", "text": [lines]}``; tests by p, so failing ones come first. ``n`` of
+    a test are the rows that have all its attributes. A test is not ``decided`` (p = 1) when an attribute is constant in its rows, or
+    follows from the condition, or the rows are too few: the correction does not count it. ``tested`` are the others.
+    ``detectable``: the partial correlation that every decided test would find four times in five at alpha / tested, None
+    without any; a measure of what may have been missed, not a promise (see :func:`detectable`).
     Attributes that the graph does not name are not tested: the graph says nothing of them.
     Raises UsageError for an ``alpha`` outside (0, 1) and for a graph that does not fit the schema.
     """
@@ -134,31 +136,43 @@ def falsify(
     names = graph.attributes
     found = implied(graph, names, most)
     tests: list[dict[str, Any]] = []
+    shapes: set[tuple[int, float]] = set()
     if found.claims:
-        from cfaug.causal.independence import IndependenceTest
-
         run = IndependenceTest(table, Schema([schema[n] for n in names]))
         for a, b, given in found.claims:
             one = run.test(a, b, given)
-            tests.append({"a": a, "b": b, "given": list(given), "p": float(one.p_value), "n": int(one.n)})
-        for test, corrected in zip(tests, holm([t["p"] for t in tests])):
-            test |= {"p_corrected": float(corrected), "fails": bool(corrected <= alpha)}
-        tests.sort(key=lambda t: (t["p"], len(t["given"])))
-    failed = sum(t["fails"] for t in tests)
+            # a statistic of exactly 0 is either no test at all or a perfectly balanced table, which is one
+            decided = one.dof > 0 and (one.statistic > 0 or one.n >= FEWEST_ROWS * (one.dof + 1 + len(given)))
+            shapes |= {(one.n, one.dof)} if decided else set()
+            tests.append(
+                {"a": a, "b": b, "given": list(given), "p": float(one.p_value), "n": one.n, "decided": decided}
+            )
+    for test in tests:
+        test |= {"p_corrected": 1.0, "fails": False}
+    decided_tests = [t for t in tests if t["decided"]]
+    for test, corrected in zip(decided_tests, holm([t["p"] for t in decided_tests])):
+        test |= {"p_corrected": float(corrected), "fails": bool(corrected <= alpha)}
+    tests.sort(key=lambda t: (t["p"], not t["decided"], len(t["given"])))
+    tested, failed = len(decided_tests), sum(t["fails"] for t in tests)
     out: dict[str, Any] = {"n": len(table), "alpha": alpha, "correction": "holm", "tests": tests, "failed": failed}
-    out |= {"tested": len(tests), "complete": found.complete, "silent": [list(p) for p in found.silent]}
-    out["detectable"] = _detectable(tests, alpha)
+    out |= {"tested": tested, "undecided": len(tests) - tested, "complete": found.complete}
+    out["detectable"] = max(detectable(n, dof, alpha / tested) for n, dof in shapes) if shapes else None
+    out["silent"] = [list(pair) for pair in found.silent]
     return out | {"text": _text(out)}
 
 
-def _detectable(tests: Sequence[dict[str, Any]], alpha: float) -> float | None:
-    """tanh((z(1 - alpha / 2m) + z(0.8)) / sqrt(n - 3 - |given|)); 1 when there are too few rows for any."""
-    from scipy.special import ndtri
+def detectable(n: int, dof: float, alpha: float) -> float:
+    """The correlation r in [0, 1] that a test of ``dof`` degrees of freedom in ``n`` rows finds four times in five.
 
-    if not tests:
-        return None
-    room = min(t["n"] - 3 - len(t["given"]) for t in tests)
-    return math.tanh(float(ndtri(1 - alpha / (2 * len(tests))) + ndtri(0.8)) / math.sqrt(room)) if room > 0 else 1.0
+    The power of a chi-square statistic with noncentrality n r^2, all of the dependence being in what the test looks at; what
+    the condition's regressions cost in rows is left out, so with many conditions r is too small.
+    """
+    from scipy.optimize import brentq
+    from scipy.stats import chi2, ncx2
+
+    threshold = chi2.isf(alpha, dof)
+    noncentrality = brentq(lambda x: ncx2.sf(threshold, dof, x) - 0.8, 1e-6, 1e6)
+    return min(1.0, math.sqrt(float(noncentrality) / n))
 
 
 def claim_text(test: dict[str, Any]) -> str:
@@ -168,30 +182,35 @@ def claim_text(test: dict[str, Any]) -> str:
 
 
 def _text(found: dict[str, Any]) -> list[str]:
-    tests, failed = found["tests"], found["failed"]
+    tests, failed, tested = found["tests"], found["failed"], found["tested"]
     if not tests:
         lines = ["the graph implies no independence among its attributes: the data cannot contradict it"]
     else:
         which = "" if found["complete"] else " (too many to test all: one separating set a pair)"
         lines = [
-            f"the graph implies {len(tests)} independences{which}; {failed} of them fail at alpha {found['alpha']:g} "
-            f"(Holm's correction for {len(tests)} tests)"
+            f"the graph implies {len(tests)} independences{which}; of {tested} tested, {failed} fail at alpha "
+            f"{found['alpha']:g} with Holm's correction"
         ]
-        for test in tests[:failed]:
+        pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for test in (t for t in tests if t["decided"]):
+            pairs.setdefault((test["a"], test["b"]), []).append(test)
+        for same in (p for p in pairs.values() if p[0]["fails"]):
+            worst, fails = same[0], sum(t["fails"] for t in same)
             lines.append(
-                f"fails: {claim_text(test)} (p {test['p']:.2g}, corrected {test['p_corrected']:.2g}, n {test['n']})"
+                f"fails: {claim_text(worst)} (p {worst['p']:.2g}, corrected {worst['p_corrected']:.2g}, n {worst['n']}); "
+                f"{fails} of the {len(same)} sets said to separate them do not"
             )
         if failed:
-            lines.append(
-                "the graph, or an assumption of the test, is wrong there: look for a missing edge, a missing <-> or a reversed arrow"
-            )
-        else:
-            lines.append("that none fails does not confirm the graph: other graphs imply the same, or less")
-        rows = [t["n"] for t in tests]
+            lines.append("the graph is wrong there: look for a missing edge, a missing <-> or a reversed arrow")
+        elif tested:
+            lines.append("that none fails does not confirm the graph: others imply the same, or less")
+        if found["undecided"]:
+            lines.append(f"{found['undecided']} could not be tested: too few rows, or an attribute is constant in them")
+    if tested:
+        rows = [t["n"] for t in tests if t["decided"]]
         n = f"{min(rows)}" if min(rows) == max(rows) else f"{min(rows)} to {max(rows)}"
         lines.append(
-            f"each test has {n} rows; a dependence weaker than a partial correlation of about {found['detectable']:.2f} "
-            "would be missed more often than one time in five"
+            f"each test has {n} rows; a dependence weaker than a partial correlation of about {found['detectable']:.2f} may be missed"
         )
     for a, b in found["silent"]:
         lines.append(

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 STATUSES = ("unchanged", "identified", "assumed", "convention", "not_identified")
 """What can be said of a counterfactual, from the strongest to the weakest."""
 
-_ADDITIVE = ("additive_noise", "linear")
+_ADDITIVE = {"additive_noise": "a function", "linear": "a linear function"}
 _FUNCTION = "function"
 
 
@@ -151,7 +151,7 @@ def _judge(graph: CausalGraph, name: str, mechanism: Described, identifiable: bo
             f"{known}"
         )
     if mechanism.kind in _ADDITIVE:
-        return "identified", f"the noise of {name} is added to a function of its parents"
+        return "identified", f"the noise of {name} is added to {_ADDITIVE[mechanism.kind]} of its parents"
     if mechanism.monotone:
         return "identified", f"{name} increases strictly in a scalar noise"
     return "convention", (
