@@ -1,0 +1,343 @@
+"""Causal discovery: edges that a table suggests, with how sure it is of each. A discovered edge is a hypothesis.
+
+Every edge is asked for again in resamples, each half of the rows without repetition (stability selection: Meinshausen &
+Bühlmann, 2010). The bootstrap proper repeats rows, which a test takes for evidence: under independence its
+statistic doubles. Reported are
+
+    presence     share of the resamples that have an edge between the two, in any direction
+    orientation  share of those in which it points as it does here
+
+Neither is the probability that the edge is true; ``benchmarks/discovery.py`` measures how often it is. No method here
+sees what the table lacks: a hidden cause of two columns makes an edge in ``pc``, ``ges`` and ``dagma``, and images
+chosen by the values of two columns make one in all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+
+from cfaug.causal import structure_learning as learning
+from cfaug.causal.background import Background
+from cfaug.causal.graph import CausalGraph
+from cfaug.causal.independence import FEWEST_ROWS, IndependenceTest
+from cfaug.data.attributes import IMAGE, Schema, near
+from cfaug.errors import DataError, UsageError
+
+METHODS = ("pc", "fci", "ges", "dagma")
+_DIRECTED = ("->", "o->")
+_WORDS = {
+    "--": "either direction fits",
+    "o-o": "either direction or a hidden cause fits",
+    "o->": "or a hidden cause of both",
+    "-o": "its other end is open",
+    "<->": "a hidden cause of both",
+}
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One edge between ``a`` and ``b``; ``presence`` and ``orientation`` in [0, 1], None without resamples."""
+
+    a: str
+    kind: str
+    """"->" a causes b, "--" either, "<->" hidden cause, "o->" b causes not a, "o-o" nothing known, "-o" open at b."""
+    b: str
+    presence: float | None = None
+    orientation: float | None = None
+    required: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.a} {self.kind} {self.b}"
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What a discovery found in ``n`` rows over ``names``; ``also`` are edges that only resamples have."""
+
+    method: str
+    names: tuple[str, ...]
+    edges: tuple[Edge, ...]
+    also: tuple[Edge, ...]
+    n: int
+    alpha: float
+    bootstraps: int
+    seed: int
+    background: Background = field(default_factory=Background)
+    notes: tuple[str, ...] = ()
+
+    def graph(self, image_parents: Sequence[str] = ()) -> CausalGraph:
+        """The graph to paste: a question mark at every discovered edge, none at required ones and those into the image.
+
+        Edges without a direction get that of one consistent extension; see ``choices`` for which. UsageError when
+        ``image_parents`` names no attribute.
+        """
+        for name in image_parents:
+            if name not in self.names:
+                raise UsageError(f"{name!r} -> image: no such attribute; {near(name, self.names)}")
+        required = {(e.a, e.b) for e in self.edges if e.required}
+        directed, _ = self._extension()
+        pieces = [f"{a} {'->' if (a, b) in required else '->?'} {b}" for a, b in directed]
+        pieces += [f"{e.a} <->? {e.b}" for e in self.edges if e.kind == "<->"]
+        return CausalGraph("; ".join([*self.names, *pieces, *(f"{name} -> {IMAGE}" for name in image_parents)]))
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """One sentence for each direction in ``graph`` that the method did not give."""
+        return self._extension()[1]
+
+    def _extension(self) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+        return extension(self.names, self.edges, self.background)
+
+    @property
+    def text(self) -> list[str]:
+        """Lines for people: what was asked, the edges with their shares, which directions were chosen."""
+        lines = [
+            f"{self.method}: {self.n} rows, {len(self.names)} attributes, "
+            + (f"alpha {self.alpha:g}, " if self.method in ("pc", "fci") else "")
+            + (f"{self.bootstraps} resamples of half the rows" if self.bootstraps else "no resamples")
+        ]
+        width = max((len(str(e)) for e in (*self.edges, *self.also)), default=0)
+        for e in self.edges:
+            shares = "" if e.presence is None else f"  present {e.presence:4.0%}"
+            shares += "" if e.orientation is None else f"  so directed {e.orientation:4.0%}"
+            word = "required" if e.required else _WORDS.get(e.kind, "")
+            lines.append(f"  {e!s:{width}}{shares}{f'  ({word})' if word else ''}")
+        if not self.edges:
+            lines.append("  no edges")
+        for e in self.also:
+            lines.append(f"  {e!s:{width}}  present {e.presence or 0:4.0%}  (in resamples only)")
+        return [*lines, *self.notes, *self.choices]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "method": self.method,
+            "names": list(self.names),
+            "n": self.n,
+            "alpha": self.alpha,
+            "bootstraps": self.bootstraps,
+            "seed": self.seed,
+            "background": self.background.to_json(),
+            "edges": [asdict(e) for e in self.edges],
+            "also": [asdict(e) for e in self.also],
+            "notes": list(self.notes),
+            "choices": list(self.choices),
+            "text": self.text,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Discovery:
+        """The inverse of ``to_json``; UsageError when ``data`` is something else."""
+        try:
+            edges, also = (tuple(Edge(**row) for row in data[key]) for key in ("edges", "also"))
+            plain = {key: data[key] for key in ("method", "n", "alpha", "bootstraps", "seed")}
+            known = Background.read(**data["background"])
+            return cls(
+                names=tuple(data["names"]),
+                edges=edges,
+                also=also,
+                background=known,
+                notes=tuple(data["notes"]),
+                **plain,
+            )
+        except (KeyError, TypeError) as error:
+            raise UsageError(
+                f"this is not a discovery written by cfaug ({error}); run `cfaug discover` again"
+            ) from error
+
+
+def extension(
+    names: Sequence[str], edges: Sequence[Edge], background: Background
+) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """An acyclic direction for every edge but the "<->", and a sentence for each that the edges themselves do not give.
+
+    Directed edges stay unless they close a cycle, which finite samples can make; the most present ones are believed first.
+    The others are directed one sink after another, making no new collider (Dor & Tarsi, 1992); where that cannot
+    be, in the order of what is there already.
+    """
+    order: Any = nx.DiGraph()
+    order.add_nodes_from(names)
+    said: list[str] = []
+    ranked = sorted(edges, key=lambda e: (not e.required, -(e.presence or 0.0), -(e.orientation or 0.0), e.a, e.b))
+    for e in ranked:
+        if e.kind in _DIRECTED:
+            if nx.has_path(order, e.b, e.a):
+                order.add_edge(e.b, e.a)
+                said.append(f"{e} would close a cycle and is written as {e.b} -> {e.a}")
+            else:
+                order.add_edge(e.a, e.b)
+    open_ends = {frozenset((e.a, e.b)): e for e in ranked if e.kind not in (*_DIRECTED, "<->")}
+    for (a, b), whole in _without_new_colliders(order, set(open_ends), background):
+        order.add_edge(a, b)
+        why = "" if whole else "; no choice keeps all that was found"
+        e = open_ends[frozenset((a, b))]
+        said.append(f"{e} is written as {a} -> {b}: {_WORDS.get(e.kind, 'the data do not say')}{why}")
+    return sorted(order.edges), tuple(said)
+
+
+def _without_new_colliders(
+    order: Any, undirected: set[frozenset[str]], background: Background
+) -> list[tuple[tuple[str, str], bool]]:
+    directed, left, found = order.copy(), set(undirected), []
+    rest = sorted(directed.nodes)
+    while left:
+
+        def touching(node: str) -> list[str]:
+            return sorted(m for pair in left if node in pair for m in pair if m != node)
+
+        def adjacent(a: str, b: str) -> bool:
+            return directed.has_edge(a, b) or directed.has_edge(b, a) or frozenset((a, b)) in undirected
+
+        def sink(node: str) -> bool:
+            near_by = touching(node)
+            around = [*near_by, *(p for p in directed.predecessors(node) if p in rest)]
+            return (
+                not any(child in rest for child in directed.successors(node))
+                and not any(background.forbids(n, node) for n in near_by)
+                and all(adjacent(n, m) for n in near_by for m in around if n != m)
+            )
+
+        # of several sinks the last by name, so that the earlier names come out as causes: the choice is arbitrary, not hidden
+        node = next((n for n in reversed(rest) if sink(n)), None)
+        if node is not None:
+            for other in touching(node):
+                left.discard(frozenset((other, node)))
+                found.append(((other, node), True))
+                directed.add_edge(other, node)
+            rest.remove(node)
+            continue
+        a, b = sorted(min(left, key=sorted))
+        if nx.has_path(directed, b, a) or (background.forbids(a, b) and not nx.has_path(directed, a, b)):
+            a, b = b, a
+        left.discard(frozenset((a, b)))
+        found.append(((a, b), False))
+        directed.add_edge(a, b)
+    return found
+
+
+def discover(
+    table: pd.DataFrame,
+    schema: Schema,
+    method: str = "pc",
+    alpha: float = 0.05,
+    background: Background | None = None,
+    bootstraps: int = 0,
+    seed: int = 0,
+    progress: bool = False,
+) -> Discovery:
+    """The edges that ``method`` finds between the attributes of ``schema``.
+
+    Args:
+        table: one row an image; values may be missing (pc and fci use every row that has the values of a question, ges and
+            dagma the complete rows).
+        schema: which columns, and of what kind.
+        method: pc, fci, ges or dagma: see :mod:`cfaug.causal.structure_learning`.
+        alpha: level of the tests of pc and fci, in (0, 1).
+        background: what is known beforehand; not with ges.
+        bootstraps: resamples for ``presence`` and ``orientation``; 0: none.
+        seed: of the resamples.
+        progress: a tqdm bar over the resamples.
+
+    Raises:
+        UsageError: an unknown method or name, contradicting knowledge, a missing package.
+        DataError: a constant column, or too few rows.
+    """
+    background = background or Background()
+    _check(table, schema, method, alpha, background, bootstraps)
+    canonical = schema.canonical(table)
+    complete = canonical.dropna()
+    if method in ("ges", "dagma"):
+        canonical = complete
+    found = _search(canonical, schema, method, alpha, background)
+    n = len(canonical)
+    counts: dict[frozenset[str], Counter[learning.Proposal]] = {}
+    if bootstraps:
+        from tqdm.auto import trange
+
+        for i in trange(bootstraps, desc="resamples", disable=not progress):
+            rows = np.random.default_rng([seed, i]).permutation(n)[: n // 2]
+            for edge in _search(canonical.iloc[np.sort(rows)], schema, method, alpha, background):
+                counts.setdefault(frozenset((edge[0], edge[2])), Counter())[edge] += 1
+
+    def counted(edge: learning.Proposal) -> Edge:
+        a, kind, b = edge
+        seen = counts.get(frozenset((a, b)), Counter())
+        presence = seen.total() / bootstraps if bootstraps else None
+        return Edge(a, kind, b, presence, seen[edge] / seen.total() if seen else None, (a, b) in background.required)
+
+    edges = tuple(counted(edge) for edge in found)
+    pairs = {frozenset((e.a, e.b)) for e in edges}
+    also = [counted(max(sorted(c), key=c.__getitem__)) for pair, c in counts.items() if pair not in pairs]
+    also.sort(key=lambda e: (-(e.presence or 0.0), e.a, e.b))
+    notes = []
+    if len(complete) < len(table):
+        used = (
+            "only the others are used"
+            if len(canonical) == len(complete)
+            else "each test uses the rows that have its own"
+        )
+        notes.append(f"{len(table) - len(complete)} of {len(table)} rows lack a value; {used}")
+    return Discovery(method, schema.names, edges, tuple(also), n, alpha, bootstraps, seed, background, tuple(notes))
+
+
+def _search(
+    table: pd.DataFrame, schema: Schema, method: str, alpha: float, background: Background
+) -> list[learning.Proposal]:
+    found = {
+        "pc": lambda: learning.pc(table, schema, alpha, background),
+        "fci": lambda: learning.fci(table, schema, alpha, background),
+        "ges": lambda: learning.ges(table, schema),
+        "dagma": lambda: learning.dagma(table, schema, background),
+    }[method]()
+    # whatever a method made of it: what the user requires is there, as required
+    required = set(background.required)
+    kept = [edge for edge in found if not {(edge[0], edge[2]), (edge[2], edge[0])} & required]
+    return sorted([*kept, *((a, "->", b) for a, b in required)])
+
+
+def _check(
+    table: pd.DataFrame, schema: Schema, method: str, alpha: float, background: Background, bootstraps: int
+) -> None:
+    if method not in METHODS:
+        raise UsageError(
+            f"discover.method must be one of {', '.join(METHODS)}, but {method!r} came; {near(method, METHODS)}"
+        )
+    if not 0 < alpha < 1:
+        raise UsageError(f"discover.alpha must be between 0 and 1, but {alpha!r} came; 0.05 or 0.01 are usual")
+    if bootstraps < 0:
+        raise UsageError(
+            f"discover.bootstraps must be 0 or more, but {bootstraps!r} came; 20 give shares in steps of 5 %"
+        )
+    if len(schema) < 2:
+        raise UsageError(
+            f"discovery is between attributes: expected two or more, got {', '.join(schema.names) or 'none'}"
+        )
+    if method == "ges" and background:
+        raise UsageError(
+            "discover.method ges takes no background knowledge (forbidden, required, tiers); use pc, fci or dagma"
+        )
+    background.check(schema.names)
+    learning.need("dagma" if method == "dagma" else "causallearn")
+    columns = schema.canonical(table)
+    for name in schema.names:
+        if (values := columns[name].dropna()).nunique() < 2:
+            came = f"always {values.iloc[0]}" if len(values) else "empty"
+            raise DataError(
+                f"column {name!r} is {came}: nothing can be found out about it; leave it out of the attributes"
+            )
+    tests = IndependenceTest(table, schema)
+    fewest = FEWEST_ROWS * (1 + sum(max(1, tests.column(name).features.shape[1]) for name in schema.names))
+    complete = len(columns.dropna())
+    if complete < fewest * (2 if bootstraps else 1):
+        half = " and as many again for resamples of half" if bootstraps else ""
+        raise DataError(
+            f"discovery over {len(schema)} attributes: expected {fewest} rows with all values{half}, got {complete}; "
+            "give more rows, or fewer attributes"
+        )
