@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from cfaug.causal import SCM, CausalGraph
+from cfaug.causal.assumptions import assumption_card
+from cfaug.causal.falsification import falsify
+from cfaug.data import Attribute, Schema
 from cfaug.errors import CfaugError, UsageError
 from cfaug.judge import summarise
 from cfaug.judge.drawings import scale_colour
-from cfaug.judge.report import ReportData, render_report, verdict, write_report
+from cfaug.judge.report import MOST_TESTS, ReportData, render_report, verdict, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -100,9 +105,105 @@ def test_cell_colours_run_over_the_range() -> None:
     assert scale_colour(0.5)[1] == "#1b1b1b"
 
 
+def with_causes(report: ReportData, text: str, **changes: Any) -> ReportData:
+    """The report with a card and a falsification of its made-up colours: foreground follows the digit, background both."""
+    rng = np.random.default_rng(0)
+    digit = rng.integers(0, 2, 400)
+    foreground = np.where(rng.random(400) < 0.8, digit, 1 - digit)
+    background = np.where(rng.random(400) < 0.7, foreground, 1 - foreground)
+    columns = {"digit": digit.astype(str), "foreground": foreground.astype(str), "background": background.astype(str)}
+    table = pd.DataFrame(columns, index=[f"k{i}" for i in range(400)])
+    table.loc[table.index[:8], "background"] = None
+    schema = Schema([Attribute(n) for n in columns], "digit", ["foreground", "background"])
+    graph = CausalGraph(text)
+    found = {
+        "card": assumption_card(SCM(graph, schema).fit(table), table),
+        "falsification": falsify(table, schema, graph),
+    }
+    drawn = {"nodes": graph.nodes, "edges": graph.edges, "bidirected": graph.bidirected}
+    return dataclasses.replace(report, **(found | drawn | changes))
+
+
+RIGHT = "digit -> foreground; foreground -> background; digit -> image; background -> image"
+
+
+def section(page: str, name: str) -> str:
+    start = page.index(f'<section id="{name}">')
+    return re.sub(r"\s+", " ", page[start : page.index("</section>", start)])
+
+
+def test_the_card_says_who_is_safe_what_is_identified_and_what_was_fitted(report: ReportData) -> None:
+    tied = "digit <-> foreground; foreground ->? background; digit -> image; background -> image; foreground <-> background"
+    part = section(render_report(with_causes(report, tied, assumptions=["It is <b>bold</b>."])), "assumptions")
+    for text in (
+        "confirmed by nobody: foreground -&gt;? background",
+        "do(foreground): yes",
+        "background &harr; foreground, digit &harr; foreground.",
+        "<td>background</td><td>foreground</td><td>categorical</td>",
+        '<td class="n">392</td>',
+        "background in 8 rows.",
+        "<td>background under do(foreground)</td>",
+        '<td class="alarm">not identified</td>',
+        "Pan and Bareinboim",
+        "<li>It is &lt;b&gt;bold&lt;/b&gt;.</li>",
+    ):
+        assert text in part, text
+    unsafe = section(
+        render_report(with_causes(report, "foreground -> digit; digit -> image; background")), "assumptions"
+    )
+    assert '<li class="alarm">do(foreground): NO, foreground \u2192 digit' in unsafe
+    flat = section(render_report(with_causes(report, "foreground; digit -> image; background")), "assumptions")
+    assert "No attribute follows from another" in flat
+    above = {"interventions": {"foreground": {}}}  # the diagnosis has the list: it is not there twice
+    card = with_causes(report, RIGHT)
+    assert "do(foreground): yes" in section(render_report(card), "assumptions")
+    assert "do(foreground): yes" not in section(
+        render_report(dataclasses.replace(card, diagnosis=above)), "assumptions"
+    )
+
+
+def test_failing_tests_come_first_and_none_failing_confirms_nothing(report: ReportData) -> None:
+    right = section(render_report(with_causes(report, RIGHT)), "falsification")
+    assert "none fails. That does not confirm the graph" in right
+    assert "<details open>" in right
+    assert "alarm" not in right
+    assert '<td>background and digit</td><td>foreground</td><td class="n">392</td>' in right
+    contradicted = with_causes(report, "background; digit; foreground; digit -> image")
+    assert contradicted.falsification is not None
+    wrong = section(render_report(contradicted), "falsification")
+    assert f'<b class="alarm">{contradicted.falsification["failed"]} fail' in wrong
+    shown = [row for row in re.findall(r"<tr>.*?</tr>", wrong) if "<td>" in row]
+    failing = ['class="alarm">fails' in row for row in shown]
+    assert failing == sorted(failing, reverse=True)
+    assert any(failing)
+    assert wrong.index("<details>") > wrong.rindex('class="alarm">fails')
+    silent = section(
+        render_report(with_causes(report, "digit -> foreground; foreground -> background; digit <-> background")),
+        "falsification",
+    )
+    assert "implies no independence" in silent
+    assert '<section id="falsification">' not in render_report(report)
+
+
+def test_a_long_list_of_tests_is_cut_and_says_so(report: ReportData) -> None:
+    base = with_causes(report, RIGHT)
+    assert base.falsification is not None
+    one = base.falsification["tests"][0]
+    many = dict(base.falsification) | {"tests": [one] * (MOST_TESTS + 5), "tested": MOST_TESTS + 5, "complete": False}
+    page = section(render_report(dataclasses.replace(base, falsification=many)), "falsification")
+    assert page.count("<td>background and digit</td>") == MOST_TESTS
+    assert f"The {MOST_TESTS} with the smallest p" in page
+    assert "one separating set a pair" in page
+    undecided = dict(one) | {"decided": False}
+    page = section(
+        render_report(dataclasses.replace(base, falsification=many | {"tests": [undecided]})), "falsification"
+    )
+    assert "not testable: too few rows" in page
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
 def test_opens_in_a_real_browser_without_an_error(tmp_path: Path, report: ReportData) -> None:
-    page = write_report(tmp_path / "report.html", report)
+    page = write_report(tmp_path / "report.html", with_causes(report, RIGHT))
     shot = tmp_path / "page.png"
     assert console(page, tmp_path, shot) == []
     from PIL import Image
