@@ -18,12 +18,14 @@ DECODERS = ("diffusion", "distilled")
 SPACES = ("pixels", "latents")
 SAMPLERS = ("reversible", "reversible_euler", "midpoint")
 STRUCTURES = ("layout", "gradient", "none")
+DISCOVERIES = ("pc", "fci", "ges", "dagma")
 STRATEGIES = ("balance",)
 ENGINES = ("local",)
 
 _ANY = (0.0, math.inf)
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": _ANY, "data.seed": _ANY, "data.train_images": (1, math.inf), "data.val_images": (1, math.inf),
+    "discover.alpha": (1e-12, 0.5), "discover.bootstraps": _ANY,
     "decoder.patch": (1, 64), "decoder.seconds": (0.1, math.inf), "decoder.max_steps": (1, math.inf),
     "decoder.batch_size": (1, math.inf), "decoder.learning_rate": (1e-9, 10), "decoder.drop_attribute": (0, 0.9),
     "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.semantic": (0, 64), "decoder.validate_every": (1, math.inf),
@@ -37,6 +39,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "evaluate.loss_images": _ANY, "evaluate.loss_seeds": (1, math.inf),
 }  # fmt: skip
 _CHOICES = {
+    "discover.method": DISCOVERIES,
     "decoder.kind": DECODERS, "decoder.space": SPACES, "decoder.sampler": SAMPLERS,
     "decoder.structure": STRUCTURES, "plan.strategy": STRATEGIES,
     "generate.engine": ENGINES, "train.groups": ("each", "cross"),

@@ -23,6 +23,7 @@ from cfaug.errors import CfaugError, UsageError
 STAGES = {
     "run": "every stage; resumes where it stopped",
     "diagnose": "measure the confounding and say what is safe to intervene on",
+    "discover": "propose edges between the attributes, and a graph to paste, with a ? at every edge to confirm",
     "fit": "fit the SCM and train the decoder",
     "plan": "decide every counterfactual",
     "generate": "write the counterfactual shards",
@@ -153,6 +154,11 @@ def _show_diagnose(pipeline: Any, as_json: bool) -> None:
     _print("\n".join(found["text"]), found, as_json)
 
 
+def _show_discover(pipeline: Any, as_json: bool) -> None:
+    found = pipeline.discover()
+    _print("\n".join(found.text), found.to_json(), as_json)
+
+
 def _show_fit(pipeline: Any, as_json: bool) -> None:
     model = pipeline.fit()
     _print(f"model {model.digest[:12]} in {pipeline.out / 'model'}", {"model": model.digest}, as_json)
@@ -189,7 +195,7 @@ def _show_report(pipeline: Any, as_json: bool) -> None:
 
 
 _SHOW: dict[str, Callable[[Any, bool], None]] = {
-    "run": _show_run, "diagnose": _show_diagnose, "fit": _show_fit, "plan": _show_plan, "generate": _show_generate,
+    "run": _show_run, "diagnose": _show_diagnose, "discover": _show_discover, "fit": _show_fit, "plan": _show_plan, "generate": _show_generate,
     "train": _show_train, "evaluate": _show_evaluate, "report": _show_report,
 }  # fmt: skip
 

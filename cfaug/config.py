@@ -42,6 +42,18 @@ class AttributesConfig:
 
 
 @dataclass(frozen=True)
+class DiscoverConfig:
+    """How ``cfaug discover`` looks for edges between attributes; no other stage reads it."""
+
+    method: str = "pc"  # pc | fci (hidden causes allowed) | ges (by score) | dagma (linear, differentiable)
+    alpha: float = 0.05  # level of the independence tests of pc and fci
+    bootstraps: int = 20  # resamples for the confidence of every edge; 0: none
+    forbidden: list[str] = field(default_factory=list)  # edges that cannot be: ["species -> light"]
+    required: list[str] = field(default_factory=list)  # edges that are there, and need no question mark
+    tiers: list[list[str]] = field(default_factory=list)  # earlier groups first; nothing later causes anything earlier
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
@@ -130,6 +142,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     attributes: AttributesConfig = field(default_factory=AttributesConfig)
     graph: str = ""  # "species <-> background; species -> image; background -> image"
+    discover: DiscoverConfig = field(default_factory=DiscoverConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
@@ -144,6 +157,7 @@ class Recipe:
     def identity(self) -> dict[str, Any]:
         """Everything that changes a result: worker count, engine and the places of data and autoencoder are left out."""
         content = self.to_dict()
+        content.pop("discover")  # proposes a graph; what is made follows from the graph alone
         for free in ("engine", "workers"):
             content["generate"].pop(free)
         for free in (

@@ -29,6 +29,7 @@ from cfaug.judge.report import write_report
 from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
 from cfaug.stages.directory import RunDirectory, versions
+from cfaug.stages.discovery import Findings, discover
 from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
 from cfaug.stages.inputs import Inputs, open_inputs, refuse_other_model, uses_counterfactuals
 from cfaug.stages.readers import settings_of
@@ -98,6 +99,13 @@ class Pipeline:
         """Measure the confounding; writes ``diagnosis.json``."""
         found = causal.diagnose(self.inputs.train.table, self.inputs.schema, self.inputs.graph)
         self.directory.write_json("diagnosis.json", found)
+        return found
+
+    def discover(self) -> Findings:
+        """Ask the training table for edges between the attributes; writes ``discovery.json``."""
+        with self._timed("discover"):
+            found = discover(self.recipe, self.inputs, self.progress)
+        self.directory.write_json("discovery.json", found.to_json())
         return found
 
     @cached_property
