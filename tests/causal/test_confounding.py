@@ -187,6 +187,13 @@ def test_given_the_common_cause_nothing_is_left() -> None:
     assert conditional(y, direct, [z]).value > 0.05
 
 
+def test_the_conditional_p_value_is_even_where_strata_are_small() -> None:
+    rng = np.random.default_rng(0)
+    z = np.repeat(np.arange(100), 6)
+    p = [conditional(rng.integers(0, 2, 600), rng.integers(0, 2, 600), [z]).p_value for _ in range(40)]
+    assert np.mean(p) == pytest.approx(0.5, abs=0.15)
+
+
 def test_conditional_information_is_refused_where_the_rows_cannot_tell() -> None:
     rng = np.random.default_rng(0)
     x, y, few, many = (rng.integers(0, k, 400) for k in (2, 2, 3, 300))
@@ -303,6 +310,7 @@ def test_there_is_an_open_path_exactly_where_the_graph_does_not_separate(graph: 
 def test_back_door_paths_of_drawn_graphs(graph: str, paths: list[str]) -> None:
     full = CausalGraph(f"{graph}; y; a")
     assert back_doors(full, "y", "a") == paths
+    assert back_doors(full, "y", "a", most=1) == paths[:1]
 
 
 def test_every_attribute_is_told_whether_one_may_intervene_on_it_and_why() -> None:
@@ -326,40 +334,37 @@ def test_every_attribute_is_told_whether_one_may_intervene_on_it_and_why() -> No
 # --- the whole screen
 def test_the_screen_is_narrow_aligned_and_has_every_attribute() -> None:
     rng = np.random.default_rng(0)
+    cause = "z" * 130
     n = 400
     z = rng.integers(0, 2, n)
     columns = {"y": z ^ (rng.random(n) < 0.1), "a": z ^ (rng.random(n) < 0.1), "t": z + rng.normal(size=n)}
-    columns |= {"constant": np.full(n, "x"), "z" * 50: z, "empty": [None] * n, "alone": rng.integers(0, 3, n)}
+    columns |= {"constant": np.full(n, "x"), cause: z, "empty": [None] * n, "alone": rng.integers(0, 3, n)}
     t = pd.DataFrame(columns)
     kinds = {"t": "continuous"}
     schema = Schema([Attribute(c, kinds.get(c, "categorical")) for c in columns], "y", ["a"])
-    graph = CausalGraph("z -> y; z -> a; t; constant; alone; empty".replace("z", "z" * 50))
+    graph = CausalGraph("z -> y; z -> a; t; constant; alone; empty".replace("z", cause))
     found = diagnose(t, schema, graph)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert all(len(line) <= 160 for line in found["text"])
     start = next(i for i, line in enumerate(found["text"]) if line.startswith("attribute "))
     _, *rows = found["text"][start : start + 7]
-    assert (
-        [row.split()[0] for row in rows]
-        == list(found["attributes"])
-        == ["a", "t", "constant", "z" * 50, "empty", "alone"]
-    )
+    names = ["a", "t", "constant", cause, "empty", "alone"]
+    assert list(found["attributes"]) == names
+    assert all(name.startswith(row.split()[0]) for name, row in zip(names, rows))
+    assert {row.split()[1] for row in rows} == {"spurious", "other"}
     assert len({row.index(row.split()[1]) for row in rows}) == 1
     measured = found["attributes"]
     assert {name: row["dependent"] for name, row in measured.items()} == {
-        "a": True, "t": True, "constant": False, "z" * 50: True, "empty": False, "alone": False,
+        "a": True, "t": True, "constant": False, cause: True, "empty": False, "alone": False,
     }  # fmt: skip
     for name in ("constant", "empty"):
-        assert (measured[name]["mutual_information"], measured[name]["cramers_v"], measured[name]["p_value"]) == (
-            0,
-            0,
-            1,
-        )
+        figures = [measured[name][key] for key in ("mutual_information", "nmi", "chance", "cramers_v", "p_value")]
+        assert figures == [0, 0, 0, 0, 1]
     assert measured["t"]["eta"] > 0.3
     assert measured["a"]["eta"] is None
     assert measured["a"]["conditional"]["value"] == pytest.approx(0, abs=0.03)
-    assert measured["a"]["conditional"]["given"] == ["t", "constant", "z" * 50, "alone"]
-    assert "confounded through y <- zz" in " ".join(found["text"])
+    assert measured["a"]["conditional"]["given"] == ["t", "constant", cause, "alone"]
+    assert f"confounded through y <- {cause} -> a; do(a) cuts it" in " ".join(" ".join(found["text"]).split())
 
 
 def test_dependence_that_the_graph_has_no_way_for_is_remarked() -> None:

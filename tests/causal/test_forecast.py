@@ -177,11 +177,23 @@ def test_what_follows_is_recomputed_and_new_combinations_are_counted() -> None:
 
 
 def test_a_plan_that_changes_the_label_is_told() -> None:
-    t = pd.DataFrame({"y": [0, 1] * 40, "a": ["r", "g"] * 40}, index=[f"k{i}" for i in range(80)])
+    t = pd.DataFrame({"y": [0, 0, 0, 1] * 20, "a": list("rrrg") * 20}, index=[f"k{i}" for i in range(80)])
     scm = Copying(CausalGraph("a -> y; y -> image; a -> image"), SCHEMA, "y", {"r": "0", "g": "1"})
-    found = forecast(t, SCHEMA, scm, [(key, do(a=v)) for key in t.index for v in "rg"])
-    assert found["label_changed"] == 80
-    assert "80 of 160 counterfactual rows change y itself: their label would be wrong" in found["warnings"]
+    found = forecast(t, SCHEMA, scm, [(key, do(a="r")) for key in t.index])
+    assert (found["label_changed"], found["unchanged"]) == (20, 60)
+    assert "20 of 80 counterfactual rows change y itself: their label would be wrong" in found["warnings"]
+
+
+def test_continuous_combinations_go_by_the_quartiles_of_the_table() -> None:
+    t = pd.DataFrame({"y": [0] * 50 + [1] * 50, "a": list("rg") * 50, "size": np.arange(100.0)})
+    t.index = pd.Index([f"k{i}" for i in range(100)])
+    schema = Schema([*SCHEMA, Attribute("size", "continuous")], "y", ["a"])
+    scm = Copying(CausalGraph("y -> image; size -> image; a"), schema, "a", {})
+    found = forecast(t, schema, scm, [(key, do(size=90.0)) for key in t.index])
+    new = found["new_combinations"]
+    assert (new["attributes"], new["rows"], new["share"]) == (["y", "size"], 50, 0.5)
+    assert new["examples"] == [{"name": "y=0,size=q4", "n": 50}]
+    assert found["outside"] == {}
 
 
 def test_values_beyond_the_table_and_rows_without_a_value() -> None:
