@@ -27,9 +27,7 @@ from cfaug.errors import DataError, UsageError
 
 Codes = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
-EXACT_WORK = (
-    2_000_000  # n min(r, c) up to which the expected information is summed out: 0.2 s; beyond, df / 2n is it to 1 %
-)
+EXACT_WORK = 200_000  # n min(r, c) up to which the expected information is summed out; beyond it is df / 2n, rare levels apart
 STRATUM = 5  # rows that a stratum needs to say anything, by the old rule for chi-square tables
 
 
@@ -106,7 +104,7 @@ def dependence(counts: Array, n: float | None = None) -> Dependence:
     """Every measure of a contingency table (r, c), r and c without empty levels.
 
     ``n`` is the effective sample size where ``counts`` are sums of unequal weights; the chance level is then
-    (r - 1)(c - 1) / 2n, else that of shuffled rows exactly (up to some hundred thousand of them).
+    (r - 1)(c - 1) / 2n, else that of shuffled rows exactly (up to some ten thousand of them).
     """
     from scipy import stats
 

@@ -128,6 +128,8 @@ def _shares(shares: Mapping[str, float] | None, sizes: Mapping[str, int]) -> tup
     """The share of each part, which sum to 1, and a note on a part that has a share but no rows."""
     if shares is None:
         return {part: n / sum(sizes.values()) for part, n in sizes.items()}, []
+    # 1 - 0.9 - 0.1 is not 0 but a little below
+    shares = {part: 0.0 if -1e-9 < share < 0 else share for part, share in shares.items()}
     wrong = [f"{k}={v!r}" for k, v in shares.items() if k not in PARTS or not np.isfinite(v) or v < 0]
     if wrong or not sum(shares.values()) > 0:
         raise UsageError(f"expected shares from 0 up of {', '.join(PARTS)}, got {', '.join(wrong) or dict(shares)}")

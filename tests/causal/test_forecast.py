@@ -262,6 +262,9 @@ def test_bad_input_is_one_line() -> None:
         with pytest.raises(kind, match=text) as caught:
             forecast(t, SCHEMA, scm, acts, shares)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
+    almost = 1 - 0.9 - 0.1
+    assert almost < 0
+    assert forecast(t, SCHEMA, scm, one, {"real": almost, "counterfactual": 1.0})["shares"]["real"] == 0
     with pytest.raises(UsageError, match="not fitted"):
         forecast(t, SCHEMA, SCM(GRAPH, SCHEMA), one)
     with pytest.raises(UsageError, match="target and at least one spurious"):
