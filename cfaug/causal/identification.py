@@ -7,19 +7,20 @@ world acted upon, the second about one row.
    ``<->``, by the algorithm of Tian and Pearl (2002; 2003), complete by Huang and Valtorta (2006) and Shpitser and Pearl (2006):
    with no assumption on mechanisms but positive probabilities. What blocks it is a hedge, and is returned.
 2. The row's counterfactual: what D would have been in this row, from mechanisms fitted as D given its parents. Every
-   attribute N between A and D is recomputed by its mechanism and the row's noise, so each has to be the true one:
+   attribute N between A and D is recomputed by its mechanism and the row's noise u, so p(N | parents) has to say how N
+   follows from those of its parents that do(A) moves:  u _||_ moved parents | parents that stay, and noises that the parents tell
+   (``moved_with_noise``; always so without a ``<->`` between N and an ancestor of it). Then
 
-   monotone in a scalar noise that is independent of the parents   identified (Nasr-Esfahany et al. 2023, the Markovian case)
-   additive noise independent of the parents                       identified if the noise really is added
-   discrete                                                        the data fix p(N | parents) only, and so bounds (Tian and
-                                                                   Pearl 2000); the row's own value is the convention's
-   a function that the user gave                                   as good as the function
-   a hidden cause shared with an ancestor of N                     not from this mechanism, see below
+   monotone in a scalar noise            identified: ranks given the parents carry over (Nasr-Esfahany et al. 2023)
+   additive noise                        identified if the noise really is added
+   discrete                              p(N | parents) is identified, and so bounds are (Tian and Pearl 2000); the row's own value
+                                         is the convention's
+   a function that the user gave         as good as the function, hidden causes or not
 
-   The noise of N is independent of its parents exactly when no ``<->`` joins N to an ancestor of N: with one, p(N | parents)
-   is not the mechanism, and no number of rows makes it so. This is a statement about *this* SCM, whose mechanisms are
-   fitted given parents: where N still has an identifiable effect, or an instrument, other estimators may do better
-   (the other structures of Nasr-Esfahany et al.), and the text says "not shown to be identifiable".
+   The condition is sufficient: where it fails, p(N | parents) is not the mechanism and no number of rows makes it so, but where
+   the effect on D is identifiable nevertheless, or there is an instrument, other estimators than this SCM may do better (the
+   other structures of Nasr-Esfahany et al.). Hence "not shown to be identifiable", or "data and graph alone do not identify it" where
+   the effect, too, is blocked.
 
 The image is never identifiable from images and labels, not even with the graph (Pan and Bareinboim 2024).
 All of it holds under the graph only, which is the user's; and says nothing about how well a mechanism was estimated.
@@ -126,11 +127,32 @@ def _districts(graph: CausalGraph, among: set[str]) -> list[set[str]]:
 
 
 def confounders(graph: CausalGraph, name: str) -> tuple[str, ...]:
-    """The ancestors of ``name`` that share a hidden cause with it: its noise then depends on its parents."""
+    """The ancestors of ``name`` that share a hidden cause with it."""
     ancestors = graph.ancestors(name)
     return tuple(
         b if a == name else a for a, b in graph.bidirected if name in (a, b) and (b if a == name else a) in ancestors
     )
+
+
+def moved_with_noise(graph: CausalGraph, name: str, act: str, invertible: Collection[str] = ()) -> tuple[str, ...]:
+    """The parents of ``name`` that do(act) moves and on which its noise depends, given the rest; empty if all is well.
+
+    The rest are the parents that stay, and the noises of moved parents P that are ``invertible`` and have all their own parents among
+    those of ``name``: the parents of ``name`` then tell u_P, which do(act) leaves alone. Noises enter the graph as nodes that
+    take over every ``<->`` of theirs, and m-separation decides.
+    """
+    if not confounders(graph, name):
+        return ()
+    reached, parents = {act, *graph.descendants(act)}, graph.parents(name)
+    told = [p for p in parents if p in reached and p != act and p in invertible and {*graph.parents(p)} <= {*parents}]
+    longest = max(graph.attributes, key=len)
+    noise = {n: f"{longest}'{k}" for k, n in enumerate((name, *told))}  # longer than any name, so none of them
+    pieces = [*graph.attributes, *(f"{u} -> {n}" for n, u in noise.items()), *(f"{a} -> {b}" for a, b in graph.edges)]
+    pieces += [f"{noise.get(a, a)} <-> {noise.get(b, b)}" for a, b in graph.bidirected]
+    with_noises = CausalGraph("; ".join(pieces))
+    given = [p for p in parents if p not in reached] + [noise[p] for p in told]
+    moved = [p for p in parents if p in reached and p not in told]
+    return tuple(p for p in moved if not with_noises.separated(noise[name], p, given))
 
 
 def recomputed(graph: CausalGraph, act: str, outcome: str) -> tuple[str, ...]:
@@ -140,15 +162,19 @@ def recomputed(graph: CausalGraph, act: str, outcome: str) -> tuple[str, ...]:
     return tuple(n for n in graph.topological_order() if n in downstream & upstream)
 
 
-def _judge(graph: CausalGraph, name: str, mechanism: Described, identifiable: bool) -> tuple[str, str]:
+def _judge(
+    graph: CausalGraph, name: str, act: str, mechanisms: Mapping[str, Described], identifiable: bool
+) -> tuple[str, str]:
     """(status, under) of one recomputed attribute."""
+    mechanism = mechanisms[name]
+    invertible = {n for n in mechanisms if mechanisms[n].monotone or mechanisms[n].kind in _ADDITIVE}
     if mechanism.kind == _FUNCTION:
         return "assumed", f"the given function for {name} is the true mechanism"
-    if tied := confounders(graph, name):
-        known = "not shown to be identifiable" if identifiable else "not identifiable from the data"
+    if moved := moved_with_noise(graph, name, act, invertible):
+        known = "not shown to be identifiable" if identifiable else "data and graph alone do not identify it"
         return "not_identified", (
-            f"{name} shares a hidden cause with its ancestor {', '.join(tied)}, so {name} given its parents is not its mechanism: "
-            f"{known}"
+            f"{name} shares a hidden cause with its ancestor {', '.join(confounders(graph, name))}, so p({name} | parents) is not how "
+            f"{name} follows from {', '.join(moved)}: {known}"
         )
     if mechanism.kind in _ADDITIVE:
         return "identified", f"the noise of {name} is added to {_ADDITIVE[mechanism.kind]} of its parents"
@@ -182,7 +208,7 @@ def identification(graph: CausalGraph, mechanisms: Mapping[str, Described]) -> l
             if not path:
                 found = {"status": "unchanged", "under": f"the graph has no directed path from {act} to {outcome}"}
             else:
-                judged = [_judge(graph, n, mechanisms[n], block is None) for n in recomputed(graph, act, outcome)]
+                judged = [_judge(graph, n, act, mechanisms, block is None) for n in recomputed(graph, act, outcome)]
                 status = max((s for s, _ in judged), key=STATUSES.index)
                 # what a weaker link hides is left out: it would not help to know
                 kept = judged if status != "not_identified" else [j for j in judged if j[0] == status]
