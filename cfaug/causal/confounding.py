@@ -27,7 +27,8 @@ from cfaug.errors import DataError, UsageError
 
 Codes = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
-EXACT_WORK = 200_000  # n min(r, c) up to which the expected information is summed out; beyond it is df / 2n, rare levels apart
+# n min(r, c) up to which the expected information is summed out, in 20 ms; beyond, it is df / 2n but for levels of few rows
+EXACT_WORK = 200_000
 STRATUM = 5  # rows that a stratum needs to say anything, by the old rule for chi-square tables
 
 
