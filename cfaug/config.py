@@ -42,6 +42,14 @@ class AttributesConfig:
 
 
 @dataclass(frozen=True)
+class ScmConfig:
+    """How attributes follow from one another."""
+
+    # attribute: categorical | ordinal | spline_flow | additive_noise | linear; by the attribute's kind unless said
+    mechanisms: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class DiscoverConfig:
     """How ``cfaug discover`` looks for edges between attributes; no other stage reads it."""
 
@@ -142,6 +150,7 @@ class Recipe:
     data: DataConfig = field(default_factory=DataConfig)
     attributes: AttributesConfig = field(default_factory=AttributesConfig)
     graph: str = ""  # "species <-> background; species -> image; background -> image"
+    scm: ScmConfig = field(default_factory=ScmConfig)
     discover: DiscoverConfig = field(default_factory=DiscoverConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)

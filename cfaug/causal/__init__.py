@@ -1,30 +1,46 @@
-"""Floor 1: the causal graph, interventions, mechanisms and the SCM of the attributes."""
+"""Floor 1: the causal graph, interventions, mechanisms and the SCM of the attributes; what they assume, tested and said."""
 
 from __future__ import annotations
 
-from cfaug.causal.confounding import confounding, cramers_v, diagnose, missing_counts, normalised_mutual_information
-from cfaug.causal.flows import ContinuousMechanism
-from cfaug.causal.graph import CausalGraph, check_label_safety, refuse_if_ancestor
-from cfaug.causal.intervention import Intervention, do
-from cfaug.causal.mechanisms import CategoricalMechanism, ImageMechanism, Mechanism
-from cfaug.causal.scm import SCM, ActedSCM, Noise
+from cfaug.causal.acted import ActedSCM
+from cfaug.causal.assumptions import assumption_card
+from cfaug.causal.confounding import confounding, cramers_v, missing_counts, normalised_mutual_information
+from cfaug.causal.diagnosis import diagnose
+from cfaug.causal.falsification import falsify
+from cfaug.causal.forecast import forecast
+from cfaug.causal.functions import FunctionMechanism
+from cfaug.causal.graph import CausalGraph, check_label_safety, refuse_if_ancestor, refuse_unconfirmed
+from cfaug.causal.intervention import Change, Intervention, do, flip, resample, scale, shift, uniform
+from cfaug.causal.mechanisms import MECHANISMS, ImageMechanism, Mechanism
+from cfaug.causal.noise import Noise
+from cfaug.causal.scm import SCM
 
 __all__ = [
+    "MECHANISMS",
     "SCM",
     "ActedSCM",
-    "CategoricalMechanism",
     "CausalGraph",
-    "ContinuousMechanism",
+    "Change",
+    "FunctionMechanism",
     "ImageMechanism",
     "Intervention",
     "Mechanism",
     "Noise",
+    "assumption_card",
     "check_label_safety",
     "confounding",
     "cramers_v",
     "diagnose",
     "do",
+    "falsify",
+    "flip",
+    "forecast",
     "missing_counts",
     "normalised_mutual_information",
     "refuse_if_ancestor",
+    "refuse_unconfirmed",
+    "resample",
+    "scale",
+    "shift",
+    "uniform",
 ]

@@ -95,9 +95,7 @@ class ActedSCM:
         """``values`` (B,), the mechanism's own answers, after what do() makes of them."""
         return self._applied(name, values, seeds, self._done(name, len(values)))
 
-    def _applied(
-        self, name: str, values: npt.NDArray[Any], seeds: Seeds, done: Done
-    ) -> npt.NDArray[Any]:
+    def _applied(self, name: str, values: npt.NDArray[Any], seeds: Seeds, done: Done) -> npt.NDArray[Any]:
         attribute, marginal = self.scm.schema[name], self.scm.marginal(name)
         out = np.array(values, dtype=_dtype(attribute))
         for what, rows in done.items():

@@ -30,7 +30,11 @@ _CHOICE = 2**34
 
 
 def impute(
-    mechanisms: Mapping[str, Mechanism], districts: Districts, table: pd.DataFrame, seeds: Seeds, particles: int = PARTICLES
+    mechanisms: Mapping[str, Mechanism],
+    districts: Districts,
+    table: pd.DataFrame,
+    seeds: Seeds,
+    particles: int = PARTICLES,
 ) -> pd.DataFrame:
     """The table with no value missing; observed values are as they were, bit for bit.
 
@@ -39,14 +43,14 @@ def impute(
         table: canonical, B rows.
         seeds: (B,) the rows' own.
     """
-    whole = table.copy()
+    columns = {str(name): table[name].to_numpy(copy=True) for name in table.columns}
     todo = np.flatnonzero(table.isna().any(axis=1).to_numpy())
     for start in range(0, len(todo), ROWS):
         rows = todo[start : start + ROWS]
         chosen = _complete(mechanisms, districts, table.iloc[rows], seeds[rows], particles)
         for name in chosen:
-            whole.iloc[rows, whole.columns.get_loc(name)] = chosen[name].to_numpy()
-    return whole
+            columns[str(name)][rows] = chosen[name].to_numpy()
+    return pd.DataFrame({n: pd.Series(v, table.index, dtype=table[n].dtype) for n, v in columns.items()})
 
 
 def _complete(
@@ -97,4 +101,5 @@ def _drawn(scores: Array, seeds: Seeds) -> npt.NDArray[np.int64]:
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     edges = np.cumsum(weights, axis=1)
     u = uniforms(stream(seeds, _CHOICE)) * edges[:, -1:]
-    return (edges < u).sum(axis=1).clip(max=scores.shape[1] - 1)
+    chosen: npt.NDArray[np.int64] = (edges < u).sum(axis=1).clip(max=scores.shape[1] - 1)
+    return chosen

@@ -61,9 +61,11 @@ class Marginal:
     def resampled(self, u: Array) -> npt.NDArray[Any]:
         """Values (B,) at the levels ``u`` (B,) in (0, 1) of the distribution."""
         if self.attribute.kind == "continuous":
-            return np.interp(u, np.linspace(0, 1, QUANTILES), self.numbers)
+            drawn: Array = np.interp(u, np.linspace(0, 1, QUANTILES), self.numbers)
+            return drawn
         edges = np.cumsum(self.numbers)[:-1]
-        return self._texts()[np.searchsorted(edges, u * self.numbers.sum(), side="right")]
+        found: npt.NDArray[Any] = self._texts()[np.searchsorted(edges, u * self.numbers.sum(), side="right")]
+        return found
 
     def uniform(self, u: Array) -> npt.NDArray[Any]:
         """Values (B,) at the levels ``u`` (B,) of the uniform distribution over what occurs."""

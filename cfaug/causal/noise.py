@@ -99,6 +99,6 @@ class Districts:
     def draw(self, name: str, mechanism: Mechanism, seeds: Seeds, number: int) -> Array:
         """(B, K) noise of one attribute, dependent on that of its district; ``number`` is the attribute's own stream."""
         noise: Array = self.bank[name][self.picks(name, seeds)].astype(np.float64)
-        if mechanism.monotone:
+        if mechanism.monotone and getattr(mechanism, "noise", "normal") == "normal":
             noise = np.sqrt(1 - SMOOTH**2) * noise + SMOOTH * normals(stream(seeds, _MOVE + number), noise.shape[1])
         return noise

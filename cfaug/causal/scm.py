@@ -5,22 +5,23 @@
     table_cf = acted.predict(noise)       the same noise, the new mechanisms
 
 A value that is missing in a row leaves the noise of that attribute, and of its children, unknown in that row; what
-would have to be computed from it is missing in the counterfactual too, and never guessed.
+would have to be computed from it is missing in the counterfactual too, and never guessed: unless ``impute=True`` asks for
+a draw from what the row's other values say (:mod:`cfaug.causal.imputation`).
 
 Attributes absent from the graph are isolated roots: they stay as they are. A value is recomputed only in rows where
 a parent's value differs from the factual one, so non-descendants, and everything under do(), stay bit for bit what they
-were. Row i's draws depend on its seed and the attribute alone, never on the batch it sits in.
+were. Row i's draws depend on its seed and the attribute alone, never on the batch it sits in; tables are worked through in
+chunks of rows, so that what is held beside the table and its counterfactual does not grow with them.
 
-What it does not do: "<->" is not fitted as dependent noise. Each node's noise is abducted from its own value, so
-a counterfactual already conditions on what the hidden cause did to that row; but ``sample`` draws the noises
-independently, and so loses the dependence that a "<->" stands for.
+"a <-> b" makes the noises of a and b dependent in ``sample`` (:mod:`cfaug.causal.noise`). A counterfactual needs nothing of
+it: its noise is abducted from the row itself. Whether it is *identified* is another question, which the assumption card
+answers.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,58 +30,79 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal import storage
-from cfaug.causal.draws import Array, natural, row_seeds, stream
-from cfaug.causal.flows import ContinuousMechanism
+from cfaug.causal.acted import ActedSCM
+from cfaug.causal.draws import Array, Seeds, natural, row_seeds, stream
 from cfaug.causal.graph import CausalGraph
+from cfaug.causal.imputation import impute
 from cfaug.causal.intervention import Intervention, do
-from cfaug.causal.mechanisms import CategoricalMechanism, Mechanism
+from cfaug.causal.marginals import Marginal
+from cfaug.causal.mechanisms import Mechanism, default_kind, mechanism_named, refuse_unsuited
+from cfaug.causal.noise import Districts, Noise
 from cfaug.data.attributes import IMAGE, Schema
 from cfaug.errors import CfaugError, DataError, ShardError, UsageError
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Noise:
-    """What abduction found: per attribute the noise (B, K), and the factual rows it belongs to.
-
-    The noise is NaN where it cannot be known: the attribute or a parent of it has no value in that row.
-    """
-
-    values: Mapping[str, Array]
-    factual: pd.DataFrame
-
-    def __len__(self) -> int:
-        return len(self.factual)
+CHUNK = 65_536
+"""Rows worked through at a time."""
+_BANK = 2**31  # the stream of the districts' bank
 
 
 class SCM:
     """A causal graph with one mechanism per attribute.
 
-    Raises UsageError when the graph names an attribute the schema lacks. Unusable before ``fit`` (UsageError).
+    Args:
+        graph: over attributes of the schema; those it does not name are isolated.
+        schema: kinds decide the mechanisms: categorical, ordinal, and a spline flow for continuous attributes.
+        mechanisms: attribute -> another kind by name, or a mechanism of your own (``FunctionMechanism``).
+
+    Raises:
+        UsageError: the graph or ``mechanisms`` names what the schema lacks, or a mechanism does not fit its attribute.
     """
 
-    def __init__(self, graph: CausalGraph, schema: Schema) -> None:
+    def __init__(
+        self, graph: CausalGraph, schema: Schema, mechanisms: Mapping[str, str | Mechanism] | None = None
+    ) -> None:
         graph.check(schema)
         self.graph, self.schema = graph, schema
+        self.rows: dict[str, int] = {}
+        """Attribute -> rows its mechanism was fitted on."""
+        self._asked = dict(mechanisms or {})
         self._mechanisms: dict[str, Mechanism] = {}
+        self._marginals: dict[str, Marginal] = {}
+        self._districts = Districts((), {})
+        self._warned: set[str] = set()
         # every attribute of the schema, causes first, those the graph does not know last
         order = [n for n in graph.topological_order() if n != IMAGE]
         self.order: tuple[str, ...] = (*order, *(n for n in schema.names if n not in graph))
+        for name, asked in self._asked.items():
+            attribute = schema[name]
+            if isinstance(asked, str):  # made in fit, when the schema has its values
+                refuse_unsuited(asked, attribute)
+            else:
+                self._new(name)
 
     def parents(self, name: str) -> tuple[str, ...]:
         """The parents of an attribute; none when the graph does not know it."""
         return self.graph.parents(name) if name in self.graph else ()
 
     def _new(self, name: str) -> Mechanism:
-        kind = ContinuousMechanism if self.schema[name].kind == "continuous" else CategoricalMechanism
-        return kind(self.schema, name, self.parents(name))
+        asked = self._asked.get(name, default_kind(self.schema[name]))
+        if isinstance(asked, str):
+            return mechanism_named(asked, self.schema, name, self.parents(name))
+        if (asked.name, tuple(asked.parents)) != (name, self.parents(name)):
+            raise UsageError(
+                f"the mechanism given for {name!r} computes {asked.name!r} from {', '.join(asked.parents) or 'nothing'}, but the "
+                f"graph says {name!r} from {', '.join(self.parents(name)) or 'nothing'}; make them agree"
+            )
+        return asked
 
     def fit(self, table: pd.DataFrame, seed: int = 0, weights: Array | None = None) -> SCM:
         """Standardise the schema and fit every mechanism to ``table`` (optionally weighted rows); returns self.
 
         A mechanism learns from the rows that have the attribute and all its parents; the log says from how many where it
-        is not all of them. That is unbiased when what is missing does not depend on the attribute given its parents.
+        is not all of them, where they are fewer than the numbers to fit, and where a column has one value only. Fitting is
+        unbiased when what is missing does not depend on the attribute given its parents.
         Raises DataError for a missing column, a missing target, a value outside the schema, or an attribute without a
         single such row.
         """
@@ -97,6 +119,14 @@ class SCM:
                 _tell(name, mechanism.parents, rows)
             w = None if weights is None else weights[rows]
             self._mechanisms[name] = mechanism.fit(table[name][rows], table[list(mechanism.parents)][rows], w, child)
+            self.rows[name] = int(rows.sum())
+            have = table[name].notna().to_numpy()
+            own = None if weights is None else weights[have]
+            self._marginals[name] = Marginal.fit(schema, name, table[name][have], own)
+            _warn(self._mechanisms[name], self._marginals[name], self.rows[name])
+        streams = {name: k for k, name in enumerate(self.order)}
+        seeds = stream(row_seeds(natural(seed), table.index), _BANK)
+        self._districts = Districts.fit(self.graph.districts(), self._mechanisms, table, seeds, streams, weights)
         return self
 
     def mechanism(self, name: str) -> Mechanism:
@@ -106,33 +136,71 @@ class SCM:
             raise UsageError("this SCM is not fitted; call scm.fit(table) first")
         return self._mechanisms[name]
 
+    def marginal(self, name: str) -> Marginal:
+        """The distribution of one attribute among the rows the SCM was fitted on; UsageError before ``fit``."""
+        self.mechanism(name)
+        return self._marginals[name]
+
     # --- the three verbs
-    def abduct(self, table: pd.DataFrame, seed: int | Sequence[int] = 0) -> Noise:
+    def abduct(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds = 0, impute: bool = False) -> Noise:
         """The noise of B rows, given all their attributes jointly; NaN for an attribute that is missing or has a parent
-        missing in that row (the target must be there).
+        missing in that row (the target must be there), unless ``impute`` fills it in first.
 
         ``seed`` is one number (each row then draws by the number and its key) or B numbers, one a row.
         """
+        return self._abduct(table, seed, impute, self.order)
+
+    def _abduct(
+        self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds, impute: bool, needed: Collection[str]
+    ) -> Noise:
+        """``abduct`` of the attributes ``needed`` alone."""
         self.mechanism(self.order[0])
         self.schema.check(table, self.schema.names)
         factual = self.schema.canonical(table)
         rows = row_seeds(seed, factual.index)
+        imputed = factual.isna() if impute else None
+        if impute:
+            factual = self._impute(factual, rows)
         noise = {}
         for k, name in enumerate(self.order):
+            if name not in needed:
+                continue
             mechanism = self.mechanism(name)
             known = _complete(factual, name, mechanism.parents)
-            seeds = stream(rows[known], k)
-            found = mechanism.abduct(factual[name][known], factual[list(mechanism.parents)][known], seeds)
-            noise[name] = np.full((len(known), found.shape[1]), np.nan)
+            found = mechanism.abduct(
+                factual[name][known], factual[list(mechanism.parents)][known], stream(rows[known], k)
+            )
+            noise[name] = np.full((len(known), mechanism.width), np.nan)
             noise[name][known] = found
-        return Noise(noise, factual)
+        return Noise(noise, factual, rows, imputed)
+
+    def _impute(self, factual: pd.DataFrame, rows: Seeds) -> pd.DataFrame:
+        ordered = {name: self._mechanisms[name] for name in self.order}
+        return impute(ordered, self._districts, factual, rows)
+
+    def impute(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds = 0) -> pd.DataFrame:
+        """``table`` with every missing value drawn given what its row has; the same draw that ``abduct(impute=True)`` makes."""
+        return self._abduct(table, seed, True, ()).factual
 
     def act(self, intervention: Intervention | Sequence[Intervention]) -> ActedSCM:
-        """This model under do(...), one for all rows or one a row; UsageError for what the schema does not allow."""
+        """This model under do(...), one for all rows or one a row; UsageError for what the schema does not allow.
+
+        Warns of values that no row of the table had on which this SCM was fitted.
+        """
         self.mechanism(self.order[0])
         many = [intervention] if isinstance(intervention, Intervention) else list(intervention)
         checked = {one: one.check(self.schema) for one in many}  # a plan repeats few distinct interventions
+        self._warn_of_strange(checked.values())
         return ActedSCM(self, tuple(checked[one] for one in many), isinstance(intervention, Intervention))
+
+    def _warn_of_strange(self, interventions: Iterable[Intervention]) -> None:
+        """Once an attribute: a plan may hold a hundred thousand values, and is worked through in many batches."""
+        for one in interventions:
+            for name, value in one.assignments.items():
+                why = None if name in self._warned else self._marginals[name].strange(value)
+                if why:
+                    self._warned.add(name)
+                    log.warning("do(%s=%s): %s; what follows from it is extrapolated", name, value, why)
 
     def predict(self, noise: Noise) -> pd.DataFrame:
         """The rows under do(): the factual table."""
@@ -142,33 +210,91 @@ class SCM:
         self,
         table: pd.DataFrame,
         intervention: Intervention | Sequence[Intervention],
-        seed: int | Sequence[int] = 0,
+        seed: int | Sequence[int] | Seeds = 0,
+        impute: bool = False,
+        chunk: int = CHUNK,
     ) -> pd.DataFrame:
-        """abduct, act, predict: what each row's attributes would have been."""
-        return self.act(intervention).predict(self.abduct(table, seed))
+        """abduct, act, predict: what each row's attributes would have been.
+
+        Worked through ``chunk`` rows at a time; their number changes nothing but the memory it takes.
+        """
+        if chunk < 1:
+            raise UsageError(f"expected chunks of at least 1 row, got {chunk!r}")
+        acted = self.act(intervention)
+        acted.check_length(len(table))
+        seeds = row_seeds(seed, pd.Index([str(k) for k in table.index], dtype=object))
+        needed = acted.recomputed()
+        parts = []
+        for start in range(0, max(1, len(table)), chunk):
+            here = slice(start, start + chunk)
+            noise = self._abduct(table.iloc[here], seeds[here], impute, needed)
+            parts.append(acted[here].predict(noise))
+        return pd.concat(parts) if len(parts) > 1 else parts[0]
+
+    def stream(
+        self,
+        tables: Iterable[pd.DataFrame],
+        intervention: Intervention,
+        seed: int = 0,
+        impute: bool = False,
+    ) -> Iterator[pd.DataFrame]:
+        """The counterfactuals of one table after the other: for more rows than memory holds.
+
+        A row's answer is that of ``counterfactual`` on the whole, whatever table it comes in: draws belong to its key.
+        """
+        for table in tables:
+            yield self.counterfactual(table, intervention, seed, impute)
+
+    def resolve(
+        self,
+        table: pd.DataFrame,
+        intervention: Intervention | Sequence[Intervention],
+        seed: int | Sequence[int] | Seeds = 0,
+    ) -> list[Intervention]:
+        """One intervention a row that sets what ``intervention`` comes to there: what a plan stores.
+
+        Raises DataError where it comes to nothing, because the value that it changes is missing.
+        """
+        acted = self.act(intervention)
+        table_cf = self.counterfactual(table, intervention, seed)
+        found = []
+        for i, key in enumerate(table_cf.index):
+            values: dict[str, Any] = {name: table_cf[name].iat[i] for name in acted.at(i).names}
+            absent = next((name for name, value in values.items() if pd.isna(value)), None)
+            if absent is not None:
+                raise DataError(
+                    f"row {key!r}: {acted.at(i)} needs the value of {absent!r}, which is missing; fill it in, or use scm.impute"
+                )
+            found.append(do(values))
+        return found
 
     def sample(self, n: int, seed: int = 0, intervention: Intervention | None = None) -> pd.DataFrame:
-        """n fresh rows under ``intervention`` (default do()): interventional samples, *not* counterfactuals."""
-        fixed = (intervention or do()).check(self.schema).assignments
-        out = pd.DataFrame(index=pd.Index([f"sample-{i:06d}" for i in range(n)], dtype=object))
-        rows = row_seeds(natural(seed), out.index)
-        for k, name in enumerate(self.order):
-            mechanism = self.mechanism(name)
-            if name in fixed:
-                out[name] = pd.Series([fixed[name]] * n, index=out.index, dtype=self._dtype(name))
-            else:
-                out[name] = mechanism.sample(out[list(mechanism.parents)], stream(rows, k))
-        return self.schema.canonical(out)
+        """n fresh rows under ``intervention`` (default do()): interventional samples, *not* counterfactuals.
 
-    def _dtype(self, name: str) -> Any:
-        return np.float64 if self.schema[name].kind == "continuous" else object
+        Attributes that "<->" joins get dependent noises; one that do() sets keeps no tie to the others.
+        """
+        acted = self.act(intervention or do())
+        index = pd.Index([f"sample-{i:06d}" for i in range(n)], dtype=object)
+        rows = row_seeds(natural(seed), index)
+        out = pd.DataFrame(index=index)
+        for k, name in enumerate(self.order):
+            mechanism, own = self.mechanism(name), stream(rows, k)
+            tied = name in self._districts
+            noise = self._districts.draw(name, mechanism, rows, k) if tied else mechanism.draw(own)
+            out[name] = acted.applied(name, mechanism.predict(noise, out[list(mechanism.parents)]), rows)
+        return self.schema.canonical(out)
 
     # --- on disk
     def _content(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        states = {name: self.mechanism(name).state() for name in self.order}
-        arrays = {f"{name}/{key}": a for name, (_, found) in states.items() for key, a in found.items()}
-        data = {"graph": self.graph.to_json(), "schema": self.schema.to_json()}
-        return data | {"mechanisms": {name: state for name, (state, _) in states.items()}}, arrays
+        states = [self.mechanism(name).state() for name in self.order]
+        arrays = {f"mechanism {k}/{key}": a for k, (_, found) in enumerate(states) for key, a in found.items()}
+        arrays |= {f"marginal {k}": self._marginals[name].numbers for k, name in enumerate(self.order)}
+        arrays |= {f"noise {k}": self._districts.bank[n] for k, n in enumerate(self.order) if n in self._districts}
+        mechanisms = {
+            name: {"kind": self.mechanism(name).kind, "rows": self.rows[name], "state": state}
+            for name, (state, _) in zip(self.order, states)
+        }
+        return {"graph": self.graph.to_json(), "schema": self.schema.to_json(), "mechanisms": mechanisms}, arrays
 
     @property
     def digest(self) -> str:
@@ -176,72 +302,44 @@ class SCM:
         return storage.digest(*self._content())
 
     def save(self, directory: str | Path) -> None:
-        """Write ``scm.json`` (and ``scm.safetensors`` when there are flows) into ``directory``."""
+        """Write ``scm.json`` and ``scm.safetensors`` into ``directory``. The code of a FunctionMechanism is not saved."""
         storage.save(Path(directory), *self._content())
 
     @classmethod
-    def load(cls, directory: str | Path) -> SCM:
-        """Read what ``save`` wrote; ShardError when it is missing, corrupt, or not what its digest says."""
+    def load(cls, directory: str | Path, mechanisms: Mapping[str, Mechanism] | None = None) -> SCM:
+        """Read what ``save`` wrote; ``mechanisms`` are those of your own that were given to the saved SCM.
+
+        Raises ShardError when it is missing, corrupt, or not what its digest says; UsageError when a mechanism of your own is
+        not given, or is another version than the saved one.
+        """
         data, arrays = storage.load(Path(directory))
+        own = dict(mechanisms or {})
         try:
-            scm = cls(CausalGraph.from_json(data["graph"]), Schema.from_json(data["schema"]))
-            for name in scm.order:
-                own = {k.removeprefix(f"{name}/"): a for k, a in arrays.items() if k.startswith(f"{name}/")}
-                scm._mechanisms[name] = scm._new(name).restore(data["mechanisms"][name], own)
+            graph, schema = CausalGraph.from_json(data["graph"]), Schema.from_json(data["schema"])
+            kinds = {name: str(saved["kind"]) for name, saved in data["mechanisms"].items()}
+            states = {name: saved["state"] for name, saved in data["mechanisms"].items()}
+            scm = cls(graph, schema, {name: kind for name, kind in kinds.items() if kind != "function"})
+            for k, name in enumerate(scm.order):
+                start = f"mechanism {k}/"
+                found = {key.removeprefix(start): a for key, a in arrays.items() if key.startswith(start)}
+                if kinds[name] != "function":
+                    scm._mechanisms[name] = scm._new(name).restore(states[name], found)
+                scm._marginals[name] = Marginal(schema[name], arrays[f"marginal {k}"])
+                scm.rows[name] = int(data["mechanisms"][name]["rows"])
+            bank = {n: arrays[f"noise {k}"] for k, n in enumerate(scm.order) if f"noise {k}" in arrays}
+            scm._districts = Districts(graph.districts(), bank)
         except (KeyError, TypeError, ValueError, CfaugError) as error:
             raise ShardError(f"{directory}: not an SCM this version can read ({error}); fit the model again") from error
+        functions = [name for name in scm.order if kinds[name] == "function"]
+        if sorted(functions) != sorted(own):
+            raise UsageError(
+                f"{directory}: expected mechanisms of your own for {', '.join(functions) or 'no attribute'}, whose code is not "
+                f"saved, got {', '.join(own) or 'none'}; pass mechanisms={{name: FunctionMechanism}} to load"
+            )
+        scm._asked.update(own)
+        for name in functions:
+            scm._mechanisms[name] = scm._new(name).restore(states[name], {})
         return scm
-
-
-@dataclass(frozen=True)
-class ActedSCM:
-    """An SCM under interventions; ``predict`` is all it does."""
-
-    scm: SCM
-    interventions: tuple[Intervention, ...]
-    shared: bool  # one intervention for every row
-
-    def predict(self, noise: Noise) -> pd.DataFrame:
-        """The counterfactual rows of ``noise``: same columns, index and order as its factual table.
-
-        A missing value stays missing unless it is intervened on. An attribute that has to be computed anew, but whose
-        noise or parents are not known, becomes missing: what it would have been, nobody can say.
-        """
-        n = len(noise)
-        if not self.shared and len(self.interventions) != n:
-            raise UsageError(f"expected one intervention a row, got {len(self.interventions)} for {n} rows")
-        rows = [self.interventions[0].assignments] * n if self.shared else [i.assignments for i in self.interventions]
-        columns: dict[str, npt.NDArray[Any]] = {}
-        changed: dict[str, npt.NDArray[np.bool_]] = {}
-        for name in self.scm.order:
-            factual = noise.factual[name].to_numpy()
-            values = factual.copy()
-            mechanism = self.scm.mechanism(name)
-            fixed = np.array([name in r for r in rows], dtype=bool)
-            moved = np.zeros(n, dtype=bool)
-            for parent in mechanism.parents:
-                moved |= changed[parent]
-            moved &= ~fixed
-            if moved.any():
-                known = moved & ~np.isnan(noise.values[name]).any(axis=1)
-                for parent in mechanism.parents:
-                    known &= np.asarray(pd.notna(columns[parent]), dtype=np.bool_)
-                values[moved] = None
-                if known.any():
-                    parents = pd.DataFrame({p: columns[p][known] for p in mechanism.parents})
-                    values[known] = mechanism.predict(noise.values[name][known], parents)
-            for i in np.flatnonzero(fixed):
-                values[i] = rows[i][name]
-            # NaN differs from NaN, but a value that was and is missing has not changed; unless it had to be computed
-            # anew: then it may well have, and its own children cannot stay what they were
-            absent = np.asarray(pd.isna(values) & pd.isna(factual), dtype=np.bool_)
-            columns[name] = values
-            changed[name] = np.asarray(np.where(absent, moved, values != factual), dtype=np.bool_)
-        index = noise.factual.index
-        names = self.scm.schema.names
-        return pd.DataFrame(
-            {c: pd.Series(columns[c], index=index, dtype=self.scm._dtype(c)) for c in names}, index=index
-        )
 
 
 def _complete(table: pd.DataFrame, name: str, parents: Sequence[str]) -> npt.NDArray[np.bool_]:
@@ -257,3 +355,18 @@ def _tell(name: str, parents: Sequence[str], rows: npt.NDArray[np.bool_]) -> Non
             f"expected rows that have {what}, got none among {len(rows)}; fill in some of the missing values"
         )
     log.warning("%s: learned from the %d of %d rows that have %s", name, rows.sum(), len(rows), what)
+
+
+def _warn(mechanism: Mechanism, marginal: Marginal, rows: int) -> None:
+    """What a fit cannot know, with numbers."""
+    name = mechanism.name
+    if marginal.constant:
+        log.warning("%s has one value in all %d rows: nothing says what another value of it would do", name, rows)
+    elif rows < mechanism.parameters:
+        log.warning(
+            "%s: %d rows for %d parameters given %s; expect a rough mechanism, or use a simpler one (mechanisms={%r: ...})",
+            name, rows, mechanism.parameters, ", ".join(mechanism.parents) or "no parents", name,
+        )  # fmt: skip
+    unseen = [v for v in marginal.attribute.values or () if v not in marginal.seen]
+    if unseen:
+        log.warning("%s=%s: no row to learn from; it gets a small probability", name, unseen[0])

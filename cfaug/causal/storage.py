@@ -1,4 +1,4 @@
-"""A fitted SCM on disk: scm.json, and scm.safetensors when a mechanism has arrays. No pickle.
+"""A fitted SCM on disk: scm.json and scm.safetensors. No pickle.
 
 The digest covers the JSON and every array (name, type, shape, bytes); loading recomputes it, so that a file that
 was cut, edited or mixed with another's is refused and never half believed. It promises integrity, not authenticity.
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from cfaug.data.files import replace_file
 from cfaug.errors import ShardError
 
-FORMAT = 1
+FORMAT = 2
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
@@ -27,21 +27,19 @@ def digest(data: Mapping[str, Any], arrays: Arrays) -> str:
     text = json.dumps(data, sort_keys=True, separators=(",", ":"))
     h = hashlib.sha256(text.encode())
     for name in sorted(arrays):
-        a = np.ascontiguousarray(arrays[name])
+        a = np.asarray(arrays[name], order="C")
         h.update(f"\n{name} {a.dtype.str} {a.shape}\n".encode() + a.tobytes())
     return h.hexdigest()
 
 
 def save(directory: Path, data: Mapping[str, Any], arrays: Arrays) -> None:
     """Write both files, each complete or not at all."""
+    from safetensors.numpy import save as pack
+
     directory.mkdir(parents=True, exist_ok=True)
     whole = {"format": FORMAT, "digest": digest(data, arrays), **data}
-    if arrays:
-        from safetensors.numpy import save as pack
-
-        replace_file(directory / "scm.safetensors", pack({k: np.ascontiguousarray(v) for k, v in arrays.items()}))
-    else:
-        (directory / "scm.safetensors").unlink(missing_ok=True)
+    packed = {k: np.asarray(v, order="C") for k, v in arrays.items()}  # ascontiguousarray would make () into (1,)
+    replace_file(directory / "scm.safetensors", pack(packed))
     replace_file(directory / "scm.json", (json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
 
 

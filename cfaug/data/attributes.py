@@ -54,6 +54,12 @@ def text_of(value: Any) -> str | None:
     return str(value)
 
 
+def _keys(index: pd.Index) -> pd.Index:
+    """The source keys as text; a million that are text already are not looked at one by one."""
+    whole = pd.api.types.infer_dtype(index, skipna=False) == "string"
+    return pd.Index(index.astype(object) if whole else [str(k) for k in index], dtype=object, name=index.name)
+
+
 def _order(values: Iterable[str]) -> tuple[str, ...]:
     """Sorted; as numbers when all of them are numbers, so that "10" comes after "9"."""
     unique = sorted(set(values))
@@ -260,7 +266,7 @@ class Schema:
         The index is kept, as text. Raises DataError for a missing column or a text in a continuous one.
         """
         out: dict[str, Any] = {}
-        index = pd.Index([str(k) for k in table.index], dtype=object, name=table.index.name)
+        index = _keys(table.index)
         for a in self.attributes:
             if a.name not in table.columns:
                 raise DataError(f"the table has no column {a.name!r}; {near(a.name, map(str, table.columns))}")

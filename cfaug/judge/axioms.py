@@ -96,7 +96,7 @@ def reversibility(
     NaN where the value before the intervention is not known: what cannot be restored cannot be judged.
     """
     there, attributes = counterfactuals(model, images, table, interventions, seed)
-    before = [{name: table.iloc[i][name] for name in act.assignments} for i, act in enumerate(interventions)]
+    before = [{name: table.iloc[i][name] for name in act.names} for i, act in enumerate(interventions)]
     back = [do({name: value for name, value in row.items() if not pd.isna(value)}) for row in before]
     again, _ = counterfactuals(model, there, attributes, back, seed)
     known = [len(undone.assignments) == len(row) for undone, row in zip(back, before, strict=True)]

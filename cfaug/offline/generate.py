@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirmed
 from cfaug.causal.intervention import Intervention
 from cfaug.data import AttributeDataset, Schema, pixel_digest
 from cfaug.errors import CfaugError, DataError, UsageError, generating
@@ -97,15 +98,15 @@ def generate(
     through the model at once. A committed shard whose file is missing or of the wrong size is made again and must come
     out the same. `on_shard` is called with each manifest row as it is committed. `overwrite` drops what `out` has.
 
-    :class:`UsageError` before anything is written: wrong split, an intervention outside the schema, shards of another
-    run, another process writing. :class:`DataError` for a source the data set does not have. :class:`CfaugError` for a
+    :class:`UsageError` before anything is written: wrong split, an intervention outside the schema, on the target or on a
+    cause of it, a graph with edges that nobody confirmed, shards of another run, another process writing. :class:`DataError` for a source the data set does not have. :class:`CfaugError` for a
     full disk, a dead worker, a model that returns the wrong shape or non-finite pixels.
     """
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"expected batch_size of at least 1, got {batch_size!r}")
     runner = make_engine(engine, workers)
     positions = _positions(dataset, plan)
-    _check_interventions(model.schema, plan)
+    _check_interventions(model, plan)
     environment = environment_of(model, batch_size)
     started = time.perf_counter()
     with ShardDirectory(Path(out) / "shards") as shards:
@@ -251,11 +252,22 @@ def _positions(dataset: AttributeDataset, plan: Plan) -> dict[str, int]:
     return positions
 
 
-def _check_interventions(schema: Schema, plan: Plan) -> None:
+def _check_interventions(model: Model, plan: Plan) -> None:
+    """UsageError for a value that is none, a label that would have to change, and a graph nobody has confirmed."""
+    schema, graph = model.schema, getattr(model, "graph", None)
     distinct: set[Intervention] = {row.do for row in plan}
     for intervention in sorted(distinct, key=str):
         for name, value in intervention.assignments.items():
             schema.check_value(name, value)
+    names = sorted({name for intervention in distinct for name in intervention.names})
+    if schema.target in names:
+        raise UsageError(
+            f"the plan sets the target {schema.target!r}, but training keeps a source's label: plan for other attributes"
+        )
+    if isinstance(graph, CausalGraph):
+        refuse_unconfirmed(graph)
+        if schema.target is not None:
+            refuse_if_ancestor(graph, schema.target, names)
 
 
 def _check_same_run(directory: Path, row: ManifestRow, plan: Plan, model: Model, environment: Environment) -> None:

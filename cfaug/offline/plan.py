@@ -81,6 +81,8 @@ class Plan:
                 raise UsageError(
                     f"plan row {row.key!r}: expected seed in [0, 2**53), shard and replica >= 0, got {row}"
                 )
+            if row.do.changes:
+                raise UsageError(f"plan row {row.key!r}: expected values in do, got {row.do}: resolve it (SCM.resolve)")
             keys.add(row.key)
             self._by_shard.setdefault(row.shard, []).append(row)
         for shard, members in self._by_shard.items():

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from cfaug.causal import CausalGraph, missing_counts, refuse_if_ancestor
+from cfaug.causal import SCM, CausalGraph, missing_counts, refuse_if_ancestor
 from cfaug.checks import check_depth
 from cfaug.config import Recipe
 from cfaug.data import (
@@ -94,7 +94,7 @@ def open_inputs(recipe: Recipe, progress: bool = True, fitted: bool = False) -> 
         )
     _known_to_learn(recipe)
     train = _open(recipe, graph, "train")
-    graph.check(train.schema)
+    SCM(graph, train.schema, recipe.scm.mechanisms)  # names and kinds; nothing is fitted
     _check_decoder(recipe, graph, train.schema, fitted)
     val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
     shape = train.image(0).shape

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cfaug import causal
-from cfaug.causal import SCM
+from cfaug.causal import SCM, refuse_unconfirmed
 from cfaug.config import Recipe
 from cfaug.data import load_images
 from cfaug.decode import CounterfactualModel, Decoder, DiffusionDecoder, DistilledDecoder, processes
@@ -28,6 +28,7 @@ from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.judge.report import write_report
 from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
+from cfaug.stages.diagnosis import diagnosis
 from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.discovery import Findings, discover
 from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
@@ -96,8 +97,10 @@ class Pipeline:
     # -- stages ------------------------------------------------------------------------------------------------------
 
     def diagnose(self) -> dict[str, Any]:
-        """Measure the confounding; writes ``diagnosis.json``."""
-        found = causal.diagnose(self.inputs.train.table, self.inputs.schema, self.inputs.graph)
+        """Measure the confounding, test the graph, foretell what the plan will do; writes ``diagnosis.json``."""
+        counterfactual = uses_counterfactuals(self.recipe)
+        plan = (self._saved_plan() or self._make_plan()) if counterfactual else None  # looked at, not yet written
+        found = diagnosis(self.recipe, self.inputs, self.scm, plan)
         self.directory.write_json("diagnosis.json", found)
         return found
 
@@ -107,6 +110,15 @@ class Pipeline:
             found = discover(self.recipe, self.inputs, self.progress)
         self.directory.write_json("discovery.json", found.to_json())
         return found
+
+    @cached_property
+    def scm(self) -> SCM:
+        """The attributes' SCM: the fitted model's when there is one, else fitted now; the same seed fits the same."""
+        if "model" in self.__dict__:
+            return self.model.scm
+        inputs = self.inputs
+        scm = SCM(inputs.graph, inputs.schema, self.recipe.scm.mechanisms)
+        return scm.fit(inputs.train.table, seed=self.recipe.seed)
 
     @cached_property
     def model(self) -> CounterfactualModel:
@@ -120,6 +132,10 @@ class Pipeline:
             self._fit(folder)
         model = CounterfactualModel.load(folder, device)
         refuse_other_model(self.inputs, model.scm.graph, model.schema, folder)
+        if self.leads:
+            card = causal.assumption_card(model.scm, self.inputs.train.table)
+            self.directory.write_json("assumptions.json", card)
+            self.directory.write("ASSUMPTIONS.md", card["text"].encode())
         return model
 
     def fit(self) -> CounterfactualModel:
@@ -127,13 +143,12 @@ class Pipeline:
         return self.model
 
     def _fit(self, folder: Path) -> None:
-        recipe, inputs, partial = self.recipe, self.inputs, self.out / "fit.partial"
+        partial = self.out / "fit.partial"
         with self._timed("fit"):
-            scm = SCM(inputs.graph, inputs.schema).fit(inputs.train.table, seed=recipe.seed)
-            decoder = self._fit_decoder(scm, folder / "teacher", partial)
+            decoder = self._fit_decoder(self.scm, folder / "teacher", partial)
             if self.leads:
                 with _writing(folder):
-                    CounterfactualModel(scm, decoder).save(folder)
+                    CounterfactualModel(self.scm, decoder).save(folder)
                 shutil.rmtree(partial, ignore_errors=True)
         self._meet()
 
@@ -159,11 +174,18 @@ class Pipeline:
     @cached_property
     def planned(self) -> Plan:
         """The plan: loaded when it is on disk, else made now."""
+        if (plan := self._saved_plan()) is None:
+            plan = self._make_plan()
+            plan.save(self.out / "plan")
+        return plan
+
+    def _saved_plan(self) -> Plan | None:
         folder = self.out / "plan"
-        if (folder / "plan.json").exists():
-            return Plan.load(folder)
+        return Plan.load(folder) if (folder / "plan.json").exists() else None
+
+    def _make_plan(self) -> Plan:
         config = self.recipe.plan
-        plan = balance_groups(
+        return balance_groups(
             self.inputs.train.table,
             self.inputs.schema,
             per_image=config.per_image,
@@ -171,15 +193,14 @@ class Pipeline:
             seed=self.recipe.seed,
             samples_per_shard=self.recipe.generate.samples_per_shard,
         )
-        plan.save(folder)
-        return plan
 
     def plan(self) -> Plan:
         """Decide every counterfactual; writes ``plan/``."""
         return self.planned
 
     def generate(self) -> GenerateReport:
-        """Write the shards that are missing."""
+        """Write the shards that are missing; UsageError, before anything is fitted, while an edge is not confirmed."""
+        refuse_unconfirmed(self.inputs.graph)
         config = self.recipe.generate
         model, plan = self.model, self.planned
         with self._timed("generate"):
@@ -306,12 +327,21 @@ class Pipeline:
             "resolved configuration": json.dumps(self.recipe.to_dict()),
         }
         path = self.out / "report.html"
-        write_report(
-            path,
-            report_data(
-                self.recipe, self.inputs, rows, evaluation, self.model if counterfactual else None, after, facts
-            ),
+        found = self.directory.read_json("diagnosis.json") or self.diagnose()
+        content = report_data(
+            self.recipe,
+            self.inputs,
+            rows,
+            evaluation,
+            self.model if counterfactual else None,
+            after,
+            facts,
+            diagnosis=found,
+            falsification=found["falsification"],
+            card=self.directory.read_json("assumptions.json"),
+            discovery=self.directory.read_json("discovery.json"),
         )
+        write_report(path, content)
         return path
 
     def verify(self) -> VerifyReport:
@@ -320,6 +350,8 @@ class Pipeline:
 
     def run(self) -> Path:
         """Every stage; counterfactuals only if a listed method uses them."""
+        if uses_counterfactuals(self.recipe):
+            refuse_unconfirmed(self.inputs.graph)
         self.diagnose()
         path = self.report()
         if uses_counterfactuals(self.recipe) and not (report := self.verify()).ok:

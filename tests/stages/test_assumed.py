@@ -1,0 +1,71 @@
+"""What a run says of its assumptions, and what it refuses because of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import call, folder_recipe
+
+from cfaug.causal import do
+from cfaug.config import load_recipe
+from cfaug.errors import UsageError
+from cfaug.offline import Plan, PlanRow, generate
+from cfaug.stages import Pipeline
+
+EDGES = "species -> image; background -> image"
+
+
+def test_the_diagnosis_tests_the_graph_and_foretells_the_plan(finished: Path) -> None:
+    found = json.loads((finished / "diagnosis.json").read_text())
+    assert found["falsification"]["correction"] == "holm"
+    planned = found["forecast"]["spurious"]["background"]
+    assert planned["counterfactual"]["nmi"] < 0.01 < 0.1 < planned["factual"]["nmi"]
+    assert found["forecast"]["rows"] == len(Plan.load(finished / "plan"))
+    assert all(part in "\n".join(found["text"]) for part in ("dependence on species", "the graph implies", "plan:"))
+    card = json.loads((finished / "assumptions.json").read_text())
+    assert (finished / "ASSUMPTIONS.md").read_text() == card["text"]
+    assert set(card["mechanisms"]) == {"species", "background"}
+
+
+def test_nothing_is_generated_from_an_edge_that_nobody_confirmed(birds: Path, tmp_path: Path, capsys: Any) -> None:
+    recipe = folder_recipe(tmp_path / "r.yaml", birds, graph=f"species ->? background; {EDGES}")
+    out = tmp_path / "out"
+    for command in ("run", "generate", "train"):
+        answer = call(capsys, command, recipe, "--out", out)
+        assert answer.code == 2
+        assert answer.err.count("\n") == 1
+        assert "nobody confirmed: species ->? background; remove the ?" in answer.err
+    assert not (out / "model").exists()  # said before anything is fitted
+    answer = call(capsys, "diagnose", recipe, "--out", out)  # looking is free
+    assert answer.code == 0
+    assert "nobody has confirmed species ->? background" in answer.out
+    pipeline = Pipeline(load_recipe(recipe), out, progress=False)
+    with pytest.raises(UsageError, match="nobody confirmed"):
+        pipeline.model.act(do(background="water"))
+    with pytest.raises(UsageError, match="nobody confirmed"):
+        generate(pipeline.model, pipeline.inputs.train, pipeline.plan(), tmp_path / "own", workers=0, progress=False)
+    assert not (tmp_path / "own").exists()
+
+
+def test_a_mechanism_that_does_not_suit_is_said_before_anything_else(birds: Path, tmp_path: Path, capsys: Any) -> None:
+    for mechanisms, word in (
+        ({"background": "linear"}, "'background' is categorical"),
+        ({"backgruond": "categorical"}, "did you mean background"),
+        ({"background": "magic"}, "unknown mechanism 'magic'"),
+    ):
+        recipe = folder_recipe(tmp_path / "r.yaml", birds, scm={"mechanisms": mechanisms})
+        answer = call(capsys, "fit", recipe, "--out", tmp_path / "out")
+        assert (answer.code, answer.err.count("\n")) == (2, 1)
+        assert word in answer.err
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_plan_that_would_need_another_label_is_refused(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(load_recipe(recipe), finished, progress=False)
+    key = pipeline.inputs.train.key(0)
+    plan = Plan([PlanRow("one", key, do(species="water"), 1, 0, 0)])
+    with pytest.raises(UsageError, match="sets the target 'species', but training keeps a source's label"):
+        generate(pipeline.model, pipeline.inputs.train, plan, tmp_path / "out", workers=0, progress=False)
