@@ -290,7 +290,3 @@ def missing_counts(table: pd.DataFrame, schema: Schema) -> dict[str, int]:
     """Attribute -> rows without a value; only the attributes that lack any."""
     counts = schema.canonical(table).isna().sum()
     return {str(name): int(n) for name, n in counts.items() if n}
-
-
-# the package imports it from here; last, since it stands on everything above
-from cfaug.causal.diagnosis import diagnose as diagnose  # noqa: E402

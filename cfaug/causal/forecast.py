@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.confounding import Dependence, coded, dependence, target_of
+from cfaug.causal.confounding import Dependence, coded, correlation, dependence, target_of
 from cfaug.causal.diagnosis import ALPHA, aligned, p_text, wrapped
 from cfaug.causal.intervention import Intervention
 from cfaug.data.attributes import IMAGE, Schema
@@ -47,7 +47,8 @@ def forecast(
     row counts once. Of more than ``most`` planned counterfactuals a sample with a fixed seed is computed, and counts are scaled up.
 
     ``{"rows", "interventions", "null", "sampled" (or None), "unchanged", "label_changed", "unknown", "shares",
-    "spurious": {name: {"factual", "counterfactual", "mixture": Dependence fields (counterfactual None without any), "broken": bool | None,
+    "spurious": {name: {"factual", "counterfactual", "mixture": Dependence fields (counterfactual None without any; the first two with
+    "eta", "eta_p_value", None unless continuous), "broken": bool | None,
     "groups", "filled": [{"name", "n"}], "still_empty": [names],
     "smallest": {"factual", "counterfactual": {"name", "n"}, "mixture": {"name", "share"}}}},
     "outside": {continuous attribute: rows beyond its range in the table}, "recomputed": {attribute: rows in which it changes unasked},
@@ -157,6 +158,8 @@ def _dependences(
     targets, levels = grouper.schema[grouper.target].categories, grouper.level_names(name)
     tables = {part: _counts(grouper, name, rows, (len(targets), len(levels))) for part, rows in parts.items()}
     own = {part: dependence(_filled(counts)) for part, counts in tables.items()}
+    # a shift that moves every row into one quartile leaves no dependence of quartiles, and all that of the values
+    eta = {part: _eta(grouper, name, parts[part]) for part in ("real", "counterfactual")}
     # a row of a part weighs its share over the part's rows; a sample stands for all of them
     per_row = {part: shares[part] / max(1, sizes[part]) for part in PARTS}
     up = {part: sizes[part] / max(1, len(parts[part])) for part in PARTS}
@@ -168,10 +171,10 @@ def _dependences(
     after = np.rint(up["counterfactual"] * tables["counterfactual"]).ravel()
     planned = sizes["counterfactual"] > 0
     return {
-        "factual": asdict(own["real"]),
-        "counterfactual": asdict(own["counterfactual"]) if planned else None,
+        "factual": asdict(own["real"]) | eta["real"],
+        "counterfactual": asdict(own["counterfactual"]) | eta["counterfactual"] if planned else None,
         "mixture": asdict(mixture),
-        "broken": not _dependent(own["counterfactual"]) if planned else None,
+        "broken": not _dependent(own["counterfactual"], eta["counterfactual"]["eta_p_value"]) if planned else None,
         "groups": len(names),
         "filled": [{"name": g, "n": int(n)} for g, b, n in zip(names, before, after) if not b and n],
         "still_empty": [g for g, b, n in zip(names, before, after) if not b and not n],
@@ -199,8 +202,20 @@ def _filled(counts: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.compress(some.sum(0) > 0, some, axis=1)
 
 
-def _dependent(found: Dependence) -> bool:
-    return found.p_value < ALPHA and found.nmi > found.nmi_chance
+def _eta(grouper: Grouper, name: str, rows: pd.DataFrame) -> dict[str, float | None]:
+    """Correlation ratio of a continuous attribute over the target, as it is; None for another."""
+    if grouper.schema[name].kind != "continuous":
+        return {"eta": None, "eta_p_value": None}
+    y = pd.Index(grouper.schema[grouper.target].categories).get_indexer(pd.Index(rows[grouper.target]))
+    found = correlation(rows[name].to_numpy(dtype=np.float64), y.astype(np.int64))
+    return {"eta": found.eta, "eta_p_value": found.p_value}
+
+
+def _dependent(found: Dependence, eta_p_value: float | None) -> bool:
+    if eta_p_value is not None and 2 * eta_p_value < ALPHA:
+        return True
+    tests = 1 if eta_p_value is None else 2
+    return tests * found.p_value < ALPHA and found.nmi > found.nmi_chance
 
 
 def _outside(factual: pd.DataFrame, after: pd.DataFrame, schema: Schema, scale: float) -> dict[str, int]:
@@ -257,9 +272,10 @@ def _warnings(result: Mapping[str, Any], target: str) -> list[str]:
     for name, row in result["spurious"].items():
         if row["broken"] is False:
             made, was = row["counterfactual"], row["factual"]
+            eta = "" if made["eta"] is None else f", eta {made['eta']:.3f} (p {p_text(made['eta_p_value'])})"
             lines.append(
                 f"{name}: the plan does not break its dependence on {target}: NMI {made['nmi']:.3f} among the counterfactuals "
-                f"(chance {made['nmi_chance']:.3f}, p {p_text(made['p_value'])}), {was['nmi']:.3f} in the table; draw the values independently of {target}"
+                f"(chance {made['nmi_chance']:.3f}, p {p_text(made['p_value'])}){eta}, NMI {was['nmi']:.3f} in the table; draw the values independently of {target}"
             )
     if result["label_changed"]:
         lines.append(

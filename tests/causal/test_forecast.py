@@ -219,6 +219,22 @@ def test_values_beyond_the_table_and_rows_without_a_value() -> None:
     assert given["unchanged"] == int((t["a"] == "r").sum())
 
 
+def test_values_that_all_move_into_one_quartile_keep_their_dependence() -> None:
+    rng = np.random.default_rng(0)
+    t = pd.DataFrame({"y": np.arange(200) % 2, "size": np.arange(200) % 2 + rng.normal(size=200)})
+    t.index = pd.Index([f"k{i}" for i in range(200)])
+    schema = Schema([Attribute("y"), Attribute("size", "continuous")], "y", ["size"])
+    scm = Copying(CausalGraph("y -> size; y -> image; size -> image"), schema, "size", {})
+    shifted = forecast(t, schema, scm, [(key, do(size=float(v) + 50)) for key, v in t["size"].items()])
+    size = shifted["spurious"]["size"]
+    assert size["counterfactual"]["nmi"] == 0
+    assert size["counterfactual"]["eta"] == pytest.approx(size["factual"]["eta"])
+    assert not size["broken"]
+    assert any("does not break" in w and ", eta 0." in w for w in shifted["warnings"])
+    fair = forecast(t, schema, scm, [(key, do(size=float(v))) for key, v in zip(t.index, rng.permutation(t["size"]))])
+    assert fair["spurious"]["size"]["broken"]
+
+
 def test_the_plan_of_the_pipeline_is_forecast_and_shown() -> None:
     rng = np.random.default_rng(0)
     t = world(300).assign(size=rng.normal(size=300) + world(300)["y"].to_numpy())
