@@ -27,7 +27,7 @@ def test_the_diagnosis_tests_the_graph_and_foretells_the_plan(finished: Path) ->
     assert all(part in "\n".join(found["text"]) for part in ("dependence on species", "the graph implies", "plan:"))
     card = json.loads((finished / "assumptions.json").read_text())
     assert (finished / "ASSUMPTIONS.md").read_text() == card["text"]
-    assert set(card["mechanisms"]) == {"species", "background"}
+    assert set(card["mechanisms"]) == {"species", "background", "glow"}
 
 
 def test_nothing_is_generated_from_an_edge_that_nobody_confirmed(birds: Path, tmp_path: Path, capsys: Any) -> None:
