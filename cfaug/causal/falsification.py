@@ -188,8 +188,8 @@ def _text(found: dict[str, Any]) -> list[str]:
     else:
         which = "" if found["complete"] else " (too many to test all: one separating set a pair)"
         lines = [
-            f"the graph implies {len(tests)} independences{which}; of {tested} tested, {failed} fail at alpha "
-            f"{found['alpha']:g} with Holm's correction"
+            f"the graph implies {len(tests)} independence{'s' * (len(tests) > 1)}{which}; of {tested} tested, "
+            f"{failed or 'none'} fail{'s' * (failed < 2)} at alpha {found['alpha']:g} with Holm's correction"
         ]
         pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for test in (t for t in tests if t["decided"]):
@@ -201,7 +201,10 @@ def _text(found: dict[str, Any]) -> list[str]:
                 f"{fails} of the {len(same)} sets said to separate them do not"
             )
         if failed:
-            lines.append("the graph is wrong there: look for a missing edge, a missing <-> or a reversed arrow")
+            lines.append(
+                f"there the graph is wrong (chance alone does this to at most {100 * found['alpha']:g} % of right graphs): "
+                "look for a missing edge, a missing <-> or a reversed arrow"
+            )
         elif tested:
             lines.append("that none fails does not confirm the graph: others imply the same, or less")
         if found["undecided"]:
