@@ -306,9 +306,7 @@ def _check(
     table: pd.DataFrame, schema: Schema, method: str, alpha: float, background: Background, bootstraps: int
 ) -> None:
     if method not in METHODS:
-        raise UsageError(
-            f"discover.method must be one of {', '.join(METHODS)}, but {method!r} came; {near(method, METHODS)}"
-        )
+        raise UsageError(f"discover.method must be one of {', '.join(METHODS)}, but {method!r} came; choose one")
     if not 0 < alpha < 1:
         raise UsageError(f"discover.alpha must be between 0 and 1, but {alpha!r} came; 0.05 or 0.01 are usual")
     if bootstraps < 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -128,8 +128,16 @@ def graph_drawing(
     bidirected: Sequence[tuple[str, str]] = (),
     target: str = "",
     spurious: Sequence[str] = (),
+    unconfirmed: Collection[tuple[str, str]] = (),
+    confidences: Mapping[tuple[str, str], float] | None = None,
+    marks: Mapping[tuple[str, str], str] | None = None,
 ) -> str:
-    """The causal graph, left to right; a dashed double arrow is a hidden common cause."""
+    """The causal graph, left to right; a dashed double arrow is a hidden common cause.
+
+    ``unconfirmed`` edges and pairs are dotted, with a question mark. ``confidences`` in [0, 1] make their edge wider and
+    stand beside it. ``marks`` are the ends of edges that are no plain arrows: "--" none, "o->" and "o-o" with circles.
+    """
+    confidences, marks = confidences or {}, marks or {}
     depth = _columns(nodes, edges)
     box, tall = max(90, 9 * max(len(node) for node in nodes) + 28), 38
     by_column: dict[int, list[str]] = {}
@@ -145,27 +153,81 @@ def graph_drawing(
     parts = [
         _canvas(width, height, "causal graph"),
         '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="8" markerHeight="8" '
-        'orient="auto-start-reverse"><path d="M0 0 L10 5 L0 10 z" class="tip"/></marker></defs>',
+        'orient="auto-start-reverse"><path d="M0 0 L10 5 L0 10 z" class="tip"/></marker>'
+        '<marker id="ring" viewBox="0 0 10 10" refX="5" refY="5" markerWidth="8" markerHeight="8">'
+        '<circle cx="5" cy="5" r="3.5" style="fill:var(--panel);stroke:context-stroke"/></marker></defs>',
     ]
+
+    def look(pair: tuple[str, str]) -> str:
+        """Width by confidence and dots for doubt, laid over the class of the edge."""
+        style = f"stroke-width:{1 + 2.4 * confidences[pair]:.2f};" if pair in confidences else ""
+        style += "stroke-dasharray:1 6;stroke-linecap:round;" if pair in unconfirmed else ""
+        return f' style="{style}"' if style else ""
+
+    def beside(pair: tuple[str, str], x: float, y: float) -> str:
+        words = [f"{100 * confidences[pair]:.0f} %"] if pair in confidences else []
+        words += ["?"] if pair in unconfirmed else []
+        if not words:
+            return ""
+        return f'<text x="{x:.0f}" y="{y - 5:.0f}" class="axis halo" text-anchor="middle">{" ".join(words)}</text>'
+
+    labels: list[str] = []
     for a, b in edges:
         (x1, y1), (x2, y2) = place[a], place[b]
         x1 += box
         bend = (x2 - x1) / 2
-        parts.append(
-            f'<path d="M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}" class="edge" marker-end="url(#tip)"/>'
+        kind = marks.get((a, b), "->")
+        ends = ' marker-start="url(#ring)"' if kind.startswith("o") else ""
+        ends += (
+            ' marker-end="url(#tip)"' if kind.endswith(">") else ' marker-end="url(#ring)"' if kind[-1] == "o" else ""
         )
+        parts.append(
+            f'<path d="M{x1} {y1} C{x1 + bend} {y1} {x2 - bend} {y2} {x2} {y2}" class="edge"{look((a, b))}{ends}/>'
+        )
+        labels.append(beside((a, b), (x1 + x2) / 2, (y1 + y2) / 2))
     for a, b in bidirected:
         (x1, y1), (x2, y2) = place[a], place[b]
         reach = 34 + 12 * abs(list(by_column[depth[a]]).index(a) - len(by_column[depth[b]]))
         x1, x2, left = (x1, x2, min(x1, x2) - reach) if depth[a] == depth[b] else (x1 + box / 2, x2, min(x1, x2))
         parts.append(
-            f'<path d="M{x1} {y1} C{left} {y1} {left} {y2} {x2} {y2}" class="edge hidden" marker-start="url(#tip)" '
-            'marker-end="url(#tip)"/>'
+            f'<path d="M{x1} {y1} C{left} {y1} {left} {y2} {x2} {y2}" class="edge hidden"{look((a, b))} '
+            'marker-start="url(#tip)" marker-end="url(#tip)"/>'
         )
+        labels.append(beside((a, b), (x1 + 6 * left + x2) / 8, (y1 + y2) / 2))
     for node, (x, y) in place.items():
         kind = (
             "target" if node == target else "spurious" if node in spurious else "image" if node == "image" else "plain"
         )
         parts.append(f'<rect x="{x}" y="{y - tall / 2}" width="{box}" height="{tall}" rx="6" class="node {kind}"/>')
         parts.append(f'<text x="{x + box / 2}" y="{y + 5}" text-anchor="middle" class="name">{escape(node)}</text>')
-    return "".join([*parts, "</svg>"])
+    return "".join([*parts, *labels, "</svg>"])
+
+
+def discovery_drawing(found: Mapping[str, Any]) -> str:
+    """The attributes of a ``discovery.json`` and the edges proposed between them; the image is left out.
+
+    Raises:
+        UsageError: ``found`` is something else.
+    """
+    from cfaug.causal.discovery import Discovery
+
+    discovery = Discovery.from_json(found)
+    graph = discovery.graph()
+    marks: dict[tuple[str, str], str] = {}
+    shares: dict[tuple[str, str], float] = {}
+    doubtful = set()
+    for edge in discovery.edges:
+        pair = (edge.a, edge.b) if (edge.a, edge.b) in graph.edges else (edge.b, edge.a)
+        if edge.kind == "<->":
+            pair = (min(pair), max(pair))
+        elif pair == (edge.a, edge.b):
+            marks[pair] = edge.kind
+        else:  # drawn from the other end
+            marks[pair] = {"-o": "o-"}.get(edge.kind, edge.kind)
+        if edge.presence is not None:
+            shares[pair] = edge.presence
+        if not edge.required:
+            doubtful.add(pair)
+    return graph_drawing(
+        graph.nodes, graph.edges, graph.bidirected, unconfirmed=doubtful, confidences=shares, marks=marks
+    )
