@@ -1,0 +1,345 @@
+"""The real causal-learn and dagma on tables whose graph is known: textbook structures, knowledge, confidence, refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given as drawn
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from cfaug.causal import CausalGraph
+from cfaug.causal.background import Background
+from cfaug.causal.discovery import METHODS, Discovery, Edge, discover, extension
+from cfaug.causal.graph import refuse_unconfirmed
+from cfaug.causal.structure_learning import Score
+from cfaug.data import Attribute, Schema
+from cfaug.errors import DataError, UsageError
+
+RNG = np.random.default_rng
+N = 2000
+
+
+def schema(*names: str) -> Schema:
+    """Capitals are categorical."""
+    return Schema([Attribute(n, "categorical" if n.isupper() else "continuous") for n in names])
+
+
+def noise(seed: int, n: int = N) -> Any:
+    return RNG(seed).laplace(size=n)
+
+
+def level(score: Any, seed: int) -> Any:
+    """Three values, the higher the score the later in the alphabet."""
+    return np.array(list("pqr"))[np.digitize(score + RNG(seed).logistic(size=len(score)) * 0.5, [-0.8, 0.8])]
+
+
+def chain(n: int = N) -> pd.DataFrame:
+    """x -> B -> z, curved and mixed."""
+    x = RNG(1).standard_normal(n)
+    b = level(1.5 * np.sin(2 * x), 2)
+    return pd.DataFrame(
+        {"x": x, "B": b, "z": np.array([0.0, 1.5, -1.0])[np.searchsorted(list("pqr"), b)] + noise(3, n)}
+    )
+
+
+def collider(n: int = N) -> pd.DataFrame:
+    """x -> z <- B, z -> w."""
+    x, b = RNG(1).standard_normal(n), RNG(2).choice(list("pq"), n)
+    z = np.abs(x) + 0.8 * x + (b == "p") + 0.5 * noise(3, n)
+    return pd.DataFrame({"x": x, "B": b, "z": z, "w": np.tanh(z) + 0.5 * RNG(4).standard_normal(n)})
+
+
+def confounder(n: int = N) -> pd.DataFrame:
+    """C -> x, C -> y."""
+    c = RNG(1).choice(list("pqr"), n)
+    push = np.array([0.0, 1.5, -1.5])[np.searchsorted(list("pqr"), c)]
+    return pd.DataFrame({"C": c, "x": push + noise(2, n), "y": push**2 + noise(3, n)})
+
+
+def found(table: pd.DataFrame, method: str, **options: Any) -> dict[frozenset[str], Edge]:
+    result = discover(table, schema(*table.columns), method, **{"alpha": 0.01, **options})
+    assert result.n == len(table)
+    return {frozenset((e.a, e.b)): e for e in result.edges}
+
+
+def pairs(*texts: str) -> set[frozenset[str]]:
+    return {frozenset(text) for text in texts}
+
+
+@pytest.mark.parametrize("method", ["pc", "fci", "ges"])
+def test_a_chain_and_a_common_cause_are_found_without_directions(method: str) -> None:
+    open_end = "o-o" if method == "fci" else "--"
+    for table, expected in ((chain(), pairs("xB", "Bz")), (confounder(), pairs("Cx", "Cy"))):
+        edges = found(table, method)
+        assert set(edges) == expected
+        assert {e.kind for e in edges.values()} == {open_end}
+
+
+@pytest.mark.parametrize("method", ["pc", "fci", "ges"])
+def test_a_collider_is_oriented_and_what_follows_from_it(method: str) -> None:
+    edges = found(collider(), method)
+    into = "o->" if method == "fci" else "->"
+    assert {str(e) for e in edges.values()} == {f"x {into} z", f"B {into} z", "z -> w"}
+
+
+def test_only_fci_names_a_hidden_cause() -> None:
+    """a -> x <- h -> y <- b, h not in the table: x and y are joined by an arrow with two heads."""
+    a, b, h = (RNG(s).standard_normal(N) for s in (1, 2, 3))
+    table = pd.DataFrame({"a": a, "b": b, "x": a + h + 0.5 * noise(4), "y": b + h + 0.5 * noise(5)})
+    assert str(found(table, "fci")[frozenset("xy")]) == "x <-> y"
+    graph = discover(table, schema("a", "b", "x", "y"), "fci", 0.01).graph(["x"])
+    assert graph.bidirected == (("x", "y"),)
+    assert "x <->? y" in graph.unconfirmed
+
+
+def test_dagma_finds_who_is_joined_in_a_linear_world() -> None:
+    a, B = RNG(1).standard_normal(N), RNG(2).choice(list("pq"), N)
+    c = a + 1.5 * (B == "p") + 0.7 * RNG(3).standard_normal(N)
+    table = pd.DataFrame({"a": a, "B": B, "c": c, "d": c + RNG(4).standard_normal(N)})
+    known = {"background": Background(tiers=(("a", "B"), ("c",), ("d",)))}
+    assert {str(e) for e in found(table, "dagma", **known).values()} == {"a -> c", "B -> c", "c -> d"}
+    graph = discover(table, schema("a", "B", "c", "d"), "dagma").graph()  # acyclic, or this would have raised
+    assert {frozenset(e) for e in graph.edges} >= pairs("ac", "Bc", "cd")
+
+
+def test_the_score_is_the_same_for_equivalent_graphs() -> None:
+    table = collider()
+    score = Score(table, schema(*table.columns))  # x B z w
+    one_way = score(0, []) + score(2, [0]) + score(3, [2])
+    other_way = score(3, []) + score(2, [3]) + score(0, [2])
+    assert one_way == pytest.approx(other_way, rel=1e-9)
+    assert score(2, [0, 1]) > score(2, [0]) > score(2, [])
+    assert score(1, [0]) < score(1, [])
+
+
+def test_causal_learn_has_its_own_score_back_and_says_nothing(capfd: Any) -> None:
+    from causallearn.search.ScoreBased import GES
+
+    own = GES.local_score_BDeu
+    for method in METHODS:
+        discover(chain(600), schema("x", "B", "z"), method, background=None)
+    discover(chain(600), schema("x", "B", "z"), "fci", background=Background(required=(("x", "B"),)))
+    assert GES.local_score_BDeu is own
+    assert capfd.readouterr() == ("", "")
+
+
+# --- background knowledge
+
+
+@pytest.mark.parametrize("method", ["pc", "fci", "dagma"])
+def test_knowledge_is_kept(method: str) -> None:
+    table = chain()
+    names = schema(*table.columns)
+    required = discover(table, names, method, 0.01, Background(required=(("x", "z"), ("B", "x"))))
+    assert {"x -> z", "B -> x"} <= {str(e) for e in required.edges}
+    assert [e.required for e in required.edges if str(e) in ("x -> z", "B -> x")] == [True, True]
+    tiers = discover(table, names, method, 0.01, Background(tiers=(("x",), ("B",), ("z",))))
+    order = {"x": 0, "B": 1, "z": 2}
+    assert all(order[a] < order[b] for a, b in tiers.graph().edges)
+    assert {frozenset((e.a, e.b)) for e in tiers.edges} >= pairs("xB", "Bz")
+    nothing = discover(table, names, method, 0.01, Background(forbidden=(("x", "B"), ("B", "x"))))
+    assert frozenset("xB") not in {frozenset((e.a, e.b)) for e in nothing.edges}
+
+
+def test_a_forbidden_direction_leaves_fci_a_hidden_cause() -> None:
+    """x is no cause of B; so B causes it, or something hidden causes both: the end at x is an arrow, that at B open."""
+    edges = found(chain(), "fci", background=Background(forbidden=(("x", "B"),)))
+    assert str(edges[frozenset("xB")]) == "B o-> x"
+    assert found(chain(), "pc", background=Background(forbidden=(("x", "B"),)))[frozenset("xB")].kind == "->"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: Background((("a", "b"),), (("a", "b"),)), "a -> b is both required and forbidden"),
+        (lambda: Background(required=(("b", "a"),), tiers=(("a",), ("b",))), "the tiers put 'a' before 'b'"),
+        (lambda: Background(required=(("a", "b"), ("b", "c"), ("c", "a"))), "cycle: a -> b -> c -> a"),
+        (lambda: Background(tiers=(("a",), ("b", "a"))), "'a' is in the tiers twice"),
+        (lambda: Background(required=(("a", "a"),)), "joins 'a' to itself"),
+        (lambda: Background.read(required=["a b"]), "expected a text such as"),
+        (lambda: Background.read(forbidden=["a <-> b"]), "expected a text such as"),
+    ],
+)
+def test_contradicting_knowledge_is_one_line(make: Callable[[], Background], words: str) -> None:
+    with pytest.raises(UsageError) as e:
+        make()
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_knowledge_is_read_from_texts() -> None:
+    known = Background.read(["a -> b"], ["b -> c -> hair colour"], [["b", "c"], ["a"]])
+    assert known.required == (("b", "c"), ("c", "hair colour"))
+    assert known.forbids("a", "c")
+    assert not known.forbids("c", "b")
+    assert not known.forbids("hair colour", "b")  # in no tier: free
+    assert Background.read(**json.loads(json.dumps(known.to_json()))).required == (("b", "c"), ("c", "hair colour"))
+
+
+# --- confidence
+
+
+def test_resamples_say_how_sure_it_is() -> None:
+    table = collider()
+    table["w"] = 0.18 * table["x"] + RNG(9).standard_normal(N)  # too faint to be found every time
+    s = schema(*table.columns)
+    result = discover(table, s, "pc", 0.05, bootstraps=8, seed=3)
+    sure = next(e for e in result.edges if (e.a, e.b) == ("x", "z"))
+    assert (sure.presence, sure.orientation) == (1.0, 1.0)
+    faint = [e for e in (*result.edges, *result.also) if "w" in (e.a, e.b)]
+    assert all(0 < (e.presence or 0) < 1 for e in faint)
+    assert faint
+    assert discover(table, s, "pc", 0.05, bootstraps=8, seed=3) == result
+    assert discover(table, s, "pc", 0.05).edges[0].presence is None
+    assert any("present 100%" in line for line in result.text)
+
+
+def test_a_discovery_survives_its_file() -> None:
+    known = Background.read(required=["x -> z"], tiers=[["x", "B"], ["z"]])
+    result = discover(collider(600), schema("x", "B", "z", "w"), "pc", background=known, bootstraps=2)
+    data = json.loads(json.dumps(result.to_json()))
+    back = Discovery.from_json(data)
+    assert back == result
+    assert back.graph(["z"]) == result.graph(["z"])
+    with pytest.raises(UsageError, match="not a discovery written by cfaug"):
+        Discovery.from_json({"method": "pc"})
+
+
+# --- the graph to paste
+
+
+def test_discovered_edges_are_unconfirmed_and_required_ones_are_not() -> None:
+    known = Background(required=(("x", "z"),))
+    graph = discover(collider(), schema("x", "B", "z", "w"), "pc", 0.01, known).graph(["z", "B"])
+    assert str(graph) == "B -> image; B ->? z; x -> z; z -> image; z ->? w"
+    assert CausalGraph(str(graph)) == graph
+    with pytest.raises(UsageError, match="B ->\\? z; z ->\\? w; remove the \\? from the edges you believe"):
+        refuse_unconfirmed(graph)
+    with pytest.raises(UsageError, match="no such attribute"):
+        discover(collider(600), schema("x", "B", "z", "w")).graph(["y"])
+
+
+def test_a_direction_that_nobody_found_is_said_to_be_chosen() -> None:
+    result = discover(chain(), schema("x", "B", "z"), "pc", 0.01)
+    graph = result.graph()
+    assert not {("x", "B"), ("z", "B")} <= set(graph.edges)  # that would be a collider, which the table refutes
+    assert len(graph.edges) == len(graph.unconfirmed) == 2
+    assert sum("either direction fits" in line and "is written as" in line for line in result.text) == 2
+    assert result.choices
+
+
+@st.composite
+def dags(draw: st.DrawFn) -> Any:
+    names = draw(st.permutations("abcdef"))
+    graph: Any = nx.DiGraph()
+    graph.add_nodes_from(names)
+    graph.add_edges_from((a, b) for i, a in enumerate(names) for b in names[:i] if draw(st.integers(0, 2)) == 0)
+    return graph
+
+
+def colliders(graph: Any) -> set[tuple[frozenset[str], str]]:
+    return {
+        (frozenset((a, b)), c)
+        for c in graph
+        for a in graph.predecessors(c)
+        for b in graph.predecessors(c)
+        if a < b and not graph.has_edge(a, b) and not graph.has_edge(b, a)
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@drawn(dags())
+def test_the_extension_of_a_class_is_one_of_its_members(graph: Any) -> None:
+    """Same joints and same colliders are the same class (Verma & Pearl, 1990)."""
+    fixed = {(a, c) for pair, c in colliders(graph) for a in pair}
+    edges = [Edge(a, "->", b) if (a, b) in fixed else Edge(min(a, b), "--", max(a, b)) for a, b in graph.edges]
+    directed, said = extension(tuple(graph), edges, Background())
+    member: Any = nx.DiGraph(directed)
+    member.add_nodes_from(graph)
+    assert nx.is_directed_acyclic_graph(member)
+    assert {frozenset(e) for e in directed} == {frozenset(e) for e in graph.edges}
+    assert colliders(member) == colliders(graph)
+    assert len(said) == sum(e.kind == "--" for e in edges)
+
+
+@settings(max_examples=60, deadline=None)
+@drawn(st.data())
+def test_whatever_the_marks_the_graph_is_acyclic_and_keeps_what_is_required(data: st.DataObject) -> None:
+    names = tuple("abcde")
+    edges = []
+    for i, a in enumerate(names):
+        for b in names[:i]:
+            kind = data.draw(st.sampled_from(["", "->", "o->", "--", "o-o", "<->"]))
+            if kind:
+                ends = (a, b) if data.draw(st.booleans()) else (b, a)
+                sure = kind == "->" and ends[0] < ends[1] and data.draw(st.booleans())
+                edges.append(Edge(ends[0], kind, ends[1], required=sure))
+    directed, _ = extension(names, edges, Background())
+    assert nx.is_directed_acyclic_graph(nx.DiGraph(directed))
+    assert {(e.a, e.b) for e in edges if e.required} <= set(directed)
+    assert {frozenset(e) for e in directed} == {frozenset((e.a, e.b)) for e in edges if e.kind != "<->"}
+    # nothing here is lost on the way through text
+    result = Discovery("pc", names, tuple(edges), (), 1, 0.05, 0, 0)
+    assert CausalGraph(str(result.graph())) == result.graph()
+
+
+# --- missing values and bad input
+
+
+def test_rows_without_a_value_are_counted() -> None:
+    table = collider()
+    table.loc[RNG(5).random(N) < 0.3, "B"] = None
+    for method, n in (("pc", N), ("ges", int(table["B"].notna().sum()))):
+        result = discover(table, schema("x", "B", "z", "w"), method, 0.01)
+        assert result.n == n
+        assert f"{int(table['B'].isna().sum())} of {N} rows lack a value" in result.notes[0]
+        assert {str(e) for e in result.edges} == {"x -> z", "B -> z", "z -> w"}
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "words"),
+    [
+        ({}, {"method": "cp"}, "discover.method must be one of pc, fci, ges, dagma, but 'cp' came"),
+        ({}, {"alpha": 1.5}, "discover.alpha must be between 0 and 1"),
+        ({}, {"bootstraps": -1}, "discover.bootstraps must be 0 or more"),
+        ({"z": 2.0}, {}, "column 'z' is always 2.0: nothing can be found out about it"),
+        ({"B": "p"}, {}, "column 'B' is always p"),
+        ({}, {"background": Background(required=(("x", "bb"),))}, "names 'bb'; "),
+        ({}, {"method": "ges", "background": Background(tiers=(("x",),))}, "ges takes no background knowledge"),
+    ],
+)
+def test_bad_input_is_one_line(change: dict[str, Any], options: dict[str, Any], words: str) -> None:
+    table = collider(300).assign(**change)
+    with pytest.raises((UsageError, DataError)) as e:
+        discover(table, schema("x", "B", "z", "w"), **options)
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_too_few_rows_are_one_line_with_the_number_needed() -> None:
+    with pytest.raises(DataError, match=r"expected 55 rows with all values, got 40; give more rows"):
+        discover(collider(40), schema("x", "B", "z", "w"))
+    with pytest.raises(DataError, match=r"expected 55 rows with all values and as many again"):
+        discover(collider(80), schema("x", "B", "z", "w"), bootstraps=2)
+    with pytest.raises(UsageError, match="two or more, got x"):
+        discover(collider(80), schema("x"))
+
+
+@pytest.mark.parametrize(("method", "package"), [("pc", "causallearn"), ("dagma", "dagma")])
+def test_a_missing_package_is_one_line_with_what_to_type(
+    method: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = importlib.util.find_spec
+    monkeypatch.setattr(
+        "cfaug.causal.structure_learning.find_spec", lambda name: None if name == package else whole(name)
+    )
+    with pytest.raises(UsageError, match=rf'needs the package {package}.*pip install "cfaug\[discover\]"'):
+        discover(collider(300), schema("x", "B", "z", "w"), method)
