@@ -20,7 +20,7 @@ import numpy.typing as npt
 from cfaug.causal.assumptions import STATUS_WORDS, effect_words, pair_words
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
-from cfaug.judge.drawings import graph_drawing, group_matrix, method_bars, png_uri
+from cfaug.judge.drawings import discovery_drawing, graph_drawing, group_matrix, method_bars, png_uri
 from cfaug.judge.tables import MethodSummary, attribute_gaps, summarise
 
 Pixels = npt.NDArray[np.uint8]
@@ -87,6 +87,7 @@ class ReportData:
     ``grids``: heading -> examples, for instance a random draw, the worst reconstructions and those the predictor
     contradicts. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
     target in [0, 1]. ``run``: facts such as versions, seeds, timings and the command.
+    ``unconfirmed`` are the arrows of the graph that nobody stands behind yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
     ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's.
     """
@@ -101,6 +102,7 @@ class ReportData:
     nodes: Sequence[str] = ()
     edges: Sequence[tuple[str, str]] = ()
     bidirected: Sequence[tuple[str, str]] = ()
+    unconfirmed: Sequence[tuple[str, str]] = ()
     axioms: Sequence[Axiom] = ()
     losses: LossTable | None = None
     leaks: Sequence[Axiom] = ()
@@ -217,7 +219,11 @@ def render_report(data: ReportData) -> str:
         "pair_words": pair_words,
         "effect_words": effect_words,
     }
-    drawing = graph_drawing(data.nodes, data.edges, data.bidirected, data.target, data.spurious) if data.nodes else ""
+    drawing = ""
+    if data.nodes:
+        drawing = graph_drawing(
+            data.nodes, data.edges, data.bidirected, data.target, data.spurious, unconfirmed=data.unconfirmed
+        )
     page = environment.get_template("report.html").render(
         data=data,
         summaries=summaries,
@@ -226,6 +232,7 @@ def render_report(data: ReportData) -> str:
         gaps=attribute_gaps(data.rows, data.spurious) if len(data.spurious) > 1 else {},
         matrices=sections,
         graph=Markup(drawing),
+        discovery_figure=Markup(discovery_drawing(data.discovery)) if data.discovery else "",
         method_notes=METHOD_NOTES,
         status_words=STATUS_WORDS,
         most_tests=MOST_TESTS,

@@ -54,6 +54,7 @@ def report_data(
         nodes=inputs.graph.nodes,
         edges=inputs.graph.edges,
         bidirected=inputs.graph.bidirected,
+        unconfirmed=[(a, b) for a, _, b in inputs.graph.to_json().get("unconfirmed", ())],
         axioms=_axioms(evaluation.figures) if evaluation else (),
         losses=_losses(evaluation.figures["losses"]) if evaluation and evaluation.figures["losses"] else None,
         leaks=_leaks(evaluation.figures) if evaluation else (),

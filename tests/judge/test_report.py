@@ -162,6 +162,25 @@ def test_the_card_says_who_is_safe_what_is_identified_and_what_was_fitted(report
     )
 
 
+def test_unconfirmed_arrows_and_discovered_ones_are_drawn(report: ReportData) -> None:
+    from cfaug.causal.discovery import discover
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, 300)
+    table = pd.DataFrame({"x": x, "y": x + rng.normal(0, 1, 300)}, index=[f"k{i}" for i in range(300)])
+    found = discover(
+        table, Schema([Attribute("x", "continuous"), Attribute("y", "continuous")]), bootstraps=0
+    ).to_json()
+    dots = "stroke-dasharray:1 6"
+    assert dots not in render_report(report)
+    page = render_report(dataclasses.replace(report, unconfirmed=[("foreground", "image")]))
+    assert section(page, "assumptions").count(dots) == 1
+    assert "Dotted, with a question mark" in section(page, "assumptions")
+    page = render_report(dataclasses.replace(report, discovery=found))
+    assert section(page, "discovery").count(dots) == len(found["edges"]) == 1
+    assert dots not in section(page, "assumptions")
+
+
 def test_failing_tests_come_first_and_none_failing_confirms_nothing(report: ReportData) -> None:
     right = section(render_report(with_causes(report, RIGHT)), "falsification")
     assert "none fails. That does not confirm the graph" in right
