@@ -240,7 +240,10 @@ def test_a_target_cannot_be_missing(table: pd.DataFrame, schema: Schema, monkeyp
         assert "never the target's" in str(e.value)
 
 
-def test_what_a_fit_cannot_know_is_said_with_numbers(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_a_fit_cannot_know_is_said_with_numbers(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "STEPS", 3)
     table = pd.DataFrame({"a": list("rg" * 10), "x": [1.5] * 20, "z": np.linspace(0, 1, 20)})
     schema = Schema(
         [Attribute("a", values=("r", "g", "b")), Attribute("x", "continuous"), Attribute("z", "continuous")]
@@ -290,6 +293,16 @@ def test_an_ordinal_shift_moves_by_ranks_and_stops_at_the_ends() -> None:
     assert scm.counterfactual(table, do(g=shift(-5)))["g"].tolist() == ["low"] * 3
 
 
+def test_nothing_is_drawn_that_no_row_has() -> None:
+    schema = Schema([Attribute("a", values=("r", "g", "b", "y"))])
+    table = pd.DataFrame({"a": list("rrry") * 50})
+    scm = SCM(CausalGraph("a -> image"), schema).fit(table)
+    for change, share in ((uniform(), 0.5), (resample(), 0.25)):
+        drawn = scm.counterfactual(table, do(a=change), seed=0)["a"]
+        assert set(drawn) == {"r", "y"}
+        assert abs((drawn == "y").mean() - share) < 0.1
+
+
 def test_a_wish_that_needs_a_missing_value_cannot_be_resolved(scm: SCM, holed: pd.DataFrame) -> None:
     assert scm.counterfactual(holed, do(light=shift(1)))["light"][:10].isna().all()
     with pytest.raises(
@@ -306,7 +319,10 @@ def test_a_thousand_different_numbers_are_one_pass(scm: SCM, table: pd.DataFrame
         scm.counterfactual(table, do(), chunk=0)
 
 
-def test_mechanisms_are_chosen_by_name_or_given(table: pd.DataFrame, schema: Schema, tmp_path: Path) -> None:
+def test_mechanisms_are_chosen_by_name_or_given(
+    table: pd.DataFrame, schema: Schema, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "STEPS", 3)
     own = FunctionMechanism(
         "mood", ("light",), predict=lambda noise, parents: np.where(noise[:, 0] > 0, "up", "down"),
         abduct=lambda values, parents: np.where(values == "up", 1.0, -1.0)[:, None], version="sign",

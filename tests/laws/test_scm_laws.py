@@ -66,7 +66,7 @@ def world(number: int) -> World:
     return World(graph, scm.schema.canonical(table), scm)
 
 
-worlds = st.integers(0, 11).map(world)
+worlds = st.integers(0, 7).map(world)
 
 
 def some(draw: st.DrawFn, world: World, names: list[str]) -> Intervention:
@@ -98,7 +98,7 @@ def same(world: World, one: pd.DataFrame, other: pd.DataFrame) -> None:
             assert one[name].equals(other[name]), name
 
 
-LAW = settings(deadline=None, max_examples=60)
+LAW = settings(deadline=None, max_examples=40)
 
 
 @LAW
@@ -171,8 +171,10 @@ def test_chunks_batches_and_streams_change_no_bit_of_a_discrete_row(
     same(world, pd.concat(world.scm.stream(pieces, act, seed)), whole)
     rows = data.draw(st.lists(st.integers(0, ROWS - 1), min_size=1, max_size=9))
     same(world, world.scm.counterfactual(world.table.iloc[rows], act, seed), whole.iloc[rows])
-    many = [act] * ROWS  # one a row is the same as one for all
-    same(world, world.scm.counterfactual(world.table, many, seed), whole)
+    done = np.arange(ROWS) % 3 > 0  # one a row is the same as one for all, wherever the row stands
+    many = world.scm.counterfactual(world.table, [act if d else do() for d in done], seed)
+    same(world, many[done], whole[done])
+    assert many[~done].equals(world.table[~done])
 
 
 @LAW
