@@ -327,7 +327,9 @@ class Pipeline:
             "resolved configuration": json.dumps(self.recipe.to_dict()),
         }
         path = self.out / "report.html"
-        found = self.directory.read_json("diagnosis.json") or self.diagnose()
+        found = self.directory.read_json("diagnosis.json")
+        if not isinstance(found, dict) or "falsification" not in found:  # none, or of an earlier version
+            found = self.diagnose()
         content = report_data(
             self.recipe,
             self.inputs,
