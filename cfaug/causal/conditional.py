@@ -8,8 +8,9 @@ phi is a piecewise-linear basis of the parents (``basis``); the number of its kn
 one of the candidates. m is what add-one smoothing would give in a single cell. A value never seen, and any value of an
 unseen combination, therefore keeps a small positive probability; none is ever below ``FLOOR``.
 
-Why this one: benchmarks/conditionals.py compares it with multilayer perceptrons stopped early; below some thousand rows
-it is nearer to every known law tried, and with plain logistic regression where that is true it ties.
+Why this one: benchmarks/conditionals.py compares it with multilayer perceptrons stopped early. From 200 rows it is nearer
+to the truth, by up to three times, in all five known laws; from 2 000 the two are close, but the perceptron pays more where
+plain logistic regression is already right.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cfaug.causal import ordinal
 from cfaug.causal.conditional import Conditional
 from cfaug.causal.draws import Seeds, row_seeds
 from cfaug.causal.mechanisms import MECHANISMS, CategoricalMechanism, OrdinalMechanism, default_kind, mechanism_named
@@ -240,6 +241,18 @@ def test_an_ordinal_level_too_rare_to_count_still_comes_back() -> None:
     noise = m.abduct(values, values.to_frame()[[]], seeds(2000))
     assert (m.predict(noise, values.to_frame()[[]]) == values).all()
     assert m.log_prob(values, values.to_frame()[[]]).min() > np.log(1e-10)
+
+
+@pytest.mark.parametrize("draw", [2.0**-53, 1 - 2.0**-53])
+def test_ordinal_noise_keeps_off_the_edges_of_its_level(draw: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There a rounding of the cumulative sum, in another batch or on another machine, would give the neighbour."""
+    monkeypatch.setattr(ordinal, "uniforms", lambda seeds: np.full((len(seeds), 1), draw))
+    schema, table = dose_table()
+    m = OrdinalMechanism(schema, "grade", ["dose"]).fit(table["grade"], table[["dose"]])
+    noise = m.abduct(table["grade"], table[["dose"]], seeds(len(table)))
+    assert ((noise > 0) & (noise < 1)).all()
+    for nudge in (-1e-14, 1e-14):
+        assert (m.predict(noise + nudge, table[["dose"]]) == table["grade"]).all()
 
 
 # --- names
