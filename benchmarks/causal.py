@@ -3,7 +3,8 @@
     tox -e dowhy --notest                                    once: .tox/dowhy, which --dowhy points to by default
     python benchmarks/causal.py linear OUT                   linear-Gaussian: closed form, dowhy's given and fitted models
     python benchmarks/causal.py morpho OUT                   thickness -> intensity of Morpho-MNIST: error against the truth
-    python benchmarks/causal.py speed  OUT                   a million counterfactual rows: seconds and memory
+    python benchmarks/causal.py speed OUT                    a million counterfactual rows: seconds and memory
+    python benchmarks/causal.py numeric OUT                  the same beside dowhy, on a table that it can answer
 
 Every result is one JSON line in OUT/causal.jsonl with the command and the machine. Times and memory are those of a fresh
 process each, which fits nothing and holds the table before its clock starts.
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dowhy", type=Path, default=Path(".tox/dowhy/bin/python"), help="Python that has dowhy 0.14")
     parser.add_argument("--seeds", type=int, default=3, help="tables and fits of morpho")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="the most rows of speed")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="the most rows of speed and numeric")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +60,8 @@ def main() -> None:
 
 
 def command(given: argparse.Namespace) -> str:
-    more = {"morpho": ["--seeds", str(given.seeds)], "speed": ["--rows", str(given.rows)]}.get(given.what, [])
+    rows = ["--rows", str(given.rows)]
+    more = {"morpho": ["--seeds", str(given.seeds)], "speed": rows, "numeric": rows}.get(given.what, [])
     return shlex.join(["python", "benchmarks/causal.py", given.what, "OUT", *more])
 
 
@@ -310,39 +312,57 @@ def six_act(numeric: bool) -> Intervention:
 
 
 def speed(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Ours held and streamed, in one process and in two; then ours and dowhy on an all-numeric table."""
+    """Default mechanisms on the mixed table: held and streamed, in one process and in two."""
+    folder, fit_seconds = fitted_model(given, False, None)
     most = given.rows
-    for numeric, kind in ((False, None), (True, None), (True, "additive_noise"), (True, "linear")):
-        folder = given.folder / f"scm-{numeric}-{kind}"
-        graph = CausalGraph(ARROWS if numeric else f"season <-> place; {ARROWS}")
-        mechanisms = dict.fromkeys(SIX[2:], kind) if kind else None
-        started = time.perf_counter()
-        SCM(graph, six_schema(numeric), mechanisms=mechanisms).fit(six_attributes(FIT_ROWS, 0, numeric)).save(folder)
-        fit_seconds = time.perf_counter() - started
-        runs = [(most // 4, False, 1), (most // 2, False, 1), (most, False, 1), (most, False, 2)]
-        runs += [(most // 4, True, 1), (most, True, 1), (most, True, 2)]
-        if numeric:
-            runs = [(most, False, 1), (most, False, 2)]
-        for rows, streamed, processes in runs:
+    runs = [(most // 4, False, 1), (most // 2, False, 1), (most, False, 1), (most, False, 2)]
+    runs += [(most // 4, True, 1), (most, True, 1), (most, True, 2)]
+    for rows, streamed, processes in runs:
+        yield {
+            "model": "cfaug default",
+            "table": "mixed",
+            "rows": rows,
+            "streamed": streamed,
+            "processes": processes,
+            "fit_seconds": fit_seconds,
+            **timed(folder, rows, streamed, processes, False),
+        }
+
+
+def numeric(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The same arrows between six continuous attributes: dowhy and ours; and what dowhy says to the mixed table."""
+    table, train = six_attributes(given.rows, 1, numeric=True), six_attributes(FIT_ROWS, 0, numeric=True)
+    acts = pd.DataFrame([{f"do {name}": value for name, value in six_act(True).assignments.items()}])
+    for models in ("linear", "auto"):
+        _, told = ask_dowhy(given, "speed", ARROWS, table, acts, train, models=models, keep=1000)
+        yield {"model": f"dowhy {models}", "table": "numeric", "processes": 1, **told}
+    mixed = six_attributes(1000, 1)
+    light = pd.DataFrame([{"do light": 0.0}])
+    _, told = ask_dowhy(given, "speed", ARROWS, mixed, light, six_attributes(2000, 0), models="auto", keep=1000)
+    yield {"model": "dowhy auto", "table": "mixed", "processes": 1, **told}
+    del table
+    for kind in ("linear", None, "additive_noise"):
+        folder, fit_seconds = fitted_model(given, True, kind)
+        for processes in (1, 2):
             yield {
                 "model": f"cfaug {kind or 'default'}",
-                "table": "numeric" if numeric else "mixed",
-                "rows": rows,
-                "streamed": streamed,
+                "table": "numeric",
+                "rows": given.rows,
+                "streamed": False,
                 "processes": processes,
                 "fit_seconds": fit_seconds,
-                **timed(folder, rows, streamed, processes, numeric),
+                **timed(folder, given.rows, False, processes, True),
             }
-    table = six_attributes(most, 1, numeric=True)
-    acts = pd.DataFrame([{f"do {name}": value for name, value in six_act(True).assignments.items()}])
-    train = six_attributes(FIT_ROWS, 0, numeric=True)
-    for models, quality in (("linear", "good"), ("auto", "good")):
-        _, told = ask_dowhy(given, "speed", ARROWS, table, acts, train, models=models, quality=quality, keep=1000)
-        yield {"model": f"dowhy {models} {quality}", "table": "numeric", "processes": 1, **told}
-    mixed = six_attributes(1000, 1)
-    acts = pd.DataFrame([{"do light": 0.0}])
-    _, told = ask_dowhy(given, "speed", ARROWS, mixed, acts, six_attributes(2000, 0), models="auto", keep=1000)
-    yield {"model": "dowhy auto good", "table": "mixed", "processes": 1, **told}
+
+
+def fitted_model(given: argparse.Namespace, numeric: bool, kind: str | None) -> tuple[Path, float]:
+    """(where the SCM lies, seconds it took to fit); ``kind`` of the attributes that have parents, None for the default."""
+    folder = given.folder / f"scm-{numeric}-{kind}"
+    graph = CausalGraph(ARROWS if numeric else f"season <-> place; {ARROWS}")
+    mechanisms = dict.fromkeys(SIX[2:], kind) if kind else None
+    started = time.perf_counter()
+    SCM(graph, six_schema(numeric), mechanisms=mechanisms).fit(six_attributes(FIT_ROWS, 0, numeric)).save(folder)
+    return folder, time.perf_counter() - started
 
 
 def timed(folder: Path, rows: int, streamed: bool, processes: int, numeric: bool) -> dict[str, Any]:
@@ -435,6 +455,7 @@ def reset_peak() -> float:
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {
     "linear": linear,
     "morpho": morpho,
+    "numeric": numeric,
     "speed": speed,
 }
 
