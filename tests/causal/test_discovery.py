@@ -19,7 +19,7 @@ from cfaug.causal import CausalGraph
 from cfaug.causal.background import Background
 from cfaug.causal.discovery import METHODS, Discovery, Edge, discover, extension
 from cfaug.causal.graph import refuse_unconfirmed
-from cfaug.causal.structure_learning import Score
+from cfaug.causal.structure_learning import Score, fci, pc
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 
@@ -85,9 +85,10 @@ def test_a_chain_and_a_common_cause_are_found_without_directions(method: str) ->
 
 @pytest.mark.parametrize("method", ["pc", "fci", "ges"])
 def test_a_collider_is_oriented_and_what_follows_from_it(method: str) -> None:
-    edges = found(collider(), method)
     into = "o->" if method == "fci" else "->"
-    assert {str(e) for e in edges.values()} == {f"x {into} z", f"B {into} z", "z -> w"}
+    for order in (["x", "B", "z", "w"], ["w", "z", "B", "x"]):
+        edges = found(collider()[order], method)
+        assert {str(e) for e in edges.values()} == {f"x {into} z", f"B {into} z", "z -> w"}
 
 
 def test_only_fci_names_a_hidden_cause() -> None:
@@ -147,6 +148,12 @@ def test_knowledge_is_kept(method: str) -> None:
     assert {frozenset((e.a, e.b)) for e in tiers.edges} >= pairs("xB", "Bz")
     nothing = discover(table, names, method, 0.01, Background(forbidden=(("x", "B"), ("B", "x"))))
     assert frozenset("xB") not in {frozenset((e.a, e.b)) for e in nothing.edges}
+
+
+@pytest.mark.parametrize("search", [pc, fci])
+def test_a_required_edge_takes_part_in_the_search(search: Callable[..., Any]) -> None:
+    """The table separates x from z; a search that may not would otherwise orient the rest as if they were apart."""
+    assert ("x", "->", "z") in search(chain(), schema("x", "B", "z"), 0.01, Background(required=(("x", "z"),)))
 
 
 def test_a_forbidden_direction_leaves_fci_a_hidden_cause() -> None:
