@@ -364,7 +364,8 @@ def _warn(mechanism: Mechanism, marginal: Marginal, rows: int) -> None:
         log.warning("%s has one value in all %d rows: nothing says what another value of it would do", name, rows)
     elif rows < mechanism.parameters:
         log.warning(
-            "%s: %d rows for %d parameters given %s; expect a rough mechanism, or use a simpler one (mechanisms={%r: ...})",
+            "%s: %d rows for %d parameters given %s; held-out rows decide how much is learned, so expect a rough mechanism, or choose a simpler "
+            "one (mechanisms={%r: ...})",
             name, rows, mechanism.parameters, ", ".join(mechanism.parents) or "no parents", name,
         )  # fmt: skip
     unseen = [v for v in marginal.attribute.values or () if v not in marginal.seen]

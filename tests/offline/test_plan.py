@@ -13,7 +13,7 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfaug.causal.intervention import do
+from cfaug.causal.intervention import do, uniform
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups
@@ -240,3 +240,8 @@ def test_the_leading_rows_show_every_attribute_of_a_shard() -> None:
     assert set(order[:4]) < set(range(30, 36))
     assert order[4] < 30
     assert sorted(order) == list(range(40))
+
+
+def test_a_plan_holds_values_and_no_wishes() -> None:
+    with pytest.raises(UsageError, match=r"plan row 'one': expected values in do, got do\(a=uniform\(\)\): resolve it"):
+        Plan([PlanRow("one", "source", do(a=uniform()), 0, 0, 0)])
