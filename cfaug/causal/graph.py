@@ -178,6 +178,11 @@ class CausalGraph:
         """Causes before effects; ties by name."""
         return tuple(nx.lexicographical_topological_sort(self._graph))
 
+    def attribute_order(self, schema: Schema) -> tuple[str, ...]:
+        """Every attribute of ``schema``, causes before effects; those that the graph does not name come last."""
+        order = [n for n in self.topological_order() if n != IMAGE]
+        return (*order, *(n for n in schema.names if n not in self))
+
     def check(self, schema: Schema) -> None:
         """UsageError (with the near names) for a node that is no attribute of ``schema``."""
         for name in self.attributes:

@@ -38,8 +38,8 @@ from cfaug.causal.intervention import Intervention, do
 from cfaug.causal.marginals import Marginal
 from cfaug.causal.mechanisms import Mechanism, default_kind, mechanism_named, refuse_unsuited
 from cfaug.causal.noise import Districts, Noise
-from cfaug.data.attributes import IMAGE, Schema
-from cfaug.errors import CfaugError, DataError, ShardError, UsageError
+from cfaug.data.attributes import Schema
+from cfaug.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -67,14 +67,14 @@ class SCM:
         self.graph, self.schema = graph, schema
         self.rows: dict[str, int] = {}
         """Attribute -> rows its mechanism was fitted on."""
+        self.districts = Districts((), {})
+        """The joint noise of attributes with a hidden common cause."""
         self._asked = dict(mechanisms or {})
         self._mechanisms: dict[str, Mechanism] = {}
         self._marginals: dict[str, Marginal] = {}
-        self._districts = Districts((), {})
         self._warned: set[str] = set()
-        # every attribute of the schema, causes first, those the graph does not know last
-        order = [n for n in graph.topological_order() if n != IMAGE]
-        self.order: tuple[str, ...] = (*order, *(n for n in schema.names if n not in graph))
+        self._digest: str | None = None
+        self.order: tuple[str, ...] = graph.attribute_order(schema)
         for name, asked in self._asked.items():
             attribute = schema[name]
             if isinstance(asked, str):  # made in fit, when the schema has its values
@@ -126,7 +126,8 @@ class SCM:
             _warn(self._mechanisms[name], self._marginals[name], self.rows[name])
         streams = {name: k for k, name in enumerate(self.order)}
         seeds = stream(row_seeds(natural(seed), table.index), _BANK)
-        self._districts = Districts.fit(self.graph.districts(), self._mechanisms, table, seeds, streams, weights)
+        self.districts = Districts.fit(self.graph.districts(), self._mechanisms, table, seeds, streams, weights)
+        self._digest = None
         return self
 
     def mechanism(self, name: str) -> Mechanism:
@@ -176,7 +177,7 @@ class SCM:
 
     def _impute(self, factual: pd.DataFrame, rows: Seeds) -> pd.DataFrame:
         ordered = {name: self._mechanisms[name] for name in self.order}
-        return impute(ordered, self._districts, factual, rows)
+        return impute(ordered, self.districts, factual, rows)
 
     def impute(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds = 0) -> pd.DataFrame:
         """``table`` with every missing value drawn given what its row has; the same draw that ``abduct(impute=True)`` makes."""
@@ -279,31 +280,22 @@ class SCM:
         out = pd.DataFrame(index=index)
         for k, name in enumerate(self.order):
             mechanism, own = self.mechanism(name), stream(rows, k)
-            tied = name in self._districts
-            noise = self._districts.draw(name, mechanism, rows, k) if tied else mechanism.draw(own)
+            tied = name in self.districts
+            noise = self.districts.draw(name, mechanism, rows, k) if tied else mechanism.draw(own)
             out[name] = acted.applied(name, mechanism.predict(noise, out[list(mechanism.parents)]), rows)
         return self.schema.canonical(out)
 
     # --- on disk
-    def _content(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        states = [self.mechanism(name).state() for name in self.order]
-        arrays = {f"mechanism {k}/{key}": a for k, (_, found) in enumerate(states) for key, a in found.items()}
-        arrays |= {f"marginal {k}": self._marginals[name].numbers for k, name in enumerate(self.order)}
-        arrays |= {f"noise {k}": self._districts.bank[n] for k, n in enumerate(self.order) if n in self._districts}
-        mechanisms = {
-            name: {"kind": self.mechanism(name).kind, "rows": self.rows[name], "state": state}
-            for name, (state, _) in zip(self.order, states)
-        }
-        return {"graph": self.graph.to_json(), "schema": self.schema.to_json(), "mechanisms": mechanisms}, arrays
-
     @property
     def digest(self) -> str:
         """sha256 (hex) of graph, schema and every fitted number."""
-        return storage.digest(*self._content())
+        if self._digest is None:  # asked for with every image that is written
+            self._digest = storage.digest(*storage.content(self))
+        return self._digest
 
     def save(self, directory: str | Path) -> None:
         """Write ``scm.json`` and ``scm.safetensors`` into ``directory``. The code of a FunctionMechanism is not saved."""
-        storage.save(Path(directory), *self._content())
+        storage.save(Path(directory), *storage.content(self))
 
     @classmethod
     def load(cls, directory: str | Path, mechanisms: Mapping[str, Mechanism] | None = None) -> SCM:
@@ -312,33 +304,10 @@ class SCM:
         Raises ShardError when it is missing, corrupt, or not what its digest says; UsageError when a mechanism of your own is
         not given, or is another version than the saved one.
         """
-        data, arrays = storage.load(Path(directory))
-        own = dict(mechanisms or {})
-        try:
-            graph, schema = CausalGraph.from_json(data["graph"]), Schema.from_json(data["schema"])
-            kinds = {name: str(saved["kind"]) for name, saved in data["mechanisms"].items()}
-            states = {name: saved["state"] for name, saved in data["mechanisms"].items()}
-            scm = cls(graph, schema, {name: kind for name, kind in kinds.items() if kind != "function"})
-            for k, name in enumerate(scm.order):
-                start = f"mechanism {k}/"
-                found = {key.removeprefix(start): a for key, a in arrays.items() if key.startswith(start)}
-                if kinds[name] != "function":
-                    scm._mechanisms[name] = scm._new(name).restore(states[name], found)
-                scm._marginals[name] = Marginal(schema[name], arrays[f"marginal {k}"])
-                scm.rows[name] = int(data["mechanisms"][name]["rows"])
-            bank = {n: arrays[f"noise {k}"] for k, n in enumerate(scm.order) if f"noise {k}" in arrays}
-            scm._districts = Districts(graph.districts(), bank)
-        except (KeyError, TypeError, ValueError, CfaugError) as error:
-            raise ShardError(f"{directory}: not an SCM this version can read ({error}); fit the model again") from error
-        functions = [name for name in scm.order if kinds[name] == "function"]
-        if sorted(functions) != sorted(own):
-            raise UsageError(
-                f"{directory}: expected mechanisms of your own for {', '.join(functions) or 'no attribute'}, whose code is not "
-                f"saved, got {', '.join(own) or 'none'}; pass mechanisms={{name: FunctionMechanism}} to load"
-            )
-        scm._asked.update(own)
-        for name in functions:
-            scm._mechanisms[name] = scm._new(name).restore(states[name], {})
+        saved = storage.read(Path(directory), dict(mechanisms or {}))
+        scm = cls(saved.graph, saved.schema, mechanisms)
+        scm._mechanisms, scm._marginals, scm.districts = saved.mechanisms, saved.marginals, saved.districts
+        scm.rows = saved.rows
         return scm
 
 

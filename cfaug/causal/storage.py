@@ -9,17 +9,86 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cfaug.causal.graph import CausalGraph
+from cfaug.causal.marginals import Marginal
+from cfaug.causal.mechanisms import Mechanism, mechanism_named
+from cfaug.causal.noise import Districts
+from cfaug.data.attributes import Schema
 from cfaug.data.files import replace_file
-from cfaug.errors import ShardError
+from cfaug.errors import CfaugError, ShardError, UsageError
+
+if TYPE_CHECKING:
+    from cfaug.causal.scm import SCM
 
 FORMAT = 2
 Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A fitted SCM in parts; the mappings go by attribute, causes before effects."""
+
+    graph: CausalGraph
+    schema: Schema
+    mechanisms: dict[str, Mechanism]
+    marginals: dict[str, Marginal]
+    districts: Districts
+    rows: dict[str, int]
+
+
+def content(scm: SCM) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """(JSON, arrays) of a fitted SCM. Arrays go by an attribute's place in the order: its name may be any text."""
+    bank = scm.districts.bank
+    mechanisms: dict[str, Any] = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
+    for k, name in enumerate(scm.order):
+        mechanism = scm.mechanism(name)
+        state, found = mechanism.state()
+        mechanisms[name] = {"kind": mechanism.kind, "rows": scm.rows[name], "state": state}
+        arrays |= {f"mechanism {k}/{key}": a for key, a in found.items()}
+        arrays[f"marginal {k}"] = scm.marginal(name).numbers
+        if name in bank:
+            arrays[f"noise {k}"] = bank[name]
+    return {"graph": scm.graph.to_json(), "schema": scm.schema.to_json(), "mechanisms": mechanisms}, arrays
+
+
+def read(directory: Path, own: Mapping[str, Mechanism]) -> Saved:
+    """What ``save`` wrote of ``content``; ``own`` are the mechanisms whose code the user gives.
+
+    Raises ShardError for anything else, UsageError when ``own`` are not the saved ones.
+    """
+    data, arrays = load(directory)
+    try:
+        graph, schema = CausalGraph.from_json(data["graph"]), Schema.from_json(data["schema"])
+        kinds = {name: str(data["mechanisms"][name]["kind"]) for name in graph.attribute_order(schema)}
+        states = {name: data["mechanisms"][name]["state"] for name in kinds}
+        rows = {name: int(data["mechanisms"][name]["rows"]) for name in kinds}
+        marginals = {name: Marginal(schema[name], arrays[f"marginal {k}"]) for k, name in enumerate(kinds)}
+        bank = {name: arrays[f"noise {k}"] for k, name in enumerate(kinds) if f"noise {k}" in arrays}
+        mechanisms: dict[str, Mechanism] = {}
+        for k, (name, kind) in enumerate(kinds.items()):
+            start = f"mechanism {k}/"
+            found = {key.removeprefix(start): a for key, a in arrays.items() if key.startswith(start)}
+            if kind != "function":
+                parents = graph.parents(name) if name in graph else ()
+                mechanisms[name] = mechanism_named(kind, schema, name, parents).restore(states[name], found)
+    except (KeyError, TypeError, ValueError, CfaugError) as error:
+        raise ShardError(f"{directory}: not an SCM this version can read ({error}); fit the model again") from error
+    functions = [name for name, kind in kinds.items() if kind == "function"]
+    if sorted(functions) != sorted(own):
+        raise UsageError(
+            f"{directory}: expected mechanisms of your own for {', '.join(functions) or 'no attribute'}, whose code is not "
+            f"saved, got {', '.join(own) or 'none'}; pass mechanisms={{name: FunctionMechanism}} to load"
+        )
+    mechanisms |= {name: own[name].restore(states[name], {}) for name in functions}
+    return Saved(graph, schema, mechanisms, marginals, Districts(graph.districts(), bank), rows)
 
 
 def digest(data: Mapping[str, Any], arrays: Arrays) -> str:

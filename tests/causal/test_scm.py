@@ -293,6 +293,14 @@ def test_an_ordinal_shift_moves_by_ranks_and_stops_at_the_ends() -> None:
     assert scm.counterfactual(table, do(g=shift(-5)))["g"].tolist() == ["low"] * 3
 
 
+def test_the_digest_is_that_of_the_last_fit() -> None:
+    schema = Schema([Attribute("a", values=("r", "g"))])
+    scm = SCM(CausalGraph("a -> image"), schema).fit(pd.DataFrame({"a": list("rrrg")}))
+    first = scm.digest
+    assert scm.fit(pd.DataFrame({"a": list("rrgg")})).digest != first
+    assert scm.fit(pd.DataFrame({"a": list("rrrg")})).digest == first
+
+
 def test_nothing_is_drawn_that_no_row_has() -> None:
     schema = Schema([Attribute("a", values=("r", "g", "b", "y"))])
     table = pd.DataFrame({"a": list("rrry") * 50})
