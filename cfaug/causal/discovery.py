@@ -284,6 +284,8 @@ def discover(
             else "each test uses the rows that have its own"
         )
         notes.append(f"{len(table) - len(complete)} of {len(table)} rows lack a value; {used}")
+    if method == "dagma" and edges:
+        notes.append("dagma: linear, on standardised columns; believe who is joined before you believe a direction")
     return Discovery(method, schema.names, edges, tuple(also), n, alpha, bootstraps, seed, background, tuple(notes))
 
 

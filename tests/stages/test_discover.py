@@ -18,6 +18,7 @@ from cfaug.config import DiscoverConfig, Recipe, TrainConfig, load_recipe
 from cfaug.data import ArrayDataset, Attribute, Grouper, Schema
 from cfaug.errors import DataError
 from cfaug.judge.drawings import discovery_drawing
+from cfaug.judge.report import ReportData, render_report
 from cfaug.stages.discovery import compare, discover, fill
 from cfaug.stages.inputs import Inputs
 
@@ -48,6 +49,9 @@ def test_a_recipe_without_attribute_edges_gets_them_proposed(flock: Path, tmp_pa
     assert drawing.count('class="edge"') == 1
     assert "100 % ?" in drawing
     assert "image" not in drawing.split("aria-label")[1]
+    page = render_report(ReportData("birds", discovery=saved))
+    for words in ("species -&gt; background", "100\u00a0%", "species -&gt;? background", "Each is a hypothesis"):
+        assert words in page
 
     again = call(
         capsys, "discover", recipe, "--out", tmp_path / "out", "--no-progress", "--json", "--discover.method=ges"
@@ -148,6 +152,9 @@ def test_missing_values_are_read_from_the_images_and_both_answers_compared() -> 
     assert set(found.graph.edges) >= {("shape", "image"), ("colour", "image"), ("light", "image")}
     assert found.graph.unconfirmed
     data = json.loads(json.dumps(found.to_json()))
+    page = render_report(ReportData("shapes", discovery=data))
+    assert "The same question with missing values read from the images" in page
+    assert f"{found.readers['colour']['filled']} of 800 rows filled" in page
     assert data["filled"]["method"] == "dagma"
     assert "with the missing values read from the images:" in data["text"]
 
