@@ -88,7 +88,8 @@ class ActedSCM:
             changed[name] = np.zeros(n, dtype=bool) if values is factual else _changed(factual, values, moved)
         index, scm = noise.factual.index, self.scm
         return pd.DataFrame(
-            {c: pd.Series(columns[c], index=index, dtype=_dtype(scm.schema[c])) for c in scm.schema.names}, index=index
+            {c: pd.Series(columns[c], index=index, dtype=dtype_of(scm.schema[c])) for c in scm.schema.names},
+            index=index,
         )
 
     def applied(self, name: str, values: npt.NDArray[Any], seeds: Seeds) -> npt.NDArray[Any]:
@@ -97,7 +98,7 @@ class ActedSCM:
 
     def _applied(self, name: str, values: npt.NDArray[Any], seeds: Seeds, done: Done) -> npt.NDArray[Any]:
         attribute, marginal = self.scm.schema[name], self.scm.marginal(name)
-        out = np.array(values, dtype=_dtype(attribute))
+        out = np.array(values, dtype=dtype_of(attribute))
         for what, rows in done.items():
             if not isinstance(what, Change):
                 out[rows] = what
@@ -148,5 +149,6 @@ def _moved(what: Change, attribute: Attribute, values: npt.NDArray[Any]) -> npt.
     return found
 
 
-def _dtype(attribute: Attribute) -> Any:
+def dtype_of(attribute: Attribute) -> Any:
+    """How a column of values is held."""
     return np.float64 if attribute.kind == "continuous" else object

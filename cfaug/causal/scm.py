@@ -30,7 +30,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal import storage
-from cfaug.causal.acted import ActedSCM
+from cfaug.causal.acted import ActedSCM, dtype_of
 from cfaug.causal.draws import Array, Seeds, natural, row_seeds, stream
 from cfaug.causal.graph import CausalGraph
 from cfaug.causal.imputation import impute
@@ -223,14 +223,21 @@ class SCM:
             raise UsageError(f"expected chunks of at least 1 row, got {chunk!r}")
         acted = self.act(intervention)
         acted.check_length(len(table))
-        seeds = row_seeds(seed, pd.Index([str(k) for k in table.index], dtype=object))
+        seeds = row_seeds(seed, table.index) if isinstance(seed, Sequence | np.ndarray) else None
         needed = acted.recomputed()
-        parts = []
-        for start in range(0, max(1, len(table)), chunk):
+        n, names = len(table), self.schema.names
+        # filled in place: a list of parts and their concatenation would be held at once
+        columns = {name: np.empty(n, dtype=dtype_of(self.schema[name])) for name in names}
+        keys = np.empty(n, dtype=object)
+        for start in range(0, max(1, n), chunk):
             here = slice(start, start + chunk)
-            noise = self._abduct(table.iloc[here], seeds[here], impute, needed)
-            parts.append(acted[here].predict(noise))
-        return pd.concat(parts) if len(parts) > 1 else parts[0]
+            noise = self._abduct(table.iloc[here], seed if seeds is None else seeds[here], impute, needed)
+            part = acted[here].predict(noise)
+            keys[here] = part.index
+            for name in names:
+                columns[name][here] = part[name]
+        index = pd.Index(keys, dtype=object, name=table.index.name)
+        return pd.DataFrame({name: pd.Series(columns[name], index, columns[name].dtype) for name in names}, index=index)
 
     def stream(
         self,
