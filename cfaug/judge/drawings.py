@@ -122,6 +122,31 @@ def _columns(nodes: Sequence[str], edges: Sequence[tuple[str, str]]) -> dict[str
     return depth
 
 
+def _clear(
+    start: tuple[float, float],
+    end: tuple[float, float],
+    boxes: Sequence[tuple[float, float]],
+    box: float,
+    tall: float,
+    beside: bool = False,
+) -> tuple[float, npt.NDArray[np.float64]]:
+    """How far a curve has to bend up (negative) or down to pass none of ``boxes``, and its heights (41,).
+
+    As little as possible; ``beside`` another arrow between the two, which bends up: down, and visibly. An arrow behind a box reads as one that ends there and one that starts: another graph.
+    """
+    t = np.linspace(0, 1, 41)
+    (x1, y1), (x2, y2) = start, end
+    x = (1 - t) ** 3 * x1 + 3 * (1 - t) * t * (x1 + x2) / 2 + t**3 * x2
+    straight = (1 - t) ** 2 * (1 + 2 * t) * y1 + t**2 * (3 - 2 * t) * y2
+    way, least = (1, 30) if beside else (-1, 0)
+    for lift in (side * k for k in range(least, 601, 15) for side in (way, -way)):
+        y = straight + 3 * (1 - t) * t * lift
+        hits = [(x > left - 6) & (x < left + box + 6) & (np.abs(y - at) < tall / 2 + 6) for left, at in boxes]
+        if not np.any(hits):
+            return float(lift), y
+    return 0.0, straight
+
+
 def graph_drawing(
     nodes: Sequence[str],
     edges: Sequence[tuple[str, str]],
@@ -150,13 +175,7 @@ def graph_drawing(
         for i, node in enumerate(members):
             place[node] = (80 + column * (box + 110), height * (i + 1) / (len(members) + 1))
     width = 80 + max(depth.values()) * (box + 110) + box + 20
-    parts = [
-        _canvas(width, height, "causal graph"),
-        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="13" markerHeight="13" markerUnits="userSpaceOnUse" '
-        'orient="auto-start-reverse"><path d="M0 0 L10 5 L0 10 z" class="tip"/></marker>'
-        '<marker id="ring" viewBox="0 0 10 10" refX="5" refY="5" markerWidth="11" markerHeight="11" markerUnits="userSpaceOnUse">'
-        '<circle cx="5" cy="5" r="3.5" style="fill:var(--panel);stroke:context-stroke"/></marker></defs>',
-    ]
+    arrows, top, bottom = [], 0.0, float(height)
 
     def look(pair: tuple[str, str]) -> str:
         """Width by confidence and dots for doubt, laid over the class of the edge."""
@@ -172,45 +191,42 @@ def graph_drawing(
         return f'<text x="{x:.0f}" y="{y - 5:.0f}" class="axis halo" text-anchor="middle">{" ".join(words)}</text>'
 
     labels: list[str] = []
-    for a, b in edges:
+    for hidden, (a, b) in [(False, e) for e in edges] + [(True, e) for e in bidirected]:
+        pair, style = (a, b), look((a, b))
+        if hidden and depth[a] > depth[b]:
+            a, b = b, a
         (x1, y1), (x2, y2) = place[a], place[b]
-        x1 += box
-        bend, over = (x2 - x1) / 2, (y1 + y2) / 2
-        hit = [
-            y
-            for node, (x, y) in place.items()
-            if depth[a] < depth[node] < depth[b]
-            and abs(y1 + (y2 - y1) * (x + box / 2 - x1) / (x2 - x1) - y) < tall / 2 + 8
-        ]
-        if hit:  # around what stands between: a line behind a box looks like two edges
-            over = min(hit) - tall if over < min(hit) else max(hit) + tall
-            over = min(max(over, 18.0), height - 10.0)
-        c1, c2 = ((8 * over - y1 - y2) / 6,) * 2 if hit else (y1, y2)
-        kind = marks.get((a, b), "->")
-        ends = ' marker-start="url(#ring)"' if kind.startswith("o") else ""
-        ends += (
-            ' marker-end="url(#tip)"' if kind.endswith(">") else ' marker-end="url(#ring)"' if kind[-1] == "o" else ""
-        )
-        parts.append(
-            f'<path d="M{x1} {y1} C{x1 + bend} {c1:g} {x2 - bend} {c2:g} {x2} {y2}" class="edge"{look((a, b))}{ends}/>'
-        )
-        labels.append(beside((a, b), (x1 + x2) / 2, over))
-    for a, b in bidirected:
-        (x1, y1), (x2, y2) = place[a], place[b]
-        reach = 34 + 12 * abs(list(by_column[depth[a]]).index(a) - len(by_column[depth[b]]))
-        x1, x2, left = (x1, x2, min(x1, x2) - reach) if depth[a] == depth[b] else (x1 + box / 2, x2, min(x1, x2))
-        parts.append(
-            f'<path d="M{x1} {y1} C{left} {y1} {left} {y2} {x2} {y2}" class="edge hidden"{look((a, b))} '
-            'marker-start="url(#tip)" marker-end="url(#tip)"/>'
-        )
-        labels.append(beside((a, b), (x1 + 6 * left + x2) / 8, (y1 + y2) / 2))
+        if depth[a] == depth[b]:  # round the left: only a hidden cause joins two of one column
+            left = x1 - 34 - 12 * abs(by_column[depth[a]].index(a) - len(by_column[depth[b]]))
+            controls, label = f"{left} {y1} {left} {y2}", ((x1 + 6 * left + x2) / 8, (y1 + y2) / 2)
+        else:
+            x1 += box
+            bend, others = (x2 - x1) / 2, [at for node, at in place.items() if node not in (a, b)]
+            lift, heights = _clear((x1, y1), (x2, y2), others, box, tall, hidden and (a, b) in edges)
+            top, bottom = min(top, float(heights.min()) - 18), max(bottom, float(heights.max()) + 6)
+            controls = f"{x1 + bend} {y1 + lift} {x2 - bend} {y2 + lift}"
+            label = ((x1 + x2) / 2, (y1 + y2) / 2 + 0.75 * lift)
+        kind = "<->" if hidden else marks.get(pair, "->")
+        start, end = ({"<": "tip", "o": "ring"}.get(kind[0]), {">": "tip", "o": "ring"}.get(kind[-1]))
+        ends = f' marker-start="url(#{start})"' * bool(start) + f' marker-end="url(#{end})"' * bool(end)
+        arrows.append(f'<path d="M{x1} {y1} C{controls} {x2} {y2}" class="edge{" hidden" * hidden}"{style}{ends}/>')
+        labels.append(beside(pair, *label))
+    parts = [
+        _canvas(width, bottom - top, "causal graph"),
+        '<defs><marker id="tip" viewBox="0 0 10 10" refX="9" refY="5" markerUnits="userSpaceOnUse" markerWidth="13" markerHeight="13" '
+        'orient="auto-start-reverse"><path d="M0 0 L10 5 L0 10 z" class="tip"/></marker>'
+        '<marker id="ring" viewBox="0 0 10 10" refX="5" refY="5" markerUnits="userSpaceOnUse" markerWidth="13" markerHeight="13">'
+        '<circle cx="5" cy="5" r="3.5" style="fill:var(--panel);stroke:context-stroke"/></marker></defs>',
+        f'<g transform="translate(0 {-top:.0f})">',
+        *arrows,
+    ]
     for node, (x, y) in place.items():
         kind = (
             "target" if node == target else "spurious" if node in spurious else "image" if node == "image" else "plain"
         )
         parts.append(f'<rect x="{x}" y="{y - tall / 2}" width="{box}" height="{tall}" rx="6" class="node {kind}"/>')
         parts.append(f'<text x="{x + box / 2}" y="{y + 5}" text-anchor="middle" class="name">{escape(node)}</text>')
-    return "".join([*parts, *labels, "</svg>"])
+    return "".join([*parts, *labels, "</g></svg>"])
 
 
 def discovery_drawing(found: Mapping[str, Any]) -> str:
