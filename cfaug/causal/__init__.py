@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from cfaug.causal.acted import ActedSCM
 from cfaug.causal.assumptions import assumption_card
+from cfaug.causal.background import Background
 from cfaug.causal.confounding import confounding, cramers_v, missing_counts, normalised_mutual_information
 from cfaug.causal.diagnosis import diagnose
+from cfaug.causal.discovery import Discovery, discover
 from cfaug.causal.falsification import falsify
 from cfaug.causal.forecast import forecast
 from cfaug.causal.functions import FunctionMechanism
 from cfaug.causal.graph import CausalGraph, check_label_safety, refuse_if_ancestor, refuse_unconfirmed
+from cfaug.causal.independence import Independence, IndependenceTest
 from cfaug.causal.intervention import Change, Intervention, do, flip, resample, scale, shift, uniform
 from cfaug.causal.mechanisms import MECHANISMS, ImageMechanism, Mechanism
 from cfaug.causal.noise import Noise
@@ -19,10 +22,14 @@ __all__ = [
     "MECHANISMS",
     "SCM",
     "ActedSCM",
+    "Background",
     "CausalGraph",
     "Change",
+    "Discovery",
     "FunctionMechanism",
     "ImageMechanism",
+    "Independence",
+    "IndependenceTest",
     "Intervention",
     "Mechanism",
     "Noise",
@@ -31,6 +38,7 @@ __all__ = [
     "confounding",
     "cramers_v",
     "diagnose",
+    "discover",
     "do",
     "falsify",
     "flip",
