@@ -39,6 +39,8 @@ class AttributesConfig:
     target: str = "digit"
     spurious: list[str] = field(default_factory=lambda: ["foreground", "background"])
     kinds: dict[str, str] = field(default_factory=dict)  # categorical unless said: {age: continuous}
+    # the values of an attribute; an ordinal one's in their order: {size: [small, medium, large]}
+    values: dict[str, list[str | int | float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

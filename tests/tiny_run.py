@@ -94,6 +94,7 @@ def call(capsys: Any, *words: str | Path) -> Answer:
         "run",
         "demo",
         "diagnose",
+        "discover",
         "fit",
         "plan",
         "generate",

@@ -141,7 +141,13 @@ def _drawn(what: Change, marginal: Marginal, seeds: Seeds) -> npt.NDArray[Any]:
 def _moved(what: Change, attribute: Attribute, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """shift, scale or flip of values (B,) that are there."""
     if attribute.kind == "continuous":
-        return values + what.amount if what.kind == "shift" else values * what.amount
+        with np.errstate(over="ignore"):
+            numbers = np.asarray(values + what.amount if what.kind == "shift" else values * what.amount)
+        if not np.isfinite(numbers).all():
+            raise UsageError(
+                f"do({attribute.name}={what}): expected finite numbers, got {numbers[~np.isfinite(numbers)][0]}"
+            )
+        return numbers
     texts = np.array(attribute.categories, dtype=object)
     ranks = pd.Index(texts).get_indexer(pd.Index(values, dtype=object))
     step = int(what.amount or 0)

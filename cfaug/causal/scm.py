@@ -10,8 +10,10 @@ a draw from what the row's other values say (:mod:`cfaug.causal.imputation`).
 
 Attributes absent from the graph are isolated roots: they stay as they are. A value is recomputed only in rows where
 a parent's value differs from the factual one, so non-descendants, and everything under do(), stay bit for bit what they
-were. Row i's draws depend on its seed and the attribute alone, never on the batch it sits in; tables are worked through in
-chunks of rows, so that what is held beside the table and its counterfactual does not grow with them.
+were. Row i's draws depend on its seed and the attribute alone, never on the batch it sits in: discrete values are then the same in
+any batch, and continuous ones to rounding (matrix products of another size round otherwise in the last digits). Tables are worked
+through in chunks of rows, so that what is held beside the table and its counterfactual does not grow with them. Tables
+that come back have the index of those that came; draws go by its text.
 
 "a <-> b" makes the noises of a and b dependent in ``sample`` (:mod:`cfaug.causal.noise`). A counterfactual needs nothing of
 it: its noise is abducted from the row itself. Whether it is *identified* is another question, which the assumption card
@@ -26,17 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal import storage
 from cfaug.causal.acted import ActedSCM, dtype_of
+from cfaug.causal.cautions import complete, tell, warn
+from cfaug.causal.conditional import row_weights
 from cfaug.causal.draws import Array, Seeds, natural, row_seeds, stream
 from cfaug.causal.graph import CausalGraph
 from cfaug.causal.imputation import impute
 from cfaug.causal.intervention import Intervention, do
 from cfaug.causal.marginals import Marginal
-from cfaug.causal.mechanisms import Mechanism, default_kind, mechanism_named, refuse_unsuited
+from cfaug.causal.mechanisms import MECHANISMS, Mechanism, default_kind, mechanism_named, refuse_unsuited
 from cfaug.causal.noise import Districts, Noise
 from cfaug.data.attributes import Schema
 from cfaug.errors import DataError, UsageError
@@ -63,8 +66,13 @@ class SCM:
     def __init__(
         self, graph: CausalGraph, schema: Schema, mechanisms: Mapping[str, str | Mechanism] | None = None
     ) -> None:
+        if not isinstance(graph, CausalGraph) or not isinstance(schema, Schema):
+            raise UsageError(
+                f"expected SCM(CausalGraph(...), Schema([...])), got {type(graph).__name__} and {type(schema).__name__}"
+            )
         graph.check(schema)
         self.graph, self.schema = graph, schema
+        self._given = schema  # fitting again starts from it, not from the first table's values
         self.rows: dict[str, int] = {}
         """Attribute -> rows its mechanism was fitted on."""
         self.districts = Districts((), {})
@@ -79,8 +87,12 @@ class SCM:
             attribute = schema[name]
             if isinstance(asked, str):  # made in fit, when the schema has its values
                 refuse_unsuited(asked, attribute)
-            else:
+            elif hasattr(asked, "abduct"):
                 self._new(name)
+            else:
+                raise UsageError(
+                    f"the mechanism of {name!r} is a name ({', '.join(MECHANISMS)}) or a FunctionMechanism, got {asked!r}"
+                )
 
     def parents(self, name: str) -> tuple[str, ...]:
         """The parents of an attribute; none when the graph does not know it."""
@@ -106,24 +118,29 @@ class SCM:
         Raises DataError for a missing column, a missing target, a value outside the schema, or an attribute without a
         single such row.
         """
-        schema = self.schema.fit(table, self.schema.names)
+        natural(seed)
+        schema = self._given.fit(table, self._given.names)
         table = schema.canonical(table)
-        weights = None if weights is None else np.asarray(weights, dtype=np.float64)
-        self.schema = schema
+        weights = None if weights is None else row_weights(weights, len(table), "the SCM")
+        self.schema, self._warned = schema, set()
         for k, name in enumerate(self.order):
             mechanism = self._new(name)
             # one stream a node: adding rows to one mechanism's training must not change another's start
             child = int(np.random.SeedSequence([seed, k]).generate_state(1)[0])
-            rows = _complete(table, name, mechanism.parents)
+            rows = complete(table, name, mechanism.parents)
             if not rows.all():
-                _tell(name, mechanism.parents, rows)
+                tell(name, mechanism.parents, rows)
             w = None if weights is None else weights[rows]
             self._mechanisms[name] = mechanism.fit(table[name][rows], table[list(mechanism.parents)][rows], w, child)
             self.rows[name] = int(rows.sum())
             have = table[name].notna().to_numpy()
             own = None if weights is None else weights[have]
             self._marginals[name] = Marginal.fit(schema, name, table[name][have], own)
-            _warn(self._mechanisms[name], self._marginals[name], self.rows[name])
+            warn(
+                self._mechanisms[name],
+                self._marginals[name],
+                table[name][have] if own is None else table[name][have][own > 0],
+            )
         streams = {name: k for k, name in enumerate(self.order)}
         seeds = stream(row_seeds(natural(seed), table.index), _BANK)
         self.districts = Districts.fit(self.graph.districts(), self._mechanisms, table, seeds, streams, weights)
@@ -159,6 +176,7 @@ class SCM:
         self.schema.check(table, self.schema.names)
         factual = self.schema.canonical(table)
         rows = row_seeds(seed, factual.index)
+        factual.index = table.index  # the caller's own, so that what comes back can stand beside what came
         imputed = factual.isna() if impute else None
         if impute:
             factual = self._impute(factual, rows)
@@ -167,7 +185,7 @@ class SCM:
             if name not in needed:
                 continue
             mechanism = self.mechanism(name)
-            known = _complete(factual, name, mechanism.parents)
+            known = complete(factual, name, mechanism.parents)
             found = mechanism.abduct(
                 factual[name][known], factual[list(mechanism.parents)][known], stream(rows[known], k)
             )
@@ -180,7 +198,7 @@ class SCM:
         return impute(ordered, self.districts, factual, rows)
 
     def impute(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds = 0) -> pd.DataFrame:
-        """``table`` with every missing value drawn given what its row has; the same draw that ``abduct(impute=True)`` makes."""
+        """The schema's columns of ``table``, every missing value drawn given what its row has: as ``abduct(impute=True)`` does."""
         return self._abduct(table, seed, True, ()).factual
 
     def act(self, intervention: Intervention | Sequence[Intervention]) -> ActedSCM:
@@ -189,10 +207,11 @@ class SCM:
         Warns of values that no row of the table had on which this SCM was fitted.
         """
         self.mechanism(self.order[0])
-        many = [intervention] if isinstance(intervention, Intervention) else list(intervention)
+        shared = isinstance(intervention, Intervention)
+        many = _interventions(intervention)
         checked = {one: one.check(self.schema) for one in many}  # a plan repeats few distinct interventions
         self._warn_of_strange(checked.values())
-        return ActedSCM(self, tuple(checked[one] for one in many), isinstance(intervention, Intervention))
+        return ActedSCM(self, tuple(checked[one] for one in many), shared)
 
     def _warn_of_strange(self, interventions: Iterable[Intervention]) -> None:
         """Once an attribute: a plan may hold a hundred thousand values, and is worked through in many batches."""
@@ -219,7 +238,7 @@ class SCM:
 
         Worked through ``chunk`` rows at a time; their number changes nothing but the memory it takes.
         """
-        if chunk < 1:
+        if not isinstance(chunk, int) or chunk < 1:
             raise UsageError(f"expected chunks of at least 1 row, got {chunk!r}")
         acted = self.act(intervention)
         acted.check_length(len(table))
@@ -228,15 +247,13 @@ class SCM:
         n, names = len(table), self.schema.names
         # filled in place: a list of parts and their concatenation would be held at once
         columns = {name: np.empty(n, dtype=dtype_of(self.schema[name])) for name in names}
-        keys = np.empty(n, dtype=object)
         for start in range(0, max(1, n), chunk):
             here = slice(start, start + chunk)
             noise = self._abduct(table.iloc[here], seed if seeds is None else seeds[here], impute, needed)
             part = acted[here].predict(noise)
-            keys[here] = part.index
             for name in names:
                 columns[name][here] = part[name]
-        index = pd.Index(keys, dtype=object, name=table.index.name)
+        index = table.index
         return pd.DataFrame({name: pd.Series(columns[name], index, columns[name].dtype) for name in names}, index=index)
 
     def stream(
@@ -281,6 +298,10 @@ class SCM:
 
         Attributes that "<->" joins get dependent noises; one that do() sets keeps no tie to the others.
         """
+        if isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 0:
+            raise UsageError(f"expected a whole number of rows to sample, got {n!r}")
+        if intervention is not None and not isinstance(intervention, Intervention):
+            raise UsageError(f"a sample is drawn under one do(...), got {intervention!r}")
         acted = self.act(intervention or do())
         index = pd.Index([f"sample-{i:06d}" for i in range(n)], dtype=object)
         rows = row_seeds(natural(seed), index)
@@ -318,32 +339,9 @@ class SCM:
         return scm
 
 
-def _complete(table: pd.DataFrame, name: str, parents: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """(B,): the rows in which an attribute and all its parents have a value."""
-    here: npt.NDArray[np.bool_] = np.all(table[[name, *parents]].notna().to_numpy(), axis=1)
-    return here
-
-
-def _tell(name: str, parents: Sequence[str], rows: npt.NDArray[np.bool_]) -> None:
-    what = f"{name} and its parents {', '.join(parents)}" if parents else name
-    if not rows.any():
-        raise DataError(
-            f"expected rows that have {what}, got none among {len(rows)}; fill in some of the missing values"
-        )
-    log.warning("%s: learned from the %d of %d rows that have %s", name, rows.sum(), len(rows), what)
-
-
-def _warn(mechanism: Mechanism, marginal: Marginal, rows: int) -> None:
-    """What a fit cannot know, with numbers."""
-    name = mechanism.name
-    if marginal.constant:
-        log.warning("%s has one value in all %d rows: nothing says what another value of it would do", name, rows)
-    elif rows < mechanism.parameters:
-        log.warning(
-            "%s: %d rows for %d parameters given %s; held-out rows decide how much is learned, so expect a rough mechanism, or choose a simpler "
-            "one (mechanisms={%r: ...})",
-            name, rows, mechanism.parameters, ", ".join(mechanism.parents) or "no parents", name,
-        )  # fmt: skip
-    unseen = [v for v in marginal.attribute.values or () if v not in marginal.seen]
-    if unseen:
-        log.warning("%s=%s: no row to learn from; it gets a small probability", name, unseen[0])
+def _interventions(given: Any) -> list[Intervention]:
+    many = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    for one in many:
+        if not isinstance(one, Intervention):
+            raise UsageError(f"expected do(...), or a list with one for each row, got {one!r}")
+    return many

@@ -5,7 +5,7 @@
 S is a monotonic rational-quadratic spline on [-5, 5] and the identity outside (Durkan et al. 2019, Neural Spline Flows;
 zuko). a, b and the knots of S are one small network of c, plus a linear function of c in a and b, so that the start of the
 fit is the least-squares Gaussian and every step is kept only if held-out rows like it. Far outside the training rows the
-law is therefore Gaussian, never undefined.
+law is therefore Gaussian in x. Far outside the parents' own range the network extrapolates a and b without any warrant.
 
 Fitted in float32 and used in float64: the inverse is exact to about 1e-12.
 This module imports torch; ``flows`` does so only when it is used.

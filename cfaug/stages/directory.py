@@ -18,6 +18,8 @@ from cfaug.config import Recipe, load_recipe
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
 
+MADE = ("plan", "model", "fit.partial", "shards", "evaluation", "results.jsonl", "report.html")
+"""What a configuration has made. A directory without any of it is nobody's yet: what is there only looked at the data."""
 PRODUCTS = (
     "plan",
     "model",
@@ -62,8 +64,10 @@ class RunDirectory:
             )
         if overwrite:
             self._clear()
-        elif found:
+        elif set(found) & set(MADE):
             self._check_owner()
+        # diagnose, discover, edit the graph, run: one directory for all of it
+        self._adopted = bool(found) and not overwrite and not set(found) & set(MADE) and not self._same()
 
     def claim(self, data: str) -> None:
         """Write ``config.yaml`` and ``run.json``: from now on the directory is this recipe's, on these data.
@@ -77,14 +81,15 @@ class RunDirectory:
         import yaml
 
         owner = self.read_json("run.json")
-        made = [name for name in ("model", "plan", "shards", "results.jsonl") if (self.path / name).exists()]
+        made = [name for name in MADE if (self.path / name).exists()]
         if made and not (isinstance(owner, dict) and "data" in owner):
             raise UsageError(
                 f"{self.path} holds {made[0]}, but run.json no longer says of which images; restore run.json, or --overwrite to start over"
             )
-        if isinstance(owner, dict) and owner.get("data", data) != data:
+        other = isinstance(owner, dict) and owner.get("data", data) != data
+        if other and made:
             raise UsageError(
-                f"{self.path} holds a run on other images or attributes (data {owner['data'][:12]}, now {data[:12]}); "
+                f"{self.path} holds a run on other images or attributes (data {str(owner['data'])[:12]}, now {data[:12]}); "
                 "choose another --out, or --overwrite to start over"
             )
 
@@ -97,14 +102,19 @@ class RunDirectory:
             ) from None
         text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
         path = self.path / "config.yaml"
-        if not path.exists() or load_recipe(path).train != self.recipe.train:  # more seeds or methods than before
+        renewed = self._adopted or (other and not made)
+        if renewed:
+            for name in ("diagnosis.json", *(["discovery.json"] if other else [])):  # of another graph; of other images
+                (self.path / name).unlink(missing_ok=True)
+        # more seeds or methods than before
+        if renewed or not path.exists() or load_recipe(path).train != self.recipe.train:
             try:
                 self.write("config.yaml", text)
             except CfaugError:
                 if fresh:
                     self.path.rmdir()
                 raise
-        if not (self.path / "run.json").exists():
+        if renewed or not (self.path / "run.json").exists():
             self.write_json(
                 "run.json",
                 {
@@ -125,6 +135,13 @@ class RunDirectory:
         except UsageError:
             return False
         return True
+
+    def _same(self) -> bool:
+        """Whether the directory's configuration is ours in all that matters."""
+        try:
+            return load_recipe(self.path / "config.yaml").fingerprint() == self.recipe.fingerprint()
+        except UsageError:
+            return False
 
     def _check_owner(self) -> None:
         try:

@@ -235,6 +235,7 @@ def _open(
         target=attributes.target,
         spurious=attributes.spurious,
         kinds=attributes.kinds,
+        values={name: [str(v) for v in values] for name, values in attributes.values.items()},
         attributes=[name for name in graph.attributes if name not in (attributes.target, *attributes.spurious)],
         schema=schema,
         seed=data.seed,

@@ -50,12 +50,13 @@ def world(number: int) -> World:
         score = rng.normal(size=ROWS) + sum((scores[p] for p in graph.parents(name)), np.zeros(ROWS))
         levels = {"categorical": 3, "binary": 2, "ordinal": 4}.get(kinds[name])
         if levels:
-            ranks = np.searchsorted(np.quantile(score, np.arange(1, levels) / levels), score)
-            columns[name], scores[name] = [f"v{r}" for r in ranks], ranks - ranks.mean()
+            codes = np.searchsorted(np.quantile(score, np.arange(1, levels) / levels), score)
+            columns[name], scores[name] = [f"v{c}" for c in codes], codes - codes.mean()
         else:
             columns[name], scores[name] = list(10 + 3 * score), score
     given_kinds = {"categorical": "categorical", "binary": "categorical", "ordinal": "ordinal"}
-    schema = Schema([Attribute(n, given_kinds.get(kinds[n], "continuous")) for n in names])
+    ranks = {n: tuple(f"v{r}" for r in range(4)) for n in names if kinds[n] == "ordinal"}
+    schema = Schema([Attribute(n, given_kinds.get(kinds[n], "continuous"), ranks.get(n)) for n in names])
     mechanisms = {n: k for n, k in kinds.items() if k in ("spline_flow", "additive_noise", "linear")}
     table = pd.DataFrame(columns, index=[f"k{i}" for i in range(ROWS)])
     steps, flows.STEPS = flows.STEPS, 20  # laws hold however well a mechanism fits

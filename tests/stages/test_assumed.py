@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import call, folder_recipe
+from tiny_run import call, folder, folder_recipe
 
 from cfaug.causal import do
 from cfaug.config import load_recipe
@@ -69,3 +69,50 @@ def test_a_plan_that_would_need_another_label_is_refused(finished: Path, recipe:
     plan = Plan([PlanRow("one", key, do(species="water"), 1, 0, 0)])
     with pytest.raises(UsageError, match="sets the target 'species', but training keeps a source's label"):
         generate(pipeline.model, pipeline.inputs.train, plan, tmp_path / "out", workers=0, progress=False)
+
+
+def test_look_confirm_and_run_in_one_directory(birds: Path, tmp_path: Path, capsys: Any) -> None:
+    out, path = tmp_path / "out", tmp_path / "r.yaml"
+    recipe = folder_recipe(path, birds, graph=f"species; {EDGES}", discover={"bootstraps": 0})
+    for command in ("diagnose", "discover"):
+        assert call(capsys, command, recipe, "--out", out).code == 0
+    offered = json.loads((out / "discovery.json").read_text())["graph"]
+    assert "?" in offered
+    unconfirmed = folder_recipe(path, birds, graph=offered, discover={"bootstraps": 0})
+    assert "nobody confirmed" in call(capsys, "run", unconfirmed, "--out", out).err
+    confirmed = folder_recipe(path, birds, graph=f"species -> background; {EDGES}", discover={"bootstraps": 0})
+    answer = call(capsys, "run", confirmed, "--out", out)
+    assert answer.code == 0, answer.err
+    assert json.loads((out / "run.json").read_text())["fingerprint"] == load_recipe(confirmed).fingerprint()
+    assert load_recipe(out / "config.yaml").graph == load_recipe(confirmed).graph
+    assert (out / "discovery.json").exists()
+    page = (out / "report.html").read_text()
+    assert "iscover" in page
+    # now that there is a model, another graph is another run
+    answer = call(capsys, "diagnose", recipe, "--out", out)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "holds a run of another configuration" in answer.err
+
+
+def test_a_look_at_other_images_keeps_nothing_of_the_first(birds: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    recipe = folder_recipe(tmp_path / "r.yaml", birds, discover={"bootstraps": 0})
+    assert call(capsys, "discover", recipe, "--out", out).code == 0
+    other = folder(tmp_path / "others" / birds.name, n=70)
+    again = folder_recipe(tmp_path / "r.yaml", other, discover={"bootstraps": 0})
+    assert call(capsys, "diagnose", again, "--out", out).code == 0
+    assert not (out / "discovery.json").exists()
+
+
+def test_a_recipe_states_the_order_of_an_ordinal(birds: Path, tmp_path: Path, capsys: Any) -> None:
+    attributes = {"target": "species", "spurious": ["background"], "kinds": {"background": "ordinal"}}
+    order = {"values": {"background": ["water", "land"]}}
+    recipe = folder_recipe(tmp_path / "r.yaml", birds, attributes={**attributes, **order})
+    assert Pipeline(load_recipe(recipe), tmp_path / "out", progress=False).inputs.schema["background"].values == (
+        "water",
+        "land",
+    )
+    recipe = folder_recipe(tmp_path / "r.yaml", birds, attributes=attributes)
+    answer = call(capsys, "diagnose", recipe, "--out", tmp_path / "other")
+    assert (answer.code != 0, answer.err.count("\n")) == (True, 1)
+    assert "attributes.values" in answer.err

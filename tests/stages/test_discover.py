@@ -35,7 +35,7 @@ def test_a_recipe_without_attribute_edges_gets_them_proposed(flock: Path, tmp_pa
     recipe = folder_recipe(
         tmp_path / "r.yaml", flock, graph=ONLY_IMAGE, discover={"tiers": [["species"], ["background"]], "bootstraps": 6}
     )
-    answer = call(capsys, "discover", recipe, "--out", tmp_path / "out", "--no-progress")
+    answer = call(capsys, "discover", recipe, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
     line = 'graph: "background -> image; glow -> image; species ->? background; species -> image"'
     assert answer.out.rstrip().endswith(line)
@@ -53,23 +53,19 @@ def test_a_recipe_without_attribute_edges_gets_them_proposed(flock: Path, tmp_pa
     for words in ("species -&gt; background", "100\u00a0%", "species -&gt;? background", "Each is a hypothesis"):
         assert words in page
 
-    again = call(
-        capsys, "discover", recipe, "--out", tmp_path / "out", "--no-progress", "--json", "--discover.method=ges"
-    )
+    again = call(capsys, "discover", recipe, "--out", tmp_path / "out", "--json", "--discover.method=ges")
     assert again.code == 2  # it takes no tiers
-    other = call(
-        capsys, "discover", recipe, "--out", tmp_path / "out", "--no-progress", "--json", "--discover.alpha=0.01"
-    )
+    other = call(capsys, "discover", recipe, "--out", tmp_path / "out", "--json", "--discover.alpha=0.01")
     assert json.loads(other.out)["alpha"] == 0.01  # no setting of discover makes it another run
 
 
 def test_an_unconfirmed_graph_is_not_generated_from(flock: Path, tmp_path: Path, capsys: Any) -> None:
     graph = "species ->? background; species -> image; background -> image; glow -> image"
     recipe = folder_recipe(tmp_path / "r.yaml", flock, graph=graph)
-    complaint = call(capsys, "generate", recipe, "--out", tmp_path / "out", "--no-progress").complaint
+    complaint = call(capsys, "generate", recipe, "--out", tmp_path / "out").complaint
     assert "species ->? background; remove the ? from the edges you believe, or the edge" in complaint
     assert not (tmp_path / "out" / "shards").exists()
-    assert call(capsys, "plan", recipe, "--out", tmp_path / "out", "--no-progress").code == 0
+    assert call(capsys, "plan", recipe, "--out", tmp_path / "out").code == 0
 
 
 @pytest.mark.parametrize(
@@ -88,7 +84,7 @@ def test_a_wrong_setting_is_one_line(
     flock: Path, tmp_path: Path, capsys: Any, settings: dict[str, Any], words: str
 ) -> None:
     recipe = folder_recipe(tmp_path / "r.yaml", flock, graph=ONLY_IMAGE, discover=settings)
-    assert words in call(capsys, "discover", recipe, "--out", tmp_path / "out", "--no-progress").complaint
+    assert words in call(capsys, "discover", recipe, "--out", tmp_path / "out").complaint
 
 
 def test_no_setting_of_discover_changes_the_identity_of_a_run(flock: Path, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_two_processes_fit_one_model(birds: Path, tmp_path: Path) -> None:
     assert done.stdout.count("model ") == 1
     assert done.stderr.count("fit done") == 1
     assert isinstance(CounterfactualModel.load(out / "model").decoder, DistilledDecoder)
-    assert sorted(path.name for path in out.iterdir()) == ["config.yaml", "model", "run.json"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "ASSUMPTIONS.md", "assumptions.json", "config.yaml", "model", "run.json",
+    ]  # fmt: skip
 
 
 def test_only_fit_is_for_several_processes(
