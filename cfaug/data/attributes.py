@@ -14,8 +14,10 @@ It does not promise that an attribute means anything in the pixels: it knows col
 from __future__ import annotations
 
 import difflib
+import functools
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +27,21 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfaug.data.columns import (
+    column_of,
+    keys,
+    look_missing,
+    numbers_of,
+    ordered,
+    refuse_no_table,
+    shown,
+    text_of,
+    texts_of,
+    words,
+)
 from cfaug.errors import DataError, UsageError
+
+log = logging.getLogger(__name__)
 
 KINDS = ("categorical", "ordinal", "continuous")
 IMAGE = "image"  # the last node of every graph; never a column
@@ -40,33 +56,10 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"known: {', '.join(known[:20]) or 'none'}{', ...' if len(known) > 20 else ''}"
 
 
-def text_of(value: Any) -> str | None:
-    """The canonical text of one category: ``3``, ``3.0`` and ``np.int64(3)`` are all "3"; missing is None."""
-    if value is None or value is pd.NA or value is pd.NaT:
-        return None
-    if isinstance(value, str):
-        return value
-    if isinstance(value, float | np.floating):
-        if math.isnan(value):
-            return None
-        # a column of integers with one hole arrives as floats: 3.0 must still be category "3"
-        return str(int(value)) if float(value).is_integer() else repr(float(value))
-    return str(value)
-
-
-def _keys(index: pd.Index) -> pd.Index:
-    """The source keys as text; a million that are text already are not looked at one by one."""
-    whole = pd.api.types.infer_dtype(index, skipna=False) == "string"
-    return pd.Index(index.astype(object) if whole else [str(k) for k in index], dtype=object, name=index.name)
-
-
-def _order(values: Iterable[str]) -> tuple[str, ...]:
-    """Sorted; as numbers when all of them are numbers, so that "10" comes after "9"."""
-    unique = sorted(set(values))
-    try:
-        return tuple(sorted(unique, key=float))
-    except ValueError:
-        return tuple(unique)
+@functools.lru_cache(maxsize=1024)
+def _say_once(message: str) -> None:
+    """A schema is fitted many times to one table; who reads the log needs to hear of it once a process."""
+    log.warning(message)
 
 
 @dataclass(frozen=True)
@@ -133,6 +126,37 @@ class Attribute:
         return self.mean, self.std
 
 
+def _standardised(a: Attribute, values: npt.NDArray[np.float64]) -> Attribute:
+    """With the mean and std of the values (n,), where they were not given."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(values.mean()) if a.mean is None else a.mean
+        std = float(values.std()) if a.std is None else a.std
+    if not (math.isfinite(mean) and math.isfinite(std)):
+        raise DataError(
+            f"column {a.name!r}: expected numbers whose spread a float can hold, got {values.min():g} to {values.max():g}; "
+            "correct the table, or give the column in another unit"
+        )
+    # a constant column has a rounding error for a std, not always an exact zero
+    return replace(a, mean=mean, std=std if std > 1e-12 * abs(mean) else 1.0)
+
+
+def _learned(a: Attribute, column: pd.Series) -> tuple[str, ...]:
+    """The values of a categorical or ordinal column of texts without holes."""
+    unique = list(column.unique())
+    if a.kind == "ordinal" and (unordered := words(unique)):
+        some = f"{', '.join(unordered[:10])}{', ...' if len(unordered) > 10 else ''}"
+        raise DataError(
+            f"attribute {a.name!r} is ordinal and its values {'are' if len(unordered) == len(unique) else 'include'} words "
+            f"({some}): expected their order; give Attribute(..., values=[...]), or attributes.values in the recipe"
+        )
+    for text in look_missing(unique):
+        _say_once(
+            f"column {a.name!r} holds the text {text!r} in {int((column == text).sum())} rows: a category, not a missing "
+            "value; leave the cell empty if it is missing"
+        )
+    return ordered(unique)
+
+
 @dataclass(frozen=True)
 class Schema:
     """The attributes of a data set, which of them is the target, and which are spurious. Immutable, and a value.
@@ -195,7 +219,10 @@ class Schema:
         """A schema whose values, means and standard deviations come from ``table``; what was given stays.
 
         Cells may be missing as in ``check``, and then nothing is learned from them. The std of a constant column is 1,
-        so that it encodes as zeros. Raises DataError as ``check`` does, and for a column to learn from without any value.
+        so that it encodes as zeros. The order of an ordinal's values is learned from numbers only. The log warns, once a
+        process, of learned categories that look like a missing value ("NA").
+        Raises DataError as ``check`` does, for a column to learn from without any value, for an ordinal of words without
+        ``values``, and for numbers whose mean or spread is beyond a float.
         """
         self.check(table, missing)
         columns = self.canonical(table)
@@ -210,13 +237,9 @@ class Schema:
                     "or leave the attribute out"
                 )
             if a.kind == "continuous" and not a.fitted:
-                values = column.to_numpy()
-                mean = float(values.mean()) if a.mean is None else a.mean
-                std = float(values.std()) if a.std is None else a.std
-                # a constant column has a rounding error for a std, not always an exact zero
-                fitted.append(replace(a, mean=mean, std=std if std > 1e-12 * abs(mean) else 1.0))
+                fitted.append(_standardised(a, column.to_numpy()))
             elif a.kind != "continuous" and a.values is None:
-                fitted.append(replace(a, values=_order(column)))
+                fitted.append(replace(a, values=_learned(a, column)))
             else:
                 fitted.append(a)
         return Schema(fitted, self.target, self.spurious)
@@ -252,7 +275,7 @@ class Schema:
         came, cure = (
             ("no value", "fill it in or leave the row out (only training rows may lack values, and never the target's)")
             if absent
-            else (repr(text_of(raw)), "correct the table")
+            else (shown(text_of(raw)), "correct the table")
         )
         if a.kind == "continuous":
             expected = "a finite number"
@@ -260,29 +283,35 @@ class Schema:
             expected = f"one of {', '.join(a.values[:20])}" if a.values else "a value"
         raise DataError(f"column {a.name!r}, row {str(column.index[row])!r}: expected {expected}, got {came}; {cure}")
 
+    @staticmethod
+    def _refuse_huge(column: pd.Series, bad: npt.NDArray[np.bool_], a: Attribute) -> None:
+        if bad.any():
+            row = int(np.argmax(bad))
+            mean, std = a.scale
+            raise DataError(
+                f"column {a.name!r}, row {str(column.index[row])!r}: expected a number that can be standardised (mean {mean:g}, "
+                f"std {std:g}) in 32 bits, got {column.iloc[row]:g}; correct the table, or the value in do(...)"
+            )
+
     def canonical(self, table: pd.DataFrame) -> pd.DataFrame:
         """Only the schema's columns: categories as text ("3", never 3 or 3.0; missing is None), numbers as float64.
 
-        The index is kept, as text. Raises DataError for a missing column or a text in a continuous one.
+        The index is kept, as text. Raises DataError for a column that is missing or there twice, a text in a continuous
+        one, and a cell that holds no single value; UsageError for what is no DataFrame.
         """
+        refuse_no_table(table)
         out: dict[str, Any] = {}
-        index = _keys(table.index)
+        index = keys(table.index)
         for a in self.attributes:
             if a.name not in table.columns:
                 raise DataError(f"the table has no column {a.name!r}; {near(a.name, map(str, table.columns))}")
-            column = table[a.name]
+            column = column_of(table, a.name)
             if a.kind == "continuous":
-                numbers = pd.to_numeric(column.astype(object), errors="coerce").to_numpy(dtype=np.float64)
-                odd = np.isnan(numbers)
-                if odd.any():  # text is wrong; a missing number is for check() to judge
-                    odd &= np.array([text_of(v) not in (None, "") for v in column])
+                numbers, odd = numbers_of(column, a.name)
                 self._refuse(column, odd, a, table)
                 out[a.name] = pd.Series(numbers, index=index)
             else:
-                codes, uniques = pd.factorize(column.astype(object), use_na_sentinel=True)
-                texts = np.array([*(text_of(u) for u in uniques), None], dtype=object)  # code -1 is the last: missing
-                texts[texts == ""] = None  # an empty cell of a CSV file is a missing value
-                out[a.name] = pd.Series(texts[codes], index=index, dtype=object)
+                out[a.name] = pd.Series(texts_of(column, a.name), index=index, dtype=object)
         return pd.DataFrame(out, index=index)
 
     # --- the encoding
@@ -302,7 +331,8 @@ class Schema:
 
         A missing categorical value encodes as a zero block (label unknown or dropped). A missing ordinal or continuous
         one is a DataError, since zero is a real value there; with ``missing`` it is a zero all the same, for a caller who
-        encodes beside it what is present. A value outside the schema is always a DataError.
+        encodes beside it what is present. A value outside the schema is always a DataError, and so is a number whose
+        encoding float32 cannot hold: it would be an infinity, and all that is computed from it NaN.
         """
         chosen = self._select(names)
         columns = Schema(chosen).canonical(table)
@@ -322,7 +352,9 @@ class Schema:
                 numbers = column.to_numpy()
                 absent = np.isnan(numbers) & missing
                 self._refuse(column, ~np.isfinite(numbers) & ~absent, a, table)
-                out[:, where.start] = np.where(absent, 0.0, (numbers - mean) / std)
+                with np.errstate(over="ignore"):
+                    out[:, where.start] = np.where(absent, 0.0, (numbers - mean) / std)
+                self._refuse_huge(column, ~np.isfinite(out[:, where.start]), a)
         return out
 
     def blocks(self, names: Sequence[str] | None = None) -> dict[str, slice]:
@@ -380,3 +412,9 @@ class Schema:
         """sha256 (hex) of the canonical JSON."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+
+def refuse_no_schema(schema: object) -> None:
+    """UsageError for what is no Schema."""
+    if not isinstance(schema, Schema):
+        raise UsageError(f"expected a Schema([Attribute(...), ...]), got {shown(schema)}; declare the attributes")

@@ -235,3 +235,110 @@ def test_missing_values_are_zeros_for_a_caller_who_marks_them(schema: Schema, ta
     np.testing.assert_array_equal(code[1:], fitted.encode(table)[1:])
     with pytest.raises(DataError):
         fitted.encode(table.assign(size="xl"), missing=True)
+
+
+# --- what comes in
+def test_the_order_of_words_is_never_guessed() -> None:
+    sizes = Schema([Attribute("size", "ordinal")])
+    with pytest.raises(DataError) as error:
+        sizes.fit(pd.DataFrame({"size": ["small", "large", "medium", "small"]}))
+    one_line(error, "'size' is ordinal and its values are words (large, medium, small): expected their order")
+    one_line(error, "Attribute(..., values=[...])", "attributes.values in the recipe")
+    with pytest.raises(DataError, match=r"its values include words \(nan\)"):
+        sizes.fit(pd.DataFrame({"size": ["1", "nan", "2"]}))
+    assert sizes.fit(pd.DataFrame({"size": ["10", "9", "-1.5", None]}), ["size"])["size"].values == ("-1.5", "9", "10")
+    given = Schema([Attribute("size", "ordinal", values=("small", "large"))])
+    assert given.fit(pd.DataFrame({"size": ["small"]})) == given
+    # a nan among numbers has no place among them: the order may not depend on where it stands
+    assert {
+        Schema([Attribute("c")]).fit(pd.DataFrame({"c": c}))["c"].values
+        for c in (["2", "nan", "10"], ["nan", "10", "2"])
+    } == {("10", "2", "nan")}
+
+
+def test_a_number_that_float32_cannot_hold_is_refused(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    for number, shown in ((1e39, "1e\\+39"), (-1e300, "-1e\\+300")):
+        huge = table.assign(age=[1.0, number, 2.0])
+        fitted.check(huge)  # finite, and yet
+        with pytest.raises(DataError, match=rf"^column 'age', row 'b': .* 32 bits, got {shown}; .*do\(\.\.\.\)$"):
+            fitted.encode(huge)
+    assert np.isfinite(fitted.encode(table.assign(age=1e30))).all()
+    with pytest.raises(DataError, match=r"^column 'age': .* spread .* got -1e\+300 to 1e\+300; .*unit$") as error:
+        schema.fit(table.assign(age=[-1e300, 0.0, 1e300]))
+    one_line(error)
+
+
+CELLS = [True, False, 1, 0, 1.0, 0.0, -0.0, 2.5, "1", "True", "", None, float("nan"), np.int8(1), np.True_, pd.NA]
+
+
+@given(st.lists(st.sampled_from(range(len(CELLS))), max_size=8))
+def test_the_text_of_a_cell_does_not_depend_on_the_others(which: list[int]) -> None:
+    alone = ["True", "False", "1", "0", "1", "0", "0", "2.5", "1", "True", None, None, None, "1", "True", None]
+    column = pd.Series([CELLS[i] for i in which], dtype=object)
+    assert Schema([Attribute("c")]).canonical(column.to_frame("c"))["c"].tolist() == [alone[i] for i in which]
+
+
+def test_the_text_of_a_cell_does_not_depend_on_the_dtype() -> None:
+    one = Schema([Attribute("c")])
+    for column in (
+        pd.Series([1, None, 10], dtype="Int64"),
+        pd.Series([1.0, None, 10.0]),
+        pd.Series([1, None, 10], dtype="category"),
+        pd.Series(["1", None, "10"], dtype="str"),
+        pd.Series(["1", "", "10"], dtype="category"),
+        pd.Series([1, None, "10"], dtype=object),
+    ):
+        assert one.canonical(column.to_frame("c"))["c"].tolist() == ["1", None, "10"]
+    assert one.canonical(pd.DataFrame({"c": [True, False]}))["c"].tolist() == ["True", "False"]
+
+
+def test_canonical_numbers_are_the_tables_own_copy() -> None:
+    table = pd.DataFrame({"x": [1.0, 2.0]})
+    canonical = Schema([Attribute("x", "continuous")]).canonical(table)
+    canonical.loc["0", "x"] = 9.0
+    assert table["x"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "continuous"])
+@pytest.mark.parametrize("cell", [[1, 2], (1, 2), {"a": 1}, {1}, 1 + 2j, b"1", np.zeros(2)], ids=repr)
+def test_a_cell_is_one_value(kind: str, cell: object) -> None:
+    column = pd.Series([1.0, None, cell], index=["a", "b", "c"], dtype=object)
+    with pytest.raises(DataError) as error:
+        Schema([Attribute("v", kind)]).canonical(column.to_frame("v"))
+    one_line(error, "column 'v', row 'c'", "one text or number", type(cell).__name__, "correct the table")
+
+
+def test_what_is_no_table_is_refused(schema: Schema, table: pd.DataFrame) -> None:
+    fitted = schema.fit(table)
+    for wrong in ([1, 2], table.to_dict(), table.to_numpy(), table["age"], None):
+        for use in (fitted.fit, fitted.check, fitted.canonical, fitted.encode):
+            with pytest.raises(UsageError) as u:
+                use(wrong)  # type: ignore[operator]
+            one_line(u, "pandas DataFrame", f"got a {type(wrong).__name__}", "pd.DataFrame(")
+    twice = pd.concat([table, table[["age"]]], axis=1)
+    with pytest.raises(DataError) as error:
+        fitted.check(twice)
+    one_line(error, "one column 'age'", "got 2 of that name", "rename")
+    complex_numbers = table.assign(age=table["age"].to_numpy() + 1j)
+    with pytest.raises(DataError, match="got the complex"):
+        fitted.check(complex_numbers)
+    with pytest.raises(DataError) as error:  # whole numbers have no end, floats have
+        fitted.check(table.assign(age=pd.Series([1, 10**400, 2], index=table.index, dtype=object)))
+    one_line(error, "'age', row 'b'", "a finite number", "...")
+    assert len(str(error.value)) < 200
+
+
+def test_categories_that_look_like_holes_are_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    table = pd.DataFrame({"miss": ["NA", "a", "b"] * 6, "lost": ["null"] * 18, "fine": ["none", "", "na"] * 6})
+    schema = Schema([Attribute("miss"), Attribute("lost", values=("null",)), Attribute("fine")])
+    for _ in range(3):
+        fitted = schema.fit(table, ["fine"])
+    assert fitted["miss"].values == ("NA", "a", "b")  # only told: a country code may be NA
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        (
+            "WARNING",
+            "column 'miss' holds the text 'NA' in 6 rows: a category, not a missing value; leave the cell empty if it is "
+            "missing",
+        )
+    ]
