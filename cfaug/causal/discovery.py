@@ -19,42 +19,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import networkx as nx
 import numpy as np
 import pandas as pd
 
 from cfaug.causal import structure_learning as learning
 from cfaug.causal.background import Background
+from cfaug.causal.extension import WORDS, Edge, extension
 from cfaug.causal.graph import CausalGraph
 from cfaug.causal.independence import FEWEST_ROWS, IndependenceTest
 from cfaug.data.attributes import IMAGE, Schema, near
 from cfaug.errors import DataError, UsageError
 
 METHODS = ("pc", "fci", "ges", "dagma")
-_DIRECTED = ("->", "o->")
-_WORDS = {
-    "--": "either direction fits",
-    "o-o": "either direction or a hidden cause fits",
-    "o->": "or a hidden cause of both",
-    "-o": "its other end is open",
-    "<->": "a hidden cause of both",
-}
-
-
-@dataclass(frozen=True)
-class Edge:
-    """One edge between ``a`` and ``b``; ``presence`` and ``orientation`` in [0, 1], None without resamples."""
-
-    a: str
-    kind: str
-    """"->" a causes b, "--" either, "<->" hidden cause, "o->" b causes not a, "o-o" nothing known, "-o" open at b."""
-    b: str
-    presence: float | None = None
-    orientation: float | None = None
-    required: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.a} {self.kind} {self.b}"
+CONSTRAINTS = ("pc", "fci")
+_SO = {"->": "so directed", "o->": "so directed", "--": "undirected in"}
 
 
 @dataclass(frozen=True)
@@ -71,13 +49,17 @@ class Discovery:
     seed: int
     background: Background = field(default_factory=Background)
     notes: tuple[str, ...] = ()
+    target: str | None = None
+    spurious: tuple[str, ...] = ()
 
     def graph(self, image_parents: Sequence[str] = ()) -> CausalGraph:
         """The graph to paste: a question mark at every discovered edge, none at required ones and those into the image.
 
-        Edges without a direction get that of one consistent extension; see ``choices`` for which. UsageError when
-        ``image_parents`` names no attribute.
+        Edges without a direction get that of one consistent extension, where there is one without a path from a spurious attribute
+        to the target; see ``choices`` for which. UsageError when ``image_parents`` names no attribute, and for a name that cannot be
+        written in a graph.
         """
+        _check_names(self.names)
         for name in image_parents:
             if name not in self.names:
                 raise UsageError(f"{name!r} -> image: no such attribute; {near(name, self.names)}")
@@ -89,25 +71,25 @@ class Discovery:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """One sentence for each direction in ``graph`` that the method did not give."""
+        """One sentence for each direction in ``graph`` that the method did not give, and one when the target decided them."""
         return self._extension()[1]
 
     def _extension(self) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
-        return extension(self.names, self.edges, self.background)
+        return extension(self.names, self.edges, self.background, self.target, self.spurious)
 
     @property
     def text(self) -> list[str]:
         """Lines for people: what was asked, the edges with their shares, which directions were chosen."""
         lines = [
             f"{self.method}: {self.n} rows, {len(self.names)} attributes, "
-            + (f"alpha {self.alpha:g}, " if self.method in ("pc", "fci") else "")
+            + (f"alpha {self.alpha:g}, " if self.method in CONSTRAINTS else "")
             + (f"{self.bootstraps} resamples of half the rows" if self.bootstraps else "no resamples")
         ]
         width = max((len(str(e)) for e in (*self.edges, *self.also)), default=0)
         for e in self.edges:
             shares = "" if e.presence is None else f"  present {e.presence:4.0%}"
-            shares += "" if e.orientation is None else f"  so directed {e.orientation:4.0%}"
-            word = "required" if e.required else _WORDS.get(e.kind, "")
+            shares += "" if e.orientation is None else f"  {_SO.get(e.kind, 'so marked')} {e.orientation:4.0%}"
+            word = "required" if e.required else WORDS.get(e.kind, "")
             lines.append(f"  {e!s:{width}}{shares}{f'  ({word})' if word else ''}")
         if not self.edges:
             lines.append("  no edges")
@@ -129,6 +111,8 @@ class Discovery:
             "also": [asdict(e) for e in self.also],
             "notes": list(self.notes),
             "choices": list(self.choices),
+            "target": self.target,
+            "spurious": list(self.spurious),
             "text": self.text,
         }
 
@@ -145,81 +129,14 @@ class Discovery:
                 also=also,
                 background=known,
                 notes=tuple(data["notes"]),
+                target=data.get("target"),
+                spurious=tuple(data.get("spurious", ())),
                 **plain,
             )
         except (KeyError, TypeError) as error:
             raise UsageError(
                 f"this is not a discovery written by cfaug ({error}); run `cfaug discover` again"
             ) from error
-
-
-def extension(
-    names: Sequence[str], edges: Sequence[Edge], background: Background
-) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
-    """An acyclic direction for every edge but the "<->", and a sentence for each that the edges themselves do not give.
-
-    Directed edges stay unless they close a cycle, which finite samples can make; the most present ones are believed first.
-    The others are directed one sink after another, making no new collider (Dor & Tarsi, 1992); where that cannot
-    be, in the order of what is there already.
-    """
-    order: Any = nx.DiGraph()
-    order.add_nodes_from(names)
-    said: list[str] = []
-    ranked = sorted(edges, key=lambda e: (not e.required, -(e.presence or 0.0), -(e.orientation or 0.0), e.a, e.b))
-    for e in ranked:
-        if e.kind in _DIRECTED:
-            if nx.has_path(order, e.b, e.a):
-                order.add_edge(e.b, e.a)
-                said.append(f"{e} would close a cycle and is written as {e.b} -> {e.a}")
-            else:
-                order.add_edge(e.a, e.b)
-    open_ends = {frozenset((e.a, e.b)): e for e in ranked if e.kind not in (*_DIRECTED, "<->")}
-    for (a, b), whole in _without_new_colliders(order, set(open_ends), background):
-        order.add_edge(a, b)
-        why = "" if whole else "; no choice keeps all that was found"
-        e = open_ends[frozenset((a, b))]
-        said.append(f"{e} is written as {a} -> {b}: {_WORDS.get(e.kind, 'the data do not say')}{why}")
-    return sorted(order.edges), tuple(said)
-
-
-def _without_new_colliders(
-    order: Any, undirected: set[frozenset[str]], background: Background
-) -> list[tuple[tuple[str, str], bool]]:
-    directed, left, found = order.copy(), set(undirected), []
-    rest = sorted(directed.nodes)
-    while left:
-
-        def touching(node: str) -> list[str]:
-            return sorted(m for pair in left if node in pair for m in pair if m != node)
-
-        def adjacent(a: str, b: str) -> bool:
-            return directed.has_edge(a, b) or directed.has_edge(b, a) or frozenset((a, b)) in undirected
-
-        def sink(node: str) -> bool:
-            near_by = touching(node)
-            around = [*near_by, *(p for p in directed.predecessors(node) if p in rest)]
-            return (
-                not any(child in rest for child in directed.successors(node))
-                and not any(background.forbids(n, node) for n in near_by)
-                and all(adjacent(n, m) for n in near_by for m in around if n != m)
-            )
-
-        # of several sinks the last by name, so that the earlier names come out as causes: the choice is arbitrary, not hidden
-        node = next((n for n in reversed(rest) if sink(n)), None)
-        if node is not None:
-            for other in touching(node):
-                left.discard(frozenset((other, node)))
-                found.append(((other, node), True))
-                directed.add_edge(other, node)
-            rest.remove(node)
-            continue
-        a, b = sorted(min(left, key=sorted))
-        if nx.has_path(directed, b, a) or (background.forbids(a, b) and not nx.has_path(directed, a, b)):
-            a, b = b, a
-        left.discard(frozenset((a, b)))
-        found.append(((a, b), False))
-        directed.add_edge(a, b)
-    return found
 
 
 def discover(
@@ -246,11 +163,11 @@ def discover(
         progress: a tqdm bar over the resamples.
 
     Raises:
-        UsageError: an unknown method or name, contradicting knowledge, a missing package.
-        DataError: a constant column, or too few rows.
+        UsageError: an unknown method or name, a name that no graph can hold, contradicting knowledge, a missing package.
+        DataError: a constant column, a value outside the schema, or too few rows.
     """
     background = background or Background()
-    _check(table, schema, method, alpha, background, bootstraps)
+    sampled = _check(table, schema, method, alpha, background, bootstraps, seed)
     canonical = schema.canonical(table)
     complete = canonical.dropna()
     if method in ("ges", "dagma"):
@@ -286,7 +203,22 @@ def discover(
         notes.append(f"{len(table) - len(complete)} of {len(table)} rows lack a value; {used}")
     if method == "dagma" and edges:
         notes.append("dagma: linear, on standardised columns; believe who is joined before you believe a direction")
-    return Discovery(method, schema.names, edges, tuple(also), n, alpha, bootstraps, seed, background, tuple(notes))
+    if method in CONSTRAINTS and sampled:
+        notes.append(f"{method}: {sampled}")
+    return Discovery(
+        method,
+        schema.names,
+        edges,
+        tuple(also),
+        n,
+        alpha,
+        bootstraps,
+        seed,
+        background,
+        tuple(notes),
+        schema.target,
+        schema.spurious,
+    )
 
 
 def _search(
@@ -304,17 +236,50 @@ def _search(
     return sorted([*kept, *((a, "->", b) for a, b in required)])
 
 
+def _check_names(names: Sequence[str]) -> None:
+    for name in names:
+        try:
+            whole = CausalGraph(name).nodes == (name,)
+        except UsageError:
+            whole = False
+        if not whole:
+            raise UsageError(
+                f"column {name!r} cannot be written in a graph (; -> <- = , < > and line breaks are its signs); rename the column"
+            )
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool) and int(number) >= 0
+
+
 def _check(
-    table: pd.DataFrame, schema: Schema, method: str, alpha: float, background: Background, bootstraps: int
-) -> None:
+    table: pd.DataFrame,
+    schema: Schema,
+    method: str,
+    alpha: float,
+    background: Background,
+    bootstraps: int,
+    seed: int,
+) -> str:
+    """Errors before the search begins; returns what the tests say of the rows they sample."""
+    for given, expected, hint in (
+        (schema, Schema, "Schema([Attribute(...), ...]) names the columns"),
+        (table, pd.DataFrame, "one row an image, one column an attribute"),
+        (background, Background, 'Background.read takes texts such as "a -> b"'),
+    ):
+        if not isinstance(given, expected):
+            what = repr(given)[:60] if isinstance(given, str) else f"a {type(given).__name__}"
+            raise UsageError(f"discover expects a {expected.__name__}, got {what}; {hint}")
     if method not in METHODS:
         raise UsageError(f"discover.method must be one of {', '.join(METHODS)}, but {method!r} came; choose one")
-    if not 0 < alpha < 1:
+    if not isinstance(alpha, int | float | np.floating) or not 0 < alpha < 1:
         raise UsageError(f"discover.alpha must be between 0 and 1, but {alpha!r} came; 0.05 or 0.01 are usual")
-    if bootstraps < 0:
+    if not _whole(bootstraps):
         raise UsageError(
-            f"discover.bootstraps must be 0 or more, but {bootstraps!r} came; 20 give shares in steps of 5 %"
+            f"discover.bootstraps must be a whole number, 0 or more, but {bootstraps!r} came; 20 give shares in steps of 5 %"
         )
+    if not _whole(seed):
+        raise UsageError(f"the seed of discover must be a whole number, 0 or more, but {seed!r} came; 0 will do")
     if len(schema) < 2:
         raise UsageError(
             f"discovery is between attributes: expected two or more, got {', '.join(schema.names) or 'none'}"
@@ -323,6 +288,7 @@ def _check(
         raise UsageError(
             "discover.method ges takes no background knowledge (forbidden, required, tiers); use pc, fci or dagma"
         )
+    _check_names(schema.names)
     background.check(schema.names)
     learning.need("dagma" if method == "dagma" else "causallearn")
     columns = schema.canonical(table)
@@ -341,3 +307,4 @@ def _check(
             f"discovery over {len(schema)} attributes: expected {fewest} rows with all values{half}, got {complete}; "
             "give more rows, or fewer attributes"
         )
+    return tests.sampled

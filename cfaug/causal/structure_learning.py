@@ -35,7 +35,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.background import Background
-from cfaug.causal.independence import IndependenceTest
+from cfaug.causal.independence import IndependenceTest, column_of
 from cfaug.data.attributes import Schema
 from cfaug.errors import UsageError
 
@@ -189,18 +189,12 @@ def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
 # --- score
 
 
-def _complete(tests: IndependenceTest, names: Sequence[str]) -> npt.NDArray[np.bool_]:
-    rows: npt.NDArray[np.bool_] = np.logical_and.reduce([tests.column(name).present for name in names])
-    return rows
-
-
 class Score:
     """BIC of degenerate Gaussian models over the features, of the rows that have every value; larger is better."""
 
     def __init__(self, table: pd.DataFrame, schema: Schema) -> None:
-        tests = IndependenceTest(table, schema)
-        rows = _complete(tests, schema.names)
-        features = [tests.column(name).features[rows] for name in schema.names]
+        complete = schema.canonical(table).dropna()  # all of them: a covariance is cheap, however many rows there are
+        features = [column_of(a, complete[a.name]).features for a in schema]
         wide = np.hstack(features)
         self.n, self.sizes = len(wide), [f.shape[1] for f in features]
         self._starts = np.cumsum([0, *self.sizes])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 
 from cfaug.causal import CausalGraph
 from cfaug.causal.background import Background
-from cfaug.causal.discovery import METHODS, Discovery, Edge, discover, extension
-from cfaug.causal.graph import refuse_unconfirmed
+from cfaug.causal.discovery import METHODS, Discovery, discover
+from cfaug.causal.extension import Edge, extension
+from cfaug.causal.graph import refuse_if_ancestor, refuse_unconfirmed
 from cfaug.causal.structure_learning import Score, fci, pc
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
@@ -244,8 +246,8 @@ def test_a_direction_that_nobody_found_is_said_to_be_chosen() -> None:
 
 
 @st.composite
-def dags(draw: st.DrawFn) -> Any:
-    names = draw(st.permutations("abcdef"))
+def dags(draw: st.DrawFn, letters: str = "abcdef") -> Any:
+    names = draw(st.permutations(letters))
     graph: Any = nx.DiGraph()
     graph.add_nodes_from(names)
     graph.add_edges_from((a, b) for i, a in enumerate(names) for b in names[:i] if draw(st.integers(0, 2)) == 0)
@@ -275,6 +277,104 @@ def test_the_extension_of_a_class_is_one_of_its_members(graph: Any) -> None:
     assert {frozenset(e) for e in directed} == {frozenset(e) for e in graph.edges}
     assert colliders(member) == colliders(graph)
     assert len(said) == sum(e.kind == "--" for e in edges)
+
+
+def members(graph: Any) -> list[Any]:
+    """Every graph of the class, by trying all directions: (joints, colliders) as the given one and acyclic."""
+    free = [e for e in graph.edges if not any(e[1] == c and e[0] in pair for pair, c in colliders(graph))]
+    found = []
+    for turned in itertools.product((False, True), repeat=len(free)):
+        other: Any = nx.DiGraph()
+        other.add_nodes_from(graph)
+        other.add_edges_from(e for e in graph.edges if e not in free)
+        other.add_edges_from((b, a) if turn else (a, b) for (a, b), turn in zip(free, turned))
+        if nx.is_directed_acyclic_graph(other) and colliders(other) == colliders(graph):
+            found.append(other)
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@drawn(dags("abcde"), st.permutations("abcde"), st.integers(1, 3))
+def test_the_target_follows_from_a_spurious_attribute_only_if_it_does_in_the_whole_class(
+    graph: Any, names: list[str], many: int
+) -> None:
+    target, spurious = names[0], names[1 : 1 + many]
+    fixed = {(a, c) for pair, c in colliders(graph) for a in pair}
+    edges = [Edge(a, "->", b) if (a, b) in fixed else Edge(min(a, b), "--", max(a, b)) for a, b in graph.edges]
+    directed, said = extension(tuple(graph), edges, Background(), target, spurious)
+    member: Any = nx.DiGraph(directed)
+    member.add_nodes_from(graph)
+    assert colliders(member) == colliders(graph)
+    assert nx.is_directed_acyclic_graph(member)
+    whole_class = members(graph)
+
+    def follows(one: Any) -> bool:
+        return any(nx.has_path(one, s, target) for s in spurious)
+
+    assert follows(member) == all(follows(one) for one in whole_class)
+    chosen = [line for line in said if line.startswith("chosen so that the target")]
+    assert not (chosen and follows(member))
+    assert chosen or follows(member) or not any(follows(one) for one in whole_class)
+
+
+@settings(max_examples=40, deadline=None)
+@drawn(dags("abcd"))
+def test_a_hidden_cause_is_offered_exactly_where_it_implies_the_same(graph: Any) -> None:
+    """By m-separation of every pair given every set, in the graph with -> and with <-> in its place."""
+    edges = [Edge(min(e), "--", max(e)) for e in graph.edges]
+    directed, said = extension(tuple(graph), edges, Background())
+    if any("no choice keeps" in line for line in said):
+        return  # then it is no class at all
+    names = sorted(graph)
+
+    def claims(pairs: list[tuple[str, str]], hidden: tuple[str, str] | None) -> list[bool]:
+        text = [*names, *(f"{a} {'<->' if (a, b) == hidden else '->'} {b}" for a, b in pairs)]
+        written = CausalGraph("; ".join(text))
+        return [
+            written.separated(a, b, given)
+            for a, b in itertools.combinations(names, 2)
+            for k in range(len(names) - 1)
+            for given in itertools.combinations(sorted(set(names) - {a, b}), k)
+        ]
+
+    own = claims(directed, None)
+    for a, b in directed:
+        offered = any(f"{a} <-> {b}" in line for line in said)
+        assert offered == (claims(directed, (a, b)) == own)
+
+
+def test_two_dependent_attributes_are_written_as_a_run_takes_them() -> None:
+    """The plainest case: by name the background would come first, and a run refuses a background that causes the target."""
+    species = RNG(1).choice(list("pq"), 600)
+    table = pd.DataFrame({"background": np.where(RNG(2).random(600) < 0.8, species, "p"), "species": species})
+    two = Schema([Attribute("background"), Attribute("species")], "species", ["background"])
+    for method in ("pc", "fci", "ges"):
+        result = discover(table, two, method)
+        assert result.graph().unconfirmed == ("species ->? background",)
+        refuse_if_ancestor(result.graph(), "species", ["background"])
+        assert result.choices[-1] == "chosen so that the target species follows from no spurious attribute (background)"
+        assert "species <-> background" in result.choices[0] or "or a hidden cause fits" in result.choices[0]
+        assert Discovery.from_json(json.loads(json.dumps(result.to_json()))) == result
+    assert discover(table, Schema(two.attributes)).graph().unconfirmed == ("background ->? species",)  # by name
+    known = Background(required=(("background", "species"),))  # who says so is believed, and told by the run
+    assert discover(table, two, "pc", background=known).graph().edges == (("background", "species"),)
+
+
+def test_an_edge_without_a_direction_is_not_called_directed() -> None:
+    edges = (Edge("a", "--", "b", 1.0, 1.0), Edge("b", "->", "c", 1.0, 0.5), Edge("c", "o-o", "d", 1.0, 0.25))
+    text = "\n".join(Discovery("pc", tuple("abcd"), edges, (), 9, 0.05, 4, 0).text)
+    assert "undirected in 100%" in text
+    assert "so directed  50%" in text
+    assert "so marked  25%" in text
+    assert text.count("so directed") == 1
+
+
+def test_the_sample_of_a_large_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", 1500)
+    s = schema("x", "B", "z", "w")
+    assert "pc: tested on a random sample of 1 500 of 2 000 rows" in discover(collider(), s, "pc").text
+    assert not discover(collider(), s, "ges").notes  # its score is of all rows
+    assert not discover(collider(1500), s, "pc").notes
 
 
 @settings(max_examples=60, deadline=None)
@@ -316,7 +416,12 @@ def test_rows_without_a_value_are_counted() -> None:
     [
         ({}, {"method": "cp"}, "discover.method must be one of pc, fci, ges, dagma, but 'cp' came"),
         ({}, {"alpha": 1.5}, "discover.alpha must be between 0 and 1"),
-        ({}, {"bootstraps": -1}, "discover.bootstraps must be 0 or more"),
+        ({}, {"alpha": "5 %"}, "discover.alpha must be between 0 and 1, but '5 %' came"),
+        ({}, {"bootstraps": -1}, "discover.bootstraps must be a whole number, 0 or more, but -1 came"),
+        ({}, {"bootstraps": 1.5}, "discover.bootstraps must be a whole number, 0 or more, but 1.5 came"),
+        ({}, {"bootstraps": 2, "seed": -1}, "the seed of discover must be a whole number, 0 or more, but -1 came"),
+        ({}, {"background": "x -> B"}, "discover expects a Background, got 'x -> B'; Background.read takes texts"),
+        ({"x": np.inf}, {}, "column 'x', row '0': expected a finite number, got 'inf'"),
         ({"z": 2.0}, {}, "column 'z' is always 2.0: nothing can be found out about it"),
         ({"B": "p"}, {}, "column 'B' is always p"),
         ({}, {"background": Background(required=(("x", "bb"),))}, "names 'bb'; "),
@@ -324,11 +429,54 @@ def test_rows_without_a_value_are_counted() -> None:
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], options: dict[str, Any], words: str) -> None:
-    table = collider(300).assign(**change)
+    table = collider(300)
+    for name, value in change.items():
+        table[name] = value if name != "x" else table[name].where(table.index > 0, value)
     with pytest.raises((UsageError, DataError)) as e:
         discover(table, schema("x", "B", "z", "w"), **options)
     assert words in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("table", "names", "words"),
+    [
+        ({"x": [1.0]}, schema("x", "z"), "discover expects a DataFrame, got a dict; one row an image"),
+        (collider(300), "x -> z", "discover expects a Schema, got 'x -> z'; Schema("),
+        (schema("x", "z"), collider(300), "discover expects a Schema, got a DataFrame; Schema("),
+    ],
+)
+def test_something_else_in_the_place_of_table_or_schema_is_one_line(table: Any, names: Any, words: str) -> None:
+    with pytest.raises(UsageError) as e:
+        discover(table, names)
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["hair; colour", "x -> y", "x <-> y", "a=b", "a, b", "<5", "->", " hair", "hair\ncolour", "hair-", "a ->? b"],
+)
+def test_a_name_that_no_graph_can_hold_is_refused_before_the_search(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Written into a graph it would be other nodes, or even an arrow that counts as confirmed."""
+    monkeypatch.setattr("cfaug.causal.discovery._search", lambda *_: pytest.fail("the search has begun"))
+    table = collider(300).rename(columns={"w": name})
+    wide = Schema([*schema("x", "B", "z"), Attribute(name, "continuous")])
+    with pytest.raises(UsageError) as e:
+        discover(table, wide)
+    assert f"column {name!r} cannot be written in a graph (; -> <- = , < > and line breaks are its signs)" in str(
+        e.value
+    )
+    assert "\n" not in str(e.value)
+    with pytest.raises(UsageError, match="cannot be written in a graph"):
+        Discovery("pc", ("x", name), (Edge("x", "->", name),), (), 1, 0.05, 0, 0).graph()
+
+
+def test_names_with_blanks_hyphens_and_letters_of_any_alphabet_are_written() -> None:
+    names = ("hair colour", "x-ray", "größe", "n_1", "a.b", "(mm)")
+    found = Discovery("pc", names, tuple(Edge(a, "->", b) for a, b in itertools.pairwise(names)), (), 1, 0.05, 0, 0)
+    assert set(found.graph().attributes) == set(names)
+    assert len(found.graph().unconfirmed) == 5
 
 
 def test_too_few_rows_are_one_line_with_the_number_needed() -> None:

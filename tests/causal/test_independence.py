@@ -13,9 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2_contingency, kstest, norm
 
-from cfaug.causal.independence import IndependenceTest, independence
+from cfaug.causal.independence import MOST_ROWS, Independence, IndependenceTest, independence
 from cfaug.data import Attribute, Schema
-from cfaug.errors import UsageError
+from cfaug.errors import DataError, UsageError
 
 Array = npt.NDArray[np.float64]
 KINDS = {"continuous": 0, "binary": 2, "four levels": 4}
@@ -179,7 +179,112 @@ def test_what_says_nothing_is_independent_of_everything() -> None:
     assert test.test("a", "y", ["z"]).p_value == 1  # a is z on another scale
     assert test.test("s", "y", ["z"]).p_value > 0.01  # a threshold of z: separable, and the regression stays finite
     few = IndependenceTest(table.head(20), schema(a="continuous", y="continuous", z="continuous"))
-    assert few.test("a", "y", ["z"]).p_value == 1
+    assert few.test("a", "y", ["z"]) == Independence(1.0, 0.0, 0.0, 20)  # no degree of freedom: not asked
+    balanced = pd.DataFrame({"c": list("xxyy") * 10, "s": list("+-") * 20})
+    assert independence(balanced, schema(c="k", s="k"), "c", "s") == Independence(1.0, 0.0, 1.0, 40)  # asked, and it is
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", ["continuous", "categorical", "ordinal"])
+def test_an_attribute_without_any_value_says_nothing_and_no_warning_either(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"a": rng.standard_normal(300), "b": rng.choice(list("pq"), 300), "e": np.full(300, np.nan)})
+    s = Schema([Attribute("a", "continuous"), Attribute("b"), Attribute("e", kind)], target="b")
+    test = IndependenceTest(table, s)
+    for a, b, given in (("a", "e", ()), ("e", "b", ("a",)), ("a", "b", ("e",))):
+        assert test.test(a, b, given) == Independence(1.0, 0.0, 0.0, 0)
+    assert test.test("a", "b").n == 300
+    table["b"] = table["b"].where(table.index < 150)
+    table["a"] = table["a"].where(table.index >= 150)  # no row has both
+    assert IndependenceTest(table, s).test("a", "b") == Independence(1.0, 0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("x", np.inf, "column 'x', row '7': expected a finite number, got 'inf'"),
+        ("x", -np.inf, "column 'x', row '7': expected a finite number, got '-inf'"),
+        ("y", "r", "column 'y', row '7': expected one of p, q, got 'r'"),
+        ("o", "9", "column 'o', row '7': expected one of 1, 2, got '9'"),
+    ],
+)
+def test_a_value_outside_the_schema_is_refused_and_a_missing_one_is_not(name: str, value: object, words: str) -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {"x": rng.standard_normal(90), "y": rng.choice(list("pq"), 90), "o": rng.choice(["1", "2"], 90)}
+    )
+    table = table.astype({"y": object, "o": object})
+    parts = [Attribute("x", "continuous"), Attribute("y", values=("p", "q")), Attribute("o", "ordinal", ("1", "2"))]
+    s = Schema(parts, target="y")
+    for empty in (np.nan, None):
+        holed = table.copy()
+        holed.loc[7, name] = empty  # the target's as well: only a fit needs it
+        assert IndependenceTest(holed, s).test("x", "y", ["o"]).n == 89
+    table.loc[7, name] = value
+    with pytest.raises(DataError) as e:
+        IndependenceTest(table, s)
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+# --- the sample of a large table
+
+
+def test_a_large_table_is_sampled_at_random_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first 20 000 rows x and y are the same thing, in the other 80 000 nothing joins them."""
+    rng = np.random.default_rng(0)
+    n = 5 * MOST_ROWS
+    x, y = rng.standard_normal(n), rng.standard_normal(n)
+    table = pd.DataFrame({"x": x, "y": np.where(np.arange(n) < MOST_ROWS, x, y), "z": rng.choice(list("pqr"), n)})
+    s = schema(x="continuous", y="continuous", z="k")
+    test = IndependenceTest(table, s)
+    assert test.sampled == "tested on a random sample of 20 000 of 100 000 rows"
+    found = test.test("x", "y")
+    assert found.n == MOST_ROWS
+    assert test.test("x", "z").n == MOST_ROWS
+    assert IndependenceTest(table, s).test("x", "y") == found  # the same rows again
+    assert IndependenceTest(table.head(MOST_ROWS), s).sampled == ""
+    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", n)
+    whole = IndependenceTest(table, s)
+    assert (whole.test("x", "y").n, whole.sampled) == (n, "")
+    assert found.statistic / MOST_ROWS == pytest.approx(whole.test("x", "y").statistic / n, rel=0.15)
+
+
+def test_a_few_labels_in_a_large_table_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """400 labels among 30 000 rows; a sample of the rows alone would leave 13 of them."""
+    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", 1000)
+    rng = np.random.default_rng(0)
+    n = 30_000
+    x, z = rng.standard_normal(n), rng.standard_normal(n)
+    labelled = rng.permutation(n)[:400]
+    y = pd.Series(np.full(n, None), dtype=object)
+    y[labelled] = np.where(x[labelled] + rng.standard_normal(400) > 0, "p", "q")
+    table = pd.DataFrame({"x": x, "y": y, "z": np.where(rng.random(n) < 0.2, np.nan, z)})
+    test = IndependenceTest(table, schema(x="continuous", y="k", z="continuous"))
+    assert test.test("x", "y").n == 400
+    assert test.test("x", "y").p_value < 1e-6
+    assert test.test("x", "y", ["z"]).n == int((table["y"].notna() & table["z"].notna()).sum())
+    assert test.test("x", "z").n == 1000
+    assert (
+        test.sampled
+        == "each test is on a random sample of at most 1 000 of the rows, 30 000 in all, that have its values"
+    )
+
+
+def test_a_sampled_question_is_of_all_rows_that_can_answer_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    """x is large where y is missing; a question about x alone with z must see both kinds of row in their true shares."""
+    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", 1000)
+    rng = np.random.default_rng(0)
+    n = 40_000
+    absent = rng.random(n) < 0.05
+    z = rng.standard_normal(n)
+    z[rng.random(n) < 0.01] = np.nan
+    table = pd.DataFrame({"x": np.where(absent, "big", "small"), "y": np.where(absent, np.nan, 1.0 + z), "z": z})
+    test = IndependenceTest(table, schema(x="k", y="continuous", z="continuous"))
+    rows = test._rows(frozenset("z"))
+    assert len(np.arange(len(test.column("z").present))[rows]) == 1000
+    share = test.column("x").features[rows].mean()
+    assert min(share, 1 - share) == pytest.approx(0.05, abs=0.025)
 
 
 def test_rare_and_many_levels_do_not_upset_it() -> None:
