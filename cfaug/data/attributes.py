@@ -14,10 +14,8 @@ It does not promise that an attribute means anything in the pixels: it knows col
 from __future__ import annotations
 
 import difflib
-import functools
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,21 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.data.columns import (
-    column_of,
-    keys,
-    look_missing,
-    numbers_of,
-    ordered,
-    refuse_no_table,
-    shown,
-    text_of,
-    texts_of,
-    words,
-)
+from cfaug.data.columns import column_of, keys, learned, numbers_of, refuse_no_table, shown, spread, text_of, texts_of
 from cfaug.errors import DataError, UsageError
-
-log = logging.getLogger(__name__)
 
 KINDS = ("categorical", "ordinal", "continuous")
 IMAGE = "image"  # the last node of every graph; never a column
@@ -54,12 +39,6 @@ def near(name: str, known: Iterable[str]) -> str:
     if close:
         return f"did you mean {' or '.join(close)}?"
     return f"known: {', '.join(known[:20]) or 'none'}{', ...' if len(known) > 20 else ''}"
-
-
-@functools.lru_cache(maxsize=1024)
-def _say_once(message: str) -> None:
-    """A schema is fitted many times to one table; who reads the log needs to hear of it once a process."""
-    log.warning(message)
 
 
 @dataclass(frozen=True)
@@ -124,37 +103,6 @@ class Attribute:
         if self.mean is None or self.std is None:
             raise UsageError(f"attribute {self.name!r} has no statistics yet; call Schema.fit(table) first")
         return self.mean, self.std
-
-
-def _standardised(a: Attribute, values: npt.NDArray[np.float64]) -> Attribute:
-    """With the mean and std of the values (n,), where they were not given."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean = float(values.mean()) if a.mean is None else a.mean
-        std = float(values.std()) if a.std is None else a.std
-    if not (math.isfinite(mean) and math.isfinite(std)):
-        raise DataError(
-            f"column {a.name!r}: expected numbers whose spread a float can hold, got {values.min():g} to {values.max():g}; "
-            "correct the table, or give the column in another unit"
-        )
-    # a constant column has a rounding error for a std, not always an exact zero
-    return replace(a, mean=mean, std=std if std > 1e-12 * abs(mean) else 1.0)
-
-
-def _learned(a: Attribute, column: pd.Series) -> tuple[str, ...]:
-    """The values of a categorical or ordinal column of texts without holes."""
-    unique = list(column.unique())
-    if a.kind == "ordinal" and (unordered := words(unique)):
-        some = f"{', '.join(unordered[:10])}{', ...' if len(unordered) > 10 else ''}"
-        raise DataError(
-            f"attribute {a.name!r} is ordinal and its values {'are' if len(unordered) == len(unique) else 'include'} words "
-            f"({some}): expected their order; give Attribute(..., values=[...]), or attributes.values in the recipe"
-        )
-    for text in look_missing(unique):
-        _say_once(
-            f"column {a.name!r} holds the text {text!r} in {int((column == text).sum())} rows: a category, not a missing "
-            "value; leave the cell empty if it is missing"
-        )
-    return ordered(unique)
 
 
 @dataclass(frozen=True)
@@ -237,9 +185,10 @@ class Schema:
                     "or leave the attribute out"
                 )
             if a.kind == "continuous" and not a.fitted:
-                fitted.append(_standardised(a, column.to_numpy()))
+                mean, std = spread(column.to_numpy(), a.name)
+                fitted.append(replace(a, mean=mean if a.mean is None else a.mean, std=std if a.std is None else a.std))
             elif a.kind != "continuous" and a.values is None:
-                fitted.append(replace(a, values=_learned(a, column)))
+                fitted.append(replace(a, values=learned(column, a.name, a.kind == "ordinal")))
             else:
                 fitted.append(a)
         return Schema(fitted, self.target, self.spurious)

@@ -8,8 +8,9 @@ takes True for 1, and the first of the two for both). What is no single value (a
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.errors import DataError, UsageError
+
+log = logging.getLogger(__name__)
 
 _NO_CELL = (
     list, tuple, dict, set, frozenset, np.ndarray, pd.Series, pd.DataFrame, complex, np.complexfloating, bytes, bytearray,
@@ -52,27 +55,55 @@ def keys(index: pd.Index) -> pd.Index:
     return pd.Index(index.astype(object) if whole else [str(k) for k in index], dtype=object, name=index.name)
 
 
-def words(texts: Iterable[str]) -> list[str]:
-    """Those of the texts that are no numbers ("nan" is none), sorted."""
-    return sorted(t for t in set(texts) if not _is_number(t))
-
-
-def ordered(texts: Iterable[str]) -> tuple[str, ...]:
-    """Sorted; as numbers when all of them are numbers, so that "10" comes after "9"."""
-    unique = sorted(set(texts))
-    return tuple(unique if words(unique) else sorted(unique, key=float))
-
-
-def look_missing(texts: Iterable[str]) -> list[str]:
-    """Those of the texts that other programs write for a missing value ("NA", "null"), sorted."""
-    return sorted(_LOOKS_MISSING.intersection(texts))
-
-
 def _is_number(text: str) -> bool:
     try:
         return not math.isnan(float(text))
     except ValueError:
         return False
+
+
+def learned(column: pd.Series, name: str, ordinal: bool) -> tuple[str, ...]:
+    """The distinct texts of a canonical column without holes, sorted: as numbers if all are, so that "10" comes after "9".
+
+    The log warns, once a process, of those that other programs write for a missing value. Raises DataError for an ordinal
+    of words: the alphabet's order ("large" below "small") is not theirs.
+    """
+    unique = sorted(column.unique())
+    words = [text for text in unique if not _is_number(text)]
+    if ordinal and words:
+        raise DataError(
+            f"attribute {name!r} is ordinal and its values {'are' if words == unique else 'include'} words "
+            f"({', '.join(words[:10])}{', ...' if len(words) > 10 else ''}): expected their order; give "
+            "Attribute(..., values=[...]), or attributes.values in the recipe"
+        )
+    for text in sorted(_LOOKS_MISSING.intersection(words)):
+        _say_once(
+            f"column {name!r} holds the text {text!r} in {int((column == text).sum())} rows: a category, not a missing value; "
+            "leave the cell empty if it is missing"
+        )
+    return tuple(unique if words else sorted(unique, key=float))
+
+
+@functools.lru_cache(maxsize=1024)
+def _say_once(message: str) -> None:
+    # a schema is fitted many times to one table; who reads the log needs to hear of it once
+    log.warning(message)
+
+
+def spread(values: npt.NDArray[np.float64], name: str) -> tuple[float, float]:
+    """(mean, population std) of (n,) finite numbers; 1 for the std of a constant column.
+
+    Raises DataError where a float cannot hold them.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = float(values.mean()), float(values.std())
+    if not (math.isfinite(mean) and math.isfinite(std)):
+        raise DataError(
+            f"column {name!r}: expected numbers whose spread a float can hold, got {values.min():g} to {values.max():g}; "
+            "correct the table, or give the column in another unit"
+        )
+    # a constant column has a rounding error for a std, not always an exact zero
+    return mean, std if std > 1e-12 * abs(mean) else 1.0
 
 
 def column_of(table: Any, name: str) -> pd.Series:
