@@ -27,8 +27,9 @@ from cfaug.causal.confounding import (
     missing_counts,
     target_of,
 )
-from cfaug.causal.graph import CausalGraph
-from cfaug.data.attributes import Schema
+from cfaug.causal.graph import CausalGraph, refuse_no_graph
+from cfaug.data.attributes import Schema, refuse_no_schema
+from cfaug.data.columns import refuse_no_table
 from cfaug.data.groups import Grouper
 
 ALPHA = 0.01  # below it "dependent": at 0.05 one of twenty harmless attributes would be called a shortcut
@@ -54,10 +55,13 @@ def diagnose(table: pd.DataFrame, schema: Schema, graph: CausalGraph | None = No
 
     ``interventions`` as ``safe_interventions`` gives it; {} without a graph.
 
-    Raises UsageError without target or spurious attribute, DataError for a spurious attribute without any value.
+    Raises UsageError without target or spurious attribute and for what is no table, schema or graph, DataError for a spurious attribute without any value.
     """
+    refuse_no_table(table)
+    refuse_no_schema(schema)
     target = target_of(schema)
     if graph is not None:
+        refuse_no_graph(graph)
         graph.check(schema)
     missing = missing_counts(table, schema)
     groups = _groups(table, schema)

@@ -24,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.graph import CausalGraph
+from cfaug.causal.graph import CausalGraph, refuse_no_graph
 from cfaug.causal.independence import FEWEST_ROWS, IndependenceTest
 from cfaug.data.attributes import Schema
+from cfaug.data.columns import refuse_no_table, shown
 from cfaug.errors import UsageError
 
 Claim = tuple[str, str, tuple[str, ...]]
@@ -52,10 +53,11 @@ def implied(graph: CausalGraph, names: Sequence[str], most: int = 1000) -> Impli
 
     All pairs with all their separating subsets of the other names, when these are at most ``most``; otherwise one
     separator a pair from which nothing can be left out, and of those the first ``most``.
-    Raises UsageError for a name that the graph does not have, and for ``most`` below 1.
+    Raises UsageError for a name that the graph does not have, ``most`` below 1, and for what is no CausalGraph.
     """
-    if most < 1:
-        raise UsageError(f"most must be at least 1 test, got {most}; leave it at 1000")
+    refuse_no_graph(graph)
+    if isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1:
+        raise UsageError(f"most must be a whole number, at least 1 test, got {shown(most)}; leave it at 1000")
     for name in names:
         graph.parents(name)
     names = [n for n in graph.attributes if n in set(names)]
@@ -128,10 +130,13 @@ def falsify(
     ``detectable``: the partial correlation that every decided test would find four times in five at alpha / tested, None
     without any; a measure of what may have been missed, not a promise (see :func:`detectable`).
     Attributes that the graph does not name are not tested: the graph says nothing of them.
-    Raises UsageError for an ``alpha`` outside (0, 1) and for a graph that does not fit the schema.
+    Raises UsageError for an ``alpha`` outside (0, 1), for a graph that does not fit the schema, and for what is no table, schema
+    or graph.
     """
-    if not 0 < alpha < 1:
-        raise UsageError(f"alpha, the chance of a false alarm, is between 0 and 1, got {alpha}; 0.05 is usual")
+    if isinstance(alpha, bool) or not isinstance(alpha, float | int | np.number) or not 0 < alpha < 1:
+        raise UsageError(f"alpha, the chance of a false alarm, is between 0 and 1, got {shown(alpha)}; 0.05 is usual")
+    refuse_no_table(table)
+    refuse_no_graph(graph)
     graph.check(schema)
     names = graph.attributes
     found = implied(graph, names, most)

@@ -22,7 +22,8 @@ import pandas as pd
 from cfaug.causal.confounding import Dependence, coded, correlation, dependence, target_of
 from cfaug.causal.diagnosis import ALPHA, aligned, p_text, wrapped
 from cfaug.causal.intervention import Intervention
-from cfaug.data.attributes import IMAGE, Schema
+from cfaug.data.attributes import IMAGE, Schema, refuse_no_schema
+from cfaug.data.columns import shown
 from cfaug.data.groups import QUARTILES, Grouper
 from cfaug.errors import DataError, UsageError
 
@@ -54,8 +55,9 @@ def forecast(
     "outside": {continuous attribute: rows beyond its range in the table}, "recomputed": {attribute: rows in which it changes unasked},
     "new_combinations": {"attributes", "rows", "share", "examples": [{"name", "n"}]}, "warnings": [...], "text": [...]}``.
 
-    Raises UsageError for an empty plan, wrong shares, an SCM that is not fitted; DataError for a source that ``table`` lacks.
+    Raises UsageError for an empty plan, wrong shares, an SCM that is not fitted, what is no schema, SCM or list of pairs; DataError for a source that ``table`` lacks.
     """
+    _refuse_wrong(schema, scm, acts)
     target = target_of(schema)
     factual = schema.canonical(table)
     null = np.array([act.is_null for _, act in acts], dtype=bool)
@@ -86,6 +88,22 @@ def forecast(
     result["warnings"] = [*notes, *_warnings(result, target)]
     lines = [*_lines(result, target), *(f"warning: {w}" for w in result["warnings"])]
     return result | {"text": wrapped(lines)}
+
+
+def _refuse_wrong(schema: object, scm: object, acts: object) -> None:
+    from cfaug.causal.scm import SCM
+
+    refuse_no_schema(schema)
+    if not isinstance(scm, SCM):
+        raise UsageError(f"expected a fitted SCM, got {shown(scm)}; SCM(graph, schema).fit(table) makes one")
+    rows: Any = acts if isinstance(acts, Sequence) else [acts]
+    wrong = next(
+        (r for r in rows if not (isinstance(r, tuple) and isinstance(r[-1], Intervention) and len(r) == 2)), ()
+    )
+    if wrong != ():
+        raise UsageError(
+            f"expected planned rows as (source key, do(...)), got {shown(wrong)}; give a list of such pairs"
+        )
 
 
 # --- the rows
@@ -129,6 +147,8 @@ def _shares(shares: Mapping[str, float] | None, sizes: Mapping[str, int]) -> tup
     """The share of each part, which sum to 1, and a note on a part that has a share but no rows."""
     if shares is None:
         return {part: n / sum(sizes.values()) for part, n in sizes.items()}, []
+    if not isinstance(shares, Mapping) or not all(isinstance(v, int | float | np.number) for v in shares.values()):
+        raise UsageError(f"expected shares as a mapping of {', '.join(PARTS)} to numbers, got {shown(shares)}")
     # 1 - 0.9 - 0.1 is not 0 but a little below
     shares = {part: 0.0 if -1e-9 < share < 0 else share for part, share in shares.items()}
     wrong = [f"{k}={v!r}" for k, v in shares.items() if k not in PARTS or not np.isfinite(v) or v < 0]

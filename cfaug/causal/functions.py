@@ -17,7 +17,7 @@ import pandas as pd
 
 from cfaug.causal.conditional import one_seed_a_row
 from cfaug.causal.draws import Array, Seeds, gumbels, normals, uniforms
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError, UsageError, lacks_memory
 
 NOISES: Mapping[str, Callable[[Seeds, int], Array]] = {"normal": normals, "uniform": uniforms, "gumbel": gumbels}
 TOLERANCE = 1e-5  # of a standard deviation
@@ -80,7 +80,16 @@ class FunctionMechanism:
     # --- calling the user's functions
     def _called(self, what: str, function: Callable[..., Any], shape: tuple[int, ...], *given: Any) -> npt.NDArray[Any]:
         """What a function returned, as an array of ``shape``; UsageError naming attribute and function otherwise."""
-        found = np.asarray(function(*given))
+        try:
+            found = np.asarray(function(*given))
+        except Exception as error:
+            if lacks_memory(error):  # the batch is too large, the function is not wrong
+                raise
+            why = " ".join(str(error).split())
+            why = f": {why if len(why) <= 200 else why[:197] + '...'}" if why else ""
+            raise UsageError(
+                f"{what} of {self.name!r} raised {type(error).__name__}{why}; correct the function"
+            ) from error
         if found.shape != shape:
             raise UsageError(f"{what} of {self.name!r}: expected an array of shape {shape}, got {found.shape}")
         number = found.dtype.kind in "fiub"

@@ -22,11 +22,17 @@ from typing import Any
 
 import networkx as nx
 
-from cfaug.data.attributes import IMAGE, Schema, near
+from cfaug.data.attributes import IMAGE, Schema, near, refuse_no_schema
+from cfaug.data.columns import shown
 from cfaug.errors import UsageError
 
 _NAME = re.compile(r"[^\s<>;,=-]+(?:[ -][^\s<>;,=-]+)*")
 _ARROW = re.compile(r"(<->\?|->\?|<->|->)")
+
+
+_IN_NAMES = (
+    "a graph cannot hold names with , = < > ; or a line break, nor with two of space and - side by side or at an end"
+)
 
 
 class CausalGraph:
@@ -184,7 +190,8 @@ class CausalGraph:
         return (*order, *(n for n in schema.names if n not in self))
 
     def check(self, schema: Schema) -> None:
-        """UsageError (with the near names) for a node that is no attribute of ``schema``."""
+        """UsageError (with the near names) for a node that is no attribute of ``schema``, or what is no Schema."""
+        refuse_no_schema(schema)
         for name in self.attributes:
             if name not in schema:
                 raise UsageError(f"the graph names {name!r}, which is no attribute; {near(name, schema.names)}")
@@ -223,6 +230,8 @@ class CausalGraph:
             if marked - set(arrows):
                 raise ValueError("an unconfirmed arrow that is no arrow")
             pieces = [_piece(*arrow, arrow in marked) for arrow in arrows]
+            for name in {*data["nodes"], *(n for a, _, b in arrows for n in (a, b))}:
+                refuse_unwritable(name)  # "a; b" would come back as two nodes
             return cls("; ".join([*data["nodes"], *pieces]))
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
@@ -243,11 +252,26 @@ def _piece(a: str, arrow: str, b: str, doubtful: bool) -> str:
 def _read(piece: str) -> tuple[list[str], list[str]]:
     parts = _ARROW.split(piece)
     names, arrows = [p.strip() for p in parts[::2]], parts[1::2]
-    if not all(_NAME.fullmatch(n) for n in names):
+    wrong = next((n for n in names if not _NAME.fullmatch(n)), None)
+    if wrong is not None:
         raise UsageError(
             f'graph: cannot read {piece!r}; write "a -> b" (a causes b) or "a <-> b" (a hidden common cause)'
+            + (f"; if {wrong!r} is the name of an attribute, rename the column ({_IN_NAMES})" if wrong else "")
         )
     return names, arrows
+
+
+def refuse_unwritable(name: str) -> None:
+    """UsageError for the name of an attribute that no graph can hold, since its text would be read as something else."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"expected an attribute that a graph can name, got {name!r}; rename the column ({_IN_NAMES})")
+
+
+def refuse_no_graph(graph: object) -> None:
+    """UsageError for what is no CausalGraph, such as the text of one."""
+    if not isinstance(graph, CausalGraph):
+        cure = "write CausalGraph(...) around it" if isinstance(graph, str) else "make one with CausalGraph(text)"
+        raise UsageError(f"expected a CausalGraph, got {shown(graph)}; {cure}")
 
 
 def refuse_if_ancestor(graph: CausalGraph, target: str, spurious: Iterable[str]) -> None:

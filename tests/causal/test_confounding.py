@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import f_oneway
 
-from cfaug.causal import CausalGraph, confounding, cramers_v, diagnose, normalised_mutual_information
+from cfaug.causal import SCM, CausalGraph, confounding, cramers_v, diagnose, do, normalised_mutual_information
 from cfaug.causal.backdoor import back_doors, safe_interventions
 from cfaug.causal.confounding import (
     Dependence,
@@ -21,6 +21,7 @@ from cfaug.causal.confounding import (
     dependence,
     effective_sample_size,
 )
+from cfaug.causal.forecast import forecast
 from cfaug.data import Attribute, Schema, open_source
 from cfaug.errors import DataError, UsageError
 
@@ -394,3 +395,31 @@ def test_independent_columns_of_few_rows_are_not_called_a_shortcut() -> None:
         assert found["a"]["nmi"] > 0.05
         called += [found["a"]["dependent"], found["t"]["dependent"]]
     assert sum(called) <= 4  # 80 tests at 0.01
+
+
+def test_what_is_of_the_wrong_kind_is_one_line() -> None:
+    t = table([(0, "r"), (0, "g"), (1, "r"), (1, "g")] * 5)
+    for given_all, message in (
+        ((t, SCHEMA, "a -> y"), r"^expected a CausalGraph, got 'a -> y'; write CausalGraph\(\.\.\.\) around it$"),
+        ((t, ["y", "a"]), r"^expected a Schema\("),
+        ((t.to_dict(), SCHEMA), r"^expected a table as a pandas DataFrame"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            diagnose(*given_all)
+        assert "\n" not in str(caught.value)
+    schema = Schema(SCHEMA.attributes, "y", ["a"])
+    scm = SCM(CausalGraph("y <-> a"), schema, {"t": "linear"}).fit(t)
+    acts = [("0", do(a="r"))]
+    for given_all, message in (
+        (("no", scm, acts), r"^expected a Schema\("),
+        ((schema, "a -> y", acts), r"^expected a fitted SCM, got 'a -> y'; SCM\(graph, schema\)\.fit"),
+        ((schema, scm, "0"), "expected planned rows .* got '0'"),
+        ((schema, scm, None), "expected planned rows .* got None"),
+        ((schema, scm, [("0", "a=r")]), r"expected planned rows .* got \('0', 'a=r'\)"),
+        ((schema, scm, [do(a="r")]), "expected planned rows .* got "),
+        ((schema, scm, acts, "half"), "expected shares as a mapping .* got 'half'"),
+        ((schema, scm, acts, {"real": "half"}), "expected shares as a mapping .* got {'real': 'half'}"),
+    ):
+        with pytest.raises(UsageError, match=message) as caught:
+            forecast(t, *given_all)
+        assert "\n" not in str(caught.value)

@@ -249,3 +249,23 @@ def test_bad_input() -> None:
         falsify(table, MIXED, CausalGraph("colour -> shape"))
     with pytest.raises(UsageError, match="no node 'ages'"):
         implied(graph, ["ages"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"graph": RIGHT}, r"expected a CausalGraph, got 'colour.*write CausalGraph\(\.\.\.\) around it"),
+        ({"schema": list(MIXED)}, r"expected a Schema\("),
+        ({"table": [1, 2]}, "pandas DataFrame, one row an image, got a list"),
+        *(({"alpha": a}, "is between 0 and 1, got ") for a in ("x", None, True, float("nan"), [0.1])),
+        *(({"most": m}, "a whole number, at least 1 test, got ") for m in ("x", 1.5, None, True)),
+    ],
+)
+def test_what_is_of_the_wrong_kind_is_one_line(change: dict[str, Any], message: str) -> None:
+    given_all = {"table": mixed(20, np.random.default_rng(0)), "schema": MIXED, "graph": CausalGraph(RIGHT)} | change
+    with pytest.raises(UsageError, match=message) as caught:
+        falsify(**given_all)
+    assert "\n" not in str(caught.value)
+
+    with pytest.raises(UsageError, match="expected a CausalGraph"):
+        implied(RIGHT, ["age"])  # type: ignore[arg-type]

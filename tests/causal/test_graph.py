@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from cfaug.causal import CausalGraph, refuse_if_ancestor
-from cfaug.causal.graph import refuse_unconfirmed
+from cfaug.causal.graph import refuse_no_graph, refuse_unconfirmed
 from cfaug.data import Attribute, Schema
 from cfaug.errors import UsageError
 
@@ -67,6 +67,38 @@ def test_what_cannot_be_read_is_quoted_in_one_line(text: str, word: str) -> None
         CausalGraph(text)
     assert word in str(e.value)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["a,b", "a=b", "a<b", "a>b", "a  b", "-a", "a--b"])
+def test_a_name_that_no_graph_can_hold_is_a_column_to_rename(name: str) -> None:
+    with pytest.raises(UsageError) as e:
+        CausalGraph(f"c; {name} -> image")
+    assert f"if {name!r} is the name of an attribute, rename the column (a graph cannot hold" in str(e.value)
+    for data in (
+        {"nodes": [name], "edges": [], "bidirected": []},
+        {"nodes": ["c"], "edges": [[name, "c"]], "bidirected": []},
+        {"nodes": ["c", f"{name};d"], "edges": [], "bidirected": []},
+        {"nodes": ["c\nd"], "edges": [], "bidirected": []},
+    ):
+        with pytest.raises(UsageError, match="rename the column") as e:
+            CausalGraph.from_json(data)
+        assert "\n" not in str(e.value)
+    with pytest.raises(UsageError) as e:
+        CausalGraph("a -> ")  # nothing to rename here
+    assert "rename" not in str(e.value)
+
+
+def test_what_is_no_graph_or_no_schema_is_refused_in_one_line() -> None:
+    refuse_no_graph(GRAPH)
+    for wrong, cure in (
+        ("a -> b", r"write CausalGraph\(...\) around it$"),
+        (None, "make one"),
+        ({"nodes": []}, "make one"),
+    ):
+        with pytest.raises(UsageError, match=f"^expected a CausalGraph, got .*; {cure}"):
+            refuse_no_graph(wrong)
+    with pytest.raises(UsageError, match=r"^expected a Schema\(.*, got \['a', 'b'\]; declare"):
+        GRAPH.check(["a", "b"])  # type: ignore[arg-type]
 
 
 def test_a_cycle_is_printed_whole_and_nothing_else_is() -> None:

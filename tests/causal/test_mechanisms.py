@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from cfaug.causal import ordinal
 from cfaug.causal.conditional import Conditional
 from cfaug.causal.draws import Seeds, row_seeds
+from cfaug.causal.functions import FunctionMechanism
 from cfaug.causal.mechanisms import MECHANISMS, CategoricalMechanism, OrdinalMechanism, default_kind, mechanism_named
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
@@ -270,3 +273,31 @@ def test_each_kind_of_attribute_has_its_mechanisms() -> None:
         assert m.convention
     with pytest.raises(UsageError, match="unknown mechanism 'spline_flo'; did you mean spline_flow"):
         mechanism_named("spline_flo", schema, "x")
+
+
+# --- functions of the user
+def test_what_a_users_function_raises_names_the_attribute() -> None:
+    def predict(noise: np.ndarray, parents: pd.DataFrame) -> np.ndarray:
+        return noise[:, 0] * (1 // len(parents.columns))
+
+    def abduct(values: pd.Series, parents: pd.DataFrame) -> np.ndarray:
+        raise KeyError("t,\nor so")
+
+    def too_large(noise: np.ndarray, parents: pd.DataFrame) -> np.ndarray:
+        raise MemoryError
+
+    values, none = pd.Series([1.0, 2.0]), pd.DataFrame(index=range(2))
+    given_all: dict[str, Any] = {"predict": predict, "abduct": abduct, "version": "1"}
+    m = FunctionMechanism("x", **given_all, log_prob=lambda v, p: [[1.0], 2.0])
+    with pytest.raises(
+        UsageError, match=r"^predict of 'x' raised ZeroDivisionError: .*; correct the function$"
+    ) as caught:
+        m.predict(np.zeros((2, 1)), none)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    with pytest.raises(UsageError, match=r"^abduct of 'x' raised KeyError: .*; correct the function$") as caught:
+        m.abduct(values, none)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match=r"^log_prob of 'x' raised ValueError: "):  # ragged
+        m.log_prob(values, none)
+    with pytest.raises(MemoryError):  # whoever made the batch says which size to try
+        FunctionMechanism("x", **given_all | {"predict": too_large}).predict(np.zeros((2, 1)), none)
