@@ -21,8 +21,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfaug.causal.draws import natural
 from cfaug.causal.intervention import Intervention, do
 from cfaug.data import Schema
+from cfaug.data.attributes import refuse_no_schema
 from cfaug.data.files import replace_file
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.offline.format import KEY, MAX_SEED, SPLITS, canonical_json
@@ -203,18 +205,22 @@ def balance_groups(
 
     Rows are shuffled; shards have equal sizes (at most `samples_per_shard`) and equal shares of null interventions, so
     any subset of shards is a fair sample; five rows lead each shard that show every name of do() and every attribute that
-    a source of the shard has. `seed` fixes everything.
+    a source of the shard has. `seed`, a whole number in [0, 2**64), fixes everything.
     """
+    refuse_no_schema(schema)
+    seed = natural(seed)
     if schema.target is None:
         raise UsageError("expected a schema with a target, got none: name the attribute that is the label")
-    names = tuple(schema.spurious if attributes is None else attributes)
+    names = tuple(
+        schema.spurious if attributes is None else [attributes] if isinstance(attributes, str) else attributes
+    )
     if not names:
         raise UsageError("expected at least one attribute to intervene on, got none: name the spurious attributes")
     if schema.target in names:
         raise UsageError(f"expected attributes other than the target, got {schema.target!r}: the label must be kept")
     if type(per_image) is not int or per_image < 1:
         raise UsageError(f"expected per_image of at least 1, got {per_image!r}")
-    if not 0 <= null_fraction < 1:
+    if not isinstance(null_fraction, float | int | np.number) or not 0 <= null_fraction < 1:
         raise UsageError(f"expected null_fraction in [0, 1), got {null_fraction!r}")
     if type(samples_per_shard) is not int or samples_per_shard < 1:
         raise UsageError(f"expected samples_per_shard of at least 1, got {samples_per_shard!r}")

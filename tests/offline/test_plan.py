@@ -114,6 +114,14 @@ def test_only_the_named_attributes_are_intervened_on() -> None:
     assert {tuple(row.do.assignments) for row in plan} == {("ground",)}
 
 
+def test_one_name_needs_no_list_and_a_numpy_seed_is_a_seed() -> None:
+    table, schema = tiny.dataset().table, tiny.schema()
+    plan = balance_groups(table, schema, attributes="ground", seed=np.int64(7))  # type: ignore[arg-type]
+    assert plan == balance_groups(table, schema, attributes=["ground"], seed=7)
+    assert json.loads(json.dumps(plan.settings))["seed"] == 7
+    assert len(balance_groups(table, schema, seed=2**64 - 1)) == len(table)
+
+
 def test_save_and_load_give_the_same_plan(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("cfaug.offline.plan.ROWS_PER_PART", 20)
     plan = balance_groups(tiny.dataset().table, tiny.schema(), per_image=2, null_fraction=0.3, samples_per_shard=10)
@@ -168,6 +176,12 @@ def test_a_damaged_plan_is_refused(tmp_path) -> None:
         ({"attributes": ["colur"]}, "colur"),
         ({"attributes": []}, "at least one attribute"),
         ({"schema": Schema([Attribute("colour")])}, "target"),
+        ({"schema": ["digit"]}, r"expected a Schema\("),
+        ({"null_fraction": "half"}, "null_fraction"),
+        *(
+            ({"seed": s}, r"a seed is a whole number from 0 to 2\*\*64 - 1, got ")
+            for s in (-1, 1.5, "x", None, True, 2**64)
+        ),
     ],
 )
 def test_wrong_use_is_one_line(change: dict, message: str) -> None:
