@@ -5,6 +5,24 @@ observed attribute below weighs the completion by p(value | parents). One of the
 importance resampling (Rubin 1987), exact as M grows. Across "<->" the weight is agreement: the district's noises are drawn
 together, and an observed member must come out (nearly) as observed.
 
+    ESS = (sum w)^2 / sum w^2                                                        Kish's effective sample size, a row
+
+A row's observed children may tell more than 128 draws from the prior can follow: one weight then outgrows the others. Rows
+whose ESS is below ``ENOUGH`` go through ``ROUNDS`` more rounds. There the standard normal noises z of missing attributes
+outside districts come from q, fitted to the round before, and the weight becomes
+
+    log w = log p(observed | completion) + log phi(z) - log q(z),        q = 0.1 phi + 0.9 (mixture of 3 normals)
+
+Population Monte Carlo (Cappe, Guillin, Marin and Robert 2004); the mixture is fitted by EM (Cappe et al. 2008) to the weights
+raised to the power that keeps their ESS at ``TEMPERED``, so that one lucky completion is not taken for the posterior (tempering:
+Neal 2001); the prior's tenth bounds the correction (Hesterberg 1995). A row keeps the round with the best ESS. A missing
+category is, in a quarter of the completions of every round, any category, with the same kind of correction.
+
+Exact as M grows: the values drawn, for whatever mechanisms, outside districts. Not exact: M is finite, with a bias of the order
+of 1 / ESS; agreement in a district has a width (``KERNEL``); noises of districts, and those that are not normal, are always
+drawn from their prior, only more of them (1 024); one of many narrow and far modes, or of hundreds of categories, may be lost
+unnoticed. Rows whose best ESS stays below ``ROUGH`` are counted in one warning.
+
 One draw, not a best guess: the distribution over rows is right, a single row's value need not be. It is right as far as
 values are missing at random given what is observed; a value hidden because of what it is (the dark images have no
 label) is not learned from others that are visible.
@@ -12,21 +30,43 @@ label) is not learned from others that are visible.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.draws import Array, Seeds, fork, stream, uniforms
-from cfaug.causal.mechanisms import Mechanism
+from cfaug.causal.mechanisms import CategoricalMechanism, Mechanism, OrdinalMechanism
 from cfaug.causal.noise import Districts
 
+log = logging.getLogger(__name__)
+
 PARTICLES = 128
-ROWS = 512  # at a time: 65 536 completions
+ROWS = 512  # at a time: 65 536 completions, and in every later round as many
+ROUNDS = (
+    256,
+    256,
+    1024,
+    1024,
+    1024,
+    1024,
+)  # completions a row; each round narrows q by about its completions / TEMPERED in volume
+ENOUGH = 20.0  # effective completions: a row that has them takes no further round
+ROUGH = 3.0  # with fewer, what was drawn is little more than the best of what was tried
+TEMPERED = 32.0  # effective completions that q is fitted to: enough for a few normals
+DEFENCE = 0.1  # share of the prior in q
+SPREAD = 0.25  # share of the completions in which a missing category is any of them
+COMPONENTS = 3
+STEPS = 4  # of EM: the next round corrects what is left
+TINY = 1e-16  # a variance: noises nearer than 1e-8 are one
 KERNEL = 0.2  # of the standard normal noise: how near an observed continuous member of a district must come out
 _NOT = np.log(1e-6)  # a completion that disagrees: it wins only where none agrees
-_CHOICE = 2**34
+_CHOICE, _ROUND, _COMPONENT, _CATEGORY = 2**34, 2**35, 2**36, 2**37
+
+Mask = npt.NDArray[np.bool_]
 
 
 def impute(
@@ -38,49 +78,156 @@ def impute(
 ) -> pd.DataFrame:
     """The table with no value missing; observed values are as they were, bit for bit.
 
+    Warns of the rows that no completion tried agrees well with.
+
     Args:
         mechanisms: fitted, causes before effects, one for every column.
         table: canonical, B rows.
         seeds: (B,) the rows' own.
+        particles: completions a row in the first round.
     """
     columns = {str(name): table[name].to_numpy(copy=True) for name in table.columns}
     todo = np.flatnonzero(table.isna().any(axis=1).to_numpy())
+    rough = 0
     for start in range(0, len(todo), ROWS):
         rows = todo[start : start + ROWS]
-        chosen = _complete(mechanisms, districts, table.iloc[rows], seeds[rows], particles)
-        for name in chosen:
-            columns[str(name)][rows] = chosen[name].to_numpy()
+        chosen, effective = _filled(mechanisms, districts, table.iloc[rows], seeds[rows], particles)
+        rough += int((effective < ROUGH).sum())
+        for name, values in chosen.items():
+            columns[name][rows] = values
+    if rough:
+        log.warning(
+            "impute: %d of %d rows: no completion tried agrees well with what the row has; their imputed values are rough",
+            rough, len(todo),
+        )  # fmt: skip
     return pd.DataFrame({n: pd.Series(v, table.index, dtype=table[n].dtype) for n, v in columns.items()})
 
 
-def _complete(
+def _filled(
     mechanisms: Mapping[str, Mechanism], districts: Districts, table: pd.DataFrame, seeds: Seeds, particles: int
-) -> pd.DataFrame:
-    n = len(table)
-    own = fork(seeds, particles)
-    many = table.iloc[np.repeat(np.arange(n), particles)].reset_index(drop=True)
+) -> tuple[dict[str, npt.NDArray[np.generic]], Array]:
+    """Per column the values (B,) of one completion a row, and the effective sample size (B,) it was drawn from."""
+    told = _told(mechanisms, districts, table)
+    free = [name for name, rows in told.items() if rows.any() and _normal(mechanisms[name])]
+    masks = np.stack([told[name] for name in free], axis=1) if free else np.zeros((len(table), 0), dtype=np.bool_)
+    columns = {str(name): table[name].to_numpy(copy=True) for name in table.columns}
+    effective = np.full(len(table), -1.0)
+    q = Proposal.prior(masks)
+    for number, count in enumerate((particles, *ROUNDS)):
+        low = effective < ENOUGH
+        if number:  # where there is nothing to propose, the larger rounds are all alike: one of them is enough
+            low &= masks.any(axis=1) | (number == 1 + ROUNDS.index(max(ROUNDS)))
+        todo, size = np.flatnonzero(low), max(1, ROWS * PARTICLES // count)
+        for rows in (todo[i : i + size] for i in range(0, len(todo), size)):
+            own = fork(stream(seeds[rows], _ROUND + number) if number else seeds[rows], count)
+            tried = _complete(
+                mechanisms, districts, table.iloc[rows], own, {n: t[rows] for n, t in told.items()}, free, q[rows]
+            )
+            found = _effective(np.where(tried.agrees, tried.scores, -np.inf))
+            best = np.flatnonzero(found > effective[rows])
+            at = best * count + _drawn(tried.scores[best], seeds[rows[best]])
+            for name in columns:
+                columns[name][rows[best]] = tried.table[name].to_numpy()[at]
+            effective[rows[best]] = found[best]
+            again = np.flatnonzero((effective[rows] < ENOUGH) & masks[rows].any(axis=1))
+            if len(again) and number < len(ROUNDS):
+                q.put(rows[again], Proposal.fit(tried.noise[again], tried.scores[again], masks[rows[again]]))
+    return columns, effective
+
+
+def _told(mechanisms: Mapping[str, Mechanism], districts: Districts, table: pd.DataFrame) -> dict[str, Mask]:
+    """Where (B,) an attribute outside districts is missing and something below it is observed: where the prior may not do."""
+    gone = {name: table[name].isna().to_numpy() for name in mechanisms}
+    told = {name: np.zeros(len(table), dtype=np.bool_) for name in mechanisms}
+    for name in reversed(list(mechanisms)):  # effects before causes
+        told[name] &= gone[name]
+        for parent in mechanisms[name].parents:
+            told[parent] |= ~gone[name] | told[name]
+    return {name: rows for name, rows in told.items() if name not in districts}
+
+
+def _normal(mechanism: Mechanism) -> bool:
+    return mechanism.monotone and getattr(mechanism, "noise", "normal") == "normal"
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """``count`` completions of each of B rows, those of one row side by side."""
+
+    table: pd.DataFrame  # (B * count) rows
+    scores: Array  # (B, count) log weights
+    agrees: Mask  # (B, count): every observed member of a district came out as observed
+    noise: Array  # (B, count, D) standard normal noises of the free attributes, 0 where an attribute is not
+
+
+def _complete(
+    mechanisms: Mapping[str, Mechanism],
+    districts: Districts,
+    table: pd.DataFrame,
+    own: Seeds,
+    told: Mapping[str, Mask],
+    free: list[str],
+    q: Proposal,
+) -> _Tried:
+    """Complete each row once for each of its seeds ``own`` (B * count,)."""
+    n, count = len(table), len(own) // len(table)
+    many = table.iloc[np.repeat(np.arange(n), count)].reset_index(drop=True)
     drawn = {name: many[name].isna().to_numpy() for name in table.columns}
     holed = {k: np.any([drawn[name] for name in names], axis=0) for k, names in enumerate(districts.members)}
-    scores = np.zeros(n * particles)
+    fresh = [mechanisms[name].draw(stream(own, k)) for k, name in enumerate(mechanisms) if name in free]
+    noise = np.concatenate([np.zeros((n * count, 0)), *fresh], axis=1).reshape(n, count, len(free))
+    noise = q.move(noise, uniforms(stream(own, _COMPONENT)).reshape(n, count))
+    scores, agrees = q.correction(noise).reshape(-1), np.ones(n * count, dtype=np.bool_)
     for k, (name, mechanism) in enumerate(mechanisms.items()):
         here, parents = drawn[name], list(mechanism.parents)
         if here.any():
             at = own[here]
-            noise = districts.draw(name, mechanism, at, k) if name in districts else mechanism.draw(stream(at, k))
-            many.loc[here, name] = mechanism.predict(noise, many.loc[here, parents])
+            own_noise = districts.draw(name, mechanism, at, k) if name in districts else mechanism.draw(stream(at, k))
+            if name in free:
+                proposed = np.repeat(q.masks[:, free.index(name)], count)[here]
+                own_noise[proposed, 0] = noise.reshape(n * count, -1)[here, free.index(name)][proposed]
+            above = many.loc[here, parents]
+            values = mechanism.predict(own_noise, above)
+            if isinstance(mechanism, CategoricalMechanism | OrdinalMechanism) and name in told:
+                some = np.repeat(told[name], count)[here]
+                values[some], more = _spread(mechanism, values[some], above[some], at[some], k)
+                scores[np.flatnonzero(here)[some]] += more
+            many.loc[here, name] = values
         # a score that is the same for all completions of a row decides nothing: ask only where something was drawn
         touched = np.any([np.zeros_like(here), *(drawn[p] for p in parents)], axis=0)
         if name in districts:
             touched = touched | next(holed[j] for j, names in enumerate(districts.members) if name in names)
         judged = touched & ~here
         if judged.any():
-            values, above = many.loc[judged, name], many.loc[judged, parents]
+            given, above = many.loc[judged, name], many.loc[judged, parents]
             if name in districts:
-                scores[judged] += _agreement(mechanism, districts, values, above, own[judged], k)
+                score = _agreement(mechanism, districts, given, above, own[judged], k)
+                agrees[judged] &= score > _NOT
             else:
-                scores[judged] += mechanism.log_prob(values, above)
-    best = _drawn(scores.reshape(n, particles), seeds)
-    return many.iloc[np.arange(n) * particles + best].set_index(table.index)
+                score = mechanism.log_prob(given, above)
+            scores[judged] += score
+    return _Tried(many, scores.reshape(n, count), agrees.reshape(n, count), noise)
+
+
+def _spread(
+    mechanism: CategoricalMechanism | OrdinalMechanism,
+    values: npt.NDArray[np.generic],
+    parents: pd.DataFrame,
+    seeds: Seeds,
+    number: int,
+) -> tuple[npt.NDArray[np.generic], Array]:
+    """The values (B,) with one in ``1 / SPREAD`` replaced by any category, and the correction log p - log q (B,) for it.
+
+    A rare category that the row's effects speak for has to be tried at all: no weight tells of what was never drawn.
+    """
+    if not len(values):
+        return values, np.zeros(0)
+    size = mechanism.conditional.size
+    u = uniforms(stream(seeds, _CATEGORY + number))[:, 0]
+    any_of = mechanism.conditional.texts((u / SPREAD * size).astype(np.int64).clip(max=size - 1))
+    out = np.where(u < SPREAD, any_of, values)
+    prior = mechanism.log_prob(pd.Series(out, parents.index), parents)
+    return out, prior - np.logaddexp(np.log(1 - SPREAD) + prior, np.log(SPREAD / size))
 
 
 def _agreement(
@@ -96,10 +243,145 @@ def _agreement(
     return np.where(same, 0.0, _NOT)
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """q for B rows: 0.1 phi + 0.9 (mixture of C normals) in the D noises of the free attributes.
+
+    ``masks`` (B, D) says which of them a row has; in the others nothing moves, so that a row's q does not depend on what
+    the rows beside it lack. Before the first fit q is the prior, and ``shares`` are 0.
+    """
+
+    masks: Mask
+    shares: Array  # (B, C), sum 0.9 or 0
+    means: Array  # (B, C, D)
+    roots: Array  # (B, C, D, D), lower Cholesky factors of the covariances
+
+    @classmethod
+    def prior(cls, masks: Mask) -> Proposal:
+        n, d = masks.shape
+        eye = np.broadcast_to(np.eye(d), (n, COMPONENTS, d, d)).copy()
+        return cls(masks, np.zeros((n, COMPONENTS)), np.zeros((n, COMPONENTS, d)), eye)
+
+    def __getitem__(self, rows: npt.NDArray[np.int64]) -> Proposal:
+        return Proposal(self.masks[rows], self.shares[rows], self.means[rows], self.roots[rows])
+
+    def put(self, rows: npt.NDArray[np.int64], q: Proposal) -> None:
+        """Replace that of some rows."""
+        self.shares[rows], self.means[rows], self.roots[rows] = q.shares, q.means, q.roots
+
+    def move(self, noise: Array, u: Array) -> Array:
+        """Draws (B, M, D) from q: of standard normal ones, and of uniform ones (B, M) that choose the component."""
+        noise = np.where(self.masks[:, None, :], noise, 0.0)
+        out, upper = noise, np.zeros((len(u), 1))
+        for c in range(COMPONENTS):
+            lower, upper = upper, upper + self.shares[:, c, None]
+            moved = self.means[:, c, None, :] + noise @ self.roots[:, c].swapaxes(1, 2)
+            out = np.where(((u >= lower) & (u < upper))[..., None], moved, out)
+        return out
+
+    def correction(self, noise: Array) -> Array:
+        """log phi(z) - log q(z) of z (B, M, D): (B, M), at most log(1 / 0.1)."""
+        prior = -0.5 * (noise**2).sum(axis=2)
+        rest = 1.0 - self.shares.sum(axis=1)
+        parts = [prior + np.log(rest)[:, None], *self._parts(noise)]
+        out: Array = prior - np.logaddexp.reduce(parts, axis=0)
+        return out
+
+    def _parts(self, noise: Array) -> list[Array]:
+        """log(share times density) (B, M) of each component, up to the constant that phi has too."""
+        with np.errstate(divide="ignore"):
+            shares = np.log(self.shares)
+        out = []
+        for c in range(COMPONENTS):
+            root = self.roots[:, c]
+            scaled = (noise - self.means[:, c, None, :]) @ np.linalg.inv(root).swapaxes(1, 2)
+            volume = np.log(np.diagonal(root, axis1=1, axis2=2)).sum(axis=1)
+            out.append((shares[:, c] - volume)[:, None] - 0.5 * (scaled**2).sum(axis=2))
+        return out
+
+    @classmethod
+    def fit(cls, noise: Array, scores: Array, masks: Mask) -> Proposal:
+        """The mixture, by EM, of draws (B, M, D) weighted by their tempered scores (B, M)."""
+        w = _tempered(scores)
+        # the first centre is the best draw, each next one the heaviest and farthest from those before: no randomness needed
+        mean = np.einsum("bm,bmd->bd", w, noise)[:, None, :]
+        x = (noise - mean) / (np.sqrt(np.einsum("bm,bmd->bd", w, (noise - mean) ** 2)) + TINY)[:, None, :]
+        rows, away = np.arange(len(w)), []
+        lead = np.argmax(w, axis=1)
+        for _ in range(COMPONENTS):
+            away.append(((x - x[rows, lead][:, None, :]) ** 2).sum(axis=2))
+            lead = np.argmax(w * np.min(away, axis=0), axis=1)
+        nearest = np.argmin(away, axis=0)
+        belongs = np.stack([nearest == c for c in range(COMPONENTS)]).astype(np.float64)
+        q = cls._of(noise, w * belongs, masks)
+        for _ in range(STEPS):
+            parts = np.stack(q._parts(noise))
+            q = cls._of(noise, w * np.exp(parts - np.logaddexp.reduce(parts, axis=0)), masks)
+        # wider than what was fitted, or q would close in before it has reached a posterior in the prior's tail; 1 + 1 / D a
+        # noise makes its volume at most e times larger. A noise that a row does not have stays at 0
+        widen = np.where(masks, 1 + 1 / np.maximum(masks.sum(axis=1, keepdims=True), 1), 1.0)[:, None, :, None]
+        return cls(masks, q.shares * (1 - DEFENCE), q.means, q.roots * widen)
+
+    @classmethod
+    def _of(cls, noise: Array, w: Array, masks: Mask) -> Proposal:
+        """The M step: shares (sum 1), means and covariances under weights w (C, B, M) that sum to 1 over C and M.
+
+        A component of few effective draws leans on the covariance that all have in common.
+        """
+        d = noise.shape[2]
+        shares = w.sum(axis=2).T + TINY
+        effective = shares**2 / ((w**2).sum(axis=2).T + TINY**2)
+        means = np.einsum("cbm,bmd->bcd", w, noise) / shares[..., None]
+        spreads = np.empty((len(noise), len(w), d, d))
+        for c in range(len(w)):
+            apart = noise - means[:, c, None, :]
+            spreads[:, c] = (apart * w[c][..., None]).swapaxes(1, 2) @ apart
+        common = spreads.sum(axis=1, keepdims=True)
+        moving = masks.sum(axis=1)[:, None]
+        lean = (moving + 1) / (effective + moving + 1)
+        spreads = (1 - lean)[..., None, None] * spreads / shares[..., None, None] + lean[..., None, None] * common
+        eye = np.eye(d)
+        # fewer draws than dimensions would give a covariance without a root; so would all weight on one draw
+        full = np.maximum(0.0, 1.0 - TEMPERED / (2 * np.maximum(moving, 1)))[..., None, None]
+        variances = np.diagonal(spreads, axis1=2, axis2=3)[..., None] * eye
+        spreads = (1 - full) * spreads + full * variances + 1e-6 * variances + TINY * eye
+        both = masks[:, None, :, None] & masks[:, None, None, :]
+        spreads = np.where(both, spreads, eye)
+        roots: Array = np.linalg.cholesky(spreads).astype(np.float64)
+        return cls(masks, shares / shares.sum(axis=1, keepdims=True), means, roots)
+
+
+def _weights(scores: Array) -> Array:
+    """exp(score - the row's largest) (B, M); zeros where all are impossible."""
+    top = scores.max(axis=1, keepdims=True)
+    out: Array = np.exp(np.where(np.isfinite(top), scores - np.where(np.isfinite(top), top, 0.0), -np.inf))
+    return out
+
+
+def _effective(scores: Array) -> Array:
+    """Kish's effective sample size (B,) of log weights (B, M): from 1 to M, and 0 where all are impossible."""
+    w = _weights(scores)
+    out: Array = w.sum(axis=1) ** 2 / np.maximum((w**2).sum(axis=1), TINY)
+    return out
+
+
+def _tempered(scores: Array) -> Array:
+    """Weights (B, M), sum 1, proportional to exp(beta score): the largest beta in [0, 1] that keeps ``TEMPERED`` effective."""
+    scores = np.where(np.isfinite(scores).any(axis=1, keepdims=True), scores, 0.0)
+    low, high = np.full(len(scores), -30.0), np.zeros(len(scores))  # log beta
+    high_enough = _effective(scores) >= TEMPERED
+    for _ in range(20):
+        middle = (low + high) / 2
+        fine = _effective(np.exp(middle)[:, None] * scores) >= TEMPERED
+        low, high = np.where(fine, middle, low), np.where(fine, high, middle)
+    w = _weights(np.exp(np.where(high_enough, 0.0, low))[:, None] * scores)
+    out: Array = w / w.sum(axis=1, keepdims=True)
+    return out
+
+
 def _drawn(scores: Array, seeds: Seeds) -> npt.NDArray[np.int64]:
     """(B,): one completion a row, with probability proportional to exp(score)."""
-    weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-    edges = np.cumsum(weights, axis=1)
+    edges = np.cumsum(_weights(scores), axis=1)
     u = uniforms(stream(seeds, _CHOICE)) * edges[:, -1:]
     chosen: npt.NDArray[np.int64] = (edges < u).sum(axis=1).clip(max=scores.shape[1] - 1)
     return chosen
