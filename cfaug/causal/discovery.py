@@ -157,7 +157,7 @@ def discover(
         schema: which columns, and of what kind.
         method: pc, fci, ges or dagma: see :mod:`cfaug.causal.structure_learning`.
         alpha: level of the tests of pc and fci, in (0, 1).
-        background: what is known beforehand; not with ges.
+        background: what is known beforehand.
         bootstraps: resamples for ``presence`` and ``orientation``; 0: none.
         seed: of the resamples.
         progress: a tqdm bar over the resamples.
@@ -227,7 +227,7 @@ def _search(
     found = {
         "pc": lambda: learning.pc(table, schema, alpha, background),
         "fci": lambda: learning.fci(table, schema, alpha, background),
-        "ges": lambda: learning.ges(table, schema),
+        "ges": lambda: learning.ges(table, schema, background),
         "dagma": lambda: learning.dagma(table, schema, background),
     }[method]()
     # whatever a method made of it: what the user requires is there, as required
@@ -283,10 +283,6 @@ def _check(
     if len(schema) < 2:
         raise UsageError(
             f"discovery is between attributes: expected two or more, got {', '.join(schema.names) or 'none'}"
-        )
-    if method == "ges" and background:
-        raise UsageError(
-            "discover.method ges takes no background knowledge (forbidden, required, tiers); use pc, fci or dagma"
         )
     _check_names(schema.names)
     background.check(schema.names)

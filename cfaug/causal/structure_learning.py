@@ -43,6 +43,8 @@ Array = npt.NDArray[np.float64]
 Proposal = tuple[str, str, str]
 """(a, kind, b), kind one of "->", "--", "<->", "o->", "o-o", "-o"; the two ends of an unoriented one in the order of names."""
 
+_SURE = 1e9
+"""What a required or excluded edge is worth to the score: more than any data."""
 WEAKEST = 0.1
 """DAGMA: strengths below are no edge; in standard deviations of the effect for one of the cause."""
 
@@ -229,14 +231,49 @@ def _scored_by(score: Callable[[int, Sequence[int]], float]) -> Iterator[str]:
         setattr(GES, lent, own)
 
 
-def ges(table: pd.DataFrame, schema: Schema) -> list[Proposal]:
-    """A completed partially directed graph, as of ``pc``; of the rows that have every value."""
+def ges(table: pd.DataFrame, schema: Schema, knowledge: Background) -> list[Proposal]:
+    """A completed partially directed graph, as of ``pc``; of the rows that have every value.
+
+    Required edges, and pairs that are forbidden in both directions, enter the score, in both directions alike, so that equivalent
+    graphs keep equal scores. Directions that are known are laid on what GES finds, against its own where they disagree,
+    and followed up by the rules of Meek (1995).
+    """
+    from causallearn.graph.GraphClass import CausalGraph
     from causallearn.search.ScoreBased.GES import ges as search
+    from causallearn.utils.PCUtils.BackgroundKnowledgeOrientUtils import orient_by_background_knowledge
+    from causallearn.utils.PCUtils.Meek import meek
 
     names, score = schema.names, Score(table, schema)
-    with _silence(), _scored_by(score) as lent:
+    known = _known(names, knowledge)
+
+    def informed(node: int, parents: Sequence[int]) -> float:
+        answers = [known.get(frozenset((names[node], names[p]))) for p in parents]
+        return score(node, parents) + _SURE * (answers.count(0.0) - answers.count(1.0))
+
+    with _silence(), _scored_by(informed) as lent:
         found = search(np.zeros((score.n, len(names))), lent, node_names=list(names))
-    return _edges(found["G"].graph, names)
+        graph = CausalGraph(len(names), list(names))
+        graph.G = found["G"]
+        _loosen(graph.G, knowledge)
+        told = _told(names, knowledge, forbidden=True)
+        orient_by_background_knowledge(graph, told)
+        graph = meek(graph, told)
+    return _edges(graph.G.graph, names)
+
+
+def _loosen(graph: Any, knowledge: Background) -> None:
+    """Take the direction of every arrow that the knowledge forbids: what is known goes before what a score prefers."""
+    from causallearn.graph.Edge import Edge
+    from causallearn.graph.Endpoint import Endpoint
+
+    for edge in list(graph.get_graph_edges()):
+        a, b = edge.get_node1(), edge.get_node2()
+        if edge.get_endpoint1() == Endpoint.ARROW:
+            a, b = b, a
+        against = knowledge.forbids(a.get_name(), b.get_name()) or (b.get_name(), a.get_name()) in knowledge.required
+        if against and graph.is_directed_from_to(a, b):
+            graph.remove_edge(edge)
+            graph.add_edge(Edge(a, b, Endpoint.TAIL, Endpoint.TAIL))
 
 
 # --- smooth optimisation

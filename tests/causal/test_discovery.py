@@ -137,7 +137,7 @@ def test_causal_learn_has_its_own_score_back_and_says_nothing(capfd: Any) -> Non
 # --- background knowledge
 
 
-@pytest.mark.parametrize("method", ["pc", "fci", "dagma"])
+@pytest.mark.parametrize("method", ["pc", "fci", "ges", "dagma"])
 def test_knowledge_is_kept(method: str) -> None:
     table = chain()
     names = schema(*table.columns)
@@ -156,6 +156,17 @@ def test_knowledge_is_kept(method: str) -> None:
 def test_a_required_edge_takes_part_in_the_search(search: Callable[..., Any]) -> None:
     """The table separates x from z; a search that may not would otherwise orient the rest as if they were apart."""
     assert ("x", "->", "z") in search(chain(), schema("x", "B", "z"), 0.01, Background(required=(("x", "z"),)))
+
+
+def test_knowledge_orients_what_ges_leaves_open_and_overrules_what_it_points() -> None:
+    """x - B - z: one known arrow turns the other, for B is no collider. x -> z <- B: a forbidden arrow is turned."""
+    assert {e.kind for e in found(chain(), "ges").values()} == {"--"}
+    turned = found(chain(), "ges", background=Background(tiers=(("x",), ("B", "z"))))
+    assert {str(e) for e in turned.values()} == {"x -> B", "B -> z"}
+    table = collider()
+    assert {str(e) for e in found(table, "ges").values()} >= {"x -> z"}
+    against = found(table, "ges", background=Background(forbidden=(("x", "z"),)))
+    assert str(against[frozenset("xz")]) == "z -> x"
 
 
 def test_a_forbidden_direction_leaves_fci_a_hidden_cause() -> None:
@@ -360,6 +371,19 @@ def test_two_dependent_attributes_are_written_as_a_run_takes_them() -> None:
     assert discover(table, two, "pc", background=known).graph().edges == (("background", "species"),)
 
 
+def test_where_no_choice_keeps_all_that_was_found_the_target_is_still_no_effect_of_a_spurious_attribute() -> None:
+    """A square without a diagonal is no class: some corner becomes a collider, whatever is chosen."""
+    square = [Edge("a", "--", "b"), Edge("b", "--", "c"), Edge("c", "--", "d"), Edge("a", "--", "d")]
+    for target, spurious in itertools.permutations("abcd", 2):
+        directed, said = extension(tuple("abcd"), square, Background(), target, [spurious])
+        assert not nx.has_path(nx.DiGraph(directed), spurious, target)
+        assert any("no choice keeps all that was found" in line for line in said)
+        known = Background(forbidden=((target, n) for n in "abcd"))  # said beforehand: the target causes nothing
+        assert not [
+            pair for pair in extension(tuple("abcd"), square, known, target, [spurious])[0] if pair[0] == target
+        ]
+
+
 def test_an_edge_without_a_direction_is_not_called_directed() -> None:
     edges = (Edge("a", "--", "b", 1.0, 1.0), Edge("b", "->", "c", 1.0, 0.5), Edge("c", "o-o", "d", 1.0, 0.25))
     text = "\n".join(Discovery("pc", tuple("abcd"), edges, (), 9, 0.05, 4, 0).text)
@@ -425,7 +449,6 @@ def test_rows_without_a_value_are_counted() -> None:
         ({"z": 2.0}, {}, "column 'z' is always 2.0: nothing can be found out about it"),
         ({"B": "p"}, {}, "column 'B' is always p"),
         ({}, {"background": Background(required=(("x", "bb"),))}, "names 'bb'; "),
-        ({}, {"method": "ges", "background": Background(tiers=(("x",),))}, "ges takes no background knowledge"),
     ],
 )
 def test_bad_input_is_one_line(change: dict[str, Any], options: dict[str, Any], words: str) -> None:
