@@ -328,11 +328,10 @@ class Proposal:
 
         A component of few effective draws leans on the covariance that all have in common.
         """
-        d = noise.shape[2]
         shares = w.sum(axis=2).T + TINY
         effective = shares**2 / ((w**2).sum(axis=2).T + TINY**2)
         means = np.einsum("cbm,bmd->bcd", w, noise) / shares[..., None]
-        spreads = np.empty((len(noise), len(w), d, d))
+        spreads = np.empty((len(noise), len(w), noise.shape[2], noise.shape[2]))
         for c in range(len(w)):
             apart = noise - means[:, c, None, :]
             spreads[:, c] = (apart * w[c][..., None]).swapaxes(1, 2) @ apart
@@ -340,7 +339,7 @@ class Proposal:
         moving = masks.sum(axis=1)[:, None]
         lean = (moving + 1) / (effective + moving + 1)
         spreads = (1 - lean)[..., None, None] * spreads / shares[..., None, None] + lean[..., None, None] * common
-        eye = np.eye(d)
+        eye = np.eye(noise.shape[2])
         # fewer draws than dimensions would give a covariance without a root; so would all weight on one draw
         full = np.maximum(0.0, 1.0 - TEMPERED / (2 * np.maximum(moving, 1)))[..., None, None]
         variances = np.diagonal(spreads, axis1=2, axis2=3)[..., None] * eye

@@ -119,11 +119,10 @@ def test_a_district_tells_about_its_missing_member() -> None:
     assert abs(found["x"].median() - 1) < 0.15
 
 
-def test_the_target_is_never_filled_in(scm: SCM, table: pd.DataFrame) -> None:
-    schema = Schema(scm.schema.attributes, target="b")
-    own = SCM(CausalGraph("a -> b; b -> d"), schema, {"d": "linear"}).fit(table)
+def test_the_target_is_never_filled_in(table: pd.DataFrame) -> None:
+    own = SCM(CausalGraph("a -> b"), Schema([Attribute("a"), Attribute("b")], target="b")).fit(table[["a", "b"]])
     with pytest.raises(DataError, match="never the target's"):
-        own.impute(rows("1", None, 0.0, 3))
+        own.impute(rows("1", None, 0.0, 3)[["a", "b"]])
 
 
 #   v missing, N(0, 1);   w1 .. wk = v + spread e_i observed:   v | w ~ N(sum w / (k + spread^2), spread^2 / (k + spread^2))
@@ -223,14 +222,14 @@ def shifted(parents: Sequence[str], spread: float) -> FunctionMechanism:
 def test_a_category_and_a_number_hidden_behind_one_informative_child() -> None:
     #   c -> w <- v, both missing: two narrow modes, v = w and v = w - 3
     mechanisms: list[Mechanism] = [category("az", [0.6, 0.4]), straight("v"), shifted(["c", "v"], 0.02)]
-    for w in (0.9, 1.5):
-        table = pd.DataFrame({"c": None, "v": np.nan, "w": w}, index=[f"q{i}" for i in range(2000)])
-        found = filled(mechanisms, table)
-        odds = 0.4 * norm.pdf(w - 3, scale=np.hypot(1, 0.02)) / (0.6 * norm.pdf(w, scale=np.hypot(1, 0.02)))
-        assert abs((found["c"] == "z").mean() - odds / (1 + odds)) < 0.05
-        precision = 1 + 1 / 0.02**2
-        left = w - 3.0 * (found["c"] == "z")
-        standard_normal((found["v"] - left / 0.02**2 / precision) * np.sqrt(precision))
+    w = 1.2
+    table = pd.DataFrame({"c": None, "v": np.nan, "w": w}, index=[f"q{i}" for i in range(1000)])
+    found = filled(mechanisms, table)
+    odds = 0.4 * norm.pdf(w - 3, scale=np.hypot(1, 0.02)) / (0.6 * norm.pdf(w, scale=np.hypot(1, 0.02)))
+    assert abs((found["c"] == "z").mean() - odds / (1 + odds)) < 0.05
+    precision = 1 + 1 / 0.02**2
+    left = w - 3.0 * (found["c"] == "z")
+    standard_normal((found["v"] - left / 0.02**2 / precision) * np.sqrt(precision))
 
 
 def test_a_rare_category_is_tried_when_its_child_speaks_for_it() -> None:
