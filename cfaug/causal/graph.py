@@ -280,6 +280,7 @@ def refuse_if_ancestor(graph: CausalGraph, target: str, spurious: Iterable[str])
     A counterfactual keeps its source's label. That is right only while the intervened attribute does not cause
     the target: otherwise do(attribute) changes what the label should be, and the kept label teaches a lie.
     """
+    refuse_no_graph(graph)
     for name in spurious:
         if name in graph and target in graph and (path := graph.directed_path(name, target)):
             raise UsageError(
@@ -294,6 +295,7 @@ def refuse_unconfirmed(graph: CausalGraph) -> None:
 
     A discovered arrow is a hypothesis: images made under it would carry it into every classifier trained on them.
     """
+    refuse_no_graph(graph)
     if graph.unconfirmed:
         raise UsageError(
             f"the graph has edges that a discovery proposed and nobody confirmed: {'; '.join(graph.unconfirmed)}; "
