@@ -98,7 +98,7 @@ def test_what_is_no_graph_or_no_schema_is_refused_in_one_line() -> None:
         with pytest.raises(UsageError, match=f"^expected a CausalGraph, got .*; {cure}"):
             refuse_no_graph(wrong)
     for use in (lambda: refuse_if_ancestor("a -> b", "y", ["x"]), lambda: refuse_unconfirmed("a ->? b")):  # type: ignore[arg-type]
-        with pytest.raises(UsageError, match="^expected a CausalGraph"):
+        with pytest.raises(UsageError, match=r"^expected a CausalGraph"):
             use()
     with pytest.raises(UsageError, match=r"^expected a Schema\(.*, got \['a', 'b'\]; declare"):
         GRAPH.check(["a", "b"])  # type: ignore[arg-type]
