@@ -41,7 +41,7 @@ import pandas as pd
 from cfaug.causal.draws import Array, Seeds, fork, stream, uniforms
 from cfaug.causal.mechanisms import CategoricalMechanism, Mechanism, OrdinalMechanism
 from cfaug.causal.noise import Districts
-from cfaug.causal.proposals import Mask, Proposal, weights_of
+from cfaug.causal.proposals import Mask, Proposal, effective_size, weights_of
 
 log = logging.getLogger(__name__)
 
