@@ -132,7 +132,7 @@ def _without_new_colliders(
                 directed.add_edge(other, node)
             rest.remove(node)
             continue
-        a, b = sorted(min(left, key=sorted))
+        a, b = sorted(min(left, key=lambda pair: (target not in pair, sorted(pair))))
         if not _better(directed, a, b, background, target, spurious):
             a, b = b, a
         left.discard(frozenset((a, b)))
@@ -148,4 +148,4 @@ def _better(directed: Any, a: str, b: str, background: Background, target: str |
     if background.forbids(a, b) or background.forbids(b, a):
         return not background.forbids(a, b)
     reaches = target is not None and nx.has_path(directed, b, target)
-    return not (reaches and any(s in directed and nx.has_path(directed, s, a) for s in spurious))
+    return not (reaches and (b == target or any(s in directed and nx.has_path(directed, s, a) for s in spurious)))

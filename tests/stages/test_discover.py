@@ -59,6 +59,23 @@ def test_a_recipe_without_attribute_edges_gets_them_proposed(flock: Path, tmp_pa
     assert json.loads(other.out)["alpha"] == 0.01  # no setting of discover makes it another run
 
 
+def test_the_line_that_is_offered_is_one_that_a_run_takes(flock: Path, tmp_path: Path, capsys: Any) -> None:
+    """Nothing is known beforehand, and either direction fits the two that depend on each other."""
+    recipe = folder_recipe(tmp_path / "r.yaml", flock, graph=ONLY_IMAGE, discover={"bootstraps": 3})
+    answer = call(capsys, "discover", recipe, "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    assert "species -- background  present 100%  undirected in 100%" in answer.out
+    assert "either direction fits, and so does species <-> background, a hidden cause of both" in answer.out
+    assert "chosen so that the target species follows from no spurious attribute (background)" in answer.out
+    assert "would refuse" not in answer.out
+    assert "so directed" not in answer.out
+    line = json.loads((tmp_path / "out" / "discovery.json").read_text())["graph"]
+    assert answer.out.rstrip().endswith(f'graph: "{line}"')
+    for graph, code in ((line, 0), (line.replace("species ->? background", "background -> species"), 2)):
+        confirmed = folder_recipe(tmp_path / "c.yaml", flock, graph=graph.replace("?", ""))
+        assert call(capsys, "plan", confirmed, "--out", tmp_path / f"run{code}").code == code
+
+
 def test_an_unconfirmed_graph_is_not_generated_from(flock: Path, tmp_path: Path, capsys: Any) -> None:
     graph = "species ->? background; species -> image; background -> image; glow -> image"
     recipe = folder_recipe(tmp_path / "r.yaml", flock, graph=graph)
