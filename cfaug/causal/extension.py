@@ -132,7 +132,7 @@ def _without_new_colliders(
                 directed.add_edge(other, node)
             rest.remove(node)
             continue
-        a, b = sorted(min(left, key=lambda pair: (target not in pair, sorted(pair))))
+        a, b = sorted(min(left, key=lambda pair: (target is None or target not in pair, sorted(pair))))
         if not _better(directed, a, b, background, target, spurious):
             a, b = b, a
         left.discard(frozenset((a, b)))

@@ -180,6 +180,11 @@ def test_what_says_nothing_is_independent_of_everything() -> None:
     assert test.test("s", "y", ["z"]).p_value > 0.01  # a threshold of z: separable, and the regression stays finite
     few = IndependenceTest(table.head(20), schema(a="continuous", y="continuous", z="continuous"))
     assert few.test("a", "y", ["z"]) == Independence(1.0, 0.0, 0.0, 20)  # no degree of freedom: not asked
+    some = IndependenceTest(table.head(60), schema(a="continuous", y="continuous", z="continuous"))
+    assert some.test("a", "y").dof == 9
+    assert some.test("a", "y", ["z"]) == Independence(
+        1.0, 0.0, 0.0, 60
+    )  # enough without the condition, too few with it
     balanced = pd.DataFrame({"c": list("xxyy") * 10, "s": list("+-") * 20})
     assert independence(balanced, schema(c="k", s="k"), "c", "s") == Independence(1.0, 0.0, 1.0, 40)  # asked, and it is
 
