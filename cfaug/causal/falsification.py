@@ -124,8 +124,8 @@ def falsify(
     """Test on ``table`` what ``graph`` implies, as plain data.
 
     ``{"n", "alpha", "correction": "holm", "tests": [{"a", "b", "given", "p", "p_corrected", "fails", "n", "decided"}], "failed",
-    "tested", "undecided", "complete", "detectable", "silent", "text": [lines]}``; tests by p, so failing ones come first. ``n`` of
-    a test are the rows that have all its attributes. A test is not ``decided`` (p = 1) when an attribute is constant in its rows, or
+    "tested", "undecided", "complete", "detectable", "silent", "sampled", "text": [lines]}``; tests by p, so failing ones come first. ``n`` of
+    a test are the rows that have all its attributes, at most 20 000 of them (``sampled`` says so in words). A test is not ``decided`` (p = 1) when an attribute is constant in its rows, or
     follows from the condition, or the rows are too few: the correction does not count it. ``tested`` are the others.
     ``detectable``: the partial correlation that every decided test would find four times in five at alpha / tested, None
     without any; a measure of what may have been missed, not a promise (see :func:`detectable`).
@@ -142,8 +142,10 @@ def falsify(
     found = implied(graph, names, most)
     tests: list[dict[str, Any]] = []
     shapes: set[tuple[int, float]] = set()
+    sampled = ""
     if found.claims:
         run = IndependenceTest(table, Schema([schema[n] for n in names]))
+        sampled = run.sampled
         for a, b, given in found.claims:
             one = run.test(a, b, given)
             # a statistic of exactly 0 is either no test at all or a perfectly balanced table, which is one
@@ -163,6 +165,7 @@ def falsify(
     out |= {"tested": tested, "undecided": len(tests) - tested, "complete": found.complete}
     out["detectable"] = max(detectable(n, dof, alpha / tested) for n, dof in shapes) if shapes else None
     out["silent"] = [list(pair) for pair in found.silent]
+    out["sampled"] = sampled
     return out | {"text": _text(out)}
 
 
@@ -215,6 +218,7 @@ def _text(found: dict[str, Any]) -> list[str]:
         if found["undecided"]:
             lines.append(f"{found['undecided']} could not be tested: too few rows, or an attribute is constant in them")
     if tested:
+        lines += [found["sampled"]] if found["sampled"] else []
         rows = [t["n"] for t in tests if t["decided"]]
         n = f"{min(rows)}" if min(rows) == max(rows) else f"{min(rows)} to {max(rows)}"
         lines.append(

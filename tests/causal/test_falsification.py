@@ -269,3 +269,12 @@ def test_what_is_of_the_wrong_kind_is_one_line(change: dict[str, Any], message: 
 
     with pytest.raises(UsageError, match="expected a CausalGraph"):
         implied(RIGHT, ["age"])  # type: ignore[arg-type]
+
+
+def test_a_large_table_is_tested_on_a_sample_and_says_so() -> None:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({name: rng.normal(size=30_000) for name in "ab"})
+    found = falsify(table, Schema([Attribute(name, "continuous") for name in "ab"]), CausalGraph("a; b"))
+    assert found["n"] == 30_000
+    assert [t["n"] for t in found["tests"]] == [20_000]
+    assert "tested on a random sample of 20 000 of 30 000 rows" in found["text"]
