@@ -125,8 +125,8 @@ def falsify(
 
     ``{"n", "alpha", "correction": "holm", "tests": [{"a", "b", "given", "p", "p_corrected", "fails", "n", "decided"}], "failed",
     "tested", "undecided", "complete", "detectable", "silent", "sampled", "text": [lines]}``; tests by p, so failing ones come first. ``n`` of
-    a test are the rows that have all its attributes, at most 20 000 of them (``sampled`` says so in words). A test is not ``decided`` (p = 1) when an attribute is constant in its rows, or
-    follows from the condition, or the rows are too few: the correction does not count it. ``tested`` are the others.
+    a test are the rows that have all its attributes, at most 20 000 of them (``sampled`` says so in words). A test is not
+    ``decided`` (p = 1) when an attribute is constant in its rows, or follows from the condition, or the rows are too few: the correction does not count it. ``tested`` are the others.
     ``detectable``: the partial correlation that every decided test would find four times in five at alpha / tested, None
     without any; a measure of what may have been missed, not a promise (see :func:`detectable`).
     Attributes that the graph does not name are not tested: the graph says nothing of them.

@@ -89,7 +89,8 @@ def test_look_confirm_and_run_in_one_directory(birds: Path, tmp_path: Path, caps
     page = (out / "report.html").read_text()
     assert "iscover" in page
     # now that there is a model, another graph is another run
-    answer = call(capsys, "diagnose", recipe, "--out", out)
+    another = folder_recipe(path, birds, graph=f"species; {EDGES}", discover={"bootstraps": 0})
+    answer = call(capsys, "diagnose", another, "--out", out)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
     assert "holds a run of another configuration" in answer.err
 
