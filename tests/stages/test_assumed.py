@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from tiny_run import call, folder, folder_recipe
 
-from cfaug.causal import do
+from cfaug.causal import SCM, CausalGraph, do
 from cfaug.config import load_recipe
+from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, PlanRow, generate
 from cfaug.stages import Pipeline
@@ -117,3 +118,14 @@ def test_a_recipe_states_the_order_of_an_ordinal(birds: Path, tmp_path: Path, ca
     answer = call(capsys, "diagnose", recipe, "--out", tmp_path / "other")
     assert (answer.code != 0, answer.err.count("\n")) == (True, 1)
     assert "attributes.values" in answer.err
+
+
+def test_a_plan_on_a_cause_of_the_target_is_refused_with_the_path(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    pipeline = Pipeline(load_recipe(recipe), finished, progress=False)
+    train, model = pipeline.inputs.train, pipeline.model
+    graph = CausalGraph(f"background -> species; {'; '.join(f'{p} -> image' for p in model.decoder.parents)}")
+    other = CounterfactualModel(SCM(graph, model.schema).fit(train.table), model.decoder)
+    plan = Plan([PlanRow("one", train.key(0), do(background="water"), 1, 0, 0)])
+    with pytest.raises(UsageError, match="the graph says background -> species"):
+        generate(other, train, plan, tmp_path / "out", workers=0, progress=False)
+    assert not (tmp_path / "out").exists()
