@@ -46,27 +46,26 @@ _CONDITIONS = (
 
 
 def assumption_card(scm: SCM, table: pd.DataFrame | None = None) -> dict[str, Any]:
-    """The card of a fitted ``scm`` as plain data; ``table`` (the one it was fitted to) adds the numbers of rows.
+    """The card of a fitted ``scm`` as plain data; ``table`` (the one it was fitted to) adds the counts of missing values.
 
     ``{"graph": text, "edges", "unconfirmed": [texts], "hidden": {"pairs": [[a, b]], "means": text} , "outside": [attributes that the
     graph does not name], "mechanisms": {name: {"parents", "kind", "convention", "monotone", "parameters", "rows"}}, "conventions": [{"convention", "kinds"}], "missing":
     {"counts": {name: rows without}, "policy"}, "label": {"target", "spurious": {name: {"safe", "path"}}, "conditions"} or None,
     "identification": rows, "summary": rows grouped by what they have in common, "image": [lines] , "text": Markdown}``.
-    ``rows`` and ``counts`` are None and {} without a table. Raises UsageError before ``fit``.
+    ``counts`` is {} without a table. Raises UsageError before ``fit``.
     """
     graph, schema = scm.graph, scm.schema
     present = None if table is None else schema.canonical(table).notna()
     mechanisms = {}
     for name in scm.order:
         mechanism = scm.mechanism(name)
-        rows = None if present is None else int(present[[name, *mechanism.parents]].all(axis=1).sum())
         mechanisms[name] = {
             "parents": list(mechanism.parents),
             "kind": mechanism.kind,
             "convention": mechanism.convention,
             "monotone": bool(mechanism.monotone),
             "parameters": int(mechanism.parameters),
-            "rows": rows,
+            "rows": scm.rows[name],
         }
     counts = {} if present is None else {str(n): int(k) for n, k in (~present).sum().items() if k}
     found = identification_rows(scm)
@@ -177,10 +176,7 @@ def _mechanism_part(card: Mapping[str, Any]) -> str:
     found = card["mechanisms"]
     table = _table(
         ["attribute", "parents", "mechanism", "fitted numbers", "rows"],
-        [
-            (n, ", ".join(m["parents"]) or "none", m["kind"], m["parameters"], "" if m["rows"] is None else m["rows"])
-            for n, m in found.items()
-        ],
+        [(n, ", ".join(m["parents"]) or "none", m["kind"], m["parameters"], m["rows"]) for n, m in found.items()],
     )
     lines = [f"- {', '.join(one['kinds'])}: {one['convention']}" for one in card["conventions"]]
     return "**Mechanisms** of the attributes, and the noise that each takes:\n\n" + table + "\n\n" + "\n".join(lines)
