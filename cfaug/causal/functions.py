@@ -126,7 +126,10 @@ class FunctionMechanism:
             raise UsageError(f"predict of {self.name!r}: expected numbers, got an array of texts")
         else:
             given = given.astype(np.float64)
-            off = np.abs(given - back) > TOLERANCE * (given.std() or 1.0)
+            spread = float(given.std())
+            # a constant column has a rounding error for a std, not always an exact zero
+            unit = spread if spread > 1e-12 * float(np.abs(given).max()) else 1.0
+            off = np.abs(given - back) > TOLERANCE * unit
         if off.any():
             row = int(np.argmax(off))
             raise DataError(

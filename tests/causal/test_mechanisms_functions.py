@@ -109,3 +109,16 @@ def test_only_the_same_object_is_taken_again() -> None:
         mechanism(version="2").restore(state, arrays)
     with pytest.raises(UsageError, match="the parents it was saved with"):
         FunctionMechanism("v", [], **GIVEN).restore(state, arrays)
+
+
+def test_a_constant_column_is_given_back_to_rounding() -> None:
+    values = pd.Series([7.3] * 120)  # whose standard deviation comes out as 1e-15, not as 0
+    assert 0 < values.to_numpy().std() < 1e-14
+    own = FunctionMechanism(
+        "v",
+        predict=lambda u, _: 0.1 + u[:, 0] * 3,
+        abduct=lambda v, _: ((v.to_numpy() - 0.1) / 3)[:, None],
+        version="1",
+    )
+    assert own.predict(own.abduct(values, pd.DataFrame(index=values.index)), pd.DataFrame(index=values.index))[0] != 7.3
+    own.fit(values, pd.DataFrame(index=values.index))
