@@ -23,28 +23,26 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.basis import Basis, bases, folds, standardised
-from cfaug.causal.conditional import CHOSEN, FEW, FITTED, one_seed_a_row, row_weights
-from cfaug.causal.draws import Array, Seeds, normals
-from cfaug.causal.flows import Density, finite
+from cfaug.causal.conditional import CHOSEN, FEW, FITTED, row_weights
+from cfaug.causal.draws import Array, Seeds
+from cfaug.causal.flows import Density, ScalarMechanism
 from cfaug.data.attributes import Schema
 
 KNOTS = (4, 8, 16)
 PENALTIES = (1e-4, 1e-2, 1.0)  # times the rows: of standardised columns and values
 
 
-class LinearMechanism:
+class LinearMechanism(ScalarMechanism):
     """A continuous node v = least squares of its parents + noise; noise (B, 1), standard normal."""
 
     kind = "linear"
-    width = 1
-    monotone = True
     convention = (
         "additive noise: a row keeps its residual from the linear regression on its parents; identifiable if the true "
         "mechanism is linear with a noise that does not depend on the parents"
     )
 
     def __init__(self, schema: Schema, name: str, parents: Sequence[str] = ()) -> None:
-        self.schema, self.name, self.parents = schema, name, tuple(parents)
+        super().__init__(schema, name, parents)
         self._basis = Basis(schema, self.parents, ((),) * len(self.parents), False)
         self._weights: Array = np.zeros((0, 1))  # (D, 1), of standardised values
         self._bias: Array = np.zeros(1)
@@ -55,11 +53,6 @@ class LinearMechanism:
     def parameters(self) -> int:
         """The numbers of f and g; 0 before ``fit``."""
         return self._density.parameters and self._density.parameters + self._weights.size + 1
-
-    def _standardised(self, values: pd.Series) -> Array:
-        mean, std = self.schema[self.name].scale
-        x: Array = (finite(values, self.name) - mean) / std
-        return x
 
     def _expected(self, parents: pd.DataFrame) -> Array:
         """f (B,), standardised."""
@@ -100,14 +93,6 @@ class LinearMechanism:
         residual = self._spread * self._density.inverse(noise, np.zeros((len(noise), 0)))[:, 0]
         out: Array = mean + std * (self._expected(parents) + residual)
         return out
-
-    def draw(self, seeds: Seeds) -> Array:
-        """Fresh standard normal noise (B, 1)."""
-        return normals(seeds)
-
-    def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
-        """Values (B,) from fresh noise, row i with ``seeds[i]``."""
-        return self.predict(self.draw(one_seed_a_row(seeds, len(parents), self.name)), parents)
 
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log density (B,) in the attribute's own unit."""

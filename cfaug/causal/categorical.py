@@ -10,52 +10,30 @@ assumption and not a finding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.conditional import Conditional, one_seed_a_row
+from cfaug.causal.conditional import one_seed_a_row
+from cfaug.causal.discrete import DiscreteMechanism
 from cfaug.causal.draws import Array, Seeds, gumbels
-from cfaug.data.attributes import Schema
 
 
-class CategoricalMechanism:
+class CategoricalMechanism(DiscreteMechanism):
     """A categorical node (or an ordinal one whose order is not used): noise (B, K) of Gumbels."""
 
     kind = "categorical"
-    monotone = False
     convention = (
         "Gumbel-max: each value has its own Gumbel noise and the largest sum wins, so a value stays unless an "
         "intervention raises another value's probability relative to it; the data cannot choose this convention"
     )
 
-    def __init__(self, schema: Schema, name: str, parents: Sequence[str] = ()) -> None:
-        self.schema, self.name, self.parents = schema, name, tuple(parents)
-        self.conditional = Conditional(schema, name, parents)
-
     @property
     def width(self) -> int:
         """K, the number of categories."""
         return self.conditional.size
-
-    @property
-    def parameters(self) -> int:
-        """Free numbers of p(v | parents); 0 before ``fit``."""
-        return self.conditional.parameters
-
-    def fit(
-        self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0
-    ) -> CategoricalMechanism:
-        """Learn p(v | parents) (``conditional``); DataError for an empty table."""
-        self.conditional.fit(values, parents, weights, seed)
-        return self
-
-    def log_probabilities(self, parents: pd.DataFrame) -> Array:
-        """log p(k | parents): (B, K), all finite."""
-        return self.conditional.log_probabilities(parents)
 
     def abduct(self, values: pd.Series, parents: pd.DataFrame, seeds: Seeds) -> Array:
         """Gumbel noise (B, K) from its posterior given the values, row i with ``seeds[i]``."""
@@ -80,20 +58,3 @@ class CategoricalMechanism:
     def draw(self, seeds: Seeds) -> Array:
         """Fresh Gumbel noise (B, K)."""
         return gumbels(seeds, self.width)
-
-    def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
-        """Category texts (B,) from fresh noise."""
-        return self.predict(self.draw(one_seed_a_row(seeds, len(parents), self.name)), parents)
-
-    def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
-        """log p(v | parents) (B,)."""
-        return self.conditional.log_prob(values, parents)
-
-    def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        """JSON only."""
-        return {"kind": self.kind, "parents": list(self.parents)} | self.conditional.state(), {}
-
-    def restore(self, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> CategoricalMechanism:
-        """The inverse of ``state``."""
-        self.conditional.restore(data)
-        return self

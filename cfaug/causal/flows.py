@@ -10,8 +10,9 @@ equal values) is fitted as a steep density, not as atoms.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -118,51 +119,26 @@ def finite(values: pd.Series, name: str) -> Array:
     return found
 
 
-class ContinuousMechanism:
-    """A continuous node: noise (B, 1), standard normal. Works without parents (a marginal) as well."""
+class ScalarMechanism(ABC):
+    """A continuous node that strictly increases in one standard normal noise (B, 1)."""
 
-    kind = "spline_flow"
+    kind: ClassVar[str]
+    convention: ClassVar[str]
     width = 1
     monotone = True
-    convention = (
-        "one standard normal noise in which the value strictly increases: a row keeps its quantile among rows with the "
-        "same parents; identifiable if the true mechanism is monotone in one noise"
-    )
 
     def __init__(self, schema: Schema, name: str, parents: Sequence[str] = ()) -> None:
         self.schema, self.name, self.parents = schema, name, tuple(parents)
-        self._density = Density(schema.width(self.parents))
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers were fitted; 0 before ``fit``."""
-        return self._density.parameters
 
     def _standardised(self, values: pd.Series) -> Array:
+        """(B,) in standard deviations of the attribute; DataError for what is not a finite number."""
         mean, std = self.schema[self.name].scale
-        x: Array = ((finite(values, self.name) - mean) / std)[:, None]
+        x: Array = (finite(values, self.name) - mean) / std
         return x
 
-    def _context(self, parents: pd.DataFrame) -> Array:
-        return self.schema.encode(parents, self.parents).astype(np.float64)
-
-    def fit(
-        self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0
-    ) -> ContinuousMechanism:
-        """Maximum likelihood, ``STEPS`` steps on batches drawn (by weight) with ``seed``; DataError for an empty table."""
-        w = row_weights(weights, len(values), self.name)
-        self._density.fit(self._standardised(values), self._context(parents), w, seed)
-        return self
-
-    def abduct(self, values: pd.Series, parents: pd.DataFrame, seeds: Seeds) -> Array:
-        """The one noise (B, 1) that gives the values; nothing is drawn."""
-        return self._density.forward(self._standardised(values), self._context(parents))
-
+    @abstractmethod
     def predict(self, noise: Array, parents: pd.DataFrame) -> npt.NDArray[Any]:
         """Values (B,), float64, in the attribute's unit."""
-        mean, std = self.schema[self.name].scale
-        out: Array = mean + std * self._density.inverse(noise, self._context(parents))[:, 0]
-        return out
 
     def draw(self, seeds: Seeds) -> Array:
         """Fresh standard normal noise (B, 1)."""
@@ -172,9 +148,49 @@ class ContinuousMechanism:
         """Values (B,) from fresh noise, row i with ``seeds[i]``."""
         return self.predict(self.draw(one_seed_a_row(seeds, len(parents), self.name)), parents)
 
+
+class ContinuousMechanism(ScalarMechanism):
+    """The spline flow of a continuous node. Works without parents (a marginal) as well."""
+
+    kind = "spline_flow"
+    convention = (
+        "one standard normal noise in which the value strictly increases: a row keeps its quantile among rows with the "
+        "same parents; identifiable if the true mechanism is monotone in one noise"
+    )
+
+    def __init__(self, schema: Schema, name: str, parents: Sequence[str] = ()) -> None:
+        super().__init__(schema, name, parents)
+        self._density = Density(schema.width(self.parents))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were fitted; 0 before ``fit``."""
+        return self._density.parameters
+
+    def _context(self, parents: pd.DataFrame) -> Array:
+        return self.schema.encode(parents, self.parents).astype(np.float64)
+
+    def fit(
+        self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0
+    ) -> ContinuousMechanism:
+        """Maximum likelihood, ``STEPS`` steps on batches drawn (by weight) with ``seed``; DataError for an empty table."""
+        w = row_weights(weights, len(values), self.name)
+        self._density.fit(self._standardised(values)[:, None], self._context(parents), w, seed)
+        return self
+
+    def abduct(self, values: pd.Series, parents: pd.DataFrame, seeds: Seeds) -> Array:
+        """The one noise (B, 1) that gives the values; nothing is drawn."""
+        return self._density.forward(self._standardised(values)[:, None], self._context(parents))
+
+    def predict(self, noise: Array, parents: pd.DataFrame) -> npt.NDArray[Any]:
+        """Values (B,), float64, in the attribute's unit."""
+        mean, std = self.schema[self.name].scale
+        out: Array = mean + std * self._density.inverse(noise, self._context(parents))[:, 0]
+        return out
+
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log density (B,) in the attribute's own unit."""
-        density = self._density.log_prob(self._standardised(values), self._context(parents))
+        density = self._density.log_prob(self._standardised(values)[:, None], self._context(parents))
         out: Array = density - np.log(self.schema[self.name].scale[1])
         return out
 

@@ -17,6 +17,7 @@ import pandas as pd
 
 from cfaug.causal.conditional import one_seed_a_row
 from cfaug.causal.draws import Array, Seeds, gumbels, normals, uniforms
+from cfaug.data.columns import spread
 from cfaug.errors import DataError, UsageError, lacks_memory
 
 NOISES: Mapping[str, Callable[[Seeds, int], Array]] = {"normal": normals, "uniform": uniforms, "gumbel": gumbels}
@@ -126,10 +127,7 @@ class FunctionMechanism:
             raise UsageError(f"predict of {self.name!r}: expected numbers, got an array of texts")
         else:
             given = given.astype(np.float64)
-            spread = float(given.std())
-            # a constant column has a rounding error for a std, not always an exact zero
-            unit = spread if spread > 1e-12 * float(np.abs(given).max()) else 1.0
-            off = np.abs(given - back) > TOLERANCE * unit
+            off = np.abs(given - back) > TOLERANCE * spread(given, self.name)[1]
         if off.any():
             row = int(np.argmax(off))
             raise DataError(

@@ -174,10 +174,15 @@ class CausalGraph:
         """Whether the graph has ``a <-> b``; UsageError for an unknown node."""
         return (min(self._attribute(a), self._attribute(b)), max(a, b)) in self._bidirected
 
-    def districts(self) -> tuple[tuple[str, ...], ...]:
-        """The attributes in groups joined by ``<->`` (Tian & Pearl, 2002); one without a hidden cause is a group by itself."""
+    def districts(self, among: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
+        """The attributes (or those ``among`` them) in groups joined by ``<->`` (Tian & Pearl, 2002).
+
+        One without a hidden cause is a group by itself. Sorted by the first name of each.
+        """
         joined: Any = nx.Graph(self._bidirected)
         joined.add_nodes_from(self.attributes)
+        if among is not None:
+            joined = joined.subgraph(among)
         return tuple(sorted(self._sorted(group) for group in nx.connected_components(joined)))
 
     def topological_order(self) -> tuple[str, ...]:

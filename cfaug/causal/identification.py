@@ -77,7 +77,7 @@ def hedge(graph: CausalGraph, acts: Collection[str], outcomes: Collection[str]) 
         )
     whole = _upstream(graph, outcomes, set(graph.attributes))
     needed = _upstream(graph, outcomes, whole - acts)
-    for district in _districts(graph, needed):
+    for district in map(set, graph.districts(needed)):
         blocked = _blocked(graph, district, _district_of(graph, district, whole))
         if blocked is not None:
             return tuple(sorted(blocked))
@@ -106,24 +106,9 @@ def _upstream(graph: CausalGraph, nodes: Iterable[str], among: set[str]) -> set[
     return found
 
 
-def _district_of(graph: CausalGraph, nodes: Iterable[str], among: set[str]) -> set[str]:
-    """What ``<->`` inside ``among`` joins to any of ``nodes``, with them."""
-    found, todo = set(), list(nodes)
-    while todo:
-        node = todo.pop()
-        if node not in found:
-            found.add(node)
-            for a, b in graph.bidirected:
-                todo += [b] * (a == node and b in among) + [a] * (b == node and a in among)
-    return found
-
-
-def _districts(graph: CausalGraph, among: set[str]) -> list[set[str]]:
-    left, found = set(among), []
-    while left:
-        found.append(_district_of(graph, [min(left)], among))
-        left -= found[-1]
-    return found
+def _district_of(graph: CausalGraph, nodes: set[str], among: set[str]) -> set[str]:
+    """What ``<->`` inside ``among`` joins to any of ``nodes``, which it holds, with them."""
+    return {n for district in graph.districts(among) if nodes & {*district} for n in district}
 
 
 def confounders(graph: CausalGraph, name: str) -> tuple[str, ...]:

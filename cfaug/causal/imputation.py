@@ -38,8 +38,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfaug.causal.discrete import DiscreteMechanism
 from cfaug.causal.draws import Array, Seeds, fork, stream, uniforms
-from cfaug.causal.mechanisms import CategoricalMechanism, Mechanism, OrdinalMechanism
+from cfaug.causal.mechanisms import Mechanism, has_normal_noise
 from cfaug.causal.noise import Districts
 from cfaug.causal.proposals import Mask, Proposal, effective_size, weights_of
 
@@ -102,7 +103,7 @@ def _filled(
 ) -> tuple[dict[str, npt.NDArray[np.generic]], Array]:
     """Per column the values (B,) of one completion a row, and the effective sample size (B,) it was drawn from."""
     told = _told(mechanisms, districts, table)
-    free = [name for name, rows in told.items() if rows.any() and _normal(mechanisms[name])]
+    free = [name for name, rows in told.items() if rows.any() and has_normal_noise(mechanisms[name])]
     masks = np.stack([told[name] for name in free], axis=1) if free else np.zeros((len(table), 0), dtype=np.bool_)
     columns = {str(name): table[name].to_numpy(copy=True) for name in table.columns}
     effective = np.full(len(table), -1.0)
@@ -138,10 +139,6 @@ def _told(mechanisms: Mapping[str, Mechanism], districts: Districts, table: pd.D
         for parent in mechanisms[name].parents:
             told[parent] |= ~gone[name] | told[name]
     return {name: rows for name, rows in told.items() if name not in districts}
-
-
-def _normal(mechanism: Mechanism) -> bool:
-    return mechanism.monotone and getattr(mechanism, "noise", "normal") == "normal"
 
 
 @dataclass(frozen=True)
@@ -182,7 +179,7 @@ def _complete(
                 own_noise[proposed, 0] = noise.reshape(n * count, -1)[here, free.index(name)][proposed]
             above = many.loc[here, parents]
             values = mechanism.predict(own_noise, above)
-            if isinstance(mechanism, CategoricalMechanism | OrdinalMechanism) and name in told:
+            if isinstance(mechanism, DiscreteMechanism) and name in told:
                 some = np.repeat(told[name], count)[here]
                 values[some], more = _spread(mechanism, values[some], above[some], at[some], k)
                 scores[np.flatnonzero(here)[some]] += more
@@ -204,7 +201,7 @@ def _complete(
 
 
 def _spread(
-    mechanism: CategoricalMechanism | OrdinalMechanism,
+    mechanism: DiscreteMechanism,
     values: npt.NDArray[np.generic],
     parents: pd.DataFrame,
     seeds: Seeds,

@@ -150,6 +150,11 @@ _SUITED = {
 }
 
 
+def has_normal_noise(mechanism: Mechanism) -> bool:
+    """Whether its noise is one standard normal number in which the value increases; a user's function may take another."""
+    return mechanism.monotone and getattr(mechanism, "noise", "normal") == "normal"
+
+
 def default_kind(attribute: Attribute) -> str:
     """The name of the mechanism an attribute gets when none is asked for."""
     return _SUITED[attribute.kind][0]

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.draws import Array, Seeds, normals, stream, uniforms
-from cfaug.causal.mechanisms import Mechanism
+from cfaug.causal.mechanisms import Mechanism, has_normal_noise
 
 Bank = npt.NDArray[np.float32]
 BANK = 10_000
@@ -99,6 +99,6 @@ class Districts:
     def draw(self, name: str, mechanism: Mechanism, seeds: Seeds, number: int) -> Array:
         """(B, K) noise of one attribute, dependent on that of its district; ``number`` is the attribute's own stream."""
         noise: Array = self.bank[name][self.picks(name, seeds)].astype(np.float64)
-        if mechanism.monotone and getattr(mechanism, "noise", "normal") == "normal":
+        if has_normal_noise(mechanism):
             noise = np.sqrt(1 - SMOOTH**2) * noise + SMOOTH * normals(stream(seeds, _MOVE + number), noise.shape[1])
         return noise

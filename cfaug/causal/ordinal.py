@@ -10,50 +10,28 @@ not a finding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.conditional import Conditional, one_seed_a_row
+from cfaug.causal.conditional import one_seed_a_row
+from cfaug.causal.discrete import DiscreteMechanism
 from cfaug.causal.draws import Array, Seeds, uniforms
-from cfaug.data.attributes import Schema
 
 MARGIN = 1e-12  # from a cell's edges: far above the rounding of a cumulative sum, far below the narrowest cell (1e-9)
 
 
-class OrdinalMechanism:
+class OrdinalMechanism(DiscreteMechanism):
     """An ordinal node: noise (B, 1), uniform on (0, 1); the level rises with it, in steps."""
 
     kind = "ordinal"
     width = 1
-    monotone = False  # not strictly: many noises give one level
     convention = (
         "monotone quantile coupling: a row keeps its rank, so an intervention that moves the distribution up never "
         "lowers the level; its place within the level is drawn, and the data cannot choose this convention"
     )
-
-    def __init__(self, schema: Schema, name: str, parents: Sequence[str] = ()) -> None:
-        self.schema, self.name, self.parents = schema, name, tuple(parents)
-        self.conditional = Conditional(schema, name, parents)
-
-    @property
-    def parameters(self) -> int:
-        """Free numbers of p(v | parents); 0 before ``fit``."""
-        return self.conditional.parameters
-
-    def fit(
-        self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0
-    ) -> OrdinalMechanism:
-        """Learn p(v | parents) (``conditional``); DataError for an empty table."""
-        self.conditional.fit(values, parents, weights, seed)
-        return self
-
-    def log_probabilities(self, parents: pd.DataFrame) -> Array:
-        """log p(k | parents): (B, K), all finite."""
-        return self.conditional.log_probabilities(parents)
 
     def _edges(self, parents: pd.DataFrame) -> Array:
         """F_{-1} = 0, F_0, ..., F_{K-1} = 1: (B, K + 1), increasing by 1e-9 a step at least."""
@@ -80,20 +58,3 @@ class OrdinalMechanism:
     def draw(self, seeds: Seeds) -> Array:
         """Fresh uniform noise (B, 1)."""
         return uniforms(seeds)
-
-    def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
-        """Levels (B,), as texts, from fresh noise."""
-        return self.predict(self.draw(one_seed_a_row(seeds, len(parents), self.name)), parents)
-
-    def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
-        """log p(v | parents) (B,)."""
-        return self.conditional.log_prob(values, parents)
-
-    def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-        """JSON only."""
-        return {"kind": self.kind, "parents": list(self.parents)} | self.conditional.state(), {}
-
-    def restore(self, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> OrdinalMechanism:
-        """The inverse of ``state``."""
-        self.conditional.restore(data)
-        return self
