@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.confounding import Dependence, coded, correlation, dependence, target_of
-from cfaug.causal.diagnosis import ALPHA, aligned, p_text, wrapped
+from cfaug.causal.diagnosis import ALPHA, wrapped
+from cfaug.causal.forecast_text import lines_of, warnings_of
 from cfaug.causal.intervention import Intervention
 from cfaug.data.attributes import IMAGE, Schema, refuse_no_schema
 from cfaug.data.columns import shown
@@ -85,8 +86,8 @@ def forecast(
         "recomputed": _recomputed([acts[i][1] for i in mine], same, scale),
         "new_combinations": _new_combinations(factual, counterfactual, schema, scm, scale),
     }
-    result["warnings"] = [*notes, *_warnings(result, target)]
-    lines = [*_lines(result, target), *(f"warning: {w}" for w in result["warnings"])]
+    result["warnings"] = [*notes, *warnings_of(result, target)]
+    lines = [*lines_of(result, target), *(f"warning: {w}" for w in result["warnings"])]
     return result | {"text": wrapped(lines)}
 
 
@@ -283,97 +284,3 @@ def _new_combinations(
 
 def _level(own: Schema, name: str, code: int) -> str:
     return QUARTILES[code] if own[name].kind == "continuous" else own[name].categories[code]
-
-
-# --- words
-def _warnings(result: Mapping[str, Any], target: str) -> list[str]:
-    lines = []
-    rows = max(1, result["interventions"])
-    for name, row in result["spurious"].items():
-        if row["broken"] is False:
-            made, was = row["counterfactual"], row["factual"]
-            eta = "" if made["eta"] is None else f", eta {made['eta']:.3f} (p {p_text(made['eta_p_value'])})"
-            lines.append(
-                f"{name}: the plan does not break its dependence on {target}: NMI {made['nmi']:.3f} among the counterfactuals "
-                f"(chance {made['nmi_chance']:.3f}, p {p_text(made['p_value'])}){eta}, NMI {was['nmi']:.3f} in the table; draw the values independently of {target}"
-            )
-    if result["label_changed"]:
-        lines.append(
-            f"{result['label_changed']} of {rows} counterfactual rows change {target} itself: their label would be wrong"
-        )
-    for name, n in result["outside"].items():
-        lines.append(
-            f"{name}: {n} of {rows} counterfactual rows are outside its range in the table: the decoder must extrapolate there"
-        )
-    new = result["new_combinations"]
-    if new["rows"]:
-        common = ", ".join(f"{e['name']} ({e['n']})" for e in new["examples"])
-        lines.append(
-            f"{100 * new['share']:.{0 if new['share'] >= 0.01 else 2}f} % of the counterfactual rows ({new['rows']}) are combinations of "
-            f"{', '.join(new['attributes'])} that no training row has: the decoder must extrapolate there; most often {common}"
-        )
-    if result["unknown"]:
-        lines.append(
-            f"{result['unknown']} of {rows} counterfactual rows lose a value that nobody can compute: a parent or the noise is missing"
-        )
-    return lines
-
-
-def _lines(result: Mapping[str, Any], target: str) -> list[str]:
-    planned = result["interventions"]
-    of = f"; computed for {result['sampled']} of them, drawn at random, counts scaled up" if result["sampled"] else ""
-    shares = ", ".join(f"{share:.0%} {part}" for part, share in result["shares"].items())
-    lines = [
-        f"plan: {result['rows']} rows, {planned} interventions and {result['null']} null ones{of}",
-        f"{result['unchanged']} of the {planned} interventions change nothing (the value is what it was)",
-    ]
-    for name, n in result["recomputed"].items():
-        lines.append(f"{name} follows in {n} counterfactual rows")
-    lines.append(f"dependence on {target}; the training mixture is {shares}")
-    head = [
-        "attribute",
-        "NMI now",
-        "planned",
-        "chance",
-        "p",
-        "mixture",
-        "V now",
-        "planned",
-        "mixture",
-        "smallest group now",
-        "planned",
-    ]
-    table = [head]
-    for name, row in result["spurious"].items():
-        was, made, mixed = (row[part] for part in ("factual", "counterfactual", "mixture"))
-        smallest = [str(row["smallest"][part]["n"]) for part in ("factual", "counterfactual")]
-        three = (
-            ["-"] * 3 if made is None else [f"{made['nmi']:.3f}", f"{made['nmi_chance']:.3f}", p_text(made["p_value"])]
-        )
-        v = "-" if made is None else f"{made['cramers_v']:.3f}"
-        table.append(
-            [
-                name,
-                f"{was['nmi']:.3f}",
-                *three,
-                f"{mixed['nmi']:.3f}",
-                f"{was['cramers_v']:.3f}",
-                v,
-                f"{mixed['cramers_v']:.3f}",
-                *smallest,
-            ]
-        )
-    lines += aligned(table, 1)
-    for name, row in result["spurious"].items():
-        filled, empty = row["filled"], row["still_empty"]
-        if filled:
-            few = ", ".join(f"{g['name']} ({g['n']})" for g in filled[:3])
-            lines.append(
-                f"{name}: {len(filled)} of {row['groups']} groups are empty now and get rows: {few}{', ...' if len(filled) > 3 else ''}"
-            )
-        if empty:
-            few = ", ".join(empty[:3])
-            lines.append(
-                f"{name}: {len(empty)} of {row['groups']} groups stay empty: {few}{', ...' if len(empty) > 3 else ''}"
-            )
-    return lines

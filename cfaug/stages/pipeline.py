@@ -104,6 +104,12 @@ class Pipeline:
         self.directory.write_json("diagnosis.json", found)
         return found
 
+    def _diagnosed(self) -> dict[str, Any]:
+        """The diagnosis that is on disk, when it says all that this version and the listed methods ask for; else a new one."""
+        found = self.directory.read_json("diagnosis.json")
+        asked = {"falsification"} | ({"forecast"} if uses_counterfactuals(self.recipe) else set())
+        return found if isinstance(found, dict) and asked <= found.keys() else self.diagnose()
+
     def discover(self) -> Findings:
         """Ask the training table for edges between the attributes; writes ``discovery.json``."""
         with self._timed("discover"):
@@ -132,10 +138,11 @@ class Pipeline:
             self._fit(folder)
         model = CounterfactualModel.load(folder, device)
         refuse_other_model(self.inputs, model.scm.graph, model.schema, folder)
-        if self.leads:
+        # a model's card is written once; every later command only opens the model
+        if self.leads and self.directory.read_json("assumptions.json") is None:
             card = causal.assumption_card(model.scm, self.inputs.train.table)
+            self.directory.write("ASSUMPTIONS.md", card["text"])
             self.directory.write_json("assumptions.json", card)
-            self.directory.write("ASSUMPTIONS.md", card["text"].encode())
         return model
 
     def fit(self) -> CounterfactualModel:
@@ -149,6 +156,7 @@ class Pipeline:
             if self.leads:
                 with _writing(folder):
                     CounterfactualModel(self.scm, decoder).save(folder)
+                    (self.out / "assumptions.json").unlink(missing_ok=True)  # of a model that was here before
                 shutil.rmtree(partial, ignore_errors=True)
         self._meet()
 
@@ -327,9 +335,7 @@ class Pipeline:
             "resolved configuration": json.dumps(self.recipe.to_dict()),
         }
         path = self.out / "report.html"
-        found = self.directory.read_json("diagnosis.json")
-        if not isinstance(found, dict) or "falsification" not in found:  # none, or of an earlier version
-            found = self.diagnose()
+        found = self._diagnosed()
         content = report_data(
             self.recipe,
             self.inputs,
@@ -354,7 +360,7 @@ class Pipeline:
         """Every stage; counterfactuals only if a listed method uses them."""
         if uses_counterfactuals(self.recipe):
             refuse_unconfirmed(self.inputs.graph)
-        self.diagnose()
+        self._diagnosed()
         path = self.report()
         if uses_counterfactuals(self.recipe) and not (report := self.verify()).ok:
             raise ShardError(
