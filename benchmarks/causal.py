@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import shlex
 import subprocess
 import tempfile
@@ -29,6 +28,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from dowhy_side import reset_peak, resident
+from rows import cpu, record
 
 from cfaug.causal import SCM, CausalGraph, Intervention, do
 from cfaug.causal.functions import FunctionMechanism
@@ -53,10 +54,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         given.folder = Path(folder)
         for found in PARTS[given.what](given):
-            line = {"what": given.what, **found, "command": command(given), "machine": machine()}
-            with (given.out / "causal.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            print(json.dumps(found), flush=True)
+            line = {"what": given.what, **found}
+            record(given.out / "causal.jsonl", line, command=command(given), machine=machine())
 
 
 def command(given: argparse.Namespace) -> str:
@@ -66,9 +65,7 @@ def command(given: argparse.Namespace) -> str:
 
 
 def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "numpy": np.__version__}
+    return {"cpu": cpu(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "numpy": np.__version__}
 
 
 def ask_dowhy(
@@ -438,18 +435,6 @@ def one_process(folder: Path, rows: int, seed: int, streamed: bool, numeric: boo
         "result_mb": kept,
         "peak_over_table_and_result_mb": over - kept,
     }
-
-
-def resident(field: str) -> float:
-    """Memory of this process in MB, from the kernel: VmRSS now, VmHWM the most since ``reset_peak``."""
-    status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(field)) / 1024
-
-
-def reset_peak() -> float:
-    """Start VmHWM anew; MB held now."""
-    Path("/proc/self/clear_refs").write_text("5")
-    return resident("VmRSS")
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {

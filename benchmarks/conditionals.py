@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -41,26 +42,13 @@ def drawn(law: str, n: int, rng: np.random.Generator) -> tuple[pd.DataFrame, np.
 
 def main(sizes: list[int]) -> None:
     warnings.filterwarnings("ignore")
+    perceptron = partial(
+        MLPClassifier, early_stopping=True, learning_rate_init=5e-3, max_iter=300, n_iter_no_change=15, random_state=0
+    )
     models = {
         "logistic": lambda: LogisticRegression(max_iter=1000),
-        "perceptron (32, 32)": lambda: MLPClassifier(
-            (32, 32),
-            alpha=1e-3,
-            early_stopping=True,
-            learning_rate_init=5e-3,
-            max_iter=300,
-            n_iter_no_change=15,
-            random_state=0,
-        ),
-        "perceptron (64, 64)": lambda: MLPClassifier(
-            (64, 64),
-            alpha=1e-2,
-            early_stopping=True,
-            learning_rate_init=5e-3,
-            max_iter=300,
-            n_iter_no_change=15,
-            random_state=0,
-        ),
+        "perceptron (32, 32)": lambda: perceptron((32, 32), alpha=1e-3),
+        "perceptron (64, 64)": lambda: perceptron((64, 64), alpha=1e-2),
     }
     print("| rows | law | " + " | ".join(["cfaug", *models]) + " |\n|---|---|" + "---|" * (1 + len(models)))
     for n in sizes:

@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from rows import cpu, record
 
 from cfaug.causal import SCM
 from cfaug.cli import shipped_recipes
@@ -64,10 +65,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     given.out.mkdir(parents=True, exist_ok=True)
     for found in PARTS[given.what](given):
-        line = {"what": given.what, **found, "command": command(given), "machine": machine()}
-        with (given.out / "decoder.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(found), flush=True)
+        line = {"what": given.what, **found}
+        record(given.out / "decoder.jsonl", line, command=command(given), machine=machine())
 
 
 def command(given: argparse.Namespace) -> str:
@@ -77,13 +76,7 @@ def command(given: argparse.Namespace) -> str:
 
 
 def machine() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
-    return {"cpu": cpu, "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return {"cpu": cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
 
 
 def recipe_for(given: argparse.Namespace) -> Recipe:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
-import platform
 import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rows import cpu, record
 
 from cfaug.causal import do
 from cfaug.cli import shipped_recipes
@@ -62,7 +61,6 @@ def main() -> None:
     measures = measures_of("morpho_mnist")
     rng = np.random.default_rng(0)
     asked = {name: rng.permutation(table[name].to_numpy()) for name in measures}
-    cpu = platform.processor() or platform.machine()
     for sampler, steps in SOLVERS:
         model.decoder.config = dataclasses.replace(model.decoder.config, sampler=sampler, steps=steps)
         found: dict[str, Any] = {
@@ -89,17 +87,14 @@ def main() -> None:
                 },
             }
         report = model.decoder.report
-        line = {
-            **found,
-            "training": {"steps": report.steps, "seconds": report.seconds},
-            "command": shlex.join(
-                ["python", "benchmarks/morpho.py", "OUT", "--root", "MNIST", "--images", str(given.images)]
-            ),
-            "machine": {"cpu": cpu, "torch": torch.__version__},
-        }
-        with (given.out / "morpho.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        print(json.dumps(found), flush=True)
+        command = ["python", "benchmarks/morpho.py", "OUT", "--root", "MNIST", "--images", str(given.images)]
+        record(
+            given.out / "morpho.jsonl",
+            found,
+            training={"steps": report.steps, "seconds": report.seconds},
+            command=shlex.join(command),
+            machine={"cpu": cpu(), "torch": torch.__version__},
+        )
 
 
 def _mae(found: Any, wanted: Any) -> float:

@@ -1,0 +1,23 @@
+"""What every benchmark does with a result: one JSON line in a file, the figures on the screen, the machine beside them."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def record(path: Path, found: Mapping[str, Any], **about: Any) -> None:
+    """Append ``found`` and what is ``about`` it (command, machine, ...) to ``path`` as it comes, and print ``found``."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({**found, **about}) + "\n")
+    print(json.dumps(found), flush=True)
+
+
+def cpu() -> str:
+    """The processor's name, as far as the system tells."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
