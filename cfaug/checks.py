@@ -19,8 +19,9 @@ SPACES = ("pixels", "latents")
 SAMPLERS = ("reversible", "reversible_euler", "midpoint")
 STRUCTURES = ("layout", "gradient", "none")
 DISCOVERIES = ("pc", "fci", "ges", "dagma")
-STRATEGIES = ("balance",)
-ENGINES = ("local",)
+STRATEGIES = ("balance", "uniform", "every_value", "flip", "counterfactual_pairs")
+ENGINES = ("local", "torchrun", "slurm", "submitit", "ray")
+IMAGES = ("png", "webp")
 
 _ANY = (0.0, math.inf)
 _RANGES: dict[str, tuple[float, float]] = {
@@ -31,7 +32,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.semantic": (0, 64), "decoder.validate_every": (1, math.inf),
     "decoder.patience": (1, math.inf), "decoder.checkpoint_seconds": _ANY, "decoder.guidance": (0, 100),
     "decoder.distil_pairs": (1, 100), "decoder.distil_share": (0.01, 10),
-    "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99),
+    "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99), "plan.replicas": (1, math.inf),
+    "generate.retries": (0, 100),
     "generate.workers": (0, 1024), "generate.samples_per_shard": (1, math.inf), "generate.batch_size": (1, math.inf),
     "train.epochs": (1, math.inf), "train.batch_size": (2, math.inf), "train.learning_rate": (1e-9, 100),
     "train.weight_decay": _ANY, "train.p": (0, 1), "train.null_p": (0, 1),
@@ -42,7 +44,7 @@ _CHOICES = {
     "discover.method": DISCOVERIES,
     "decoder.kind": DECODERS, "decoder.space": SPACES, "decoder.sampler": SAMPLERS,
     "decoder.structure": STRUCTURES, "plan.strategy": STRATEGIES,
-    "generate.engine": ENGINES, "train.groups": ("each", "cross"),
+    "generate.engine": ENGINES, "generate.image": IMAGES, "train.groups": ("each", "cross"),
 }  # fmt: skip
 
 

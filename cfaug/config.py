@@ -98,19 +98,29 @@ class DecoderConfig:
 class PlanConfig:
     """What is generated."""
 
-    strategy: str = "balance"
+    strategy: str = "balance"  # balance | uniform | every_value | flip | counterfactual_pairs
+    attributes: list[str] = field(default_factory=list)  # what is intervened on; none: the spurious ones
     per_image: int = 1  # real interventions a source image
     null_fraction: float = 0.5  # of all rows: reconstructions; 1 / (1 + per_image) gives every source one
+    replicas: int = 1  # rows, each with a seed of its own, for every intervention
+    joint: list[dict[str, Any]] = field(default_factory=list)  # balance: [{place: land, share: 0.7}, ...]; none: even
 
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How it is generated. Nothing here changes a byte except samples_per_shard and batch_size."""
+    """How it is generated. Nothing here changes a byte except samples_per_shard, batch_size and image."""
 
-    engine: str = "local"
+    engine: str = "local"  # local | torchrun | slurm | submitit | ray
     workers: int = 2
     samples_per_shard: int = 1000
     batch_size: int = 100
+    image: str = "png"  # png | webp, both lossless
+    destination: str = ""  # where shards/ goes: a directory or a URL (s3://BUCKET/RUN); none: the run's directory
+    retries: int = 2  # more attempts at a shard whose worker died or whose storage failed
+    options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the engine, by its own names: {partition: gpu, timeout_min: 60}
+    tensorboard: bool = False  # also write images/s, rejected and retried for TensorBoard
 
 
 @dataclass(frozen=True)
@@ -169,7 +179,7 @@ class Recipe:
         """Everything that changes a result: worker count, engine and the places of data and autoencoder are left out."""
         content = self.to_dict()
         content.pop("discover")  # proposes a graph; what is made follows from the graph alone
-        for free in ("engine", "workers"):
+        for free in ("engine", "workers", "destination", "retries", "options", "tensorboard"):
             content["generate"].pop(free)
         for free in (
             "methods",

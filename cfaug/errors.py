@@ -1,4 +1,4 @@
-"""The two kinds of failure a user can cause; the command line prints each as one line.
+"""The kinds of failure a user can cause; the command line prints each as one line.
 
 A message says what was expected, what came, and what to do next. It never carries a traceback:
 whoever raises one of these has already found the reason.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class CfaugError(Exception):
-    """A failure that the message explains (exit code 1)."""
+    """A failure that the message explains (exit code 1). `transient`: the same again may succeed (a network, a worker)."""
 
     exit_code = 1
+    transient = False
 
 
 class UsageError(CfaugError, ValueError):
@@ -24,6 +26,17 @@ class UsageError(CfaugError, ValueError):
 
 class DataError(CfaugError, ValueError):
     """The user's data cannot be used as they are (exit code 1)."""
+
+
+class StorageError(CfaugError):
+    """A disk, a file system or an object store did not do what was asked (exit code 1); `full` disks stop a run."""
+
+    def __init__(self, message: str, transient: bool = False, full: bool = False) -> None:
+        super().__init__(message)
+        self.transient, self.full = transient, full
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.transient, self.full)  # errors travel from worker processes
 
 
 class ShardError(CfaugError):

@@ -118,8 +118,11 @@ def generate(
         planned = sum(len(plan.rows_of(number)) for number in todo)
         work = ShardWork(model, dataset, plan, positions, shards.directory, batch_size, environment)
         with _bar(len(plan), len(plan) - planned, progress) as bar, closing(runner.map(work, todo)) as results:
-            for staged in results:
-                row = shards.commit(staged)
+            for outcome in results:
+                if outcome.error is not None:
+                    raise outcome.error
+                assert outcome.result is not None
+                row = shards.commit(outcome.result)
                 bar.update(row.count)
                 if on_shard is not None:
                     on_shard(row)

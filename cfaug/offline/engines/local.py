@@ -8,7 +8,6 @@ committed when a worker died is done by running the same command again.
 
 from __future__ import annotations
 
-import difflib
 import multiprocessing
 import os
 import pickle
@@ -18,17 +17,12 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import Connection
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from cfaug.errors import CfaugError, UsageError
+from cfaug.offline.engines.protocol import Outcome, attempt
 
 Result = TypeVar("Result")
-
-
-class Engine(Protocol):
-    """Runs `work` once for each shard and yields the results as they come, in any order."""
-
-    def map(self, work: Callable[[int], Result], shards: Sequence[int]) -> Generator[Result, None, None]: ...
 
 
 class LocalEngine:
@@ -38,16 +32,18 @@ class LocalEngine:
     in each worker. Workers end when this process ends, however it ends, and when the iterator is closed early.
     """
 
+    shared = False
+
     def __init__(self, workers: int) -> None:
         if type(workers) is not int or workers < 0:
             raise UsageError(f"expected a number of workers of 0 or more, got {workers!r}")
         self.workers = workers
 
-    def map(self, work: Callable[[int], Result], shards: Sequence[int]) -> Generator[Result, None, None]:
+    def map(self, work: Callable[[int], Result], shards: Sequence[int]) -> Generator[Outcome[Result], None, None]:
         """Yield ``work(shard)`` for every shard; a dead worker is a :class:`CfaugError`, work's own errors pass."""
         if self.workers == 0 or not shards:
             for shard in shards:
-                yield work(shard)
+                yield attempt(work, shard)
             return
         try:
             payload = pickle.dumps(work)
@@ -78,18 +74,6 @@ class LocalEngine:
             lifeline.close()
 
 
-ENGINES: dict[str, Callable[[int], Engine]] = {"local": LocalEngine}
-
-
-def make_engine(name: str, workers: int) -> Engine:
-    """The engine of that name; :class:`UsageError` with the near names for one that is not there."""
-    if name not in ENGINES:
-        near = difflib.get_close_matches(name, ENGINES, n=1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"expected an engine among {', '.join(sorted(ENGINES))}, got {name!r}{hint}")
-    return ENGINES[name](workers)
-
-
 _payload: bytes = b""
 _work: Callable[[int], Any] | None = None
 
@@ -115,4 +99,4 @@ def _run(shard: int) -> Any:
     if _work is None:
         _work = pickle.loads(_payload)  # our own parent wrote it
         _payload = b""
-    return _work(shard)
+    return attempt(_work, shard)
