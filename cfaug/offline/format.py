@@ -1,13 +1,14 @@
 """Shard format 1: the names, rows and records that are on disk, and the checks that keep them so.
 
-A shard is a USTAR file of samples; a sample is two members, ``<key>.json`` and ``<key>.png``. Beside it an index (JSON
-lines) says where each member's bytes are and what their sha256 is; the manifest (JSON lines) says which shards exist
-and vouches for tar and index by size and sha256:
+A shard is a USTAR file of samples; a sample is two members, ``<key>.json`` and ``<key>.png`` (or ``.webp``). Beside it
+an index (JSON lines) says where each member's bytes are and what their sha256 is; the manifest (JSON lines) says which
+shards exist and vouches for tar and index by size and sha256:
 
     manifest row -> sha256(index) -> sha256(member)        so one random read can be checked without reading the shard
 
-It does not promise authenticity: whoever can write the directory can write a consistent one. ``shards/README.md`` is
-the same contract in words, for other implementers.
+It does not promise authenticity: whoever can write the directory can write a consistent one. So every size, count and
+nesting is bounded here, and nothing on disk makes a reader allocate more than these bounds. ``shards/README.md`` is the
+same contract in words, for other implementers.
 """
 
 from __future__ import annotations
@@ -37,8 +38,17 @@ TAR_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.tar", re.ASCII)
 INDEX_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.index\.jsonl", re.ASCII)
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SPLITS = ("train", "val", "test")
-MAX_PIXELS = 1 << 26  # an image beyond 64 megapixels is a mistake or a decompression bomb
+IMAGE_FIELDS = ("png", "webp")
+MAX_PIXELS = 1 << 24  # 4096 x 4096: no model makes more, and decoding one takes Pillow ten bytes a pixel
+MAX_IMAGE_BYTES = 1 << 26  # no lossless image of MAX_PIXELS needs more
+MAX_RECORD_BYTES = 1 << 20
+MAX_NESTING = 200  # brackets in one JSON object, hence also its depth; ours have a dozen
+MAX_SAMPLES = 100_000  # in a shard: what a scan without a manifest remembers (the keys) stays small
+MAX_LINE = 1 << 16  # bytes of an index row or a manifest row
+MAX_INDEX_BYTES = 1 << 26
 MAX_SEED = 1 << 53  # exact in every JSON reader, and an int64 in Arrow
+BLOCK = 512  # a tar is made of these
+TAR_RECORD = 20 * BLOCK  # and ends, zeros included, at a multiple of this
 RECORD_FIELDS = (
     "schema", "key", "source_key", "source_digest", "split", "do", "attributes",
     "factual", "target", "seed", "replica", "model", "quality",
@@ -66,7 +76,7 @@ class Member(NamedTuple):
 
 
 class IndexRow(NamedTuple):
-    """One sample as the index knows it; enough to match sources without opening the tar."""
+    """One sample as the index knows it; enough to match sources without opening the tar. One of `png`, `webp` is None."""
 
     key: str
     source_key: str
@@ -74,23 +84,36 @@ class IndexRow(NamedTuple):
     split: str
     null: bool
     json: Member
-    png: Member
+    png: Member | None = None
+    webp: Member | None = None
+
+    @property
+    def image_field(self) -> str:
+        """``png`` or ``webp``."""
+        return "png" if self.webp is None else "webp"
+
+    @property
+    def image(self) -> Member:
+        """Where the image's bytes are, in whichever of the two formats."""
+        return self.webp or self.png  # type: ignore[return-value]  # exactly one of them is there
 
     def line(self) -> bytes:
-        return _line(self._asdict())
+        return _line({name: value for name, value in self._asdict().items() if value is not None})
 
     @staticmethod
     def parse(line: bytes, where: str) -> IndexRow:
         """The row of one line; :class:`ShardError` names `where` when it is not one."""
-        fields = _object(line, where)
+        fields = parse_object(line, MAX_LINE, where)
         try:
-            row = IndexRow(**{**fields, "json": Member(*fields["json"]), "png": Member(*fields["png"])})
+            image = next(name for name in IMAGE_FIELDS if name in fields)
+            row = IndexRow(**{**fields, "json": Member(*fields["json"]), image: Member(*fields[image])})
             texts = (row.source_key, row.source_digest, row.split)
             sound = bool(KEY.fullmatch(row.key)) and all(isinstance(t, str) for t in texts) and type(row.null) is bool
-            for member in (row.json, row.png):
-                counts = all(type(n) is int and n >= 0 for n in (member.offset, member.size))
-                sound = sound and counts and bool(SHA256.fullmatch(member.sha256))
-        except (KeyError, TypeError):
+            sound = sound and len(fields) == 7
+            for member, most in ((row.json, MAX_RECORD_BYTES), (row.image, MAX_IMAGE_BYTES)):
+                counts = type(member.offset) is type(member.size) is int and member.offset >= BLOCK
+                sound = sound and counts and 0 < member.size <= most and bool(SHA256.fullmatch(member.sha256))
+        except (KeyError, TypeError, StopIteration):
             sound = False
         if not sound:
             raise ShardError(f"{where}: expected an index row of shard format {FORMAT}, found {_short(line)}")
@@ -125,7 +148,7 @@ class ManifestRow:
     @staticmethod
     def parse(line: builtins.bytes, where: str) -> ManifestRow:
         """The row of one line; :class:`ShardError` names `where` when the line is damaged or of another format."""
-        fields = _object(line, where)
+        fields = parse_object(line, MAX_LINE, where)
         if fields.get("format", FORMAT) != FORMAT:
             raise ShardError(f"{where}: shard format {fields['format']!r}, this cfaug reads {FORMAT}: upgrade cfaug")
         claimed = fields.pop("row_sha256", None)
@@ -137,6 +160,7 @@ class ManifestRow:
             texts = all(isinstance(t, str) for t in (row.plan, row.model)) and isinstance(row.environment, dict)
             patterns = ((TAR_NAME, row.name), (INDEX_NAME, row.index), (SHA256, row.sha256), (SHA256, row.index_sha256))
             sound = counts and texts and all(pattern.fullmatch(text) for pattern, text in patterns)
+            sound = sound and row.count <= MAX_SAMPLES and row.index_bytes <= MAX_INDEX_BYTES
         except TypeError:
             sound = False
         if not sound:
@@ -184,7 +208,7 @@ def check_record(record: Any, where: str) -> Record:
         if not isinstance(record[name], str):
             raise ShardError(f"{where}: expected text in field {name!r}, found {record[name]!r}")
     for name in ("schema", "seed", "replica"):
-        if type(record[name]) is not int or record[name] < 0:
+        if type(record[name]) is not int or not 0 <= record[name] < MAX_SEED:
             raise ShardError(f"{where}: expected a whole number in field {name!r}, found {record[name]!r}")
     if record["schema"] != FORMAT:
         raise ShardError(f"{where}: record of shard format {record['schema']}, we read {FORMAT}: upgrade cfaug")
@@ -197,6 +221,36 @@ def check_record(record: Any, where: str) -> Record:
     return record
 
 
+def padded(size: int) -> int:
+    """`size` bytes of payload, rounded up to whole tar blocks."""
+    return -(-size // BLOCK) * BLOCK
+
+
+def tar_size(end: int) -> int:
+    """Bytes of a whole tar whose last member ends at `end`: two zero blocks, and zeros up to a multiple of 10240."""
+    return -(-(end + 2 * BLOCK) // TAR_RECORD) * TAR_RECORD
+
+
+def parse_object(data: bytes, most: int, where: str) -> dict[str, Any]:
+    """The one JSON object in `data`: ASCII, at most `most` bytes, no NaN or infinity, no name twice, not nested deeply.
+
+    :class:`ShardError` names `where`. Sizes and brackets are counted before parsing: the parser never sees more.
+    """
+    if len(data) > most:
+        raise ShardError(f"{where}: expected at most {most} bytes of JSON, found {len(data)}: {_DAMAGED}")
+    if data.count(b"{") + data.count(b"[") > MAX_NESTING:
+        raise ShardError(f"{where}: expected one flat JSON object, found {_short(data)}, too deeply nested: {_DAMAGED}")
+    try:
+        fields = _DECODER.decode(data.decode("ascii"))
+        if b"\\u" in data:
+            json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half a surrogate pair breaks whoever prints it
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        raise ShardError(f"{where}: expected one object of plain ASCII JSON, found {_short(data)}: {_DAMAGED}")
+    return fields
+
+
 def canonical_json(fields: Any) -> bytes:
     """Compact ASCII JSON in the given order, NaN refused: the same value gives the same bytes everywhere."""
     return json.dumps(fields, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
@@ -207,18 +261,25 @@ def _line(fields: Mapping[str, Any]) -> bytes:
 
 
 def _is_value(value: object) -> bool:
-    return value is None or isinstance(value, str) or (type(value) in (int, float) and math.isfinite(value))  # type: ignore[arg-type]
-
-
-def _object(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError):
-        fields = None
-    if not isinstance(fields, dict):
-        raise ShardError(f"{where}: expected one JSON object, found {_short(line)}: the file is damaged")
-    return fields
+    if value is None or isinstance(value, str):
+        return True
+    return math.isfinite(value) if type(value) is float else type(value) is int and -MAX_SEED <= value <= MAX_SEED
 
 
 def _short(line: bytes) -> str:
     return repr(line[:60].decode("utf-8", "replace")) + ("..." if len(line) > 60 else "")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a name occurs twice: readers differ in which one they take")
+    return fields
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+_DAMAGED = "it is damaged, generate this shard again"
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)

@@ -94,7 +94,7 @@ class ShardReader:
 
     def image(self, i: int) -> npt.NDArray[np.uint8]:
         """The image of sample `i`: uint8, height x width x channels (1 or 3), writable."""
-        return decode_image(self._read(i, self.index[i].png), self.where(i))
+        return decode_image(self._read(i, self.index[i].image), self.where(i))
 
     def sample(self, i: int) -> Sample:
         """Key, image and record of sample `i`."""

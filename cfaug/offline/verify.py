@@ -96,7 +96,7 @@ def _shard_problems(directory: Path, row: ManifestRow, index: list[IndexRow]) ->
                 where = f"{row.name}, sample {sample.key!r}"
                 try:
                     record = parse_record(read_member(handle, sample.json, where), where)
-                    decode_image(read_member(handle, sample.png, where), where)
+                    decode_image(read_member(handle, sample.image, where), where)
                     said = (
                         record["key"],
                         record["source_key"],
@@ -158,7 +158,7 @@ def _members(path: Path) -> Iterator[Entry]:
 def _expected(index: list[IndexRow]) -> Iterator[Entry]:
     for sample in index:
         yield f"{sample.key}.json", sample.json.offset, sample.json.size
-        yield f"{sample.key}.png", sample.png.offset, sample.png.size
+        yield f"{sample.key}.{sample.image_field}", sample.image.offset, sample.image.size
     yield None
 
 
