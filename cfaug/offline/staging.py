@@ -8,10 +8,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
+import secrets
+import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image
 
-from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.errors import ShardError, UsageError
+from cfaug.offline.explained import explained as explained  # plan.py takes it from here
 from cfaug.offline.format import (
     KEY,
     PARTIAL,
@@ -73,15 +75,14 @@ def stage_shard(
 ) -> Staged:
     """Write `samples` as shard `name` (``*.tar``) under partial names and fsync; nothing is committed yet.
 
-    On any failure both partial files are removed. A full disk is a :class:`CfaugError` of one line.
+    On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``).
     """
     import webdataset  # the one thing that needs it; heavy
 
     if not TAR_NAME.fullmatch(name):
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
     directory, index_name = Path(directory), name.removesuffix(".tar") + ".index.jsonl"
-    tar = directory / f"{name}.{os.getpid()}{PARTIAL}"
-    index = directory / f"{index_name}.{os.getpid()}{PARTIAL}"
+    tar, index = directory / partial_name(name), directory / partial_name(index_name)
     rows: list[IndexRow] = []
     shape_of_first: Any = None
     with explained(directory, name), removed_on_failure(tar, index):
@@ -170,6 +171,11 @@ def _png(sample: Sample) -> bytes:
     return stream.getvalue()
 
 
+def partial_name(name: str) -> str:
+    """A name that no other process on any host uses, and that nobody reads."""
+    return f"{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
+
+
 @contextmanager
 def removed_on_failure(*paths: Path) -> Iterator[None]:
     try:
@@ -178,16 +184,3 @@ def removed_on_failure(*paths: Path) -> Iterator[None]:
         for path in paths:
             path.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def explained(directory: Path, name: str) -> Iterator[None]:
-    """An operating-system error, said in one line; a full disk with what to do about it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            reason = "the disk is full: free some space and run the same command again; committed shards are kept"
-        else:
-            reason = f"{error.strerror or error}: check the path and its permissions"
-        raise CfaugError(f"cannot write {name} in {directory}: {reason}") from None

@@ -10,7 +10,9 @@ It promises no order and no exclusion among writers: that is the destination's p
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from typing import IO, Any, Protocol
 
 from cfaug.data.files import replace_file
 from cfaug.errors import UsageError
+
+LARGEST = 5 * 2**30  # bytes; what one put to S3 can hold
+ATTEMPTS = 6  # at one request, with exponential backoff: about half a minute of a store that says 503
 
 
 class Storage(Protocol):
@@ -30,6 +35,10 @@ class Storage(Protocol):
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`; fewer where the blob ends before."""
+        ...
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Name -> content, in the order of `names`; many at once where the place is far away."""
         ...
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
@@ -73,6 +82,9 @@ class LocalStorage:
             handle.seek(offset)
             return handle.read(size) or b""
 
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        return {name: self.read(name) for name in names}
+
     def sizes(self, prefix: str = "") -> dict[str, int]:
         folder = self.path / prefix.rpartition("/")[0]
         try:
@@ -104,7 +116,12 @@ class LocalStorage:
 
 @dataclass(frozen=True)
 class FsspecStorage:
-    """A place that fsspec reaches: ``s3://bucket/run``, ``memory://run``, ..."""
+    """A place that fsspec reaches: ``s3://bucket/run``, ``memory://run``, ...
+
+    What its packages raise is an OSError here (:func:`_as_os_error`). Credentials, endpoint and region come from the
+    environment and its configuration files (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ...), the
+    number of attempts at a request from ``AWS_MAX_ATTEMPTS``.
+    """
 
     url: str
 
@@ -112,7 +129,9 @@ class FsspecStorage:
         import fsspec
 
         try:
-            files, path = fsspec.core.url_to_fs(f"{self.url.rstrip('/')}/{name}" if name else self.url)
+            files, path = fsspec.core.url_to_fs(
+                f"{self.url.rstrip('/')}/{name}" if name else self.url, **_options(self.url)
+            )
         except ImportError as error:
             extra = "s3" if self.url.startswith("s3") else None
             line = f'pip install "cfaug[{extra}]"' if extra else str(error)
@@ -125,45 +144,128 @@ class FsspecStorage:
 
     def read(self, name: str) -> bytes:
         files, path = self._at(name)
-        content: bytes = files.cat_file(path)
+        with _as_os_error():
+            content: bytes = files.cat_file(path)
         return content
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         files, path = self._at(name)
-        content: bytes = files.cat_file(path, start=offset, end=offset + size) if size else b""
+        with _as_os_error():
+            content: bytes = files.cat_file(path, start=offset, end=offset + size) if size else b""
         return content
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        if not names:
+            return {}
+        files, root = self._at("")
+        paths = [f"{root.rstrip('/')}/{name}" for name in names]
+        with _as_os_error():
+            found = files.cat(paths)  # concurrent where the file system is
+        return {name: found[path] for name, path in zip(names, paths)}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         files, folder = self._at(prefix.rpartition("/")[0])
         root = self._at("")[1].rstrip("/") + "/"
-        files.invalidate_cache()
-        try:
-            found = files.find(folder, maxdepth=1, detail=True)
-        except FileNotFoundError:
-            return {}
+        with _as_os_error():
+            files.invalidate_cache()
+            try:
+                found = files.find(folder, maxdepth=1, detail=True)
+            except FileNotFoundError:
+                return {}
         sizes = {path[len(root) :] if path.startswith(root) else path: info["size"] for path, info in found.items()}
         return {name: size for name, size in sizes.items() if name.startswith(prefix)}
 
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
         files, path = self._at(name)
-        with files.open(path, "rb") as handle:
+        with _as_os_error(), files.open(path, "rb") as handle:
             yield handle
 
     def write(self, name: str, content: bytes) -> None:
+        """One request, so `name` never is half there and no upload in parts is ever left behind, not even by SIGKILL."""
+        self._pipe(name, content)
+
+    def create(self, name: str, content: bytes) -> None:
+        """Like :meth:`write`, but FileExistsError where `name` exists already.
+
+        At the same instant only one of many creates it (``If-None-Match: *``); a store that refuses the condition
+        (501) is asked first instead, which is not the same in the same instant.
+        """
+        try:
+            self._pipe(name, content, mode="create")
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            files, path = self._at(name)
+            with _as_os_error():
+                if files.exists(path):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+            self._pipe(name, content)
+
+    def _pipe(self, name: str, content: bytes, **options: str) -> None:
         files, path = self._at(name)
-        files.pipe_file(path, content)
+        if self.url.startswith("s3"):
+            if len(content) >= LARGEST:
+                raise UsageError(
+                    f"{name}: expected less than 5 GiB for one upload to {self.url}, got {len(content)} bytes: "
+                    "set plan.samples_per_shard lower"
+                )
+            options["chunksize"] = LARGEST  # type: ignore[assignment]  # below it s3fs makes a single put
+        with _as_os_error():
+            files.pipe_file(path, content, **options)
 
     def put(self, source: Path, name: str) -> None:
         self.write(name, source.read_bytes())
 
     def remove(self, name: str) -> None:
         files, path = self._at(name)
-        with suppress(FileNotFoundError):
+        with _as_os_error(), suppress(FileNotFoundError):
             files.rm_file(path)
 
     def within(self, folder: str) -> FsspecStorage:
         return FsspecStorage(f"{self.url.rstrip('/')}/{folder}")
+
+
+def _options(url: str) -> dict[str, Any]:
+    """How we want a file system to be made, where the user's fsspec configuration does not say otherwise."""
+    if not url.startswith("s3"):
+        return {}
+    from fsspec.config import conf
+
+    # 15 s, the default of s3fs, is short for a store that is slow under a thousand writers
+    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 60}
+    if "AWS_RETRY_MODE" not in os.environ:  # exponential backoff with jitter, within a budget; all of 500, 503, resets
+        config["retries"] = {"mode": "standard"}
+        if "AWS_MAX_ATTEMPTS" not in os.environ:
+            config["retries"]["total_max_attempts"] = ATTEMPTS
+    ours = {"config_kwargs": config, "use_listings_cache": False}
+    return {name: value for name, value in ours.items() if name not in conf.get("s3", {})}
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What fsspec, s3fs, botocore and aiohttp raise, as an OSError; those that are one already pass, of the right kind."""
+    try:
+        yield
+    except OSError as error:
+        code = _code(error.__cause__)
+        if code in ("PreconditionFailed", "412") and not isinstance(error, FileExistsError):
+            raise FileExistsError(errno.EEXIST, str(error)) from None
+        raise
+    except Exception as error:
+        kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
+        if not kinds & {"botocore.BotoCoreError", "botocore.ClientError", "aiohttp.ClientError"}:
+            raise
+        said = " ".join(str(error).split()) or type(error).__name__
+        if kinds & {"botocore.NoCredentialsError", "botocore.PartialCredentialsError", "botocore.ProfileNotFound"}:
+            raise PermissionError(errno.EACCES, f"{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
+        network = kinds & {"botocore.HTTPClientError", "aiohttp.ClientError", "botocore.ResponseParserError"}
+        raise OSError(errno.EIO if network else errno.EINVAL, said) from None
+
+
+def _code(error: BaseException | None) -> str:
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
 def open_storage(place: str | Path) -> LocalStorage | FsspecStorage:

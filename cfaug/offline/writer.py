@@ -1,12 +1,12 @@
-"""Writing shards: same samples, same bytes; and nothing exists before the manifest says so.
+"""Shards in a directory: many processes commit, each its own, and nothing exists before the manifest says so.
 
-Commit protocol, in two halves so that many processes can write and one commits:
+    stage     write <name>.<host>.<pid>.<random>.partial and its index, fsync both     shared flock on .staging.lock
+    commit    read what others appended -> rename both -> fsync the directory
+              -> append the manifest row, fsync                                        exclusive flock on .commit.lock
 
-    stage    write <name>.<pid>.partial and its index, fsync both            any process
-    commit   rename both -> fsync directory -> append the manifest row, fsync   only who holds the directory's lock
-
-A crash leaves partial files, a shard nobody vouches for, or a torn last manifest line; the next writer sweeps the
-first, replaces the second and cuts off the third. The lock (``flock``) dies with its process, so a killed run never
+A crash leaves partial files, a shard nobody vouches for, or a torn last manifest line. Partial files are swept when nobody
+is staging, the shard is replaced when it is made again, and a torn line is cut off by the next commit: only who holds
+.commit.lock ever appends, so no line is being written then. Locks (``flock``) die with their process: a killed run never
 locks anyone out. It does not promise exclusion on file systems without ``flock`` (it fails there, it does not pretend).
 """
 
@@ -16,14 +16,25 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Mapping
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 from cfaug.errors import CfaugError, ShardError, UsageError
-from cfaug.offline.format import LOCK, MANIFEST, PARTIAL, ManifestRow, Sample, read_manifest
-from cfaug.offline.staging import Staged, explained, removed_on_failure, stage_shard
+from cfaug.offline.explained import explained
+from cfaug.offline.format import CARD, LOCK, MANIFEST, PARTIAL, ManifestRow, Sample
+from cfaug.offline.manifest import Identity, identity_of, other_bytes, parse_rows, read_manifest, refuse_another_run
+from cfaug.offline.staging import Staged, partial_name, removed_on_failure, stage_shard
+from cfaug.offline.storage import LocalStorage
+
+COMMITTING, STAGING = ".commit.lock", ".staging.lock"
+PUBLISHED = (CARD, "croissant.json")
+PATIENCE = 5.0  # seconds; a rank may find the lock in the hands of another rank that is just tidying up
+LAST = 80  # bytes of the last line read, by which a manifest that was replaced meanwhile is known: its own digest
 
 
 def write_shard(
@@ -34,152 +45,202 @@ def write_shard(
     model_digest: str,
     environment: Mapping[str, str | int] | None = None,
 ) -> ManifestRow:
-    """Stage and commit one shard; returns its manifest row. Takes the directory's lock for as long as it lasts."""
-    with ShardDirectory(directory) as shards:
-        return shards.commit(stage_shard(directory, name, samples, plan_digest, model_digest, environment))
+    """Stage and commit one shard; returns its manifest row. Claims the directory for as long as it lasts."""
+    place = LocalDestination(directory)
+    with place.session(), place.staging() as staging:
+        return place.commit(stage_shard(staging, name, samples, plan_digest, model_digest, environment))
 
 
-class ShardDirectory:
-    """The one writer of a directory: holds its lock, knows its manifest, commits staged shards.
+class LocalDestination:
+    """A directory of shards as :class:`cfaug.offline.destination.Destination`."""
 
-    Entering creates the directory, takes the lock (:class:`UsageError` when another process has it), cuts a torn last
-    line off the manifest and removes partial files; leaving removes what was staged and never committed.
-    """
+    one_process = False
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
-        self.rows: dict[str, ManifestRow] = {}
-        self._lock: IO[str] | None = None
+        self._log = _Log(self.directory / MANIFEST)
 
-    def __enter__(self) -> ShardDirectory:
-        with explained(self.directory, "the directory"):
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.directory / LOCK).open("a+", encoding="ascii")
-        try:
-            self._take_lock(self._lock)
-            with explained(self.directory, MANIFEST):
-                self._cut_torn_line()
-                self._sweep()
-        except BaseException:
-            self._lock.close()
-            raise
-        return self
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.directory,)  # a copy reads the manifest for itself
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        assert self._lock is not None  # entered
-        try:
-            self._sweep()
-        finally:
-            self._lock.close()
+    @property
+    def storage(self) -> LocalStorage:
+        return LocalStorage(self.directory)
 
-    def load(self) -> dict[str, ManifestRow]:
-        """The committed shards by name; :class:`ShardError` when the manifest is damaged."""
-        self.rows = {row.name: row for row in read_manifest(self.directory)}
-        return self.rows
+    @contextmanager
+    def session(
+        self, identity: Mapping[str, str | int] | None = None, shared: bool = False, overwrite: bool = False
+    ) -> Iterator[None]:
+        with self._claimed(shared) as (lock, alone):
+            with self._locked(COMMITTING):
+                if overwrite and alone and not (shared and self._is_of(identity)):
+                    self.clear()
+                self._log.catch_up()
+                if identity is not None and self._log.identity is not None:
+                    refuse_another_run(str(self.directory), self._log.identity, identity)
+            if shared and alone:
+                self._share(lock)
+            yield
 
-    def intact(self, name: str) -> bool:
-        """Whether shard `name` is committed and its files have their sizes (the cheap check: no re-hashing)."""
-        row = self.rows.get(name)
-        try:
-            sizes = row and ((self.directory / row.name).stat().st_size, (self.directory / row.index).stat().st_size)
-        except OSError:
-            return False
-        return row is not None and sizes == (row.bytes, row.index_bytes)
+    def committed(self) -> dict[str, ManifestRow]:
+        return {row.name: row for row in read_manifest(self.storage)}
+
+    def intact(self) -> set[str]:
+        sizes = self.storage.sizes()
+        return {
+            row.name
+            for row in self.committed().values()
+            if (sizes.get(row.name), sizes.get(row.index)) == (row.bytes, row.index_bytes)
+        }
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        self._make()
+        with self._locked(STAGING, fcntl.LOCK_SH):
+            yield self.directory
 
     def commit(self, staged: Staged) -> ManifestRow:
-        """Give the staged shard its name and append its manifest row; an identical committed shard is replaced by it.
-
-        :class:`ShardError` when this name is committed with other bytes.
-        """
         row = staged.row
-        known = self.rows.get(row.name) or self.load().get(row.name)
-        if known is not None and known != row:
-            raise ShardError(
-                f"{row.name}: expected the bytes committed before ({known.sha256[:12]}), got others "
-                f"({row.sha256[:12]}): the model is not deterministic, or the run is another: use --overwrite"
-            )
         tar, index = self.directory / row.name, self.directory / row.index
-        with explained(self.directory, row.name):
-            os.replace(staged.index, index)
-            os.replace(staged.tar, tar)
-            self._fsync()
-            if known is None:
-                try:
+        with (
+            explained(self.directory, row.name),
+            removed_on_failure(staged.tar, staged.index),
+            self._locked(COMMITTING),
+        ):
+            self._log.catch_up()
+            known = self._log.check(row)
+            try:
+                os.replace(staged.index, index)
+                os.replace(staged.tar, tar)
+                self._fsync()
+                if not known:
                     self._append(row.line())
-                except BaseException:
+            except BaseException:
+                if not known:
+                    self._log.cut()
                     tar.unlink(missing_ok=True)  # nobody vouches for it, and the disk may be full
                     index.unlink(missing_ok=True)
-                    raise
-        self.rows[row.name] = row
+                raise
         return row
 
+    def publish(self, names: Sequence[str], files: Mapping[str, bytes]) -> None:
+        with self._locked(COMMITTING):
+            self._log.catch_up()
+            missing = [name for name in names if name not in self._log.digests]
+            if missing:
+                raise ShardError(f"{self.directory}: {len(missing)} shards are not committed ({missing[0]}): run again")
+        with self.staging():
+            for name, content in files.items():
+                self._write(name, content)
+
     def clear(self) -> None:
-        """Forget every committed shard: the manifest goes first, then the shards it listed and unlisted look-alikes."""
+        """Forget every committed shard: the manifest goes first, then the shards it listed and look-alikes."""
         with explained(self.directory, "the directory"):
+            try:
+                listed = [name for row in read_manifest(self.storage) for name in (row.name, row.index)]
+            except CfaugError:  # a damaged manifest is no reason to keep it
+                listed = []
             (self.directory / MANIFEST).unlink(missing_ok=True)
             self._fsync()
-            listed = [self.directory / name for row in self.rows.values() for name in (row.name, row.index)]
-            for path in {*listed, *stray_shards(self.directory, frozenset())}:
+            paths = {self.directory / name for name in (*listed, *PUBLISHED)}
+            for path in {*paths, *stray_shards(self.directory, frozenset())}:
                 path.unlink(missing_ok=True)
             self._fsync()
-        self.rows = {}
+            self._log.reset()
 
-    def write_text(self, name: str, text: str) -> None:
-        """Write a small file beside the shards, whole or not at all."""
-        partial = self.directory / f"{name}.{os.getpid()}{PARTIAL}"
+    def _is_of(self, identity: Mapping[str, str | int] | None) -> bool:
+        try:
+            self._log.catch_up()
+        except CfaugError:
+            return False
+        return identity is not None and self._log.identity == dict(identity)
+
+    def _make(self) -> None:
+        with explained(self.directory, "the directory"):
+            self.directory.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def _claimed(self, shared: bool) -> Iterator[tuple[IO[str], bool]]:
+        """The run's lock, and whether nobody else has it; partial files are swept on entering and leaving."""
+        self._make()
+        with explained(self.directory, LOCK):
+            lock = (self.directory / LOCK).open("a+", encoding="ascii")
+        with lock:
+            alone = self._flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if alone:
+                with explained(self.directory, LOCK):
+                    lock.truncate(0)
+                    lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+                    lock.flush()
+            elif shared:
+                self._share(lock)
+            else:
+                raise self._held(lock)
+            try:
+                self._sweep()
+                yield lock, alone
+            finally:
+                self._sweep()
+
+    def _share(self, lock: IO[str]) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not self._flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB):
+            if time.monotonic() > deadline:
+                raise self._held(lock)
+            time.sleep(0.02)
+
+    def _held(self, lock: IO[str]) -> UsageError:
+        lock.seek(0)
+        holder = lock.read().strip() or "unknown"
+        return UsageError(f"another process ({holder}) is writing {self.directory}: wait for it or use another --out")
+
+    def _flock(self, lock: IO[Any], how: int) -> bool:
+        try:
+            fcntl.flock(lock, how)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                return False
+            raise CfaugError(f"cannot lock {self.directory}: {error.strerror}: use a file system with flock") from None
+        return True
+
+    @contextmanager
+    def _locked(self, name: str, how: int = fcntl.LOCK_EX) -> Iterator[None]:
+        with explained(self.directory, name):
+            lock = (self.directory / name).open("ab")
+        with lock:
+            self._flock(lock, how)
+            yield
+
+    def _append(self, line: bytes) -> None:
+        """One write at the end; who calls it takes back what a short write or an error left."""
+        new = not self._log.path.exists()
+        handle = os.open(self._log.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            if os.write(handle, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if new:
+            self._fsync()  # the manifest's own name
+
+    def _write(self, name: str, content: bytes) -> None:
+        """A small file beside the shards, whole or not at all."""
+        partial = self.directory / partial_name(name)
         with explained(self.directory, name), removed_on_failure(partial):
-            with partial.open("w", encoding="utf-8") as handle:
-                handle.write(text)
+            with partial.open("wb") as handle:
+                handle.write(content)
                 handle.flush()
                 os.fsync(handle.fileno())
             os.replace(partial, self.directory / name)
             self._fsync()
 
-    def _take_lock(self, lock: IO[str]) -> None:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise CfaugError(
-                    f"cannot lock {self.directory}: {error.strerror}: use a file system with flock"
-                ) from None
-            lock.seek(0)
-            holder = lock.read().strip() or "unknown"
-            raise UsageError(
-                f"another process ({holder}) is writing {self.directory}: wait for it or use another --out"
-            ) from None
-        with explained(self.directory, LOCK):
-            lock.truncate(0)
-            lock.write(f"pid {os.getpid()}\n")
-            lock.flush()
-
-    def _cut_torn_line(self) -> None:
-        path = self.directory / MANIFEST
-        if path.exists():
-            content = path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole != len(content):
-                os.truncate(path, whole)
-
-    def _append(self, line: bytes) -> None:
-        """One write at the end; a short write or an error leaves the manifest as it was."""
-        handle = os.open(self.directory / MANIFEST, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            before = os.fstat(handle).st_size
-            try:
-                if os.write(handle, line) != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(handle)
-            except BaseException:
-                os.ftruncate(handle, before)
-                raise
-        finally:
-            os.close(handle)
-        self._fsync()  # the manifest's own name, the first time
-
     def _sweep(self) -> None:
-        for path in self.directory.glob(f"*{PARTIAL}"):
-            path.unlink(missing_ok=True)
+        """Remove partial files, unless someone is staging (workers outlive a killed coordinator for a moment)."""
+        with explained(self.directory, STAGING), (self.directory / STAGING).open("ab") as lock:
+            if self._flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                for path in self.directory.glob(f"*{PARTIAL}"):
+                    path.unlink(missing_ok=True)
 
     def _fsync(self) -> None:
         handle = os.open(self.directory, os.O_RDONLY)
@@ -189,7 +250,106 @@ class ShardDirectory:
             os.close(handle)
 
 
+class _Log:
+    """What this process knows of a manifest that many append to; used under .commit.lock only.
+
+    Commit number 10 000 reads what was appended since this process's last commit, not 10 000 rows; and it keeps two
+    digests a shard, not the rows.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reset()
+
+    def reset(self) -> None:
+        self.digests: dict[str, tuple[str, str]] = {}
+        self.identity: Identity | None = None
+        self._end, self._lines, self._last, self._file = 0, 0, b"", (0, 0)
+
+    def catch_up(self) -> None:
+        """Read what was appended since; a torn tail is cut off. :class:`ShardError` for damage or rows of two runs."""
+        try:
+            handle = self.path.open("rb")
+        except FileNotFoundError:
+            return self.reset()
+        with explained(self.path.parent, MANIFEST, "read"), handle:
+            stat = os.fstat(handle.fileno())
+            handle.seek(max(0, self._end - LAST))
+            if (stat.st_dev, stat.st_ino) != self._file or handle.read(len(self._last)) != self._last:
+                self.reset()  # another file than the one read before
+                self._file = stat.st_dev, stat.st_ino
+            handle.seek(self._end)
+            tail = handle.read()
+            whole = tail.rfind(b"\n") + 1
+            if whole != len(tail):
+                os.truncate(self.path, self._end + whole)
+        for row in parse_rows(tail[:whole], str(self.path), self._lines + 1):
+            self._add(row)
+        if whole:
+            self._last = (self._last + tail[:whole])[-LAST:]
+            self._end += whole
+
+    def check(self, row: ManifestRow) -> bool:
+        """Whether `row` is committed already; refused when its name has other bytes, or the others another run."""
+        if self.identity is not None:
+            refuse_another_run(str(self.path.parent), self.identity, identity_of(row))
+        known = self.digests.get(row.name)
+        if known is not None and known != (row.sha256, row.index_sha256):
+            raise other_bytes(row, known[0])
+        return known is not None
+
+    def cut(self) -> None:
+        """Take back what was written after the last line that was read."""
+        if self.path.exists() and self.path.stat().st_size > self._end:
+            os.truncate(self.path, self._end)
+
+    def _add(self, row: ManifestRow) -> None:
+        identity = identity_of(row)
+        self.identity = self.identity or identity
+        if identity != self.identity:
+            raise ShardError(
+                f"{self.path}: {row.name} and those before are of different runs: generate with --overwrite"
+            )
+        if row.name in self.digests:
+            raise ShardError(f"{self.path}: shard {row.name} is listed twice: generate again with --overwrite")
+        self.digests[row.name] = row.sha256, row.index_sha256
+        self._lines += 1
+
+
 def stray_shards(directory: Path, vouched: frozenset[str]) -> list[Path]:
     """Files with a shard's or an index's name, ``cf-<split>-<number>``, that are not among the `vouched` names."""
     pattern = re.compile(r"cf-(train|val|test)-\d{6,}\.(tar|index\.jsonl)")
     return sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name) and path.name not in vouched)
+
+
+class ShardDirectory:
+    """A claimed :class:`LocalDestination` by its older names: ``load``, ``intact``, ``commit``, ``clear``."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._place = LocalDestination(directory)
+
+    def __enter__(self) -> ShardDirectory:
+        self._claim = self._place._claimed(shared=False)
+        self._claim.__enter__()
+        with suppress(ShardError):  # load() says it, clear() drops it
+            self._place._log.catch_up()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._claim.__exit__(kind, error, tb)
+
+    def load(self) -> dict[str, ManifestRow]:
+        return self._place.committed()
+
+    def intact(self, name: str) -> bool:
+        return name in self._place.intact()
+
+    def commit(self, staged: Staged) -> ManifestRow:
+        return self._place.commit(staged)
+
+    def clear(self) -> None:
+        self._place.clear()
+
+    def write_text(self, name: str, text: str) -> None:
+        self._place._write(name, text.encode())

@@ -327,7 +327,7 @@ def test_wrong_use_is_named_before_anything_is_written(tmp_path, change: dict, k
 def test_a_broken_model_is_named_and_nothing_is_left(tmp_path, broken: str, message: str) -> None:
     with pytest.raises(CfaugError, match=message):
         run(tmp_path, model=tiny.model(broken=broken), batch_size=8)
-    assert [p.name for p in (tmp_path / "shards").iterdir()] == [".lock"]
+    assert [p.name for p in (tmp_path / "shards").iterdir() if not p.name.endswith(".lock")] == []
 
 
 @pytest.mark.parametrize(("workers", "batch", "cure"), [

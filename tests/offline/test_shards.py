@@ -95,7 +95,7 @@ def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, bad: Samp
     (tmp_path / "staged").mkdir()
     with pytest.raises(ShardError, match=message):
         write_shard(tmp_path, "cf-train-000000.tar", [sample(1), bad], "p", "m")
-    assert {p.name for p in tmp_path.iterdir()} == {"staged", ".lock"}
+    assert {p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")} == {"staged"}
     with pytest.raises(ShardError, match=message):  # staging alone, with nobody to sweep up after it
         stage_shard(tmp_path / "staged", "cf-train-000000.tar", [sample(1), bad], "p", "m")
     assert not list((tmp_path / "staged").iterdir())
@@ -230,7 +230,11 @@ def test_keys_in_two_shards_and_shards_of_two_runs_are_refused(tmp_path) -> None
         ShardReader(tmp_path / "a")
     assert any("the key is also in" in p for p in verify(tmp_path / "a").problems)
     write_shard(tmp_path / "b", "cf-train-000000.tar", [sample(0)], "p", "m")
-    write_shard(tmp_path / "b", "cf-train-000001.tar", [sample(1)], "another plan", "m")
+    with pytest.raises(UsageError, match="plan=p, this run has plan=another plan"):
+        write_shard(tmp_path / "b", "cf-train-000001.tar", [sample(1)], "another plan", "m")
+    row = write_shard(tmp_path / "c", "cf-train-000001.tar", [sample(1)], "another plan", "m")
+    with (tmp_path / "b" / "manifest.jsonl").open("ab") as manifest:
+        manifest.write(row.line())
     with pytest.raises(ShardError, match="different runs"):
         ShardReader(tmp_path / "b")
 

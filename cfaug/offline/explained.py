@@ -1,0 +1,57 @@
+"""What went wrong with a disk, a file system or an object store, in one line, and whether the same again may succeed."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cfaug.errors import StorageError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+# What a network, a network file system or a store under load says; a wrong path or a missing right is none of them.
+_PASSING = frozenset({
+    errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EPIPE,
+    errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN,
+})  # fmt: skip
+
+
+def is_transient(error: OSError) -> bool:
+    """Whether trying the same again may help: a time-out, a lost connection, a store that says 500 or 503."""
+    return isinstance(error, (TimeoutError, ConnectionError)) or error.errno in _PASSING
+
+
+@contextmanager
+def explained(place: str | Path, name: str, doing: str = "write") -> Iterator[None]:
+    """An operating-system error becomes a :class:`StorageError` of one line that says what to do.
+
+    Args:
+        place: the directory or URL.
+        name: what was to be written (or read) there.
+        doing: ``write`` or ``read``.
+
+    Raises:
+        StorageError: `full` when there is no space left, `transient` where :func:`is_transient` says so.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise failure(error, place, name, doing) from None
+
+
+def failure(error: OSError, place: str | Path, name: str, doing: str = "write") -> StorageError:
+    """The :class:`StorageError` that says in one line what `error` means for `name` at `place`."""
+    said = " ".join(str(error.strerror or error).split())[:300] or type(error).__name__
+    full, transient, remote = error.errno in _FULL, is_transient(error), "://" in str(place)
+    if full:
+        reason = "the disk is full: free some space and run the same command again; committed shards are kept"
+    elif transient:
+        reason = f"{said}: it may pass: run the same command again; committed shards are kept"
+    elif remote and isinstance(error, FileNotFoundError):
+        reason = f"{said}: check that the bucket exists and the URL names it"
+    elif remote:
+        reason = f"{said}: check the URL, the credentials in the environment and what they permit"
+    else:
+        reason = f"{said}: check the path and its permissions"
+    return StorageError(f"cannot {doing} {name} in {place}: {reason}", transient, full)
