@@ -1,24 +1,57 @@
-"""Engines: where the work runs. Each is one class with ``map(work, shards)``; see :mod:`cfaug.offline.engines.protocol`."""
+"""Engines: where the work runs. Each is one class with ``map(work, shards)``; see :mod:`cfaug.offline.engines.protocol`.
+
+local      spawned processes of this machine                  pull
+torchrun   this process is one rank of a launcher's           shard % world == rank
+slurm      the same under srun                                shard % world == rank
+submitit   an array of SLURM jobs, requeued when preempted    pull, in groups of shards
+ray        actors of a Ray cluster                            pull
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from cfaug.data.attributes import near
 from cfaug.errors import UsageError
+from cfaug.offline.engines.environment import local_rank, slurm, torchrun
 from cfaug.offline.engines.local import LocalEngine
 from cfaug.offline.engines.protocol import Engine, Outcome, attempt
 
-__all__ = ["Engine", "LocalEngine", "Outcome", "attempt", "make_engine"]
+__all__ = ["ENGINES", "Engine", "LocalEngine", "Outcome", "attempt", "local_rank", "make_engine"]
 
-ENGINES: dict[str, Callable[..., Engine]] = {"local": LocalEngine}
+ENGINES = ("local", "torchrun", "slurm", "submitit", "ray")
 
 
 def make_engine(name: str, workers: int, options: Mapping[str, Any] | None = None) -> Engine:
-    """The engine of that name; :class:`UsageError` with the near names for one that is not there."""
+    """The engine `name` with `workers` processes, actors or jobs at once, and with its own `options`.
+
+    Raises:
+        UsageError: no such engine or option (the near ones are named), a value out of range, a package that is not
+            installed (with the pip line), a launcher that did not start this process. Nothing has been started.
+    """
     if name not in ENGINES:
-        near = difflib.get_close_matches(name, ENGINES, n=1)
-        hint = f": did you mean {near[0]!r}?" if near else ""
-        raise UsageError(f"expected an engine among {', '.join(sorted(ENGINES))}, got {name!r}{hint}")
-    return ENGINES[name](workers, **dict(options or {}))
+        close = difflib.get_close_matches(str(name), ENGINES, n=1)
+        hint = f": did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"expected an engine among {', '.join(ENGINES)}, got {name!r}{hint}")
+    given = dict(options or {})
+    if name == "submitit":
+        from cfaug.offline.engines.jobs import JobEngine
+
+        _refuse_unknown(name, given, JobEngine.options)
+        return JobEngine(workers, **given)
+    if name == "ray":
+        from cfaug.offline.engines.rays import RayEngine
+
+        _refuse_unknown(name, given, RayEngine.options)
+        return RayEngine(workers, **given)
+    _refuse_unknown(name, given, ())
+    return {"torchrun": torchrun, "slurm": slurm}[name]() if name != "local" else LocalEngine(workers)
+
+
+def _refuse_unknown(engine: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
+    for option in given:
+        if option not in known:
+            hint = near(option, known) if known else "it takes none"
+            raise UsageError(f"unknown option {option!r} of engine {engine}; {hint}")

@@ -1,0 +1,102 @@
+"""What every engine with processes of its own needs: the work as bytes, the work from bytes, one thread per process."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cfaug.errors import CfaugError, UsageError
+from cfaug.offline.engines.protocol import Outcome, attempt
+
+# read when numpy's and torch's thread pools are made, so they have to be in a process's environment before it imports them
+ONE_THREAD = {
+    name: "1"
+    for name in (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "NUMEXPR_NUM_THREADS",
+        "VECLIB_MAXIMUM_THREADS",
+    )
+}
+ADVICE = "committed shards are kept, run the same again to continue, with fewer workers if memory ran out"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes started in here have one thread each, as the manifest's ``threads: 1`` says; ours comes back after."""
+    before = {name: os.environ.get(name) for name in ONE_THREAD}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def pack(work: Callable[[int], Any], dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
+    """`work` as bytes (plain pickle: torch's own would hand over one file descriptor per tensor); UsageError if it cannot."""
+    try:
+        return dumps(work)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise UsageError(
+            "expected a model and a data set that can be pickled for worker processes "
+            f"({said}): use engine=local with workers=0"
+        ) from None
+
+
+class PackedWork:
+    """Work that came as bytes. It is unpickled once, at the first shard, so that a failure is an outcome with its reason.
+
+    Called with a shard it returns an :class:`Outcome` that survives the way back: errors and results that cannot be
+    pickled are replaced by a CfaugError that says so.
+    """
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+        self._work: Callable[[int], Any] | None = None
+
+    def __call__(self, shard: int) -> Outcome[Any]:
+        if self._work is None:
+            try:
+                self._work = pickle.loads(self._payload)  # our own parent wrote it
+            except Exception as error:
+                said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                # a module that is missing here stays missing; a file or memory may be there the next time
+                again = isinstance(error, (OSError, MemoryError))
+                told = CfaugError(
+                    f"the worker could not load the model and the data set ({said}): make what they are defined in "
+                    "importable there (an installed package, or PYTHONPATH)"
+                )
+                return Outcome(shard, error=told, transient=again, worker=attempt(_nothing, shard).worker)
+            self._payload = b""
+        outcome = attempt(self._work, shard)
+        try:
+            pickle.loads(pickle.dumps(outcome))
+        except Exception as error:
+            lost = outcome.error if outcome.error is not None else outcome.result
+            said = " ".join(f"{type(lost).__name__}: {lost} ({error})".split())[:300]
+            return Outcome(shard, error=CfaugError(said), transient=outcome.transient, worker=outcome.worker)
+        return outcome
+
+
+def _nothing(_: int) -> None:
+    return None
+
+
+def died(code: int | None) -> str:
+    """How a process ended, in words: ``exit code -9, SIGKILL``."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"exit code {code}, {signal.Signals(-code).name}"
+    except ValueError:
+        return f"exit code {code}"
