@@ -13,6 +13,7 @@ import io
 import os
 import secrets
 import socket
+import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from cfaug.errors import ShardError, UsageError
 from cfaug.offline.explained import explained as explained  # plan.py takes it from here
 from cfaug.offline.format import (
+    BLOCK,
+    IMAGE_FIELDS,
     KEY,
+    MAX_PIXELS,
     PARTIAL,
     TAR_NAME,
     IndexRow,
@@ -34,11 +39,10 @@ from cfaug.offline.format import (
     Sample,
     canonical_json,
     check_record,
+    tar_size,
 )
 
-BLOCK = 512
 # A USTAR name has 100 bytes and can only be longer across a slash, which a key must not have: 95 plus ".json".
-# Beyond that webdataset 1.0.2 would write a pax header without a word: it computes its `format` and never passes it on.
 MAX_KEY = 95
 
 
@@ -51,10 +55,10 @@ class Staged:
     index: Path
 
 
-def encode_sample(sample: Sample) -> dict[str, Any]:
-    """The two members of a sample as ``webdataset.TarWriter`` takes them: ``__key__``, ``json``, ``png`` (bytes).
+def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
+    """The two members of a sample as ``webdataset`` has them: ``__key__``, ``json`` and `image` (bytes).
 
-    :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
+    `image` is ``png`` or ``webp`` (lossless, RGB). :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
     it), an image that is not uint8 with 1 or 3 channels, or a record that is not one of format 1.
     """
     if not KEY.fullmatch(sample.key) or len(sample.key) > MAX_KEY:
@@ -62,7 +66,11 @@ def encode_sample(sample: Sample) -> dict[str, Any]:
     record = check_record(sample.record, f"sample {sample.key!r}")
     if record["key"] != sample.key:
         raise ShardError(f"sample {sample.key!r}: its record says key {record['key']!r}: they must agree")
-    return {"__key__": sample.key, "json": canonical_json(record), "png": _png(sample)}
+    return {
+        "__key__": sample.key,
+        "json": canonical_json(record),
+        image: _png(sample) if image == "png" else _webp(sample),
+    }
 
 
 def stage_shard(
@@ -72,13 +80,14 @@ def stage_shard(
     plan_digest: str,
     model_digest: str,
     environment: Mapping[str, str | int] | None = None,
+    image: str = "png",
 ) -> Staged:
     """Write `samples` as shard `name` (``*.tar``) under partial names and fsync; nothing is committed yet.
 
     On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``).
     """
-    import webdataset  # the one thing that needs it; heavy
-
+    if image not in IMAGE_FIELDS:
+        raise UsageError(f"expected images to be stored as {' or '.join(IMAGE_FIELDS)}, got {image!r}")
     if not TAR_NAME.fullmatch(name):
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
     directory, index_name = Path(directory), name.removesuffix(".tar") + ".index.jsonl"
@@ -87,20 +96,16 @@ def stage_shard(
     shape_of_first: Any = None
     with explained(directory, name), removed_on_failure(tar, index):
         with tar.open("wb") as handle:
-            ledger = _Ledger(handle)
-            try:
-                writer = webdataset.TarWriter(ledger, "cfaug", "cfaug", 0o444, encoder=False, mtime=0)
-                for sample in samples:
-                    fields = encode_sample(sample)
-                    shape_of_first = _same_fields(sample, shape_of_first, name)
-                    rows.append(_index_row(sample, fields, writer.tarstream.offset))
-                    writer.write(fields)
-                writer.close()
-                handle.flush()
-                os.fsync(handle.fileno())
-            except BaseException:
-                ledger.abandoned = True  # tarfile flushes when it is collected; the file is gone by then
-                raise
+            writer = _Tar(handle)
+            for sample in samples:
+                fields = encode_sample(sample, image)
+                shape_of_first = _same_fields(sample, shape_of_first, name)
+                rows.append(_index_row(sample, fields, writer.size, image))
+                for field in ("json", image):  # sorted, as webdataset.TarWriter has them
+                    writer.add(f"{sample.key}.{field}", fields[field])
+            writer.close()
+            handle.flush()
+            os.fsync(handle.fileno())
         if not rows or len({row.key for row in rows}) != len(rows):
             raise ShardError(f"{name}: expected at least one sample and no key twice, got {len(rows)} samples")
         content = b"".join(row.line() for row in rows)
@@ -109,31 +114,49 @@ def stage_shard(
             handle.flush()
             os.fsync(handle.fileno())
     row = ManifestRow(
-        name=name, count=len(rows), bytes=ledger.size, sha256=ledger.sha256.hexdigest(),
+        name=name, count=len(rows), bytes=writer.size, sha256=writer.sha256.hexdigest(),
         index=index_name, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest(),
         plan=plan_digest, model=model_digest, environment=dict(environment or {}),
     )  # fmt: skip
     return Staged(row, tar, index)
 
 
-class _Ledger:
-    """A write-only handle that counts and hashes what passes (the tar never has to be read again)."""
+class _Tar:
+    """USTAR members, counted and hashed as they pass, so that the tar never has to be read again.
+
+    The bytes are those of ``webdataset.TarWriter(handle, "cfaug", "cfaug", 0o444, mtime=0)`` (a test compares them). tarfile
+    makes one header; from member to member only name, size and checksum differ, and building each anew would take longer
+    than encoding a small image.
+    """
 
     def __init__(self, handle: IO[bytes]) -> None:
-        self.handle, self.size, self.sha256, self.abandoned = handle, 0, hashlib.sha256(), False
+        self.handle, self.size, self.sha256 = handle, 0, hashlib.sha256()
+        member = tarfile.TarInfo()
+        member.mode, member.uname, member.gname = 0o444, "cfaug", "cfaug"
+        header = member.tobuf(tarfile.USTAR_FORMAT)
+        self._fixed = header[100:124], header[136:148], header[156:]
+        self._sum = sum(map(sum, self._fixed)) + 8 * ord(" ")  # the checksum counts as eight spaces
 
-    def write(self, data: bytes) -> int:
-        if not self.abandoned:
-            self.handle.write(data)
-            self.sha256.update(data)
-            self.size += len(data)
-        return len(data)
+    def add(self, name: str, data: bytes) -> None:
+        before, middle, after = self._fixed
+        path, size = name.encode("ascii"), b"%011o\0" % len(data)
+        checksum = b"%06o\0 " % (self._sum + sum(path) + sum(size))
+        padding = bytes(-len(data) % BLOCK)
+        self._write(b"".join((path.ljust(100, b"\0"), before, size, middle, checksum, after, data, padding)))
+
+    def close(self) -> None:
+        self._write(bytes(tar_size(self.size) - self.size))
+
+    def _write(self, data: bytes) -> None:
+        self.handle.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
 
 
-def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int) -> IndexRow:
+def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, image: str) -> IndexRow:
     """The index row of the sample whose first header starts at `offset`; each member is a header and whole blocks."""
     members = {}
-    for name in ("json", "png"):  # the order in which TarWriter writes: sorted
+    for name in ("json", image):  # the order in which TarWriter writes: sorted
         data = fields[name]
         members[name] = Member(offset + BLOCK, len(data), hashlib.sha256(data).hexdigest())
         offset += BLOCK + -(-len(data) // BLOCK) * BLOCK
@@ -160,14 +183,30 @@ def _same_fields(sample: Sample, first: Any, name: str) -> Any:
     return {k: first[k] or shape[k] for k in shape}
 
 
-def _png(sample: Sample) -> bytes:
+def _pixels(sample: Sample) -> npt.NDArray[np.uint8]:
     image = sample.image
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         came = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
         raise ShardError(f"sample {sample.key!r}: expected a uint8 image (height, width, 1 or 3), got {came}")
+    if not 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS:
+        raise ShardError(f"sample {sample.key!r}: expected at most {MAX_PIXELS} pixels, which readers accept, got more")
+    return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def _png(sample: Sample) -> bytes:
     stream = io.BytesIO()
-    pixels = np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
-    Image.fromarray(pixels).save(stream, "PNG", compress_level=6, optimize=False)
+    Image.fromarray(_pixels(sample)).save(stream, "PNG", compress_level=6, optimize=False)
+    return stream.getvalue()
+
+
+def _webp(sample: Sample) -> bytes:
+    pixels = _pixels(sample)
+    if pixels.ndim == 2:
+        raise ShardError(
+            f"sample {sample.key!r}: expected an RGB image for webp, got a grey one: set generate.image=png"
+        )
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "WEBP", lossless=True, quality=75, method=4)
     return stream.getvalue()
 
 
