@@ -105,7 +105,7 @@ class IndexRow(NamedTuple):
         """The row of one line; :class:`ShardError` names `where` when it is not one."""
         fields = parse_object(line, MAX_LINE, where)
         try:
-            image = next(name for name in IMAGE_FIELDS if name in fields)
+            (image,) = (name for name in IMAGE_FIELDS if name in fields)
             row = IndexRow(**{**fields, "json": Member(*fields["json"]), image: Member(*fields[image])})
             texts = (row.source_key, row.source_digest, row.split)
             sound = bool(KEY.fullmatch(row.key)) and all(isinstance(t, str) for t in texts) and type(row.null) is bool
@@ -113,7 +113,7 @@ class IndexRow(NamedTuple):
             for member, most in ((row.json, MAX_RECORD_BYTES), (row.image, MAX_IMAGE_BYTES)):
                 counts = type(member.offset) is type(member.size) is int and member.offset >= BLOCK
                 sound = sound and counts and 0 < member.size <= most and bool(SHA256.fullmatch(member.sha256))
-        except (KeyError, TypeError, StopIteration):
+        except (KeyError, TypeError, ValueError):
             sound = False
         if not sound:
             raise ShardError(f"{where}: expected an index row of shard format {FORMAT}, found {_short(line)}")
@@ -177,26 +177,11 @@ def find(directory: str | Path) -> Path:
 
 
 def read_manifest(directory: Path) -> list[ManifestRow]:
-    """The committed shards, sorted by name. A last line without its newline never was committed and is not seen.
+    """:func:`cfaug.offline.manifest.read_manifest` of a directory."""
+    from cfaug.offline import manifest  # it builds on this module
+    from cfaug.offline.storage import LocalStorage
 
-    :class:`ShardError` for a damaged line, a shard listed twice, or shards of different plans, models or environments.
-    """
-    path = directory / MANIFEST
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise ShardError(f"cannot read {path}: {error.strerror}") from None
-    rows = [ManifestRow.parse(line, f"{path} line {n}") for n, line in enumerate(content.split(b"\n")[:-1], 1)]
-    seen: set[str] = set()
-    for row in rows:
-        if row.name in seen:
-            raise ShardError(f"{path}: shard {row.name} is listed twice: generate again with --overwrite")
-        seen.add(row.name)
-        if (row.plan, row.model, row.environment) != (rows[0].plan, rows[0].model, rows[0].environment):
-            raise ShardError(f"{path}: {rows[0].name} and {row.name} are of different runs: generate with --overwrite")
-    return sorted(rows, key=lambda row: row.name)
+    return manifest.read_manifest(LocalStorage(directory))
 
 
 def check_record(record: Any, where: str) -> Record:
@@ -210,6 +195,8 @@ def check_record(record: Any, where: str) -> Record:
     for name in ("schema", "seed", "replica"):
         if type(record[name]) is not int or not 0 <= record[name] < MAX_SEED:
             raise ShardError(f"{where}: expected a whole number in field {name!r}, found {record[name]!r}")
+    if record["split"] not in SPLITS:
+        raise ShardError(f"{where}: expected a split among {', '.join(SPLITS)}, found {record['split']!r:.80}")
     if record["schema"] != FORMAT:
         raise ShardError(f"{where}: record of shard format {record['schema']}, we read {FORMAT}: upgrade cfaug")
     for name in ("do", "attributes", "factual", "quality"):

@@ -1,74 +1,95 @@
 """Reading counterfactual shards: the one bridge from generation to training.
 
-    reader = ShardReader("OUT/shards")
+    reader = ShardReader("OUT/shards")       # or a URL: s3://bucket/run/shards
     reader.image(i), reader.record(i)        # one checked random read each
     reader.by_source()["img-7.png"]          # the indices of all samples of one source
 
 The manifest, never a directory listing, says what exists, and every byte handed out has the sha256 that the index
-states. Only PNG and JSON are decoded; nothing is unpickled and nothing is executed. Needs numpy and Pillow, not torch,
-diffusers or webdataset. It does not re-hash whole shards on opening: that is :func:`cfaug.offline.verify`.
+states. Only PNG, WebP and JSON are decoded; nothing is unpickled and nothing is executed. Needs numpy and Pillow, not
+torch, diffusers or webdataset. It does not re-hash whole shards on opening: that is :func:`cfaug.offline.verify`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from cfaug.errors import ShardError
+from cfaug.offline.decoders import decode_image, parse_record
 from cfaug.offline.format import (
+    BLOCK,
     FORMAT,
     KEY,
     MANIFEST,
-    MAX_PIXELS,
     RECORD_FIELDS,
     IndexRow,
     ManifestRow,
     Member,
     Record,
     Sample,
-    check_record,
-    find,
-    read_manifest,
+    padded,
+    tar_size,
 )
+from cfaug.offline.manifest import COMMITS, read_manifest
+from cfaug.offline.storage import Storage, open_storage
 
-__all__ = ["FORMAT", "KEY", "RECORD_FIELDS", "IndexRow", "ManifestRow", "Record", "Sample", "ShardReader"]
+__all__ = [
+    "FORMAT",
+    "KEY",
+    "RECORD_FIELDS",
+    "IndexRow",
+    "ManifestRow",
+    "Record",
+    "Sample",
+    "ShardReader",
+    "decode_image",
+    "open_shards",
+    "parse_record",
+    "read_index",
+    "read_member",
+]
 
 
 class ShardReader:
     """Every committed sample of a directory of shards, by number 0..len-1, in the order of the manifest's names.
 
-    `directory` is a run's output or its ``shards``. Opening reads the manifest and the indices and compares file sizes;
-    a read checks the sha256 of what it read. Plain data inside: picklable, and safe in forked or spawned workers.
-    Attributes: `directory`, `manifest` (rows), `index` (one :class:`IndexRow` a sample: key, source_key,
-    source_digest, split, null), `keys`.
+    `place` is a run's output or its ``shards``, a path or a URL. Opening reads the manifest and the indices and
+    compares file sizes; a read checks the sha256 of what it read. Plain data inside: picklable, and safe in forked or
+    spawned workers. Memory: about 1 KB a sample, for the index.
+    Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `index` (one
+    :class:`IndexRow` a sample: key, source_key, source_digest, split, null, image_field, image), `keys`.
 
-    :class:`ShardError` names the shard, and the key where one sample is at fault.
+    :class:`ShardError` names the shard, and the key where one sample is at fault. :class:`UsageError` for a URL whose
+    protocol or package is missing.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = find(directory)
-        self.manifest: list[ManifestRow] = read_manifest(self.directory)
+    def __init__(self, place: str | Path) -> None:
+        self.storage, sizes = open_shards(place)
+        self.directory: str | Path = (
+            self.storage.url if "://" in self.storage.url else Path(self.storage.url)
+        )  # what `place` was, or its shards
+        self.manifest: list[ManifestRow] = read_manifest(self.storage)
         if not self.manifest:
-            state = "an empty one" if (self.directory / MANIFEST).exists() else "none"
+            state = "an empty one" if MANIFEST in sizes else "none"
             raise ShardError(
-                f"expected {self.directory / MANIFEST} with committed shards, found {state}: generate first"
+                f"expected {self.directory}/{MANIFEST} with committed shards, found {state}: generate first"
             )
         self.index: list[IndexRow] = []
         self._shard: list[int] = []
         for number, row in enumerate(self.manifest):
-            check_size(self.directory / row.name, row.bytes)
-            rows = read_index(self.directory, row)
+            check_size(row.name, row.bytes, sizes)
+            rows = read_index(self.storage, row, sizes)
             self.index += rows
             self._shard += [number] * len(rows)
         self.keys: list[str] = [row.key for row in self.index]
         if len(set(self.keys)) != len(self.keys):
-            raise ShardError(f"{self.directory}: key {_first_repeated(self.keys)!r} occurs in more than one place")
+            where = self.where(_first_repeated(self.keys))
+            raise ShardError(f"{where}: the key is also in another place: generate with --overwrite")
 
     def __len__(self) -> int:
         return len(self.index)
@@ -86,33 +107,57 @@ class ShardReader:
 
     def record(self, i: int) -> Record:
         """The JSON record of sample `i` (fields: ``RECORD_FIELDS``)."""
-        row = self.index[i]
-        record = parse_record(self._read(i, row.json), self.where(i))
-        if record["key"] != row.key:
-            raise ShardError(f"{self.where(i)}: its record says key {record['key']!r}: generate this shard again")
-        return record
+        member = self.index[i].json
+        return self._record(i, self._read(i, member.offset, member.size))
 
     def image(self, i: int) -> npt.NDArray[np.uint8]:
         """The image of sample `i`: uint8, height x width x channels (1 or 3), writable."""
-        return decode_image(self._read(i, self.index[i].image), self.where(i))
+        member = self.index[i].image
+        return self._image(i, self._read(i, member.offset, member.size))
 
     def sample(self, i: int) -> Sample:
-        """Key, image and record of sample `i`."""
-        return Sample(self.index[i].key, self.image(i), self.record(i))
+        """Key, image and record of sample `i`, in one read."""
+        row = self.index[i]
+        first, skipped = row.json.offset, row.image.offset - row.json.offset
+        data = self._read(i, first, skipped + row.image.size)
+        record = self._record(i, data[: row.json.size])
+        return Sample(row.key, self._image(i, data[skipped:]), record)
 
-    def _read(self, i: int, member: Member) -> bytes:
-        path = self.directory / self.manifest[self._shard[i]].name
+    def _record(self, i: int, data: bytes) -> Record:
+        row, where = self.index[i], self.where(i)
+        record = parse_record(vouched(data, row.json, where), where)
+        if record["key"] != row.key:
+            raise ShardError(f"{where}: its record says key {record['key']!r:.140}: generate this shard again")
+        return record
+
+    def _image(self, i: int, data: bytes) -> npt.NDArray[np.uint8]:
+        row, where = self.index[i], self.where(i)
+        return decode_image(vouched(data, row.image, where), where, row.image_field)
+
+    def _read(self, i: int, offset: int, size: int) -> bytes:
         try:
-            with path.open("rb", buffering=0) as handle:
-                return read_member(handle, member, self.where(i))
+            return self.storage.read_range(self.manifest[self._shard[i]].name, offset, size)
         except OSError as error:
-            raise ShardError(f"{self.where(i)}: cannot read {path}: {error.strerror}") from None
+            raise ShardError(f"{self.where(i)}: cannot read its shard: {error.strerror or error}") from None
 
 
-def read_member(handle: io.RawIOBase | io.BufferedReader, member: Member, where: str) -> bytes:
-    """The payload of one member, with the sha256 the index states or :class:`ShardError`."""
-    handle.seek(member.offset)
-    data = handle.read(member.size) or b""
+def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
+    """The storage that holds the manifest, `place` itself or its ``shards``, and the sizes of the blobs there."""
+    try:
+        storage = open_storage(place)
+        sizes = storage.sizes()
+        if MANIFEST not in sizes and not storage.sizes(COMMITS):
+            inside = storage.within("shards")
+            found = inside.sizes()
+            if found or inside.sizes(COMMITS):
+                return inside, found
+        return storage, sizes
+    except OSError as error:
+        raise ShardError(f"cannot read {place}: {error.strerror or error}: check the path") from None
+
+
+def vouched(data: bytes, member: Member, where: str) -> bytes:
+    """`data` itself when it has the sha256 that the index states, else :class:`ShardError`."""
     if hashlib.sha256(data).hexdigest() != member.sha256:
         came = "other bytes" if len(data) == member.size else f"only {len(data)} of {member.size} bytes"
         raise ShardError(
@@ -121,62 +166,59 @@ def read_member(handle: io.RawIOBase | io.BufferedReader, member: Member, where:
     return data
 
 
-def read_index(directory: Path, row: ManifestRow) -> list[IndexRow]:
-    """The index of one shard, checked against its manifest row."""
-    path = directory / row.index
+def read_member(handle: IO[bytes], member: Member, where: str) -> bytes:
+    """The payload of one member of an opened tar, with the sha256 the index states or :class:`ShardError`."""
+    handle.seek(member.offset)
+    return vouched(handle.read(member.size), member, where)
+
+
+def read_index(place: Storage | str | Path, row: ManifestRow, sizes: Mapping[str, int] | None = None) -> list[IndexRow]:
+    """The index of one shard, checked against its manifest row, and its offsets against the layout of a tar of ours.
+
+    `sizes` is a listing of `place`: an index is read only when it has the size that the manifest states.
+    """
+    storage = open_storage(place) if isinstance(place, str | Path) else place
+    sizes = storage.sizes(row.index) if sizes is None else sizes
+    check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
     try:
-        content = path.read_bytes()
+        content = storage.read(row.index)
     except OSError as error:
         raise ShardError(
-            f"{row.name}: cannot read its index {path}: {error.strerror}: generate this shard again"
+            f"{row.name}: cannot read its index {row.index}: {error.strerror or error}: generate this shard again"
         ) from None
     if hashlib.sha256(content).hexdigest() != row.index_sha256:
         raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
-    rows = [IndexRow.parse(line, f"{path} line {n}") for n, line in enumerate(content.splitlines(), 1)]
-    if len(rows) != row.count:
-        raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(rows)}: generate again")
+    lines = content.splitlines()
+    if len(lines) != row.count:
+        raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(lines)}: generate again")
+    rows = [IndexRow.parse(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
+    at = 0
+    for sample in rows:
+        image = sample.json.offset + padded(sample.json.size) + BLOCK
+        if (sample.json.offset, sample.image.offset) != (at + BLOCK, image):
+            raise ShardError(
+                f"{row.name}, sample {sample.key!r}: expected its bytes right behind those of the sample before, found "
+                "them elsewhere in the tar: generate this shard again"
+            )
+        if sample.image_field != rows[0].image_field:
+            raise ShardError(
+                f"{row.name}, sample {sample.key!r}: expected {rows[0].image_field} as in the samples before"
+            )
+        at = image + padded(sample.image.size)
+    if tar_size(at) != row.bytes:
+        raise ShardError(f"{row.name}: its samples make a tar of {tar_size(at)} bytes, the manifest says {row.bytes}")
     return rows
 
 
-def check_size(path: Path, size: int) -> None:
-    """:class:`ShardError` unless `path` has exactly `size` bytes: the cheap half of verification."""
-    try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise ShardError(
-            f"{path.name}: in the manifest, but not readable: {error.strerror}: generate it again"
-        ) from None
+def check_size(name: str, size: int, sizes: Mapping[str, int], what: str = "") -> None:
+    """:class:`ShardError` unless `sizes` has `name` with exactly `size` bytes: the cheap half of verification."""
+    found = sizes.get(name)
+    if found is None:
+        raise ShardError(f"{what}{name}: in the manifest, but not there: generate it again")
     if found != size:
-        raise ShardError(f"{path.name}: expected {size} bytes, found {found} (truncated?): generate this shard again")
+        raise ShardError(f"{what}{name}: expected {size} bytes, found {found} (truncated?): generate this shard again")
 
 
-def parse_record(data: bytes, where: str) -> Record:
-    """The record in `data` (UTF-8 JSON), with the fields and types of format 1 or :class:`ShardError`."""
-    try:
-        record = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ShardError(f"{where}: its record is not JSON: generate this shard again") from None
-    return check_record(record, where)
-
-
-def decode_image(data: bytes, where: str) -> npt.NDArray[np.uint8]:
-    """The pixels of a PNG: uint8, height x width x (1 or 3). No other codec is ever tried.
-
-    Pillow without `formats` guesses by content and can reach interpreters of other formats; size is checked before
-    decoding, since a few kilobytes can announce gigabytes.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.mode not in ("L", "RGB") or image.width * image.height > MAX_PIXELS:
-                raise ShardError(
-                    f"{where}: expected an L or RGB image, found {image.mode} {image.width}x{image.height}"
-                )
-            pixels = np.array(image, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ShardError(f"{where}: its image is not a readable PNG ({error}): generate this shard again") from None
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
-
-
-def _first_repeated(keys: list[str]) -> str:
+def _first_repeated(keys: list[str]) -> int:
     seen: set[str] = set()
-    return next(key for key in keys if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    return next(i for i, key in enumerate(keys) if key in seen or seen.add(key))  # type: ignore[func-returns-value]

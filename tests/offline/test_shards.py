@@ -154,7 +154,7 @@ def test_every_flipped_bit_is_seen_and_no_altered_payload_is_delivered(shards) -
         key = payload.get(int(position))
         if key is None:
             assert any(
-                re.search(r"cf-train-000000\.tar, (sample .*(tar header|padding)|expected zeros)", p)
+                re.search(r"cf-train-000000\.tar(, sample .*(tar header|padding)|: expected zeros)", p)
                 for p in report.problems
             )
         else:
