@@ -3,6 +3,9 @@
 The schema is written down because ``datasets`` otherwise infers it from the first five samples and drops, without a
 word, every name of ``do`` that only occurs later. ``load_dataset(DIR)`` uses the card; ``load_dataset("webdataset",
 data_files=...)`` does not see it and relies on the plan's leading real rows.
+
+It depends on plan, schema and one manifest row, so every engine writes the same bytes. It states no licence: that of the
+source images decides, and only the user knows it.
 """
 
 from __future__ import annotations
@@ -11,24 +14,34 @@ import json
 from collections.abc import Iterable
 
 from cfaug.data import Schema
-from cfaug.offline.format import FORMAT
+from cfaug.offline.format import FORMAT, ManifestRow
 from cfaug.offline.plan import Plan
 
+TITLE = "Counterfactual images"
+# of https://huggingface.co/docs/hub/datasets-cards: what the hub's filter by size knows
+_SIZES = (
+    (10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"),
+    (10**8, "10M<n<100M"), (10**9, "100M<n<1B"), (10**10, "1B<n<10B"), (10**11, "10B<n<100B"), (10**12, "100B<n<1T"),
+)  # fmt: skip
 
-def card(plan: Plan, schema: Schema, padded: bool = False) -> str:
-    """The text of ``README.md``: a YAML header for ``datasets`` and a paragraph for people. Depends on content only.
 
-    ``padded``: every record says in ``quality`` how much its source was padded for the model.
+def card(
+    plan: Plan, schema: Schema, padded: bool = False, image: str = "png", example: ManifestRow | None = None
+) -> str:
+    """The text of ``README.md``: a YAML header for ``datasets`` and a paragraph for people.
+
+    Args:
+        padded: every record says in ``quality`` how much its source was padded for the model.
+        image: the image field, ``png`` or ``webp``.
+        example: any row of the manifest, for the model's digest and the versions; they are the same in all rows.
     """
-    shards = plan.shards()
-    distinct = {row.do for row in plan}
-    intervened = [n for n in schema.names if any(n in do.assignments for do in distinct)] or list(schema.names)
-    nulls = sum(row.do.is_null for row in plan)
-    sources = len({row.source_key for row in plan})
     texts = ("key", "source_key", "source_digest", "split")
     lines = [
         "---",
-        "tags: [counterfactual, webdataset, cfaug]",
+        f"pretty_name: {json.dumps(f'{TITLE} ({plan.split})')}",
+        "tags: [counterfactual, synthetic, webdataset, cfaug]",
+        f"size_categories: [{size_category(len(plan))}]",
+        *(["task_categories: [image-classification]"] if _classes(schema) else []),
         "configs:",
         "- config_name: default",
         "  data_files:",
@@ -41,7 +54,7 @@ def card(plan: Plan, schema: Schema, padded: bool = False) -> str:
         "    struct:",
         "    - {name: schema, dtype: int64}",
         *(f"    - {{name: {name}, dtype: string}}" for name in texts),
-        *_struct("do", intervened, schema),
+        *_struct("do", intervened(plan, schema) or schema.names, schema),
         *_struct("attributes", schema.names, schema),
         *_struct("factual", schema.names, schema),
         f"    - {{name: target, dtype: {_type(schema, schema.target)}}}",
@@ -52,22 +65,49 @@ def card(plan: Plan, schema: Schema, padded: bool = False) -> str:
         "      struct:",
         "      - {name: change_l1, dtype: float64}",
         *(f"      - {{name: padding_{side}, dtype: int64}}" for side in ("bottom", "right") if padded),
-        "  - {name: png, dtype: image}",
+        f"  - {{name: {image}, dtype: image}}",
         "---",
         "",
-        "# Counterfactual images",
+        f"# {TITLE}",
         "",
-        f"{len(plan)} images in {len(shards)} shards, made by cfaug from {sources} images of the {plan.split} split: "
-        f"{len(plan) - nulls} under interventions and {nulls} reconstructions (`do` empty; here its names are null).",
-        "They are synthetic: each shows what its source might have looked like under `do`, if the assumptions of the",
-        "graph and of the model that made it hold.",
+        described(plan),
         "",
-        f"Shard format {FORMAT}: `<key>.png` and `<key>.json` a sample; `manifest.jsonl` says what is committed.",
+        f"Shard format {FORMAT}: `<key>.{image}` and `<key>.json` a sample; `manifest.jsonl` says what is committed.",
+        "",
+        "Made from",
         "",
         f"- plan `{plan.digest}` {json.dumps(plan.settings, sort_keys=True)}",
-        "",
+        f"- {plan.summary.sources} sources, sha256 of their sorted keys `{plan.summary.sources_sha256}`",
     ]
-    return "\n".join(lines)
+    if example is not None:
+        lines.append(f"- model `{example.model}`")
+        lines.append("- " + ", ".join(f"{name} {value}" for name, value in sorted(example.environment.items())))
+    return "\n".join([*lines, ""])
+
+
+def described(plan: Plan) -> str:
+    """What the images are, in three sentences; for the card and for Croissant."""
+    of = plan.summary
+    return (
+        f"{of.rows} images in {of.shards} shards, made by cfaug from {of.sources} images of the {plan.split} split: "
+        f"{of.rows - of.nulls} under interventions and {of.nulls} reconstructions (`do` empty).\n"
+        "They are synthetic: each shows what its source might have looked like under `do`, if the assumptions of the\n"
+        "graph and of the model that made it hold."
+    )
+
+
+def intervened(plan: Plan, schema: Schema) -> tuple[str, ...]:
+    """The attributes that the plan intervenes on, in the schema's order."""
+    return tuple(name for name in schema.names if name in plan.summary.names)
+
+
+def size_category(images: int) -> str:
+    """The hub's name for a number of images."""
+    return next((name for most, name in _SIZES if images < most), "n>1T")
+
+
+def _classes(schema: Schema) -> bool:
+    return schema.target is not None and schema[schema.target].kind != "continuous"
 
 
 def _struct(field: str, names: Iterable[str], schema: Schema) -> list[str]:

@@ -1,0 +1,226 @@
+"""Regeneration: do plan and model make the committed bytes again? N random samples, whole micro-batches, compared by byte.
+
+    samples drawn uniformly from the manifest -> their micro-batches -> png or webp and json bytes, against the shard's
+
+A batch is made whole because the bytes depend on what is in it; its size is the manifest's. The same bytes are promised
+for the same environment only (versions, threads, device): where that differs the report says in what, and a difference
+found there tells nothing about the shards. It reads only the shards it draws from: that the others are whole is for ``verify``.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cfaug.data import AttributeDataset
+from cfaug.errors import ShardError, UsageError
+from cfaug.offline.committed import Committed, OpenSample
+from cfaug.offline.decoders import decode_image
+from cfaug.offline.destination import open_destination
+from cfaug.offline.format import IndexRow, ManifestRow, Sample
+from cfaug.offline.plan import Plan, PlanRow
+from cfaug.offline.staging import encode_sample
+from cfaug.offline.verify import VerifyReport
+from cfaug.offline.work import Gate, Model, ShardWork, environment_of
+
+_FIELDS = 3  # of a record, that a line names
+
+
+@dataclass(frozen=True)
+class RegenerateReport(VerifyReport):
+    """`ok` when every drawn sample came out again, byte by byte.
+
+    `counts`: samples (drawn), identical, different, batches (made). `environment`: what is not as it was when the
+    shards were made, "name: then, now".
+    """
+
+    environment: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"environment differs: {', '.join(self.environment)}"] if self.environment else []
+        if self.environment and self.problems:
+            lines.append(
+                "so other bytes were to be expected and prove nothing: regenerate where the environment is that of then"
+            )
+        return "\n".join([super().__str__(), *lines])
+
+
+def regenerate(
+    model: Model,
+    dataset: AttributeDataset,
+    plan: Plan,
+    place: str | Path,
+    n: int = 10,
+    seed: int = 0,
+    progress: bool = False,
+    gate: Gate | None = None,
+) -> RegenerateReport:
+    """Make `n` random samples of `place` (a run, its shards, or a URL) again and compare their bytes.
+
+    Differences are reported, each naming shard and key; so are damaged shards, another plan and another model (then
+    nothing is made). :class:`UsageError` for `n` below 1; :class:`ShardError` where nothing is committed;
+    :class:`DataError` for a source that `dataset` does not have.
+    """
+    from tqdm import tqdm
+
+    if type(n) is not int or n < 1:
+        raise UsageError(f"expected at least 1 sample to regenerate, got {n!r}")
+    shards = Committed(place)
+    first = shards.manifest[0]
+    strangers = _strangers(first, plan, model)
+    if strangers:
+        return RegenerateReport(tuple(strangers), {"samples": 0, "identical": 0, "different": 0, "batches": 0})
+    size = first.environment.get("batch_size")
+    if type(size) is not int or size < 1:
+        raise ShardError(
+            f"{shards.storage.url}: the manifest does not say the batch size, on which the bytes depend: was it made by cfaug generate?"
+        )
+    # nothing is written: the destination is only where the samples came from
+    work = ShardWork(model, dataset, plan, open_destination(place), size, dict(first.environment), gate=gate)
+    problems: list[str] = []
+    drawn = different = batches = 0
+    picked = _draw(shards.manifest, n, seed)
+    with tqdm(
+        total=sum(len(positions) for _, positions in picked), desc="regenerate", unit=" img", disable=not progress
+    ) as bar:
+        for shard, positions in picked:
+            drawn += len(positions)
+            try:
+                held = _held(shards, shard, positions)
+                rows = _rows(plan, shard)
+            except ShardError as error:
+                problems.append(str(error))
+                different += len(positions)
+                bar.update(len(positions))
+                continue
+            for batch in _batches(rows, size, held):
+                batches += 1
+                made = {sample.key: sample for sample in work.batch(batch)}
+                for key in (row.key for row in batch if row.key in held):
+                    found = _compare(f"{shard.name}, sample {key!r}", held[key], made.get(key))
+                    problems += found
+                    different += bool(found)
+                    bar.update(1)
+            unknown = sorted(held.keys() - {row.key for row in rows})
+            problems += [f"{shard.name}, sample {key!r}: the plan has no such row in this shard" for key in unknown]
+            different += len(unknown)
+    counts = {"samples": drawn, "identical": drawn - different, "different": different, "batches": batches}
+    return RegenerateReport(tuple(problems), counts, environment=tuple(_environment(first, model, gate, size)))
+
+
+def _strangers(row: ManifestRow, plan: Plan, model: Model) -> list[str]:
+    return [
+        f"the shards were made from {what} {theirs:.16}, this one is {ours:.16}: nothing to compare; use the one they were made from"
+        for what, theirs, ours in (("plan", row.plan, plan.digest), ("model", row.model, model.digest))
+        if theirs != ours
+    ]
+
+
+def _environment(row: ManifestRow, model: Model, gate: Gate | None, batch_size: int) -> Iterator[str]:
+    then: Mapping[str, Any] = {"image": "png", **row.environment}
+    now: Mapping[str, Any] = environment_of(model, batch_size, str(then["image"]), gate)
+    for name in sorted({*now, *then}):
+        before, here = then.get(name, "none"), now.get(name, "none")
+        if before != here:
+            yield f"{name} {before} then, {here} now"
+
+
+def _draw(manifest: Sequence[ManifestRow], n: int, seed: int) -> list[tuple[ManifestRow, list[int]]]:
+    """Shards, each with the positions of the drawn samples in it; all samples are equally likely, none is drawn twice."""
+    total = sum(row.count for row in manifest)
+    numbers = sorted(random.Random(seed).sample(range(total), min(n, total)))
+    found: list[tuple[ManifestRow, list[int]]] = []
+    start = at = 0
+    for row in manifest:
+        here = []
+        while at < len(numbers) and numbers[at] < start + row.count:
+            here.append(numbers[at] - start)
+            at += 1
+        if here:
+            found.append((row, here))
+        start += row.count
+    return found
+
+
+@dataclass(frozen=True)
+class _Held:
+    row: IndexRow
+    json: bytes
+    image: bytes
+
+
+def _held(shards: Committed, shard: ManifestRow, positions: Sequence[int]) -> dict[str, _Held]:
+    wanted = set(positions)
+    return {sample.row.key: _hold(sample) for number, sample in enumerate(shards.samples(shard)) if number in wanted}
+
+
+def _hold(sample: OpenSample) -> _Held:
+    return _Held(sample.row, sample.read(sample.row.json), sample.read(sample.row.image))
+
+
+def _rows(plan: Plan, shard: ManifestRow) -> tuple[PlanRow, ...]:
+    number = shard.name.removesuffix(".tar").rpartition("-")[2]
+    if not number.isascii() or not number.isdigit() or plan.shard_name(int(number)) != shard.name:
+        raise ShardError(f"{shard.name}: expected a shard of the plan, such as {plan.shard_name(plan.shards()[0])}")
+    try:
+        return tuple(plan.rows_of(int(number)))
+    except UsageError as error:
+        raise ShardError(f"{shard.name}: {error}") from None
+
+
+def _batches(rows: Sequence[PlanRow], size: int, wanted: Mapping[str, Any]) -> Iterator[Sequence[PlanRow]]:
+    """The micro-batches of a shard that have a wanted key: consecutive rows, as generation takes them."""
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        if any(row.key in wanted for row in batch):
+            yield batch
+
+
+def _compare(where: str, held: _Held, made: Sample | None) -> list[str]:
+    if made is None:
+        return [f"{where}: the model does not make this sample any more: it rejects it"]
+    name = held.row.image_field
+    fields = encode_sample(made, image=name)
+    problems = []
+    if fields["json"] != held.json:
+        problems.append(f"{where}: the record comes out otherwise: {_record_difference(held.json, fields['json'])}")
+    if fields[name] != held.image:
+        problems.append(f"{where}: the image comes out otherwise: {_pixel_difference(where, held, made)}")
+    return problems
+
+
+def _record_difference(then: bytes, now: bytes) -> str:
+    old, new = _flat(json.loads(then)), _flat(json.loads(now))
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if not names:
+        return "the same values, written in other bytes"
+    said = [f"{name} {_short(old.get(name))} then, {_short(new.get(name))} now" for name in names[:_FIELDS]]
+    return "; ".join([*said, *([f"and {len(names) - _FIELDS} more"] if len(names) > _FIELDS else [])])
+
+
+def _short(value: object) -> str:
+    return text if len(text := json.dumps(value)) <= 40 else f"{text[:20]}..."
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in record.items():
+        found.update(_flat(value, f"{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return found
+
+
+def _pixel_difference(where: str, held: _Held, made: Sample) -> str:
+    old, new = decode_image(held.image, where, held.row.image_field), made.image
+    if old.shape != new.shape:
+        return f"{'x'.join(map(str, old.shape))} then, {'x'.join(map(str, new.shape))} now"
+    apart = np.abs(old.astype(np.int16) - new.astype(np.int16))
+    pixels = int(apart.any(axis=2).sum())
+    if not pixels:
+        return "the same pixels, encoded in other bytes"
+    return f"{pixels} of {old.shape[0] * old.shape[1]} pixels, by {int(apart.max())} of 255 at most, {apart.mean():.3g} on average"

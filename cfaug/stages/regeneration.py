@@ -1,0 +1,64 @@
+"""``cfaug verify DIR --regenerate N``: a run's own model, plan and data set make random samples of its shards again.
+
+What is opened: config.yaml (and with it the data and the graph), model/, plan/, and the shards where the configuration
+put them. Nothing is fitted, planned or written.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cfaug.config import load_recipe
+from cfaug.decode import CounterfactualModel
+from cfaug.errors import UsageError
+from cfaug.offline import Plan
+from cfaug.offline.regenerate import RegenerateReport, regenerate
+from cfaug.stages.inputs import open_inputs, refuse_other_model
+
+_NEEDED = {"config.yaml": "its configuration", "model/model.json": "its model", "plan/plan.json": "its plan"}
+
+
+def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: bool = False) -> RegenerateReport:
+    """Make `n` random samples of the run in `directory` (or in the directory above it, when it is ``shards``) again.
+
+    Raises:
+        UsageError: not a run's directory, or one without model or plan; other images than the run was made on.
+        DataError, ShardError: what opening the data, the model, the plan and the shards may raise.
+    """
+    run = _run(directory)
+    recipe = load_recipe(run / "config.yaml")
+    inputs = open_inputs(recipe, progress, fitted=True)
+    _refuse_other_data(run, inputs.digest)
+    model = CounterfactualModel.load(run / "model", recipe.decoder.device)
+    refuse_other_model(inputs, model.scm.graph, model.schema, run / "model")
+    plan = Plan.load(run / "plan")
+    place = recipe.generate.destination or run
+    return regenerate(model, inputs.train, plan, place, n, seed, progress)
+
+
+def _run(directory: str | Path) -> Path:
+    if "://" in str(directory):
+        raise UsageError(
+            f"expected a run's own directory to regenerate from, got {directory}: its configuration, model and plan are needed"
+        )
+    run = Path(directory)
+    if run.name == "shards" and not (run / "config.yaml").exists():
+        run = run.parent
+    for name, what in _NEEDED.items():
+        if not (run / name).exists():
+            raise UsageError(
+                f"cannot regenerate without {what}: {run / name} is missing; give the directory that cfaug generate wrote to"
+            )
+    return run
+
+
+def _refuse_other_data(run: Path, digest: str) -> None:
+    try:
+        then = json.loads((run / "run.json").read_text(encoding="utf-8")).get("data")
+    except (OSError, ValueError, AttributeError):
+        return  # the records name each source's own digest, which is compared as well
+    if then is not None and then != digest:
+        raise UsageError(
+            f"{run} was made from other images or attributes (data {str(then)[:12]}, now {digest[:12]}): put back the ones of then"
+        )
