@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -212,20 +214,104 @@ def _alive(pid: int) -> bool:
         return False
 
 
-def test_a_killed_worker_is_one_line_and_the_run_can_be_continued(reference, tmp_path) -> None:
-    marks = tmp_path / "marks"
+def _kill_the_first(marks: Path) -> object:
+    """An `on_shard` that kills the worker of the first shard, once it has begun its second."""
+    victims: list[int] = []
+
+    def kill(_: object) -> None:
+        pids = {int(p.name.split("-")[0]) for p in marks.iterdir()}
+        if not victims:
+            victims.append(pids.pop())
+            os.kill(victims[0], signal.SIGKILL)
+
+    return kill
+
+
+def test_a_killed_worker_costs_its_shard_once_and_the_run_completes(reference, tmp_path) -> None:
+    marks, out, log = tmp_path / "marks", tmp_path / "out", tmp_path / "stats.jsonl"
     marks.mkdir()
+    model = tiny.model(mark=str(marks), pause=0.1)
+    report = run(out, workers=1, model=model, on_shard=_kill_the_first(marks), log_to=log)
+    assert (report.written, report.retried, report.complete) == (4, 1, True)  # type: ignore[attr-defined]
+    assert tiny.digests(out) == tiny.digests(reference)
+    assert tiny.manifest_lines(out) == tiny.manifest_lines(reference)
+    assert len({p.name.split("-")[0] for p in marks.iterdir()}) > 1
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["event"] for event in events].count("retry") == 1
+    made = {event["name"]: event for event in events if event["event"] == "shard"}
+    assert sorted(event["attempt"] for event in made.values()) == [1, 1, 1, 2]
+    assert sum(event["images"] for event in made.values()) == 32
 
-    def kill_one(_: object) -> None:
-        for pid in {int(p.name.split("-")[0]) for p in marks.iterdir()}:
-            os.kill(pid, signal.SIGKILL)
 
-    with pytest.raises(CfaugError, match="run the same again to continue") as caught:
-        run(tmp_path / "out", workers=1, model=tiny.model(mark=str(marks), pause=0.2), on_shard=kill_one)
+def test_without_retries_a_killed_worker_is_listed_and_the_run_can_be_continued(reference, tmp_path) -> None:
+    marks, out = tmp_path / "marks", tmp_path / "out"
+    marks.mkdir()
+    model = tiny.model(mark=str(marks), pause=0.1)
+    with pytest.raises(CfaugError, match=r"1 of 4 shards failed \(cf-train-\d+\.tar; 3 others are committed") as caught:
+        run(out, workers=1, model=model, on_shard=_kill_the_first(marks), retries=0)
     assert "\n" not in str(caught.value)
-    assert verify(tmp_path / "out").leftovers == ()
-    run(tmp_path / "out")
-    assert tiny.digests(tmp_path / "out") == tiny.digests(reference)
+    assert "SIGKILL" in str(caught.value) or "-9" in str(caught.value)
+    assert verify(out).leftovers == ()
+    assert run(out).skipped == 3  # type: ignore[attr-defined]
+    assert tiny.digests(out) == tiny.digests(reference)
+
+
+def test_what_a_message_explains_is_not_tried_again_and_costs_no_other_shard(reference, tmp_path) -> None:
+    data, plan = tiny.dataset(), a_plan()
+    bad, seen = plan.rows_of(1)[3].source_key, []
+    hit = {n for n in plan.shards() if bad in {row.source_key for row in plan.rows_of(n)}}
+    whole = data.image
+
+    def image(i: int) -> np.ndarray:
+        if data.key(i) == bad:
+            seen.append(i)
+            raise DataError(f"source {bad!r}: cannot be decoded")
+        return whole(i)
+
+    data.image = image  # type: ignore[method-assign]
+    with pytest.raises(DataError, match="cannot be decoded") as caught:
+        run(tmp_path, data=data)
+    assert len(seen) == len(hit)
+    assert f"{len(hit)} of 4 shards failed" in str(caught.value)
+    assert len(ShardReader(tmp_path).manifest) == 4 - len(hit)
+    run(tmp_path)
+    assert tiny.digests(tmp_path) == tiny.digests(reference)
+
+
+def test_when_the_first_ten_all_fail_the_rest_is_not_tried(tmp_path) -> None:
+    log = tmp_path / "stats.jsonl"
+    with pytest.raises(CfaugError, match=r"10 of 32 shards failed .* non-finite"):
+        run(tmp_path, plan=a_plan(samples_per_shard=1), model=tiny.model(broken="nan"), batch_size=1, log_to=log)
+    assert log.read_text().count('"failed"') >= 10
+
+
+@dataclass(frozen=True)
+class BrightGate:
+    """Keeps images whose mean is at least `least`."""
+
+    least: float
+
+    @property
+    def digest(self) -> str:
+        return f"bright-{self.least}"
+
+    def __call__(self, images: list, records: list) -> list[bool]:
+        assert len(images) == len(records)
+        return [image.mean() >= self.least for image in images]
+
+
+def test_a_gate_leaves_images_out_counts_them_and_is_part_of_the_run(reference, tmp_path) -> None:
+    whole = ShardReader(reference)
+    least = float(np.median([whole.image(i).mean() for i in range(len(whole))]))
+    report = run(tmp_path, gate=BrightGate(least), log_to=tmp_path / "stats.jsonl")
+    kept = [key for i, key in enumerate(whole.keys) if whole.image(i).mean() >= least]
+    assert ShardReader(tmp_path).keys == kept
+    assert (report.images, report.rejected) == (len(kept), 32 - len(kept))  # type: ignore[attr-defined]
+    assert verify(tmp_path, a_plan()).ok
+    with pytest.raises(UsageError, match="gate"):
+        run(tmp_path)
+    with pytest.raises(CfaugError, match="the gate rejected all of its 8 images"):
+        run(tmp_path / "none", gate=BrightGate(300))
 
 
 @pytest.fixture
