@@ -20,7 +20,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,22 +165,6 @@ class ManifestRow:
         if not sound:
             raise ShardError(f"{where}: expected a manifest row of shard format {FORMAT}, found {_short(line)}")
         return row
-
-
-def find(directory: str | Path) -> Path:
-    """The directory that holds the manifest: `directory` itself or its ``shards`` (so a run or its shards will do)."""
-    directory = Path(directory)
-    if not (directory / MANIFEST).exists() and (directory / "shards").is_dir():
-        return directory / "shards"
-    return directory
-
-
-def read_manifest(directory: Path) -> list[ManifestRow]:
-    """:func:`cfaug.offline.manifest.read_manifest` of a directory."""
-    from cfaug.offline import manifest  # it builds on this module
-    from cfaug.offline.storage import LocalStorage
-
-    return manifest.read_manifest(LocalStorage(directory))
 
 
 def check_record(record: Any, where: str) -> Record:
