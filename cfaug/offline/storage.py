@@ -22,7 +22,7 @@ from cfaug.data.files import replace_file
 from cfaug.errors import UsageError
 
 LARGEST = 5 * 2**30  # bytes; what one put to S3 can hold
-ATTEMPTS = 6  # at one request, with exponential backoff: about half a minute of a store that says 503
+ATTEMPTS = 6  # at one request, with exponential backoff: a store may say 503 for about half a minute
 
 
 class Storage(Protocol):
@@ -140,6 +140,10 @@ class FsspecStorage:
             raise UsageError(
                 f"cannot reach {self.url}: {error}; write a directory, s3://BUCKET/PATH or memory://PATH"
             ) from None
+        if self.url.startswith("s3"):
+            # s3fs repeats what botocore has given up on: five times five attempts of a minute each is no answer. But
+            # only s3fs repeats an answer that breaks off in the middle.
+            files.retries = 2
         return files, str(path)
 
     def read(self, name: str) -> bytes:
@@ -233,7 +237,7 @@ def _options(url: str) -> dict[str, Any]:
     from fsspec.config import conf
 
     # 15 s, the default of s3fs, is short for a store that is slow under a thousand writers
-    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 60}
+    config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 30}
     if "AWS_RETRY_MODE" not in os.environ:  # exponential backoff with jitter, within a budget; all of 500, 503, resets
         config["retries"] = {"mode": "standard"}
         if "AWS_MAX_ATTEMPTS" not in os.environ:
@@ -259,7 +263,9 @@ def _as_os_error() -> Iterator[None]:
         said = " ".join(str(error).split()) or type(error).__name__
         if kinds & {"botocore.NoCredentialsError", "botocore.PartialCredentialsError", "botocore.ProfileNotFound"}:
             raise PermissionError(errno.EACCES, f"{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-        network = kinds & {"botocore.HTTPClientError", "aiohttp.ClientError", "botocore.ResponseParserError"}
+        network = kinds & {
+            "botocore.ConnectionError", "botocore.HTTPClientError", "botocore.ResponseParserError", "aiohttp.ClientError"
+        }  # fmt: skip
         raise OSError(errno.EIO if network else errno.EINVAL, said) from None
 
 

@@ -1,0 +1,366 @@
+"""A directory that many processes commit to: no row lost, none twice, nothing half there; whoever is killed, whenever."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import committing
+import pytest
+from committing import IDENTITY, commit, name, staged
+
+from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
+from cfaug.offline import ShardReader, verify
+from cfaug.offline import manifest as manifest_module
+from cfaug.offline.destination import open_destination
+from cfaug.offline.manifest import read_manifest
+from cfaug.offline.storage import LocalStorage
+from cfaug.offline.writer import LocalDestination
+
+
+@pytest.fixture
+def place(tmp_path) -> LocalDestination:
+    return LocalDestination(tmp_path / "shards")
+
+
+def digests(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.glob("cf-*") if p.is_file()}
+
+
+def lines(directory: Path) -> list[bytes]:
+    return sorted((directory / "manifest.jsonl").read_bytes().splitlines(keepends=True))
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an uninterrupted single process makes of shards 0..23."""
+    place = LocalDestination(tmp_path_factory.mktemp("truth"))
+    for number in range(24):
+        commit(place, number)
+    return place.directory
+
+
+def same_as(directory: Path, truth: Path, numbers: range) -> None:
+    wanted = {name(k).removesuffix(".tar") for k in numbers}
+    assert digests(directory) == {k: v for k, v in digests(truth).items() if k.split(".")[0] in wanted}
+    assert lines(directory) == [line for line in lines(truth) if line.split(b'"')[3].decode()[:-4] in wanted]
+    assert not list(directory.glob("*.partial"))
+    ShardReader(directory)
+
+
+def test_out_names_the_runs_directory(tmp_path) -> None:
+    destination = open_destination(tmp_path)
+    assert destination.storage == LocalStorage(tmp_path / "shards")
+    assert open_destination(f"file://{tmp_path}").storage == destination.storage
+    assert not destination.one_process
+    assert destination.committed() == {}
+    assert destination.intact() == set()
+    assert not (tmp_path / "shards").exists()  # looking makes nothing
+
+
+def test_many_processes_commit_and_no_row_is_lost_or_twice(truth, tmp_path) -> None:
+    numbers = list(range(24))
+    processes = []
+    for k in range(4):
+        mine = numbers + numbers[k::2]  # every shard by all four, half of them again
+        random.Random(k).shuffle(mine)
+        processes.append(committing.started(tmp_path, mine))
+    assert [process.wait(timeout=60) for process in processes] == [0] * 4
+    same_as(tmp_path, truth, range(24))
+
+
+def test_processes_killed_at_random_lose_nothing_that_was_committed(truth, tmp_path) -> None:
+    rng = random.Random(0)
+    committed: set[bytes] = set()
+    for _ in range(4):
+        processes = [committing.started(tmp_path, rng.sample(range(24), 24)) for _ in range(2)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        time.sleep(rng.uniform(0, 0.03))
+        for process in processes:
+            process.kill()
+            process.wait()
+        if (tmp_path / "manifest.jsonl").exists():
+            content = (tmp_path / "manifest.jsonl").read_bytes()
+            now = set(content[: content.rfind(b"\n") + 1].splitlines(keepends=True))
+            assert committed <= now <= set(lines(truth))
+            committed = now
+            read_manifest(LocalStorage(tmp_path))
+    place = LocalDestination(tmp_path)
+    with place.session(IDENTITY):
+        for number in range(24):
+            if name(number) not in place.intact():
+                commit(place, number)
+    same_as(tmp_path, truth, range(24))
+
+
+def _killed_at(place: LocalDestination, step: int, torn: bool) -> int:
+    """Commit shard 1 in a forked child that kills itself at the `step`-th system call of the protocol; its wait status."""
+    child = os.fork()
+    if child:
+        return os.waitpid(child, 0)[1]
+    left, write = [step], os.write
+
+    def countdown(call):  # type: ignore[no-untyped-def]
+        def wrapped(*args):  # type: ignore[no-untyped-def]
+            if left[0] == 0:
+                if torn and call is write:
+                    write(args[0], args[1][: len(args[1]) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            left[0] -= 1
+            return call(*args)
+
+        return wrapped
+
+    try:
+        for call in ("fsync", "replace", "write", "close"):
+            setattr(os, call, countdown(getattr(os, call)))
+        commit(place, 1)
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("other", [True, False])
+def test_whoever_commits_next_repairs_what_a_killed_one_left(truth, tmp_path, torn: bool, other: bool) -> None:
+    """`other`: by a process that had read the manifest before, whose knowledge must not be one row too old or too new."""
+    for step in range(40):
+        place = LocalDestination(tmp_path / f"{step}")
+        commit(place, 0)
+        status = _killed_at(place, step, torn)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0
+            break
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        assert {row.name for row in read_manifest(place.storage)} in ({name(0)}, {name(0), name(1)})
+        nxt = place if other else LocalDestination(place.directory)
+        commit(nxt, 2)
+        commit(nxt, 1)
+        with nxt.session(IDENTITY):
+            pass  # sweeps
+        same_as(place.directory, truth, range(3))
+    assert step >= 8
+
+
+def test_interrupts_and_errors_between_any_two_steps_leave_the_shard_whole_or_absent(truth, tmp_path) -> None:
+    for kind in (KeyboardInterrupt(), OSError(5, "Input/output error")):
+        for step in range(40):
+            place, left = LocalDestination(tmp_path / f"{type(kind).__name__}{step}"), [step]
+            commit(place, 0)
+            with pytest.MonkeyPatch.context() as patch:
+                for call in ("fsync", "replace", "write"):
+                    real = getattr(os, call)
+
+                    def wrapped(*args: object, real=real, left=left) -> object:  # type: ignore[no-untyped-def]
+                        left[0] -= 1
+                        if left[0] == -1:
+                            raise kind
+                        return real(*args)
+
+                    patch.setattr(os, call, wrapped)
+                try:
+                    commit(place, 1)
+                    break
+                except (KeyboardInterrupt, StorageError) as error:
+                    assert isinstance(error, KeyboardInterrupt) or (error.transient and not error.full)
+            same_as(place.directory, truth, range(1))
+            commit(place, 1)
+            same_as(place.directory, truth, range(2))
+        assert step >= 6
+
+
+def test_a_commit_reads_only_what_is_new(place, monkeypatch) -> None:
+    parsed: list[str] = []
+    parse = manifest_module.ManifestRow.parse
+    monkeypatch.setattr(
+        manifest_module.ManifestRow, "parse", lambda line, where: parsed.append(where) or parse(line, where)
+    )
+    other = LocalDestination(place.directory)
+    for number in range(6):
+        commit(place if number % 3 else other, number)
+    # each process has seen each line at most once, its own among them, and lines are numbered in the file
+    assert max(parsed.count(where) for where in parsed) == 2
+    assert {where.rsplit("line ")[1] for where in parsed} == {"1", "2", "3", "4", "5"}
+
+
+def test_a_manifest_that_was_replaced_meanwhile_is_read_again(place) -> None:
+    """The offset up to which a process has read means nothing in another file, even one of the same inode."""
+    for number in range(3):
+        commit(place, number)
+    path = place.directory / "manifest.jsonl"
+    other = LocalDestination(place.directory)
+    with other.session(IDENTITY, overwrite=True):
+        for number in (5, 6, 7, 8):
+            commit(other, number)
+    content = path.read_bytes()
+    commit(place, 9)
+    assert path.read_bytes().startswith(content)
+    assert set(place.committed()) == {name(k) for k in (5, 6, 7, 8, 9)}
+    with path.open("r+b") as handle:  # in place, longer than before
+        lines = handle.read().splitlines(keepends=True)
+        handle.seek(0)
+        handle.write(b"".join(reversed(lines)))
+    commit(place, 10)
+    assert set(place.committed()) == {name(k) for k in (5, 6, 7, 8, 9, 10)}
+
+
+def _holding(directory: Path, how: str) -> subprocess.Popen[bytes]:
+    code = f"""
+        import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import committing
+        from cfaug.offline.writer import LocalDestination
+        place = LocalDestination({str(directory)!r})
+        with {how}:
+            print("in", flush=True)
+            time.sleep(60)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"in\n"
+    return process
+
+
+def test_a_second_session_is_refused_and_ranks_share_one(place) -> None:
+    other = _holding(place.directory, "place.session(committing.IDENTITY)")
+    try:
+        for shared in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("cfaug.offline.writer.PATIENCE", 0.1)
+                with pytest.raises(UsageError, match=rf"pid {other.pid} on .*--out") as caught:
+                    with place.session(IDENTITY, shared=shared):
+                        pass
+            assert "\n" not in str(caught.value)
+        commit(place, 0)  # workers of the claim's holder are other processes: they commit
+    finally:
+        other.kill()
+        other.wait()
+    rank = _holding(place.directory, "place.session(committing.IDENTITY, shared=True)")
+    try:
+        with place.session(IDENTITY, shared=True):
+            commit(place, 1)
+        with pytest.raises(UsageError, match="another process"), place.session(IDENTITY):
+            pass
+    finally:
+        rank.kill()
+        rank.wait()
+    with place.session(IDENTITY):
+        assert place.intact() == {name(0), name(1)}
+
+
+def test_the_sweep_leaves_what_a_live_process_is_staging(place) -> None:
+    how = "place.staging() as there"
+    code_staging = _holding(place.directory, f"{how}, (there / 'cf-train-000009.tar.host.1.partial').open('wb') as f")
+    partial = place.directory / "cf-train-000009.tar.host.1.partial"
+    try:
+        with place.session(IDENTITY):
+            assert partial.exists()
+        assert partial.exists()
+    finally:
+        code_staging.kill()
+        code_staging.wait()
+    with place.session(IDENTITY):
+        assert not partial.exists()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_overwriting(place, shared: bool) -> None:
+    commit(place, 0, plan="old")
+    commit(place, 1, plan="old")
+    (place.directory / "README.md").write_text("of the old run")
+    with pytest.raises(UsageError, match=r"holds shards with plan=old, this run has plan=p: .*--overwrite"):
+        with place.session(IDENTITY, shared=shared):
+            pass
+    with pytest.raises(UsageError, match="plan=old"):
+        commit(place, 2)
+    assert set(place.committed()) == {name(0), name(1)}
+    with place.session(IDENTITY, shared=shared, overwrite=True):
+        assert place.committed() == {}
+        commit(place, 0)
+    assert {p.name for p in place.directory.iterdir() if p.suffix != ".lock" and not p.name.endswith(".lock")} == {
+        name(0), "cf-train-000000.index.jsonl", "manifest.jsonl"
+    }  # fmt: skip
+    with place.session(IDENTITY, shared=shared, overwrite=True):  # a late rank must not drop what an early one made
+        assert set(place.committed()) == ({name(0)} if shared else set())
+    (place.directory / "manifest.jsonl").write_bytes(b"damaged\n")
+    with pytest.raises(ShardError), place.session(IDENTITY, shared=shared):
+        pass
+    with place.session(IDENTITY, shared=shared, overwrite=True):
+        assert place.committed() == {}
+
+
+def test_publishing_wants_every_shard(place) -> None:
+    commit(place, 0)
+    with pytest.raises(ShardError, match=r"1 shards are not committed \(cf-train-000001\.tar\)"):
+        place.publish([name(0), name(1)], {"README.md": b"x"})
+    assert not (place.directory / "README.md").exists()
+    place.publish([name(0)], {"README.md": b"x", "croissant.json": b"{}"})
+    assert (place.directory / "README.md").read_bytes() == b"x"
+    assert verify(place.directory).ok
+
+
+def test_a_copy_in_a_worker_commits_too(place) -> None:
+    commit(place, 0)
+    copy = pickle.loads(pickle.dumps(place))
+    assert len(pickle.dumps(place)) < 500  # nothing of what it has read
+    commit(copy, 1)
+    commit(place, 2)
+    assert len(place.committed()) == 3
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_goes_on_when_there_is_space(small_disk) -> None:
+    place = open_destination(small_disk)
+    with place.session(IDENTITY):
+        for number in range(100):
+            before = set(place.committed())
+            try:
+                commit(place, number, size=200)
+            except StorageError as error:
+                assert error.full
+                assert not error.transient
+                assert "disk is full: free some space" in str(error)
+                assert "\n" not in str(error)
+                break
+        assert 2 < number < 60
+        assert set(place.committed()) == place.intact() == before == {name(k) for k in range(number)}
+        assert not list((small_disk / "shards").glob("*.partial"))
+        assert not list((small_disk / "shards").glob(f"cf-train-{number:06d}.*"))
+        subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
+        commit(place, number, size=200)
+    assert verify(small_disk).ok
+    assert verify(small_disk).counts["shards"] == number + 1
+
+
+def test_a_refused_shard_leaves_nothing(place) -> None:
+    commit(place, 0)
+    with place.staging() as there:
+        other = staged(there, 0, seed=1)
+        with pytest.raises(ShardError, match="expected the bytes committed before"):
+            place.commit(other)
+        assert not other.tar.exists()
+        assert not other.index.exists()
+    assert verify(place.directory).ok
+    with pytest.raises(CfaugError, match="cannot write"):
+        with LocalDestination(place.directory / name(0) / "x").staging():
+            pass
