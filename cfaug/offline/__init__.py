@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from cfaug.offline.engines import Engine, LocalEngine, make_engine
 from cfaug.offline.generate import GenerateReport, generate
-from cfaug.offline.plan import Plan, PlanRow, balance_groups
+from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.shards import ShardReader
 from cfaug.offline.staging import encode_sample
+from cfaug.offline.strategies import balance_groups, make_plan
 from cfaug.offline.verify import VerifyReport, verify
 from cfaug.offline.writer import write_shard
 
@@ -26,6 +27,7 @@ __all__ = [
     "encode_sample",
     "generate",
     "make_engine",
+    "make_plan",
     "verify",
     "write_shard",
 ]

@@ -13,7 +13,7 @@ from cfaug.causal.forecast import forecast
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 from cfaug.judge.report import ReportData, render_report
-from cfaug.offline.plan import balance_groups
+from cfaug.offline import balance_groups
 
 Acts = list[tuple[str, Intervention]]
 GRAPH = CausalGraph("y <-> a; y -> image; a -> image")

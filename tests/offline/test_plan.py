@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import time
 from collections import Counter
 
 import numpy as np
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 from cfaug.causal.intervention import do, uniform
 from cfaug.data import Attribute, Schema
-from cfaug.errors import DataError, ShardError, UsageError
+from cfaug.errors import DataError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups
-from cfaug.offline.plan import _deal, _showing
+from cfaug.offline.drawn import DrawnRows, showing
+from cfaug.offline.plan_rows import PlanSummary
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,16 +73,6 @@ def test_values_are_independent_of_the_target_and_every_source_is_served(
         assert not any(flags[: min(5, flags.count(False))])
 
 
-@pytest.mark.parametrize("samples_per_shard", [1, 2, 3, 7, 10])
-def test_dealing_loses_no_row_and_repeats_none(samples_per_shard: int) -> None:
-    rng = np.random.default_rng(0)
-    for real in range(1, 40, 3):
-        for nulls in range(0, 40, 2):
-            order, shard_of = _deal(real, nulls, samples_per_shard, rng)
-            assert sorted(order) == list(range(real + nulls))
-            assert len(shard_of) == real + nulls
-
-
 def test_a_correlated_draw_is_seen_by_the_law() -> None:
     """The law above can fail: the factual colours, one per class, do not have equal counts within a class."""
     table = tiny.dataset().table
@@ -120,49 +111,6 @@ def test_one_name_needs_no_list_and_a_numpy_seed_is_a_seed() -> None:
     assert plan == balance_groups(table, schema, attributes=["ground"], seed=7)
     assert json.loads(json.dumps(plan.settings))["seed"] == 7
     assert len(balance_groups(table, schema, seed=2**64 - 1)) == len(table)
-
-
-def test_save_and_load_give_the_same_plan(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("cfaug.offline.plan.ROWS_PER_PART", 20)
-    plan = balance_groups(tiny.dataset().table, tiny.schema(), per_image=2, null_fraction=0.3, samples_per_shard=10)
-    plan.save(tmp_path / "plan")
-    assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == [
-        *(f"plan-{k:05d}.jsonl" for k in range(-(-len(plan) // 20))),
-        "plan.json",
-    ]
-    loaded = Plan.load(tmp_path / "plan")
-    assert loaded == plan
-    assert (loaded.digest, loaded.settings, loaded.samples_per_shard) == (plan.digest, plan.settings, 10)
-    Plan(plan.rows[:5]).save(tmp_path / "plan")  # fewer parts: the old ones go
-    assert len(Plan.load(tmp_path / "plan")) == 5
-    assert len(list((tmp_path / "plan").iterdir())) == 2
-
-
-def test_a_damaged_plan_is_refused(tmp_path) -> None:
-    plan = balance_groups(tiny.dataset().table, tiny.schema())
-    plan.save(tmp_path)
-    part, header = tmp_path / "plan-00000.jsonl", tmp_path / "plan.json"
-    whole, head = part.read_bytes(), header.read_bytes()
-    rng = np.random.default_rng(0)
-    for position in rng.integers(0, len(whole), 100):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        part.write_bytes(damaged)
-        with pytest.raises(ShardError):
-            Plan.load(tmp_path)
-    part.write_bytes(whole[:-40])
-    with pytest.raises(ShardError, match="digest"):
-        Plan.load(tmp_path)
-    part.unlink()
-    with pytest.raises(ShardError, match="plan first"):
-        Plan.load(tmp_path)
-    part.write_bytes(whole)
-    header.write_text(json.dumps({**json.loads(head), "format": 2}))
-    with pytest.raises(ShardError, match="upgrade"):
-        Plan.load(tmp_path)
-    header.write_bytes(head[:50])
-    with pytest.raises(ShardError, match="damaged"):
-        Plan.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -210,16 +158,6 @@ def test_repeated_keys_and_oversized_shards_are_refused() -> None:
         Plan(rows, samples_per_shard=1)
 
 
-def test_a_hundred_thousand_rows_are_quick(tmp_path) -> None:
-    table = tiny.dataset(50_000, size=1).table
-    start = time.perf_counter()
-    plan = balance_groups(table, tiny.schema(), null_fraction=0.5, attributes=["colour", "ground"])
-    plan.save(tmp_path)
-    assert Plan.load(tmp_path).digest == plan.digest
-    assert len(plan) == 100_000
-    assert time.perf_counter() - start < 20  # about 3 s alone on one core; the bound is against quadratic slips
-
-
 def test_sources_without_a_value_are_intervened_on_like_the_others() -> None:
     data = tiny.dataset(60)
     holes = data.table.copy()
@@ -239,23 +177,122 @@ def test_sources_without_a_value_are_intervened_on_like_the_others() -> None:
         balance_groups(holes.assign(colour=None), data.schema)
 
 
-def test_the_leading_rows_show_every_attribute_of_a_shard() -> None:
-    rows = np.arange(10, 30)
-    present = np.zeros((30, 3), dtype=bool)
-    present[[17, 22, 29], [0, 1, 2]] = True
-    present[28, [0, 1]] = True
-    assert _showing(rows, present).tolist() == [28, 29]
-    for same in (np.ones((30, 3), dtype=bool), np.zeros((30, 3), dtype=bool)):
-        assert _showing(rows, same).tolist() == []
-    assert _showing(rows[:0], present).tolist() == []
-    # a null intervention may be the one that has it; a real row leads nevertheless
-    one = np.eye(40, 6, k=-30, dtype=bool)
-    order, _ = _deal(30, 10, 40, np.random.default_rng(0), one)
-    assert set(order[:4]) < set(range(30, 36))
-    assert order[4] < 30
-    assert sorted(order) == list(range(40))
-
-
 def test_a_plan_holds_values_and_no_wishes() -> None:
     with pytest.raises(UsageError, match=r"plan row 'one': expected values in do, got do\(a=uniform\(\)\): resolve it"):
         Plan([PlanRow("one", "source", do(a=uniform()), 0, 0, 0)])
+
+
+def drawn(
+    n: int, nulls: int, samples_per_shard: int, present: np.ndarray | None = None, paired: bool = False
+) -> DrawnRows:
+    return DrawnRows(
+        tuple(f"s{i}" for i in range(n)), present, (), (), 1, 1, nulls, 0, "train", samples_per_shard, paired
+    )
+
+
+@pytest.mark.parametrize("samples_per_shard", [1, 2, 3, 7, 10])
+def test_dealing_loses_no_row_and_repeats_none(samples_per_shard: int) -> None:
+    for real in range(1, 40, 3):
+        for nulls in range(0, 40, 2):
+            rows = drawn(real, nulls, samples_per_shard)
+            units = np.concatenate([rows._batch(range(k, k + 1)).seeds for k in rows.shards])
+            assert len(units) == len(rows) == real + nulls
+            assert len(set(units.tolist())) == len(units)  # seeds are a bijection of rows
+            for i in range(len(rows)):
+                shard, within = rows.shard_of(i)
+                assert rows._edge(shard) + within == i
+                assert i < rows._edge(shard + 1)
+
+
+def test_the_leading_rows_show_every_attribute_of_a_shard() -> None:
+    present = np.zeros((20, 3), dtype=bool)
+    present[[7, 12, 19], [0, 1, 2]] = True
+    present[18, [0, 1]] = True
+    assert showing(present).tolist() == [18, 19]
+    for same in (np.ones((20, 3), dtype=bool), np.zeros((20, 3), dtype=bool)):
+        assert showing(same).tolist() == []
+    assert showing(present[:0]).tolist() == []
+
+
+@pytest.mark.parametrize("paired", [False, True])
+def test_four_rows_show_what_a_shard_has_and_a_real_one_follows(paired: bool) -> None:
+    """A null intervention may be the one that has it; a real row leads nevertheless."""
+    sources = np.eye(40, 6, k=-34, dtype=bool)  # each of the last six has one attribute
+    rows = drawn(40, 0 if paired else 20, 200, sources, paired)
+    batch = rows._batch(range(1))
+    step = 2 if paired else 1
+    first = batch.sources[: 4 * step : step]
+    assert len(set(sources[first].argmax(axis=1)[sources[first].any(axis=1)])) == 4
+    assert not batch.null[4 * step]
+    assert len(batch.seeds) == len(rows)
+
+
+def test_no_shard_lacks_real_rows_that_lead_it() -> None:
+    plan = balance_groups(tiny.dataset(300).table, tiny.schema(), null_fraction=0.6, samples_per_shard=50)
+    for shard in plan.shards():
+        nulls = [row.do.is_null for row in plan.rows_of(shard)]
+        assert not any(nulls[:5])
+        assert 28 <= sum(nulls) <= 32
+        # and beyond the lead they are mixed: the nulls do not come last
+        assert any(nulls[5:20])
+
+
+def test_a_row_is_the_same_from_wherever_it_is_seen() -> None:
+    holes = tiny.dataset(90).table
+    holes.loc[holes.index[::7], "colour"] = None
+    plan = balance_groups(holes, tiny.schema(), per_image=2, null_fraction=0.4, samples_per_shard=11)
+    rows = list(plan)
+    assert [plan[i] for i in range(len(plan))] == rows
+    assert plan[-1] == rows[-1]
+    assert [row for shard in plan.shards() for row in plan.rows_of(shard)] == rows
+    listed = Plan(rows, samples_per_shard=11)
+    assert [listed[i] for i in range(len(plan))] == list(listed) == rows
+    with pytest.raises(IndexError):
+        plan[len(plan)]
+    with pytest.raises(UsageError, match="expected a shard of the plan"):
+        plan.rows_of(len(plan.shards()))
+
+
+def test_listed_rows_come_in_the_order_of_their_shards() -> None:
+    rows = [PlanRow(f"k{i}", "s", do(), i, shard, i) for i, shard in enumerate([7, 2, 7, 2, 3])]
+    plan = Plan(rows)
+    assert [row.key for row in plan] == ["k1", "k3", "k4", "k0", "k2"]
+    assert list(plan.shards()) == [2, 3, 7]
+    assert plan == Plan(list(plan))
+    assert plan != Plan(rows, split="val")
+    assert plan != Plan(rows[:4])
+    assert hash(plan) == hash(Plan(list(plan)))
+    assert repr(plan).startswith("Plan(5 rows, 3 shards")
+
+
+def test_the_summary_says_what_the_rows_are() -> None:
+    rows = [
+        PlanRow("a", "b.png", do(colour="red", size=2.5), 0, 0, 0),
+        PlanRow("b", "a.png", do(size=-1, year=1999), 1, 4, 0),
+        PlanRow("c", "b.png", do(), 2, 4, 1),
+    ]
+    known = Plan(rows).summary
+    assert known == PlanSummary(
+        3, 1, 2, 2, hashlib.sha256(b"a.png\nb.png\n").hexdigest(),
+        ("colour", "size", "year"), {"colour": ("red",), "size": (-1.0, 2.5), "year": ("1999",)},
+    )  # fmt: skip
+    assert PlanSummary.from_json(json.loads(json.dumps(known.to_json()))) == known
+
+
+def test_the_summary_of_a_drawn_plan_needs_no_row() -> None:
+    plan = balance_groups(tiny.dataset(60).table, tiny.schema(), per_image=2, null_fraction=0.3)
+    seen, known = PlanSummary.of(plan), plan.summary
+    for name in ("rows", "nulls", "shards", "sources", "sources_sha256", "names"):
+        assert getattr(known, name) == getattr(seen, name), name
+    assert known.values["colour"] == seen.values["colour"] == tiny.COLOURS
+    low, high = known.values["thickness"]
+    assert low <= seen.values["thickness"][0] <= seen.values["thickness"][1] <= high
+
+
+def test_a_sample_lies_evenly_over_the_plan() -> None:
+    plan = balance_groups(tiny.dataset(900).table, tiny.schema(), null_fraction=0.25, samples_per_shard=30)
+    assert plan.sample(5000) == list(plan)
+    some = plan.sample(200)
+    assert 150 <= len(some) <= 200
+    assert len({row.shard for row in some}) >= 6
+    assert max(row.shard for row in some) > 25
