@@ -1,0 +1,77 @@
+"""Every kind of damage is reported under the shard's and the sample's name, and nothing altered is ever delivered.
+
+Small here; `benchmarks/damage.py` does all of it, and asks other readers too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+import damages
+import numpy as np
+import pytest
+from damages import Fault, Region
+
+from cfaug.offline.shards import ShardReader
+from cfaug.offline.verify import verify
+
+Made = tuple[Path, bytes, list[Region]]
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    damages.make(tmp_path, samples=3)
+    return tmp_path, (tmp_path / damages.NAME).read_bytes(), damages.regions(tmp_path)
+
+
+def all_seen(made: Made, faults: Iterable[Fault], scanned: bool = True) -> None:
+    truth = [damages.sample(i) for i in range(4)]
+    count = 0
+    for fault in faults:
+        found = damages.judge(made[0], damages.NAME, fault, truth)
+        count += 1
+        said = (found["verify"], found["shard"], found["key"], found["altered"])
+        assert said == (True, True, True, 0), (count, fault.kind, fault.key, found)
+        assert found["scan"] or not scanned, (count, fault.kind, fault.key)
+    assert count > 20
+    assert verify(made[0]).ok  # and it was the faults
+
+
+def test_truncation(made: Made) -> None:
+    all_seen(made, damages.truncations(made[1], made[2], np.random.default_rng(0), random=40))
+
+
+def test_every_byte_of_a_header(made: Made) -> None:
+    first_two = made[2][:4]
+    assert [region.kind for region in first_two].count("header") == 2
+    all_seen(made, damages.flips(made[1], first_two, "header", np.random.default_rng(1)))
+    all_seen(made, damages.zeroings(made[1], first_two, "header"))
+
+
+def test_payload(made: Made) -> None:
+    """Without a manifest nobody vouches for a record, so the scan may not see it."""
+    all_seen(made, damages.flips(made[1], made[2], "payload", np.random.default_rng(2), random=150), scanned=False)
+
+
+def test_a_flipped_image_is_seen_without_a_manifest(made: Made) -> None:
+    images = [region for region in made[2] if region.kind == "payload"][1::2]
+    all_seen(made, damages.flips(made[1], images, "payload", np.random.default_rng(3), random=150))
+
+
+def test_padding_and_end(made: Made) -> None:
+    rng = np.random.default_rng(4)
+    all_seen(made, damages.flips(made[1], made[2], "padding", rng, random=60))
+    all_seen(made, damages.flips(made[1], made[2], "end", rng, random=60))
+
+
+@pytest.mark.parametrize("file", [damages.INDEX, "manifest.jsonl"])
+def test_every_byte_of_index_and_manifest(made: Made, file: str) -> None:
+    whole = (made[0] / file).read_bytes()
+    truth = [damages.sample(i) for i in range(4)]
+    everything = [Region("line", 0, len(whole), None)]
+    for fault in islice(damages.flips(whole, everything, "line", np.random.default_rng(5)), 0, None, 5):
+        found = damages.judge(made[0], file, fault, truth, scanning=False)
+        assert (found["verify"], found["shard"], found["altered"]) == (True, True, 0), fault.content
+    assert len(ShardReader(made[0])) == 4
