@@ -131,3 +131,14 @@ def test_errors_are_one_line(tmp_path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot write"):
         draw(tmp_path, tmp_path / "file" / "sheet.png")
+
+
+def test_of_more_counterfactuals_than_columns_the_unseen_ones_are_shown(tmp_path) -> None:
+    factual = {"digit": "1", "colour": "red"}
+    colours = ("green", "green", "green", "blue")
+    made = [
+        [looked_at.sample(10 * s + i, f"s{s}", factual, {"colour": c}) for i, c in enumerate(colours)] for s in range(4)
+    ]
+    looked_at.write(tmp_path, made)
+    sheet = pixels(draw(tmp_path, tmp_path / "sheet.png", rows=2, columns=1))
+    assert shows(sheet, "green") == shows(sheet, "blue") == 128 * 128
