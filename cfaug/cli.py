@@ -7,6 +7,7 @@ messages to standard error. Heavy modules are imported by the commands that need
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -55,11 +56,20 @@ def _parser() -> argparse.ArgumentParser:
         stage = command(name, text)
         stage.add_argument("recipe", metavar="RECIPE.yaml")
         _run_options(stage)
-    for name, text in (
-        ("verify", "re-read every committed byte of a run or of its shards"),
-        ("inspect", "what a run's shards hold"),
-    ):
-        command(name, text).add_argument("directory", metavar="DIR")
+    verify = command("verify", "re-read every committed byte of a run or of its shards")
+    verify.add_argument("directory", metavar="DIR", help="a run, its shards, or a URL of either")
+    verify.add_argument(
+        "--regenerate", type=int, metavar="N", help="also make N random samples again and compare bytes"
+    )
+    verify.add_argument("--seed", type=int, default=0, metavar="N", help="which ones (default: 0)")
+    inspect = command("inspect", "what a run's shards hold: counts, groups, confounding before and after")
+    inspect.add_argument("directory", metavar="DIR", help="a run, its shards, or a URL of either")
+    inspect.add_argument(
+        "--contact-sheet", metavar="FILE.png", help="write a grid of sources and their counterfactuals"
+    )
+    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="which sources the grid shows (default: 0)")
+    for parser_ in (verify, inspect):
+        parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
     doctor.add_argument("recipe", metavar="RECIPE.yaml", nargs="?")
     compare = command("compare", "the results of several runs side by side")
@@ -124,13 +134,18 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from cfaug.decode import processes
     from cfaug.stages import Pipeline
 
-    if processes.several() and arguments.command != "fit":
+    sharing = arguments.command == "generate" and recipe.generate.engine in ("torchrun", "slurm")
+    if processes.several() and arguments.command != "fit" and not sharing:
         raise UsageError(
-            f"`cfaug {arguments.command}` is one process, but torchrun started several; start `cfaug fit` with it, then the "
-            "rest without"
+            f"`cfaug {arguments.command}` is one process, but torchrun started several; start `cfaug fit`, or `cfaug generate` "
+            "with --generate.engine=torchrun, with it, and the rest without"
         )
-    pipeline = Pipeline(recipe, out, overwrite=arguments.overwrite, progress=not arguments.no_progress)
-    if not pipeline.leads:
+    if sharing and arguments.overwrite:
+        raise UsageError(
+            "--overwrite is for one process; remove the shards first, then start the processes that share the plan"
+        )
+    pipeline = Pipeline(recipe, out, arguments.overwrite, not arguments.no_progress, sharing)
+    if not pipeline.leads and not sharing:
         pipeline.fit()  # help; the first process speaks
         return 0
     _SHOW["run" if arguments.command == "demo" else arguments.command](pipeline, arguments.json)
@@ -174,6 +189,7 @@ def _show_plan(pipeline: Any, as_json: bool) -> None:
 def _show_generate(pipeline: Any, as_json: bool) -> None:
     done = pipeline.generate()
     text = f"{done.shards} shards in {done.directory}: {done.written} written now ({done.images} images, {done.images_per_second:.0f} a second), {done.skipped} there before"
+    text += f", {done.retried} retried" * bool(done.retried) + ", others still to come" * (not done.complete)
     _print(text, vars(done), as_json)
 
 
@@ -203,43 +219,31 @@ _SHOW: dict[str, Callable[[Any, bool], None]] = {
 def _verify(arguments: argparse.Namespace) -> int:
     from cfaug.offline import verify
 
+    if arguments.regenerate is not None and arguments.regenerate < 1:
+        raise UsageError(
+            f"--regenerate expects how many samples to make again, but {arguments.regenerate} came; write 20"
+        )
     report = verify(arguments.directory)
-    _print(
-        str(report),
-        {
-            "ok": report.ok,
-            "problems": list(report.problems),
-            "counts": report.counts,
-            "leftovers": list(report.leftovers),
-        },
-        arguments.json,
-    )
-    return 0 if report.ok else 1
+    content: dict[str, Any] = dataclasses.asdict(report)
+    text, ok = str(report), report.ok
+    if ok and arguments.regenerate is not None:
+        from cfaug.stages.regeneration import regenerate_run
+
+        again = regenerate_run(arguments.directory, arguments.regenerate, arguments.seed, not arguments.no_progress)
+        content["regenerated"], text, ok = {**dataclasses.asdict(again), "ok": again.ok}, f"{text}\n{again}", again.ok
+    _print(text, {**content, "ok": ok}, arguments.json)
+    return 0 if ok else 1
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from collections import Counter
+    from cfaug.offline.contact_sheet import contact_sheet
+    from cfaug.offline.inspection import inspect_shards
 
-    from cfaug.offline import ShardReader
-
-    reader = ShardReader(arguments.directory)
-    records = [reader.record(i) for i in range(len(reader))]
-    nulls = sum(not record["do"] for record in records)
-    names = sorted({name for record in records for name in record["attributes"]})
-    counts = {
-        name: dict(sorted(Counter(str(record["attributes"][name]) for record in records).items())) for name in names
-    }
-    content = {
-        "samples": len(records),
-        "null": nulls,
-        "sources": len({record["source_key"] for record in records}),
-        "attributes": counts,
-    }
-    lines = [f"{len(records)} samples of {content['sources']} sources, {nulls} of them null interventions"]
-    for name, found in counts.items():
-        shown = ", ".join(f"{value} {n}" for value, n in list(found.items())[:12])
-        lines.append(f"{name}: {shown}{', ...' if len(found) > 12 else ''}")
-    _print("\n".join(lines), content, arguments.json)
+    found = inspect_shards(arguments.directory, progress=not arguments.no_progress)
+    text = str(found)
+    if arguments.contact_sheet:
+        text += f"\n\ncontact sheet  {contact_sheet(arguments.directory, arguments.contact_sheet, seed=arguments.seed)}"
+    _print(text, found.to_json(), arguments.json)
     return 0
 
 

@@ -32,6 +32,8 @@ PRODUCTS = (
     "ASSUMPTIONS.md",
     "results.jsonl",
     "report.html",
+    "stats.jsonl",
+    "tensorboard",
     "run.json",
     "config.yaml",
 )
@@ -157,7 +159,8 @@ class RunDirectory:
             )
 
     def _clear(self) -> None:
-        for name in PRODUCTS:
+        ranks = [path.name for path in self.path.glob("stats-*.jsonl")]
+        for name in (*PRODUCTS, *ranks):
             product = self.path / name
             if product.is_dir():
                 shutil.rmtree(product)

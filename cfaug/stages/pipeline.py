@@ -23,11 +23,11 @@ from cfaug.config import Recipe
 from cfaug.data import load_images
 from cfaug.decode import CounterfactualModel, Decoder, DiffusionDecoder, DistilledDecoder, processes
 from cfaug.decode.distilled import student_config
-from cfaug.errors import CfaugError, ShardError
+from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.judge.report import write_report
 from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
-from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, balance_groups, generate, verify
+from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, generate, make_plan, verify
 from cfaug.stages.diagnosis import diagnosis
 from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.discovery import Findings, discover
@@ -35,6 +35,7 @@ from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
 from cfaug.stages.inputs import Inputs, open_inputs, refuse_other_model, uses_counterfactuals
 from cfaug.stages.readers import settings_of
 from cfaug.stages.reporting import report_data, shard_confounding
+from cfaug.stages.sharing import SHARED, missing_shards, rank_of, with_own_device
 from cfaug.stages.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -58,28 +59,40 @@ class Pipeline:
         out: the run's directory.
         overwrite: start over.
         progress: tqdm bars on everything that lasts.
+        sharing: this process is one of several that generate one plan, each its part (engines torchrun and slurm). Model
+            and plan must be there; nothing but shards is written.
 
     Raises:
         UsageError, DataError: from the checks of :func:`cfaug.stages.inputs.open_inputs`, before anything is written.
     """
 
-    def __init__(self, recipe: Recipe, out: str | Path, overwrite: bool = False, progress: bool = True) -> None:
+    def __init__(
+        self, recipe: Recipe, out: str | Path, overwrite: bool = False, progress: bool = True, sharing: bool = False
+    ) -> None:
+        self.sharing = sharing
+        if sharing:  # each process on its own: no group, and a graphics card each
+            recipe = with_own_device(recipe)
         self.recipe = recipe
-        self.leads = processes.primary()
-        """Whether this process writes; under torchrun the others only help to fit."""
+        self.overwrite = overwrite
+        self.leads = (rank_of(recipe.generate.engine) == 0) if sharing else processes.primary()
+        """Whether this process writes; under torchrun the others only help to fit, or write nothing but shards."""
         self.progress = progress = progress and self.leads
         fitted = not overwrite and (Path(out) / "model" / "model.json").exists()
         self.inputs: Inputs = open_inputs(recipe, progress, fitted)
-        if self.leads:
+        if self.leads and not sharing:
             self.directory = RunDirectory(out, recipe, overwrite)
             self.directory.claim(self.inputs.digest)
         self._meet()
-        if not self.leads:
+        if not self.leads or sharing:
             self.directory = RunDirectory(out, recipe)
         self.out = self.directory.path
+        self.place: str | Path = recipe.generate.destination or self.out
+        """Where ``shards/`` is: the run's directory, or the recipe's destination."""
 
     def _meet(self) -> None:
-        """Wait for the other processes; there are none without torchrun."""
+        """Wait for the other processes; there are none without torchrun, and none that matter to one that shares a plan."""
+        if self.sharing:
+            return
         processes.join(self.recipe.decoder.device)
         processes.first(True, self.recipe.decoder.device)
 
@@ -192,12 +205,16 @@ class Pipeline:
         return Plan.load(folder) if (folder / "plan.json").exists() else None
 
     def _make_plan(self) -> Plan:
-        config = self.recipe.plan
-        return balance_groups(
-            self.inputs.train.table,
-            self.inputs.schema,
+        config, inputs = self.recipe.plan, self.inputs
+        return make_plan(
+            config.strategy,
+            inputs.train.table,
+            inputs.schema,
             per_image=config.per_image,
             null_fraction=config.null_fraction,
+            replicas=config.replicas,
+            joint=config.joint or None,
+            attributes=config.attributes or None,
             seed=self.recipe.seed,
             samples_per_shard=self.recipe.generate.samples_per_shard,
         )
@@ -210,25 +227,44 @@ class Pipeline:
         """Write the shards that are missing; UsageError, before anything is fitted, while an edge is not confirmed."""
         refuse_unconfirmed(self.inputs.graph)
         config = self.recipe.generate
+        if self.sharing and not all((self.out / name).exists() for name in ("model/model.json", "plan/plan.json")):
+            raise UsageError(
+                f"expected a model and a plan in {self.out} before several processes share the work; run "
+                f"`cfaug plan RECIPE.yaml --out {self.out}` and `cfaug fit RECIPE.yaml --out {self.out}` first"
+            )
         model, plan = self.model, self.planned
+        suffix = f"-{rank_of(config.engine)}" if self.sharing else ""
         with self._timed("generate"):
             # committed shards are recognised by their manifest rows, so asking twice costs a tenth of a second
             return generate(
                 model,
                 self.inputs.train,
                 plan,
-                self.out,
+                self.place,
                 engine=config.engine,
                 workers=config.workers,
                 batch_size=config.batch_size,
                 progress=self.progress,
+                overwrite=self.overwrite and bool(config.destination),  # else they went with the directory
+                image=config.image,
+                retries=config.retries,
+                options=config.options,
+                log_to=self.out / f"stats{suffix}.jsonl",
+                tensorboard=self.out / "tensorboard" if config.tensorboard else None,
             )
 
     @cached_property
     def shards(self) -> ShardReader:
         """The complete shards; what is missing of them is generated first."""
-        self.generate()
-        return ShardReader(self.out)
+        engine = self.recipe.generate.engine
+        if engine not in SHARED:
+            self.generate()
+        elif missing := missing_shards(self.place, self.planned):
+            raise UsageError(
+                f"{len(missing)} shards of {self.place} are not there yet ({missing[0]}), and the engine {engine} is started "
+                "from outside; run `cfaug generate` with it first, or --generate.engine=local"
+            )
+        return ShardReader(self.place)
 
     def train(self) -> list[dict[str, Any]]:
         """Train every method with every seed and test it; rows that ``results.jsonl`` has already are kept."""
@@ -354,7 +390,7 @@ class Pipeline:
 
     def verify(self) -> VerifyReport:
         """Re-read every committed byte."""
-        return verify(self.out)
+        return verify(self.place, self.planned)
 
     def run(self) -> Path:
         """Every stage; counterfactuals only if a listed method uses them."""

@@ -124,7 +124,7 @@ def test_only_fit_is_for_several_processes(
         monkeypatch.setenv(name, value)
     recipe = folder_recipe(tmp_path / "r.yaml", birds)
     complaint = call(capsys, "run", recipe, "--out", tmp_path / "out").complaint
-    assert "`cfaug run` is one process, but torchrun started several; start `cfaug fit` with it" in complaint
+    assert "`cfaug run` is one process, but torchrun started several; start `cfaug fit`" in complaint
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,34 @@
+"""One plan, several processes: what a process of the engines torchrun and slurm has to know of itself."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from cfaug.config import Recipe
+from cfaug.offline import Plan, make_engine
+from cfaug.offline.destination import open_destination
+from cfaug.offline.engines.environment import RankEngine, local_rank
+
+SHARED = ("torchrun", "slurm")
+"""Engines that a launcher starts from outside, one process a rank; the others are started by ``cfaug generate`` itself."""
+
+
+def rank_of(engine: str) -> int:
+    """The rank of this process, by the engine's environment variables; UsageError where they are missing."""
+    found = make_engine(engine, 0)
+    return found.rank if isinstance(found, RankEngine) else 0
+
+
+def with_own_device(recipe: Recipe) -> Recipe:
+    """``cuda`` without a number becomes this process's own graphics card."""
+    decoder = recipe.decoder
+    if decoder.device != "cuda":
+        return recipe
+    return dataclasses.replace(recipe, decoder=dataclasses.replace(decoder, device=f"cuda:{local_rank()}"))
+
+
+def missing_shards(out: str | Path, plan: Plan) -> list[str]:
+    """Names of the plan's shards that are not committed at ``out``."""
+    committed = open_destination(out).committed()
+    return [name for shard in plan.shards() if (name := plan.shard_name(shard)) not in committed]
