@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,15 +58,17 @@ class PackedWork:
     """Work that came as bytes. It is unpickled once, at the first shard, so that a failure is an outcome with its reason.
 
     Called with a shard it returns an :class:`Outcome` that survives the way back: errors and results that cannot be
-    pickled are replaced by a CfaugError that says so.
+    pickled are replaced by a CfaugError that says so. `path` is the parent's ``sys.path``, for what is not installed but
+    beside its script; a spawned process has it without.
     """
 
-    def __init__(self, payload: bytes) -> None:
-        self._payload = payload
+    def __init__(self, payload: bytes, path: Sequence[str] = ()) -> None:
+        self._payload, self._path = payload, path
         self._work: Callable[[int], Any] | None = None
 
     def __call__(self, shard: int) -> Outcome[Any]:
         if self._work is None:
+            sys.path += [place for place in self._path if place not in sys.path]
             try:
                 self._work = pickle.loads(self._payload)  # our own parent wrote it
             except Exception as error:

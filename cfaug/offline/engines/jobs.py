@@ -82,12 +82,12 @@ class JobEngine:
         run = (
             self.folder / f"run-{uuid.uuid4().hex}"
         )  # its own: local jobs are named by process numbers, which come again
-        executor = self._executor(run)
         try:
-            run.mkdir(parents=True, exist_ok=True)
+            run.mkdir(parents=True)
             (run / "work.pkl").write_bytes(payload)
         except OSError as error:
             raise StorageError(f"cannot write {run} ({error.strerror}): set generate.options.folder") from None
+        executor = self._executor(run)
         size = self.shards_per_job or math.ceil(len(shards) / (self.workers * GROUPS_PER_SLOT))
         groups = [shards[start : start + size] for start in range(0, len(shards), size)]
         waiting = [_Job(run, number, tuple(group), list(sys.path)) for number, group in enumerate(groups)]
@@ -156,8 +156,7 @@ class _Job:
         """The outcomes of the group; fewer when submitit ends the job for good."""
         from submitit.core.utils import UncompletedJobError
 
-        sys.path += [place for place in self.path if place not in sys.path]  # as a spawned process has it
-        work = PackedWork((self.run / "work.pkl").read_bytes())
+        work = PackedWork((self.run / "work.pkl").read_bytes(), self.path)
         self.place.mkdir(parents=True, exist_ok=True)
         done = self.outcomes()
         for shard in self.shards:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ from cfaug.offline.engines.protocol import Outcome
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 STARTS = 3  # deaths in a row of actors that have never been ready
+LOOK = 5.0  # seconds that one wait for an outcome lasts at most
 PATIENCE = 30.0  # seconds between two lines that say that no actor has found room
 
 
@@ -120,7 +122,7 @@ class _Crew:
         for _ in range(self._size):
             self._ask_for_one()
         while queue or self._at_work():
-            done, _ = ray.wait(list(self._asked), num_returns=1, timeout=5.0)
+            done, _ = ray.wait(list(self._asked), num_returns=1, timeout=LOOK)
             self._mention_patience()
             for reference in done:
                 actor, shard = self._asked.pop(reference)
@@ -151,7 +153,7 @@ class _Crew:
         self._asked.clear()
 
     def _ask_for_one(self) -> None:
-        actor = self._new.remote(self._payload)
+        actor = self._new.remote(self._payload, sys.path)
         self._asked[actor.ready.remote()] = (actor, None)
 
     def _lost(self, shard: int | None, error: Exception) -> Outcome[Any] | None:
@@ -189,8 +191,8 @@ class _Crew:
 class Holder:
     """The actor: holds the work, unpickled once."""
 
-    def __init__(self, payload: bytes) -> None:
-        self._work = PackedWork(payload)
+    def __init__(self, payload: bytes, path: Sequence[str]) -> None:
+        self._work = PackedWork(payload, path)
 
     def ready(self) -> None:
         """Answered once the actor has been given a place and has the work."""

@@ -1,0 +1,175 @@
+"""The submitit engine with submitit's own local executor: real jobs, requeued when preempted, cancelled when closed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import time
+from pathlib import Path
+
+import engine_work
+import pytest
+from engine_work import OneSlow, OneThread, Work, check_law
+
+from cfaug.errors import CfaugError, UsageError
+from cfaug.offline.engines import Engine, make_engine
+
+
+def engine(folder: Path, workers: int = 2, **options: object) -> Engine:
+    return make_engine("submitit", workers, {"cluster": "local", "folder": str(folder), **options})
+
+
+def marks(place: Path) -> list[tuple[int, int]]:
+    """(shard, pid) of each call of the work, in the order of time."""
+    paths = sorted(place.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    return [tuple(map(int, path.name.split("-"))) for path in paths]  # type: ignore[misc]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_every_shard_has_one_outcome_whatever_becomes_of_its_job(tmp_path) -> None:
+    """All kinds; where a job is killed, the rest of its group is lost with it, and said to be worth another try."""
+    kinds = dict(enumerate(engine_work.KINDS))
+    shards = range(len(kinds) + 2)
+    check_law(engine(tmp_path, shards_per_job=len(engine_work.IN_PROCESS)), {**kinds}, shards[:7], shards[:7])
+    dead = [shard for shard, kind in kinds.items() if kind not in engine_work.IN_PROCESS]
+    check_law(engine(tmp_path, shards_per_job=1), kinds, dead, dead)
+
+
+def test_a_killed_job_keeps_what_it_had_finished(tmp_path) -> None:
+    outcomes = list(engine(tmp_path, 1, shards_per_job=4).map(Work({2: "kill"}), [0, 1, 2, 3]))
+    assert sorted(outcome.shard for outcome in outcomes) == [0, 1, 2, 3]
+    done = {outcome.shard: outcome for outcome in outcomes}
+    assert [done[shard].result for shard in (0, 1)] == [0, 1]
+    for shard in (2, 3):
+        assert done[shard].transient
+        assert f"ended without shard {shard}" in str(done[shard].error)
+    log = Path(str(done[2].error).split("log ")[1].split(")")[0])
+    assert log.exists()
+    assert not list(tmp_path.rglob("work.pkl"))  # the model is not left behind
+
+
+def test_a_preempted_job_is_requeued_and_goes_on_where_it_was(tmp_path) -> None:
+    """SLURM's signal reaches the job in the middle of its second shard: the first one is not made again."""
+    place = tmp_path / "marks"
+    place.mkdir()
+    outcomes = engine(tmp_path / "jobs", 1, shards_per_job=3).map(Work(mark=str(place), pause=1.0), [0, 1, 2])
+    assert (first := next(outcomes)).result == 0
+    while [shard for shard, _ in marks(place)] != [0, 1]:
+        time.sleep(0.02)
+    before = marks(place)[0][1]
+    os.kill(before, signal.SIGUSR2)
+    rest = list(outcomes)
+    assert [(outcome.shard, outcome.error) for outcome in rest] == [(1, None), (2, None)]
+    assert [shard for shard, _ in marks(place)] == [0, 1, 1, 2]
+    assert {pid for _, pid in marks(place)[:2]} == {before}
+    assert before not in {pid for _, pid in marks(place)[2:]}
+    assert first.worker.endswith(f":{before}")
+
+
+def test_a_job_that_has_timed_out_too_often_gives_its_shards_back(tmp_path) -> None:
+    """submitit raises into the middle of the work then: that is no error of the shard's."""
+    place = tmp_path / "marks"
+    place.mkdir()
+    # below ten minutes submitit takes every signal for the time limit
+    options = {"shards_per_job": 2, "timeout_min": 5, "max_num_timeout": 0}
+    outcomes = engine(tmp_path / "jobs", 1, **options).map(Work(mark=str(place), pause=1.0), [0, 1])
+    next(outcomes)
+    while [shard for shard, _ in marks(place)] != [0, 1]:
+        time.sleep(0.02)
+    os.kill(marks(place)[0][1], signal.SIGUSR2)
+    (lost,) = outcomes
+    assert lost.shard == 1
+    assert lost.transient
+    assert "ended without shard 1" in str(lost.error)
+
+
+def test_closing_the_iterator_cancels_the_jobs(tmp_path) -> None:
+    place = tmp_path / "marks"
+    place.mkdir()
+    outcomes = engine(tmp_path / "jobs", 2, shards_per_job=2).map(engine_work.SlowOdd(mark=str(place)), [2, 3, 4, 5, 6])
+    assert next(outcomes).shard in (2, 4)
+    while len({pid for _, pid in marks(place)}) < 2:
+        time.sleep(0.02)
+    outcomes.close()
+    assert not any(alive(pid) for _, pid in marks(place))
+    assert 6 not in {shard for shard, _ in marks(place)}
+
+
+def test_a_free_slot_takes_the_next_group(tmp_path) -> None:
+    place = tmp_path / "marks"
+    place.mkdir()
+    outcomes = list(engine(tmp_path / "jobs", 2, shards_per_job=1).map(OneSlow(str(place), others=3), range(4)))
+    assert [outcome.error for outcome in outcomes] == [None] * 4
+    assert len({outcome.result for outcome in outcomes}) == 4  # processes: the slow one's is one, beside three others
+
+
+def test_no_more_jobs_than_workers_run_at_once(tmp_path) -> None:
+    place = tmp_path / "marks"
+    place.mkdir()
+    list(engine(tmp_path / "jobs", 1, shards_per_job=1).map(Work(mark=str(place), pause=0.5), range(3)))
+    begun = sorted(path.stat().st_mtime for path in place.iterdir())
+    assert all(later - earlier >= 0.5 for earlier, later in itertools.pairwise(begun))
+
+
+def test_jobs_have_one_thread_each(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    (outcome,) = engine(tmp_path, 1).map(OneThread(), [0])
+    assert outcome.result == ("1", 1)
+
+
+def test_the_debug_cluster_runs_here(tmp_path, capsys) -> None:
+    outcomes = list(engine(tmp_path, 1, cluster="debug").map(Work({1: "data"}), [0, 1, 2]))
+    assert {outcome.shard: outcome.result for outcome in outcomes} == {0: 0, 1: None, 2: 4}
+    assert {outcome.worker.split(":")[1] for outcome in outcomes} == {str(os.getpid())}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"timeout_min": 0}, "timeout_min"),
+        ({"mem_gb": "8"}, "mem_gb"),
+        ({"partition": 3}, "partition"),
+        ({"cluster": "kubernetes"}, "kubernetes"),
+        ({"setup": "module load cuda"}, "list of shell commands"),
+        ({"shards_per_job": True}, "shards_per_job"),
+        ({"folder": ""}, "folder"),
+    ],
+)
+def test_wrong_options_are_named_at_once(tmp_path, options: dict, named: str) -> None:
+    with pytest.raises(UsageError, match=named) as caught:
+        make_engine("submitit", 1, {"folder": str(tmp_path), **options})
+    assert "\n" not in str(caught.value)
+
+
+def test_slurm_gets_our_options_as_one_array(tmp_path, monkeypatch) -> None:
+    """A stand-in for sbatch that keeps the script it was given: there is no SLURM here."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, body in {"sbatch": f'cp "$1" {tmp_path}/batch.sh; echo "Submitted batch job 77"', "srun": "", "sacct": "echo 'JobID|State|NodeList'; echo '77_[0-3]|CANCELLED|'", "scancel": f"echo $1 >> {tmp_path}/cancelled"}.items():  # fmt: skip
+        (commands / name).write_text(f"#!/bin/sh\n{body}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setattr("cfaug.offline.engines.jobs.GRACE", 0.0)
+    options = {"cluster": "auto", "partition": "gpu", "account": "lab", "qos": "low", "timeout_min": 90, "gpus_per_node": 1, "cpus_per_task": 4, "mem_gb": 16, "setup": ["module load cuda"], "shards_per_job": 2}  # fmt: skip
+    outcomes = list(engine(tmp_path / "jobs", 3, **options).map(Work(), range(8)))
+    assert sorted(outcome.shard for outcome in outcomes) == list(range(8))
+    assert all(outcome.transient and "CANCELLED" in str(outcome.error) for outcome in outcomes)
+    script = (tmp_path / "batch.sh").read_text()
+    for line in ("partition=gpu", "account=lab", "qos=low", "time=90", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB", "array=0-3%3"):  # fmt: skip
+        assert f"#SBATCH --{line}\n" in script
+    assert "\nmodule load cuda\n" in script
+
+
+def test_what_cannot_be_submitted_is_one_line(tmp_path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(CfaugError, match=r"generate\.options\.folder") as caught:
+        list(engine(file).map(Work(), [1]))
+    assert "\n" not in str(caught.value)
