@@ -41,7 +41,7 @@ def card(
         f"pretty_name: {json.dumps(f'{TITLE} ({plan.split})')}",
         "tags: [counterfactual, synthetic, webdataset, cfaug]",
         f"size_categories: [{size_category(len(plan))}]",
-        *(["task_categories: [image-classification]"] if _classes(schema) else []),
+        *(["task_categories: [image-classification]"] if schema.target is not None else []),
         "configs:",
         "- config_name: default",
         "  data_files:",
@@ -104,10 +104,6 @@ def intervened(plan: Plan, schema: Schema) -> tuple[str, ...]:
 def size_category(images: int) -> str:
     """The hub's name for a number of images."""
     return next((name for most, name in _SIZES if images < most), "n>1T")
-
-
-def _classes(schema: Schema) -> bool:
-    return schema.target is not None and schema[schema.target].kind != "continuous"
 
 
 def _struct(field: str, names: Iterable[str], schema: Schema) -> list[str]:

@@ -155,12 +155,15 @@ def _text() -> dict[str, Any]:
 
 
 def _fields(plan: Plan, schema: Schema) -> list[dict[str, Any]]:
-    target = "sc:Text" if schema.target is None else _kind(schema, schema.target)
     found = [
         _path("key", "sc:Text", "The sample's key.", "$.key"),
         _path("source_key", "sc:Text", "Key of the source image.", "$.source_key"),
         _path("split", "sc:Text", "The split of the source.", "$.split"),
-        _path("target", target, f"The label: {schema.target}.", "$.target"),
+        *(
+            [_path("target", "sc:Text", f"The label: {schema.target}.", "$.target")]
+            if schema.target is not None
+            else []
+        ),
         _path("seed", "cr:Int64", "The row's own seed.", "$.seed"),
         _path("replica", "cr:Int64", "Number of the row among those of its source.", "$.replica"),
     ]
