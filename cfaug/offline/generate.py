@@ -23,6 +23,7 @@ from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirm
 from cfaug.data import AttributeDataset
 from cfaug.errors import CfaugError, DataError, StorageError, UsageError
 from cfaug.offline.card import card
+from cfaug.offline.croissant import CROISSANT, croissant
 from cfaug.offline.destination import Destination, open_destination
 from cfaug.offline.engines import Engine, Outcome, make_engine
 from cfaug.offline.format import CARD, ManifestRow
@@ -126,10 +127,14 @@ def generate(
             seen.started(**identity, engine=engine, workers=workers, shards=len(todo))
             run.through(todo)
             names = [plan.shard_name(number) for number in plan.shards()]
-            complete = not runner.shared or set(names) <= set(destination.committed())
+            rows = destination.committed()
+            complete = rows.keys() >= set(names)
             if complete:
-                text = card(plan, model.schema, padded=canvas_of(model) is not None)
-                destination.publish(names, {CARD: text.encode()})
+                text = card(
+                    plan, model.schema, padded=canvas_of(model) is not None, image=image, example=rows[names[0]]
+                )
+                described = {CARD: text.encode(), CROISSANT: croissant(plan, model.schema, rows.values(), image)}
+                destination.publish(names, described)
             seen.finished(complete=complete)
     seconds = time.perf_counter() - started
     log.info("generated %d images in %d shards in %.1f s", run.images, run.written, seconds)
