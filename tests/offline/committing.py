@@ -45,6 +45,12 @@ def commit(destination: Destination, number: int, plan: str = "p", **options: in
         return destination.commit(staged(place, number, plan, **options))
 
 
+def claim(destination: Destination, identity: dict[str, str | int] = IDENTITY, **options: bool) -> None:
+    """A session in which nothing is done."""
+    with destination.session(identity, **options):
+        pass
+
+
 def started(place: str | Path, numbers: Iterable[int]) -> subprocess.Popen[bytes]:
     """Another process that commits `numbers`, says ``ready`` before the first and the number after each."""
     command = [sys.executable, __file__, str(place), *map(str, numbers)]

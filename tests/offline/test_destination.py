@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import pickle
 import random
@@ -15,14 +16,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import committing
+import numpy as np
 import pytest
-from committing import IDENTITY, commit, name, staged
+import webdataset
+from committing import IDENTITY, claim, commit, name, staged
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, verify
 from cfaug.offline import manifest as manifest_module
 from cfaug.offline.destination import open_destination
+from cfaug.offline.format import Sample
 from cfaug.offline.manifest import read_manifest
+from cfaug.offline.staging import _Tar, stage_shard
 from cfaug.offline.storage import LocalStorage
 from cfaug.offline.writer import LocalDestination
 
@@ -47,6 +54,15 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(24):
         commit(place, number)
     return place.directory
+
+
+def failed(place: LocalDestination, number: int, **options: int) -> KeyboardInterrupt | StorageError | None:
+    """What went wrong with committing a shard, if anything."""
+    try:
+        commit(place, number, **options)
+    except (KeyboardInterrupt, StorageError) as error:
+        return error
+    return None
 
 
 def same_as(directory: Path, truth: Path, numbers: range) -> None:
@@ -162,18 +178,17 @@ def test_interrupts_and_errors_between_any_two_steps_leave_the_shard_whole_or_ab
                 for call in ("fsync", "replace", "write"):
                     real = getattr(os, call)
 
-                    def wrapped(*args: object, real=real, left=left) -> object:  # type: ignore[no-untyped-def]
+                    def wrapped(*args: object, real=real, left=left, kind=kind) -> object:  # type: ignore[no-untyped-def]
                         left[0] -= 1
                         if left[0] == -1:
                             raise kind
                         return real(*args)
 
                     patch.setattr(os, call, wrapped)
-                try:
-                    commit(place, 1)
-                    break
-                except (KeyboardInterrupt, StorageError) as error:
-                    assert isinstance(error, KeyboardInterrupt) or (error.transient and not error.full)
+                error = failed(place, 1)
+            if error is None:
+                break
+            assert isinstance(error, KeyboardInterrupt) or (error.transient and not error.full)
             same_as(place.directory, truth, range(1))
             commit(place, 1)
             same_as(place.directory, truth, range(2))
@@ -238,8 +253,7 @@ def test_a_second_session_is_refused_and_ranks_share_one(place) -> None:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("cfaug.offline.writer.PATIENCE", 0.1)
                 with pytest.raises(UsageError, match=rf"pid {other.pid} on .*--out") as caught:
-                    with place.session(IDENTITY, shared=shared):
-                        pass
+                    claim(place, shared=shared)
             assert "\n" not in str(caught.value)
         commit(place, 0)  # workers of the claim's holder are other processes: they commit
     finally:
@@ -279,8 +293,7 @@ def test_overwriting(place, shared: bool) -> None:
     commit(place, 1, plan="old")
     (place.directory / "README.md").write_text("of the old run")
     with pytest.raises(UsageError, match=r"holds shards with plan=old, this run has plan=p: .*--overwrite"):
-        with place.session(IDENTITY, shared=shared):
-            pass
+        claim(place, shared=shared)
     with pytest.raises(UsageError, match="plan=old"):
         commit(place, 2)
     assert set(place.committed()) == {name(0), name(1)}
@@ -334,14 +347,14 @@ def test_a_full_disk_is_one_line_and_goes_on_when_there_is_space(small_disk) -> 
     with place.session(IDENTITY):
         for number in range(100):
             before = set(place.committed())
-            try:
-                commit(place, number, size=200)
-            except StorageError as error:
-                assert error.full
-                assert not error.transient
-                assert "disk is full: free some space" in str(error)
-                assert "\n" not in str(error)
+            error = failed(place, number, size=200)
+            if error is not None:
                 break
+        assert isinstance(error, StorageError)
+        assert error.full
+        assert not error.transient
+        assert "disk is full: free some space" in str(error)
+        assert "\n" not in str(error)
         assert 2 < number < 60
         assert set(place.committed()) == place.intact() == before == {name(k) for k in range(number)}
         assert not list((small_disk / "shards").glob("*.partial"))
@@ -362,5 +375,44 @@ def test_a_refused_shard_leaves_nothing(place) -> None:
         assert not other.index.exists()
     assert verify(place.directory).ok
     with pytest.raises(CfaugError, match="cannot write"):
-        with LocalDestination(place.directory / name(0) / "x").staging():
-            pass
+        commit(LocalDestination(place.directory / name(0) / "x"), 0)
+
+
+@given(
+    st.lists(st.binary(max_size=1200), min_size=1, max_size=6),
+    st.sampled_from(["k", "a-b_C", "k" * 95]),
+    st.sampled_from(["png", "webp"]),
+)
+def test_tar_bytes_are_those_of_webdataset(payloads, stem: str, field: str) -> None:
+    """Against webdataset's own writer, which builds each header anew."""
+    ours, theirs = io.BytesIO(), io.BytesIO()
+    tar, writer = _Tar(ours), webdataset.TarWriter(theirs, "cfaug", "cfaug", 0o444, encoder=False, mtime=0)
+    for number, payload in enumerate(payloads):
+        key = f"{stem[:90]}{number}"
+        tar.add(f"{key}.json", b"{}")
+        tar.add(f"{key}.{field}", payload)
+        writer.write({"__key__": key, "json": b"{}", field: payload})
+    tar.close()
+    writer.close()
+    assert ours.getvalue() == theirs.getvalue()
+    assert (tar.size, tar.sha256.hexdigest()) == (len(ours.getvalue()), hashlib.sha256(ours.getvalue()).hexdigest())
+
+
+@pytest.mark.parametrize("image", ["png", "webp"])
+def test_images_come_back_exactly_from_either_format(tmp_path, image: str) -> None:
+    samples = committing.samples(0, size=33)
+    place = LocalDestination(tmp_path)
+    with place.staging() as there:
+        place.commit(stage_shard(there, name(0), samples, "p", "m", image=image))
+    reader = ShardReader(tmp_path)
+    for i, sample in enumerate(samples):
+        assert reader.index[i].image_field == image
+        np.testing.assert_array_equal(reader.image(i), sample.image)
+    assert verify(tmp_path).ok
+    grey = Sample(samples[0].key, samples[0].image[:, :, :1], samples[0].record)
+    if image == "webp":
+        with pytest.raises(ShardError, match="grey one: set generate.image=png"):
+            stage_shard(tmp_path, name(1), [grey], "p", "m", image=image)
+    with pytest.raises(UsageError, match="png or webp, got 'jpeg'"):
+        stage_shard(tmp_path, name(1), samples, "p", "m", image="jpeg")
+    assert not list(tmp_path.glob("*.partial"))

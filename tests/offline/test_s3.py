@@ -1,0 +1,267 @@
+"""Object stores: real S3 requests to moto's server, through a proxy that fails; and the same laws in memory."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import committing
+import pytest
+from committing import IDENTITY, claim, commit, name, staged
+from faults import BUCKET, FaultProxy, s3_server
+
+from cfaug.errors import ShardError, StorageError, UsageError
+from cfaug.offline import ShardReader
+from cfaug.offline.destination import Destination, open_destination
+from cfaug.offline.storage import open_storage
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[FaultProxy]:
+    with s3_server(attempts=2) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(server: FaultProxy) -> Iterator[FaultProxy]:
+    server.calm()
+    yield server
+    assert server.uploads() == []  # whatever happened: nothing half there that somebody pays for
+
+
+@pytest.fixture
+def s3(proxy: FaultProxy, request: pytest.FixtureRequest) -> Destination:
+    return open_destination(f"s3://{BUCKET}/{abs(hash(request.node.nodeid))}")
+
+
+@pytest.fixture(params=["s3", "memory"])
+def place(request: pytest.FixtureRequest) -> Destination:
+    if request.param == "s3":
+        found: Destination = request.getfixturevalue("s3")
+        return found
+    return open_destination(f"memory://{abs(hash(request.node.nodeid))}")
+
+
+def test_what_is_committed_is_what_a_directory_would_hold(place, tmp_path) -> None:
+    local = open_destination(tmp_path)
+    for destination in (local, place):
+        with destination.session(IDENTITY):
+            assert destination.committed() == {}
+            for number in (2, 0, 1):
+                commit(destination, number)
+            assert destination.intact() == {name(k) for k in range(3)}
+            destination.publish([name(k) for k in range(3)], {"README.md": b"card"})
+    for file in [p.name for p in (tmp_path / "shards").glob("cf-*")] + ["README.md"]:
+        assert place.storage.read(file) == local.storage.read(file)
+    ordered = sorted(local.storage.read("manifest.jsonl").splitlines(keepends=True))
+    assert place.storage.read("manifest.jsonl") == b"".join(ordered)
+    assert pickle.loads(pickle.dumps(place)).committed() == local.committed()
+    assert place.one_process == place.storage.url.startswith("memory")
+
+
+def test_a_run_that_is_still_going_on_is_readable(place) -> None:
+    """Before the manifest is published the commits say what exists; a tar alone, even a whole one, does not."""
+    with place.staging() as there:
+        place.storage.put(staged(there, 7).tar, name(7))
+    assert place.committed() == {}
+    commit(place, 1)
+    commit(place, 0)
+    reader = ShardReader(place.storage.url)
+    assert [row.name for row in reader.manifest] == [name(0), name(1)]
+    expected = committing.samples(0)[1]
+    assert reader.sample(1).record == expected.record
+    with pytest.raises(ShardError, match=r"1 shards are not committed \(cf-train-000007"):
+        place.publish([name(0), name(7)], {})
+    assert "manifest.jsonl" not in place.storage.sizes()
+    commit(place, 7)  # the same bytes were left by a run that did not commit them
+    place.publish([name(0), name(1), name(7)], {})
+    assert len(ShardReader(place.storage.url)) == 9
+    commit(place, 0)
+    assert len(place.committed()) == 3
+
+
+def test_the_same_again_is_fine_and_anything_else_is_refused(place) -> None:
+    with place.session(IDENTITY):
+        commit(place, 0)
+        row = commit(place, 0)
+    with place.session(IDENTITY, shared=True):
+        assert place.committed() == {row.name: row}
+    with pytest.raises(ShardError, match="expected the bytes committed before"):
+        commit(place, 0, seed=1)
+    with pytest.raises(UsageError, match=r"shards with plan=p, this run has plan=q: .*--overwrite"):
+        commit(place, 1, plan="q")
+    with pytest.raises(UsageError, match="batch_size=4, this run has batch_size=8"):
+        claim(place, {**IDENTITY, "batch_size": 8})
+    assert place.committed() == {row.name: row}
+    with pytest.raises(UsageError, match="several ranks"):
+        claim(place, {**IDENTITY, "plan": "q"}, shared=True, overwrite=True)
+    with place.session(IDENTITY, shared=True, overwrite=True):  # a rank of the same run: it drops nothing
+        assert place.committed() == {row.name: row}
+    with place.session({**IDENTITY, "plan": "q"}, overwrite=True):
+        assert place.committed() == {}
+        commit(place, 0, plan="q", seed=1)
+    assert set(place.storage.sizes()) == {"RUN.json", name(0), "cf-train-000000.index.jsonl"}
+
+
+def test_a_lost_or_shortened_object_is_made_again(place) -> None:
+    for number in range(2):
+        commit(place, number)
+    place.storage.write(name(0), b"short")
+    place.storage.remove("cf-train-000001.index.jsonl")
+    assert place.intact() == set()
+    assert len(place.committed()) == 2
+    for number in range(2):
+        commit(place, number)
+    assert len(place.intact()) == 2
+    assert len(ShardReader(place.storage.url)) == 6
+
+
+def test_a_tar_that_nobody_committed_is_not_overwritten(place) -> None:
+    """A twin may be about to commit it; overwriting would leave its row without its bytes."""
+    commit(place, 0)
+    with place.staging() as there:
+        place.storage.put(staged(there, 1, seed=1).tar, name(1))
+    with pytest.raises(ShardError, match=r"that a writer of this run stored before.*not deterministic"):
+        commit(place, 1)
+    assert set(place.committed()) == {name(0)}
+
+
+def test_twins_that_commit_at_the_same_instant(s3) -> None:
+    """Other bytes under one name: exactly one wins, and what it vouches for is what is there."""
+    outcomes: list[object] = []
+
+    def go(seed: int) -> None:
+        try:
+            outcomes.append(commit(pickle.loads(pickle.dumps(s3)), 0, seed=seed))
+        except ShardError as error:
+            outcomes.append(error)
+
+    with s3.session(IDENTITY):
+        threads = [threading.Thread(target=go, args=(seed,)) for seed in (0, 1, 2, 0)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert len(outcomes) == 4
+    rows = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
+    committed = s3.committed()
+    assert all(row == committed[name(0)] for row in rows)
+    if committed:  # all may have lost, where one's tar met another's index
+        assert len(ShardReader(s3.storage.url)) == 3
+        ShardReader(s3.storage.url).sample(0)
+
+
+PASSING = ["500", "503", "reset-put", "lost-answer"]
+
+
+@pytest.mark.parametrize("kind", PASSING)
+@pytest.mark.parametrize("path", [".tar?", "commits/", "RUN.json"])
+def test_a_passing_fault_is_survived(proxy, s3, kind: str, path: str) -> None:
+    proxy.fail(kind, "PUT", path if path != ".tar?" else name(0))
+    with s3.session(IDENTITY):
+        row = commit(s3, 0)
+    assert proxy.struck == 1
+    assert s3.committed() == {row.name: row}
+    assert len(ShardReader(s3.storage.url)) == 3
+
+
+@pytest.mark.parametrize("kind", ["500", "503", "reset-put", "lost-answer", "403"])
+def test_a_lasting_fault_is_one_line_and_nothing_is_committed(proxy, s3, kind: str) -> None:
+    with s3.session(IDENTITY):
+        proxy.fail(kind, "PUT", name(0) if kind != "lost-answer" else "index.jsonl", times=1000)
+        with pytest.raises(StorageError, match=r"cannot write cf-train-000000\.tar in s3://") as caught:
+            commit(s3, 0)
+        assert caught.value.transient == (kind != "403")
+        assert not caught.value.full
+        assert "\n" not in str(caught.value)
+        assert proxy.struck >= (1 if kind == "403" else 2)
+        proxy.calm()
+        assert s3.committed() == {}
+        commit(s3, 0)  # the same again, when it has passed
+    assert len(ShardReader(s3.storage.url)) == 3
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again_or_is_an_error(proxy, s3) -> None:
+    row = commit(s3, 0)
+    proxy.fail("reset-get", "GET", name(0))
+    assert len(s3.storage.read(row.name)) == row.bytes
+    assert proxy.struck == 1
+    proxy.fail("reset-get", "GET", times=1000)
+    with pytest.raises(OSError, match="payload"):
+        s3.storage.read(row.name)
+    proxy.calm()
+    proxy.fail("500", "GET", times=1000)
+    proxy.fail("500", "HEAD", times=1000)
+    with pytest.raises(StorageError, match=r"cannot read manifest\.jsonl") as caught:
+        s3.committed()
+    assert caught.value.transient
+
+
+def test_a_process_killed_while_it_uploads_leaves_nothing(proxy, s3) -> None:
+    prefix = s3.storage.url.removeprefix(f"s3://{BUCKET}/")
+    with s3.session(IDENTITY):
+        proxy.fail("hang", "PUT", name(0), seconds=1.0)
+        process = committing.started(s3.storage.url, [0])
+        try:
+            assert proxy.hanging.wait(timeout=30)
+        finally:
+            process.kill()
+            process.wait()
+        assert proxy.uploads() == []
+        assert proxy.names(prefix) == [f"{prefix}/RUN.json"]
+        assert s3.committed() == {}
+        commit(s3, 0)
+    assert len(s3.intact()) == 1
+
+
+def test_a_large_shard_is_one_put(proxy, s3) -> None:
+    """s3fs would upload more than 100 MiB in parts, which a kill leaves behind to be paid for."""
+    content = bytes(101 * 2**20)
+    s3.storage.write("large", content)
+    assert [method for method, path in proxy.seen if method in ("PUT", "POST")] == ["PUT"]
+    assert s3.storage.sizes("large") == {"large": len(content)}
+
+
+def test_no_bucket_no_credentials_no_package_are_one_line_each(proxy, monkeypatch) -> None:
+    with pytest.raises(StorageError, match="bucket does not exist: check that the bucket exists") as caught:
+        claim(open_destination("s3://nobody/run"))
+    assert not caught.value.transient
+    with monkeypatch.context() as patch:
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patch.delenv(variable)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
+        with pytest.raises(StorageError, match="credentials; set AWS_ACCESS_KEY_ID"):
+            claim(open_destination(f"s3://{BUCKET}/run"))
+        s3fs.S3FileSystem.clear_instance_cache()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "s3fs", None)
+        patch.delitem(sys.modules["fsspec.registry"]._registry, "s3")
+        with pytest.raises(UsageError, match=r'pip install "cfaug\[s3\]"'):
+            open_storage("s3://bucket/run")
+    with pytest.raises(UsageError, match="write a directory, s3://"):
+        open_destination("nonsense://x")
+
+
+def test_a_run_file_that_is_none_is_refused(place) -> None:
+    for content in (b"", b"[1]", json.dumps({**IDENTITY, "format": 2}).encode()):
+        place.storage.write("RUN.json", content)
+        with pytest.raises(ShardError, match=r"RUN\.json: expected a run's identity"):
+            commit(place, 0)
+
+
+def test_a_full_temporary_directory_is_named(place, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", full)
+    with pytest.raises(StorageError, match=f"in {Path(tempfile.gettempdir())}: the disk is full") as caught:
+        commit(place, 0)
+    assert caught.value.full
