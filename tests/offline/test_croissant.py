@@ -51,6 +51,14 @@ def test_mlcroissant_finds_no_error(opened) -> None:
     assert sorted(w.split('"')[1].rpartition("/")[2] for w in issues.warnings) == ["citeAs", "datePublished", "license"]
 
 
+def test_generation_writes_it_beside_the_shards(tmp_path) -> None:
+    for workers, image in ((0, "png"), (2, "webp")):
+        out = tmp_path / image
+        generate(tiny.model(), tiny.dataset(), PLAN, out, workers=workers, progress=False, image=image)
+        expected = metadata(PLAN, tiny.schema(), ShardReader(out).manifest, image)
+        assert (out / "shards" / CROISSANT).read_bytes() == expected
+
+
 def test_every_shard_has_its_size_and_sha256(run) -> None:
     content = json.loads((run / CROISSANT).read_bytes())
     found = {e["contentUrl"]: e for e in content["distribution"] if e["@type"] == "cr:FileObject"}

@@ -20,33 +20,64 @@ from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate
 MIXED = [do()] * 6 + [do(colour="red"), do(ground="dark"), do(thickness=1.0), do(), do(colour="blue", ground="light")]
 
 
-@pytest.fixture(scope="module")
-def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["png", "webp"])
+def mixed(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("mixed")
     rows = [PlanRow(f"train-{i:03d}", f"source {i}.png", d, i, i // 6, 0) for i, d in enumerate(MIXED)]
-    generate(tiny.model(), tiny.dataset(), Plan(rows, samples_per_shard=6), out, workers=0, progress=False)
+    plan = Plan(rows, samples_per_shard=6)
+    generate(tiny.model(), tiny.dataset(), plan, out, workers=0, progress=False, image=request.param)
     return out
 
 
-@pytest.fixture(scope="module")
-def balanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["png", "webp"])
+def balanced(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("balanced")
     plan = balance_groups(tiny.dataset().table, tiny.schema(), null_fraction=0.5, samples_per_shard=16)
-    generate(tiny.model(), tiny.dataset(), plan, out, workers=0, progress=False)
+    generate(tiny.model(), tiny.dataset(), plan, out, workers=0, progress=False, image=request.param)
     return out
 
 
-def test_webdataset_reads_every_sample(mixed) -> None:
+def check_samples(found: list[dict], reader: ShardReader) -> None:
+    """What webdataset made of all shards, in any order of the samples."""
+    assert sorted(s["__key__"] for s in found) == sorted(reader.keys)
+    place = {key: i for i, key in enumerate(reader.keys)}
+    for s in found:
+        i = place[s["__key__"]]
+        image = reader.index[i].image_field
+        assert {k for k in s if not k.startswith("__")} == {"json", image}
+        assert s["json"] == reader.record(i)
+        np.testing.assert_array_equal(s[image], reader.image(i))
+
+
+def as_it_is(sample: dict) -> dict:
+    return sample
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_webdataset_reads_every_sample_once(mixed, workers: int) -> None:
+    import torch
     import webdataset
 
     reader = ShardReader(mixed)
     tars = [str(mixed / "shards" / row.name) for row in reader.manifest]
-    found = list(webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8"))
-    assert [s["__key__"] for s in found] == reader.keys
-    for i, s in enumerate(found):
-        assert {k for k in s if not k.startswith("__")} == {"json", "png"}
-        assert s["json"] == reader.record(i)
-        np.testing.assert_array_equal(s["png"], reader.image(i))
+    assert len(tars) == 2
+    data = webdataset.WebDataset(tars, shardshuffle=False).decode("rgb8")
+    found = list(torch.utils.data.DataLoader(data, batch_size=None, num_workers=workers, collate_fn=as_it_is))
+    if not workers:
+        assert [s["__key__"] for s in found] == reader.keys
+    check_samples(found, reader)
+
+
+def test_webdataset_shuffles_and_picks_fields(balanced) -> None:
+    import webdataset
+
+    reader = ShardReader(balanced)
+    tars = [str(balanced / "shards" / row.name) for row in reader.manifest]
+    data = webdataset.WebDataset(tars, shardshuffle=10, seed=1).shuffle(20, seed=1).decode("rgb8")
+    pairs = list(data.to_tuple("png;webp", "json"))
+    assert [record["key"] for _, record in pairs] != reader.keys
+    found = [{"__key__": r["key"], reader.index[0].image_field: image, "json": r} for image, r in pairs]
+    check_samples(found, reader)
 
 
 def check_rows(rows: list, reader: ShardReader, names: tuple[str, ...]) -> None:
@@ -54,7 +85,7 @@ def check_rows(rows: list, reader: ShardReader, names: tuple[str, ...]) -> None:
     for i, row in enumerate(rows):
         record = reader.record(i)
         assert row["json"] == {**record, "do": {name: record["do"].get(name) for name in names}}
-        np.testing.assert_array_equal(np.asarray(row["png"]), reader.image(i))
+        np.testing.assert_array_equal(np.asarray(row[reader.index[i].image_field]), reader.image(i))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -104,8 +135,8 @@ def test_reading_needs_neither_torch_nor_webdataset_nor_diffusers(mixed) -> None
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_hf_datasets_reads_what_some_sources_lack(tmp_path, streaming: bool) -> None:
+@pytest.mark.parametrize(("streaming", "image"), [(False, "webp"), (True, "png")])
+def test_hf_datasets_reads_what_some_sources_lack(tmp_path, streaming: bool, image: str) -> None:
     """By the card, and by what it infers from the first samples, whichever shard comes first."""
     import datasets
 
@@ -116,7 +147,7 @@ def test_hf_datasets_reads_what_some_sources_lack(tmp_path, streaming: bool) -> 
     partial.loc[~lacking, "thickness"] = np.nan
     holes = ArrayDataset(data.images, partial, data.schema)
     plan = balance_groups(partial, data.schema, null_fraction=0.5, samples_per_shard=30, attributes=["ground"])
-    generate(tiny.model(), holes, plan, tmp_path, workers=0, progress=False)
+    generate(tiny.model(), holes, plan, tmp_path, workers=0, progress=False, image=image)
     reader = ShardReader(tmp_path)
     found = [reader.record(i) for i in range(len(reader))]
     assert {r["factual"]["colour"] for r in found} > {None, "red"}
