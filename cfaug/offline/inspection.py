@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -126,15 +126,17 @@ class _Numbers:
 
 @dataclass
 class _Side:
-    """The factual or the counterfactual rows: cross tables of target and attribute, by own and by the sources' quartiles."""
+    """The factual or the counterfactual rows: cross tables of target and attribute.
 
-    own: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
-    groups: dict[str, Counter[tuple[str, str]]] = field(default_factory=dict)
+    `groups` cuts numbers at the sources' quartiles, `own` at this side's; a text has one cell in both, and is in `groups`.
+    """
+
+    own: dict[str, Counter[tuple[str, str]]] = field(default_factory=lambda: defaultdict(Counter))
+    groups: dict[str, Counter[tuple[str, str]]] = field(default_factory=lambda: defaultdict(Counter))
     edges: dict[str, list[float]] = field(default_factory=dict)
-    numbers: dict[str, _Numbers] = field(default_factory=dict)
-    texts: dict[str, Counter[str]] = field(default_factory=dict)
+    numbers: dict[str, _Numbers] = field(default_factory=lambda: defaultdict(_Numbers))
+    texts: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     missing: Counter[str] = field(default_factory=Counter)
-    rows: int = 0
 
     def settle(self, rows: Iterable[dict[str, Value]]) -> None:
         columns: dict[str, list[float]] = {}
@@ -145,21 +147,25 @@ class _Side:
         self.edges = {n: [float(e) for e in np.quantile(v, [0.25, 0.5, 0.75])] for n, v in columns.items()}
 
     def add(self, target: Value, values: dict[str, Value], cuts: dict[str, list[float]]) -> None:
-        self.rows += 1
-        group = _level(target, cuts.get("")) if target is not None else None
+        group = None if target is None else _level(target, cuts.get(""))
         for name, value in values.items():
             if value is None:
                 self.missing[name] += 1
                 continue
             if isinstance(value, str):
-                _count(self.texts.setdefault(name, Counter()), value)
+                _count(self.texts[name], value)
             else:
-                self.numbers.setdefault(name, _Numbers()).add(value)
+                self.numbers[name].add(value)
+                if group is not None:
+                    self.own[name][group, _level(value, self.edges.get(name))] += 1
             if group is not None:
-                for table, edges in ((self.own, self.edges), (self.groups, cuts)):
-                    counts = table.setdefault(name, Counter())
-                    cell = (group, _level(value, edges.get(name)))
-                    counts[cell if cell in counts or len(counts) < MAX_VALUES else (group, OTHER)] += 1
+                counts = self.groups[name]
+                cell = (group, _level(value, cuts.get(name)))
+                counts[cell if cell in counts or len(counts) < MAX_VALUES else (group, OTHER)] += 1
+
+    def table(self, name: str) -> Counter[tuple[str, str]] | None:
+        """Target and attribute, a number at this side's own quartiles."""
+        return self.own.get(name) or self.groups.get(name)
 
 
 class _Tally:
@@ -244,8 +250,8 @@ class _Tally:
             interventions=dict(sorted(self._do.items())),
             confounding={
                 name: {
-                    "before": _dependence(sides["factual"].own.get(name)),
-                    "after": _dependence(sides["counterfactual"].own.get(name)),
+                    "before": _dependence(sides["factual"].table(name)),
+                    "after": _dependence(sides["counterfactual"].table(name)),
                 }
                 for name in others
             },
