@@ -184,7 +184,7 @@ def _draw(chosen: Sequence[_Source], title: str) -> Image.Image:
         y = top + r * step_y
         pen.line((_GAP, y - _GAP, width - _GAP, y - _GAP), _EDGE)
         first = source.null or source.made[0]
-        said = [f"{name} {_value(value)}" for name, value in first.record["factual"].items()]
+        said = [f"{name}={_value(value)}" for name, value in first.record["factual"].items()]
         _write(pen, (_GAP, y), [first.sample.source_key], label - _GAP, font, _INK, 2)
         _write(
             pen,

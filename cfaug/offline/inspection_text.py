@@ -79,7 +79,7 @@ def _values(row: Mapping[str, Any]) -> str:
     if row["kind"] == "continuous":
         said = " -> ".join(f"{s['mean']:.3g} [{s['min']:.3g}, {s['max']:.3g}]" if s["n"] else "none" for s in sides)
     else:
-        values = list(dict.fromkeys([*sides[0], *sides[1]]))
+        values = sorted({*sides[0], *sides[1]})
         pairs = [f"{value} {sides[0].get(value, 0)} -> {sides[1].get(value, 0)}" for value in values[:_ROWS]]
         said = ", ".join([*pairs, *(["..."] if len(values) > _ROWS else [])])
     missing = row["missing"]
