@@ -40,6 +40,7 @@ Pixels = npt.NDArray[np.uint8]
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_MODES = {0: "L", 2: "RGB"}  # colour type -> Pillow's mode at 8 bits
 PNG_CHUNKS = (b"IHDR", b"IDAT", b"IEND")
+_CHUNK, _IHDR = struct.Struct(">I4s"), struct.Struct(">IIBB")
 
 
 class Field(NamedTuple):
@@ -92,11 +93,11 @@ FIELDS: Mapping[str, Field] = MappingProxyType(
 
 def _png_header(data: bytes, vouched: bool) -> tuple[str, tuple[int, int]]:
     """Mode, and (width, height); ValueError says what is not as our format has it, from the first byte to the last."""
-    if data[:8] != PNG_SIGNATURE:
+    if not data.startswith(PNG_SIGNATURE):
         raise ValueError(f"it begins with {data[:8]!r}")
     at, before = 8, b""
     while at < len(data):
-        length, name = struct.unpack_from(">I4s", data, at)
+        length, name = _CHUNK.unpack_from(data, at)
         if name not in PNG_CHUNKS or (name == b"IHDR") != (before == b"") or before == b"IEND":
             raise ValueError(f"chunk {name!r} after {before!r}: only IHDR, IDAT, IEND, in this order, are decoded")
         end = at + 12 + length
@@ -107,7 +108,7 @@ def _png_header(data: bytes, vouched: bool) -> tuple[str, tuple[int, int]]:
         at, before = end, name
     if before != b"IEND":
         raise ValueError("it is cut off")
-    width, height, bits, colour = struct.unpack_from(">IIBB", data, 16)
+    width, height, bits, colour = _IHDR.unpack_from(data, 16)
     if bits != 8 or colour not in PNG_MODES:
         raise ValueError(f"{bits} bits of colour type {colour}: only 8 bits, grey or RGB, are decoded")
     return PNG_MODES[colour], (width, height)

@@ -53,6 +53,11 @@ RECORD_FIELDS = (
     "factual", "target", "seed", "replica", "model", "quality",
 )  # fmt: skip
 
+_NAMES = frozenset(RECORD_FIELDS)
+_TEXTS = ("key", "source_key", "source_digest", "split", "model")
+_COUNTS = ("schema", "seed", "replica")
+_OBJECTS = ("do", "attributes", "factual", "quality")
+
 Value = str | float | None
 Record = dict[str, Any]
 
@@ -168,23 +173,26 @@ class ManifestRow:
 
 
 def check_record(record: Any, where: str) -> Record:
-    """`record` itself when it has exactly the fields and types of format 1, else :class:`ShardError` naming `where`."""
-    if not isinstance(record, dict) or set(record) != set(RECORD_FIELDS):
-        came = sorted(record) if isinstance(record, dict) else type(record).__name__
-        raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}; found {came}")
-    for name in ("key", "source_key", "source_digest", "split", "model"):
+    """`record` itself when it has exactly the fields and types of format 1, else :class:`ShardError` naming `where`.
+
+    Every read does this, beside decoding an image of perhaps 32 px: hence plain loops, and messages only on failure.
+    """
+    if not isinstance(record, dict) or record.keys() != _NAMES:
+        came = sorted(map(repr, record)) if isinstance(record, dict) else type(record).__name__
+        raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}; found {came!s:.400}")
+    for name in _TEXTS:
         if not isinstance(record[name], str):
-            raise ShardError(f"{where}: expected text in field {name!r}, found {record[name]!r}")
-    for name in ("schema", "seed", "replica"):
+            raise ShardError(f"{where}: expected text in field {name!r}, found {record[name]!r:.120}")
+    for name in _COUNTS:
         if type(record[name]) is not int or not 0 <= record[name] < MAX_SEED:
-            raise ShardError(f"{where}: expected a whole number in field {name!r}, found {record[name]!r}")
+            raise ShardError(f"{where}: expected a whole number in field {name!r}, found {record[name]!r:.120}")
     if record["split"] not in SPLITS:
         raise ShardError(f"{where}: expected a split among {', '.join(SPLITS)}, found {record['split']!r:.80}")
     if record["schema"] != FORMAT:
         raise ShardError(f"{where}: record of shard format {record['schema']}, we read {FORMAT}: upgrade cfaug")
-    for name in ("do", "attributes", "factual", "quality"):
+    for name in _OBJECTS:
         values = record[name]
-        if not isinstance(values, dict) or not all(isinstance(k, str) and _is_value(v) for k, v in values.items()):
+        if not isinstance(values, dict) or not _is_flat(values):
             raise ShardError(f"{where}: expected names with texts or finite numbers in {name!r}, found {values!r:.120}")
     if not _is_value(record["target"]):
         raise ShardError(f"{where}: expected a text or a finite number as 'target', found {record['target']!r:.120}")
@@ -211,7 +219,10 @@ def parse_object(data: bytes, most: int, where: str) -> dict[str, Any]:
     if data.count(b"{") + data.count(b"[") > MAX_NESTING:
         raise ShardError(f"{where}: expected one flat JSON object, found {_short(data)}, too deeply nested: {_DAMAGED}")
     try:
-        fields = _DECODER.decode(data.decode("ascii"))
+        text = data.decode("ascii")
+        fields, end = _DECODER.raw_decode(text)
+        if end != len(text) and text[end:].strip():
+            raise ValueError("more than one object")
         if b"\\u" in data:
             json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half a surrogate pair breaks whoever prints it
     except (ValueError, RecursionError):
@@ -228,6 +239,13 @@ def canonical_json(fields: Any) -> bytes:
 
 def _line(fields: Mapping[str, Any]) -> bytes:
     return canonical_json(fields) + b"\n"
+
+
+def _is_flat(values: dict[Any, Any]) -> bool:
+    for name, value in values.items():
+        if not isinstance(name, str) or not (type(value) is str or _is_value(value)):
+            return False
+    return True
 
 
 def _is_value(value: object) -> bool:

@@ -19,8 +19,11 @@ from PIL import Image
 
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import ShardReader, encode_sample, verify, write_shard
+from cfaug.offline.destination import open_destination
 from cfaug.offline.format import ManifestRow, Sample
+from cfaug.offline.scan import scan
 from cfaug.offline.staging import _Tar, stage_shard
+from cfaug.offline.storage import open_storage
 from cfaug.offline.writer import ShardDirectory
 
 
@@ -73,6 +76,54 @@ def test_same_samples_same_bytes_and_a_plain_ustar(tmp_path) -> None:
     assert [m.name.split(".")[1] for m in members] == ["json", "png"] * 8
     assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode) for m in members} == {(0, 0, 0, "cfaug", "cfaug", 0o444)}
     assert (tmp_path / "a" / "cf-train-000000.tar").read_bytes()[257:265] == b"ustar\x0000"
+
+
+@pytest.mark.parametrize("image", ["png", "webp"])
+@pytest.mark.parametrize("place", ["memory://run-{}", "file://{}/copy", "{}/copy"])
+def test_shards_are_read_and_verified_wherever_they_are(tmp_path, image: str, place: str) -> None:
+    """The same bytes behind a URL, the run's or its shards'; also one whose images are lossless WebP."""
+    written, samples = open_destination(tmp_path), [sample(i) for i in range(8)]
+    with written.session(), written.staging() as staging:
+        row = written.commit(stage_shard(staging, "cf-train-000000.tar", samples, "p", "m", image=image))
+    copy = open_storage(place.format(tmp_path))
+    for name in (row.name, row.index, "manifest.jsonl"):
+        copy.within("shards").write(name, written.storage.read(name))
+    for url in (copy.url, copy.within("shards").url):
+        reader = pickle.loads(pickle.dumps(ShardReader(url)))
+        found = [reader.sample(i) for i in range(8)]
+        assert [(row.image_field, row.image) for row in reader.index] == [
+            (image, getattr(r, image)) for r in reader.index
+        ]
+        for mine, theirs in zip(found, samples, strict=True):
+            assert (mine.key, mine.record) == (theirs.key, theirs.record)
+            np.testing.assert_array_equal(mine.image, theirs.image)
+        assert verify(url).ok, str(verify(url))
+    scanned = list(scan(f"{copy.within('shards').url}/{row.name}"))
+    assert [one.key for one in scanned] == [one.key for one in samples]
+    np.testing.assert_array_equal(scanned[7].image, samples[7].image)
+    whole = copy.within("shards").read(row.name)
+    copy.within("shards").write(row.name, whole[:700] + bytes([whole[700] ^ 1]) + whole[701:])
+    with pytest.raises(ShardError, match=r"cf-train-000000\.tar, sample 'train-000000000'"):
+        ShardReader(copy.url).sample(0)
+    assert "sample 'train-000000000'" in verify(copy.url).problems[0]
+    copy.within("shards").write(row.name, whole[:-1])
+    with pytest.raises(ShardError, match=r"cf-train-000000\.tar: expected \d+ bytes"):
+        ShardReader(copy.url)
+    with pytest.raises(ShardError, match=r"cf-train-000000\.tar.*expected \d+ more zero bytes"):
+        list(scan(f"{copy.within('shards').url}/{row.name}"))
+
+
+def test_a_place_that_is_not_there_or_not_a_directory(tmp_path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "none", tmp_path / "file", "memory://nothing-here"):
+        for read in (ShardReader, verify):
+            with pytest.raises(ShardError):
+                read(place)
+    for place in (tmp_path / "none.tar", tmp_path, "memory://nothing-here/none.tar"):
+        with pytest.raises(ShardError, match="cannot read"):
+            list(scan(place))
+    with pytest.raises(UsageError, match="Protocol not known"):
+        ShardReader("gopher-x://a/b")
 
 
 @pytest.mark.parametrize(
