@@ -4,7 +4,7 @@
     after  = the same among the counterfactuals' values (reconstructions apart)
 
 Streams over the records, whose sha256 is checked; of the images only the first of each shard is read. Memory does not grow
-with samples, but for eight bytes (a set's entry) a source. A continuous attribute is cut at quartiles: of the sources for groups, of each side for
+with samples, but for some hundred bytes (a set's entry) a source. A continuous attribute is cut at quartiles: of the sources for groups, of each side for
 its confounding; both of what the first `SETTLE` rows show, which is all of them in most runs. The figures are the table's:
 that a counterfactual looks as its record says is for the judge, and that every byte is whole is for ``cfaug verify``.
 """
