@@ -88,6 +88,11 @@ class DrawnRows:
         """Rows of a unit, which is dealt as one."""
         return 2 if self.paired else 1
 
+    @cached_property
+    def _digits(self) -> int:
+        """Of a key's number: keys sort as rows do, beyond 10^9 of them too."""
+        return max(9, len(str(len(self) - 1)))
+
     @property
     def _units(self) -> int:
         return self.real + self.nulls
@@ -129,7 +134,9 @@ class DrawnRows:
             if (intervention := known.get(code)) is None:
                 pairs = ((level.name, level.values[c]) for level, c in zip(self.levels, code))
                 intervention = known[code] = Intervention(tuple(pairs))
-            found.append(PlanRow(f"{self.split}-{i:09d}", self.keys[source], intervention, seed, shard, replica))
+            found.append(
+                PlanRow(f"{self.split}-{i:0{self._digits}d}", self.keys[source], intervention, seed, shard, replica)
+            )
         return found
 
     def lines(self, shards: range) -> bytes:
@@ -139,14 +146,14 @@ class DrawnRows:
         dos = ["{" + ",".join(parts) + "}" for parts in zip(*columns)]
         for i in np.flatnonzero(batch.null).tolist():
             dos[i] = "{}"
-        begin = f'{{"key":"{self.split}-'
+        begin, digits = f'{{"key":"{self.split}-', self._digits
         fields = zip(
             range(batch.start, batch.start + len(dos)), keys[batch.sources].tolist(), dos,
             batch.seeds.tolist(), batch.shards.tolist(), batch.replicas.tolist(),
         )  # fmt: skip
         return "".join(
             [
-                f'{begin}{i:09d}","source_key":{key},"do":{do},"seed":{seed},"shard":{shard},"replica":{replica}}}\n'
+                f'{begin}{i:0{digits}d}","source_key":{key},"do":{do},"seed":{seed},"shard":{shard},"replica":{replica}}}\n'
                 for i, key, do, seed, shard, replica in fields
             ]
         ).encode("ascii")

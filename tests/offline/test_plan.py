@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -254,6 +255,33 @@ def test_a_row_is_the_same_from_wherever_it_is_seen() -> None:
         plan[len(plan)]
     with pytest.raises(UsageError, match="expected a shard of the plan"):
         plan.rows_of(len(plan.shards()))
+
+
+def test_any_shard_of_twenty_billion_rows_is_there_at_once() -> None:
+    """No number overflows, and nothing is as long as the plan."""
+    plan = balance_groups(
+        tiny.dataset(10).table, tiny.schema(), 10**9, null_fraction=0.5, attributes=["colour", "ground"]
+    )
+    assert len(plan) == 2 * 10**10
+    shards = plan.shards()
+    assert len(shards) == 2 * 10**7
+    rows = [row for shard in (0, len(shards) // 2, len(shards) - 1) for row in plan.rows_of(shard)]
+    assert [row.key for row in rows] == sorted(row.key for row in rows)
+    assert rows[-1].key == "train-19999999999"
+    assert plan[len(plan) // 2] == rows[1000]
+    assert sum(row.do.is_null for row in rows) == 1500
+    assert max(Counter(row.source_key for row in rows).values()) < 400
+    assert max(row.replica for row in rows) < 2 * 10**9
+    colours = Counter(row.do.assignments["colour"] for row in rows if not row.do.is_null)
+    assert min(colours.values()) > 400
+    assert len({row.seed for row in rows}) == len(rows)
+
+
+def test_an_empty_plan_is_a_plan(tmp_path: Path) -> None:
+    plan = Plan([])
+    plan.save(tmp_path)
+    assert Plan.load(tmp_path) == plan
+    assert (len(plan), list(plan.shards()), list(plan), plan.summary.rows) == (0, [], [], 0)
 
 
 def test_listed_rows_come_in_the_order_of_their_shards() -> None:
