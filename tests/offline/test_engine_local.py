@@ -116,24 +116,28 @@ def test_workers_leave_with_their_parent_however_it_ends(tmp_path, how: str) -> 
     script.write_text(
         textwrap.dedent(f"""
         import sys; sys.path.insert(0, {str(HERE)!r})
-        from engine_work import Work
+        from engine_work import SlowOdd
         from cfaug.offline.engines import LocalEngine
         if __name__ == "__main__":
-            work = Work({{}}, {str(tmp_path / "marks")!r}, pause=0.2)
-            outcomes = LocalEngine(2).map(work, range(1000))
+            work = SlowOdd({{}}, {str(tmp_path / "marks")!r})
+            outcomes = LocalEngine(2).map(work, range(2, 1000))
             print(next(outcomes).shard, flush=True)
             if {how == "leave open"!r}:
                 sys.exit(0)
             for outcome in outcomes: pass
         """)
     )
-    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline()
+    # a worker is in the middle of a shard of a minute: it reads no pipe of its own there
+    assert wait_until(lambda: any(shard % 2 for shard, _ in marks(tmp_path / "marks"))) or how == "leave open"
     if how == "kill":
         process.kill()
     if how == "interrupt":
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     _, said = process.communicate(timeout=20)
     workers = {pid for _, pid in marks(tmp_path / "marks")}
     assert workers
