@@ -33,6 +33,7 @@ PRODUCTS = (
     "results.jsonl",
     "report.html",
     "stats.jsonl",
+    "jobs",
     "tensorboard",
     "run.json",
     "config.yaml",

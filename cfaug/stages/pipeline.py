@@ -234,6 +234,7 @@ class Pipeline:
             )
         model, plan = self.model, self.planned
         suffix = f"-{rank_of(config.engine)}" if self.sharing else ""
+        options = {"folder": str(self.out / "jobs"), **config.options} if config.engine == "submitit" else config.options
         with self._timed("generate"):
             # committed shards are recognised by their manifest rows, so asking twice costs a tenth of a second
             return generate(
@@ -248,7 +249,7 @@ class Pipeline:
                 overwrite=self.overwrite and bool(config.destination),  # else they went with the directory
                 image=config.image,
                 retries=config.retries,
-                options=config.options,
+                options=options,
                 log_to=self.out / f"stats{suffix}.jsonl",
                 tensorboard=self.out / "tensorboard" if config.tensorboard else None,
             )

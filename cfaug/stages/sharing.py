@@ -21,11 +21,15 @@ def rank_of(engine: str) -> int:
 
 
 def with_own_device(recipe: Recipe) -> Recipe:
-    """``cuda`` without a number becomes this process's own graphics card."""
-    decoder = recipe.decoder
-    if decoder.device != "cuda":
+    """``cuda`` without a number becomes this process's own graphics card, of those that it sees."""
+    import torch
+
+    decoder, cards = recipe.decoder, torch.cuda.device_count()
+    if decoder.device != "cuda" or not cards:
         return recipe
-    return dataclasses.replace(recipe, decoder=dataclasses.replace(decoder, device=f"cuda:{local_rank()}"))
+    # the remainder: where the launcher binds one card to each task, every process sees a single one
+    device = f"cuda:{local_rank() % cards}"
+    return dataclasses.replace(recipe, decoder=dataclasses.replace(decoder, device=device))
 
 
 def missing_shards(out: str | Path, plan: Plan) -> list[str]:
