@@ -31,6 +31,7 @@ from cfaug.offline.format import (
     IMAGE_FIELDS,
     KEY,
     MAX_PIXELS,
+    MAX_RECORD_BYTES,
     PARTIAL,
     TAR_NAME,
     IndexRow,
@@ -39,11 +40,13 @@ from cfaug.offline.format import (
     Sample,
     canonical_json,
     check_record,
+    parse_object,
     tar_size,
 )
 
 # A USTAR name has 100 bytes and can only be longer across a slash, which a key must not have: 95 plus ".json".
 MAX_KEY = 95
+FLUSH = 1 << 20  # bytes after which the disk is told to begin
 
 
 @dataclass(frozen=True)
@@ -66,11 +69,10 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     record = check_record(sample.record, f"sample {sample.key!r}")
     if record["key"] != sample.key:
         raise ShardError(f"sample {sample.key!r}: its record says key {record['key']!r}: they must agree")
-    return {
-        "__key__": sample.key,
-        "json": canonical_json(record),
-        image: _png(sample) if image == "png" else _webp(sample),
-    }
+    text = canonical_json(record)
+    if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, say
+        parse_object(text, MAX_RECORD_BYTES, f"sample {sample.key!r}: its record")
+    return {"__key__": sample.key, "json": text, image: _png(sample) if image == "png" else _webp(sample)}
 
 
 def stage_shard(
@@ -92,7 +94,8 @@ def stage_shard(
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
     directory, index_name = Path(directory), name.removesuffix(".tar") + ".index.jsonl"
     tar, index = directory / partial_name(name), directory / partial_name(index_name)
-    rows: list[IndexRow] = []
+    lines: list[bytes] = []  # not rows: thousands of small objects would keep the garbage collector busy
+    keys: set[str] = set()
     shape_of_first: Any = None
     with explained(directory, name), removed_on_failure(tar, index):
         with tar.open("wb") as handle:
@@ -100,21 +103,22 @@ def stage_shard(
             for sample in samples:
                 fields = encode_sample(sample, image)
                 shape_of_first = _same_fields(sample, shape_of_first, name)
-                rows.append(_index_row(sample, fields, writer.size, image))
+                lines.append(_index_row(sample, fields, writer.size, image).line())
+                keys.add(sample.key)
                 for field in ("json", image):  # sorted, as webdataset.TarWriter has them
                     writer.add(f"{sample.key}.{field}", fields[field])
             writer.close()
             handle.flush()
             os.fsync(handle.fileno())
-        if not rows or len({row.key for row in rows}) != len(rows):
-            raise ShardError(f"{name}: expected at least one sample and no key twice, got {len(rows)} samples")
-        content = b"".join(row.line() for row in rows)
+        if not lines or len(keys) != len(lines):
+            raise ShardError(f"{name}: expected at least one sample and no key twice, got {len(lines)} samples")
+        content = b"".join(lines)
         with index.open("wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
     row = ManifestRow(
-        name=name, count=len(rows), bytes=writer.size, sha256=writer.sha256.hexdigest(),
+        name=name, count=len(lines), bytes=writer.size, sha256=writer.sha256.hexdigest(),
         index=index_name, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest(),
         plan=plan_digest, model=model_digest, environment=dict(environment or {}),
     )  # fmt: skip
@@ -130,7 +134,7 @@ class _Tar:
     """
 
     def __init__(self, handle: IO[bytes]) -> None:
-        self.handle, self.size, self.sha256 = handle, 0, hashlib.sha256()
+        self.handle, self.size, self.sha256, self._sent = handle, 0, hashlib.sha256(), 0
         member = tarfile.TarInfo()
         member.mode, member.uname, member.gname = 0o444, "cfaug", "cfaug"
         header = member.tobuf(tarfile.USTAR_FORMAT)
@@ -151,6 +155,18 @@ class _Tar:
         self.handle.write(data)
         self.sha256.update(data)
         self.size += len(data)
+        if self.size - self._sent >= FLUSH:
+            self._send()
+
+    def _send(self) -> None:
+        """Let the disk begin with what is written while the next images are encoded: the fsync waits for less.
+
+        Linux starts to write back what it is told nobody will read again; elsewhere, and in memory, it is a no-op.
+        """
+        if hasattr(os, "posix_fadvise"):
+            self.handle.flush()
+            os.posix_fadvise(self.handle.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
+        self._sent = self.size
 
 
 def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, image: str) -> IndexRow:

@@ -411,8 +411,19 @@ def test_images_come_back_exactly_from_either_format(tmp_path, image: str) -> No
     assert verify(tmp_path).ok
     grey = Sample(samples[0].key, samples[0].image[:, :, :1], samples[0].record)
     if image == "webp":
-        with pytest.raises(ShardError, match="grey one: set generate.image=png"):
+        with pytest.raises(ShardError, match=r"grey one: set generate\.image=png"):
             stage_shard(tmp_path, name(1), [grey], "p", "m", image=image)
     with pytest.raises(UsageError, match="png or webp, got 'jpeg'"):
         stage_shard(tmp_path, name(1), samples, "p", "m", image="jpeg")
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_what_readers_would_refuse_is_not_written(tmp_path) -> None:
+    """A file name that is not UTF-8 reaches a record as half a surrogate pair, which breaks whoever prints it."""
+    sample = committing.samples(0)[0]
+    for key in ("caf\udce9.png", "x" * (1 << 20) + "\u00e9"):
+        odd = Sample(sample.key, sample.image, {**sample.record, "source_key": key})
+        with pytest.raises(ShardError, match=rf"sample '{sample.key}': its record"):
+            stage_shard(tmp_path, name(0), [odd], "p", "m")
+    accented = Sample(sample.key, sample.image, {**sample.record, "source_key": "caf\u00e9.png"})
+    stage_shard(tmp_path, name(0), [accented], "p", "m")
