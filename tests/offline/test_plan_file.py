@@ -86,6 +86,8 @@ def test_one_plan_has_one_digest_however_it_is_held(strategy: str, tmp_path: Pat
     loaded = Plan.load(tmp_path)
     rows = list(plan)
     assert list(loaded) == rows
+    for held in (plan, loaded):  # a shard looked at alone
+        assert [row for shard in held.shards() for row in held.rows_of(shard)] == rows
     digests = {
         MAKERS[strategy](holes, tiny.schema(), **options, attributes=["ground", "thickness"]).digest,
         plan.digest, loaded.digest, Plan(rows, "val", 6).digest, pickle.loads(pickle.dumps(plan)).digest,
