@@ -26,7 +26,7 @@ from cfaug.offline.destination import Destination, open_destination  # noqa: E40
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"
 PLACES = {  # what a run asks of the store: method and a part of the path
-    "claim": ("PUT", "RUN.json"), "tar": ("PUT", name(1)), "index": ("PUT", "000001.index"),
+    "claim": ("PUT", "RUN.json"), "tar": ("PUT", f"shards/{name(1)}"), "index": ("PUT", "000001.index"),
     "commit": ("PUT", "commits/cf-train-000001"), "manifest": ("PUT", "manifest.jsonl"), "card": ("PUT", "README"),
     "list": ("GET", "list-type"), "look": ("HEAD", ""), "read": ("GET", name(0)), "rows": ("GET", "commits/"),
 }  # fmt: skip

@@ -19,9 +19,8 @@ import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from cfaug.errors import CfaugError, ShardError, UsageError
@@ -320,36 +319,3 @@ def stray_shards(directory: Path, vouched: frozenset[str]) -> list[Path]:
     """Files with a shard's or an index's name, ``cf-<split>-<number>``, that are not among the `vouched` names."""
     pattern = re.compile(r"cf-(train|val|test)-\d{6,}\.(tar|index\.jsonl)")
     return sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name) and path.name not in vouched)
-
-
-class ShardDirectory:
-    """A claimed :class:`LocalDestination` by its older names: ``load``, ``intact``, ``commit``, ``clear``."""
-
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        self._place = LocalDestination(directory)
-
-    def __enter__(self) -> ShardDirectory:
-        self._claim = self._place._claimed(shared=False)
-        self._claim.__enter__()
-        with suppress(ShardError):  # load() says it, clear() drops it
-            self._place._log.catch_up()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._claim.__exit__(kind, error, tb)
-
-    def load(self) -> dict[str, ManifestRow]:
-        return self._place.committed()
-
-    def intact(self, name: str) -> bool:
-        return name in self._place.intact()
-
-    def commit(self, staged: Staged) -> ManifestRow:
-        return self._place.commit(staged)
-
-    def clear(self) -> None:
-        self._place.clear()
-
-    def write_text(self, name: str, text: str) -> None:
-        self._place._write(name, text.encode())

@@ -162,7 +162,7 @@ PASSING = ["500", "503", "reset-put", "lost-answer"]
 @pytest.mark.parametrize("kind", PASSING)
 @pytest.mark.parametrize("path", [".tar?", "commits/", "RUN.json"])
 def test_a_passing_fault_is_survived(proxy, s3, kind: str, path: str) -> None:
-    proxy.fail(kind, "PUT", path if path != ".tar?" else name(0))
+    proxy.fail(kind, "PUT", path if path != ".tar?" else f"shards/{name(0)}")
     with s3.session(IDENTITY):
         row = commit(s3, 0)
     assert proxy.struck == 1
@@ -173,7 +173,7 @@ def test_a_passing_fault_is_survived(proxy, s3, kind: str, path: str) -> None:
 @pytest.mark.parametrize("kind", ["500", "503", "reset-put", "lost-answer", "403"])
 def test_a_lasting_fault_is_one_line_and_nothing_is_committed(proxy, s3, kind: str) -> None:
     with s3.session(IDENTITY):
-        proxy.fail(kind, "PUT", name(0) if kind != "lost-answer" else "index.jsonl", times=1000)
+        proxy.fail(kind, "PUT", f"shards/{name(0)}" if kind != "lost-answer" else "index.jsonl", times=1000)
         with pytest.raises(StorageError, match=r"cannot write cf-train-000000\.tar in s3://") as caught:
             commit(s3, 0)
         assert caught.value.transient == (kind != "403")
@@ -205,7 +205,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again_or_is_an_error(proxy, s3) 
 def test_a_process_killed_while_it_uploads_leaves_nothing(proxy, s3) -> None:
     prefix = s3.storage.url.removeprefix(f"s3://{BUCKET}/")
     with s3.session(IDENTITY):
-        proxy.fail("hang", "PUT", name(0), seconds=1.0)
+        proxy.fail("hang", "PUT", f"shards/{name(0)}", seconds=1.0)
         process = committing.started(s3.storage.url, [0])
         try:
             assert proxy.hanging.wait(timeout=30)

@@ -24,7 +24,7 @@ from cfaug.offline.format import ManifestRow, Sample
 from cfaug.offline.scan import scan
 from cfaug.offline.staging import _Tar, stage_shard
 from cfaug.offline.storage import open_storage
-from cfaug.offline.writer import ShardDirectory
+from cfaug.offline.writer import LocalDestination
 
 
 def sample(i: int, channels: int = 3, **changes: object) -> Sample:
@@ -249,8 +249,8 @@ def test_a_torn_manifest_line_is_ignored_then_replaced(shards) -> None:
         assert path.read_bytes() == whole
     path.write_bytes(whole + b"\0" * 40)  # a file extended before its data reached the disk
     assert len(ShardReader(shards)) == 16
-    with ShardDirectory(shards) as directory:
-        assert len(directory.load()) == 2
+    with LocalDestination(shards).session():
+        assert len(LocalDestination(shards).committed()) == 2
     assert path.read_bytes() == whole
 
 
@@ -263,7 +263,7 @@ def test_what_the_manifest_does_not_vouch_for_is_not_read(shards) -> None:
     assert report.leftovers == ("cf-train-000009.tar.17.partial",)
     (shards / "cf-train-000007.tar").unlink()
     assert verify(shards).ok
-    with ShardDirectory(shards):
+    with LocalDestination(shards).session():
         pass
     assert verify(shards).leftovers == ()
 
@@ -347,20 +347,20 @@ def test_a_tar_that_other_readers_would_misread_is_a_problem(tmp_path, monkeypat
 
 def test_one_writer_at_a_time_and_a_killed_one_locks_nobody_out(shards) -> None:
     code = (
-        "import sys, time; from cfaug.offline.writer import ShardDirectory\n"
-        "with ShardDirectory(sys.argv[1]): print('in', flush=True); time.sleep(60)"
+        "import sys, time; from cfaug.offline.writer import LocalDestination\n"
+        "with LocalDestination(sys.argv[1]).session(): print('in', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(shards)], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == b"in\n"
-        with pytest.raises(UsageError, match=rf"pid {other.pid}.*--out"), ShardDirectory(shards):
+        with pytest.raises(UsageError, match=rf"pid {other.pid}.*--out"), LocalDestination(shards).session():
             pass
         assert len(ShardReader(shards)) == 16  # reading needs no lock
     finally:
         other.kill()
         other.wait()
-    with ShardDirectory(shards):
+    with LocalDestination(shards).session():
         pass
 
 
@@ -369,12 +369,15 @@ def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch) -> None:
         raise OSError(38, os.strerror(38))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(CfaugError, match="flock"), ShardDirectory(tmp_path):
+    with pytest.raises(CfaugError, match="flock"), LocalDestination(tmp_path).session():
         pass
 
 
 def test_a_directory_that_cannot_be_made(tmp_path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CfaugError, match="cannot write") as caught, ShardDirectory(tmp_path / "file" / "shards"):
+    with (
+        pytest.raises(CfaugError, match="cannot write") as caught,
+        LocalDestination(tmp_path / "file" / "shards").session(),
+    ):
         pass
     assert "\n" not in str(caught.value)
