@@ -183,6 +183,8 @@ def shards(canary: Path) -> Iterator[Shard]:
 
     # images that grow
     yield Shard("a bomb of 60000 x 60000", ended(pair(a, png(width=60000, height=60000, data=bomb))))
+    flat = zlib.compress(b"\0" * (6000 * 18001), 1)  # every row is there, and Pillow has no objection
+    yield Shard("a bomb of 6000 x 6000", ended(pair(a, png(width=6000, height=6000, data=flat))))
     yield Shard("an image of 0 x 8", ended(pair(a, png(width=0))))
     yield Shard("a zTXt bomb", ended(pair(a, png(chunk(b"zTXt", b"k\0\0" + bomb)))))
     yield Shard("an iCCP bomb", ended(pair(a, png(chunk(b"iCCP", b"k\0\0" + bomb)))))
@@ -255,7 +257,7 @@ def shards(canary: Path) -> Iterator[Shard]:
 def consistent(directory: Path, shard: Shard) -> Path:
     """`shard` with an index and a manifest that have the digests of what is there, as an attacker would make them."""
     directory.mkdir()
-    rows = [_row(*found) for found in _pairs(shard.tar)]
+    rows = [index_row(*found) for found in _pairs(shard.tar)]
     write(directory, shard.tar, b"".join(json.dumps(row).encode() + b"\n" for row in rows), len(rows))
     return directory
 
@@ -275,7 +277,7 @@ def write(directory: Path, tar: bytes, lines: bytes, samples: int, **changes: An
 def directories() -> Iterator[tuple[str, Callable[[Path], None]]]:
     """Valid shards under hostile manifests and indices, their digests right."""
     tar = ended(pair(KEYS[0]) + pair(KEYS[1]))
-    rows = [_row(*found) for found in _pairs(tar)]
+    rows = [index_row(*found) for found in _pairs(tar)]
 
     def index(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[Path], None]:
         def build(directory: Path) -> None:
@@ -315,7 +317,7 @@ def directories() -> Iterator[tuple[str, Callable[[Path], None]]]:
     yield "another source in the index", index(lambda r: r[0].update(source_key="another.png"))
 
 
-def _row(key: str, json_at: tuple[int, bytes], image_at: tuple[int, bytes], field: str) -> dict[str, Any]:
+def index_row(key: str, json_at: tuple[int, bytes], image_at: tuple[int, bytes], field: str) -> dict[str, Any]:
     members = [[at, len(data), hashlib.sha256(data).hexdigest()] for at, data in (json_at, image_at)]
     return {
         "key": key, "source_key": "a.png", "source_digest": "0" * 64, "split": "train", "null": False,

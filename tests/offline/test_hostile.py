@@ -22,6 +22,8 @@ import hostile
 import pytest
 
 from cfaug.errors import ShardError
+from cfaug.offline.decoders import decode_image
+from cfaug.offline.format import IndexRow, parse_object
 from cfaug.offline.scan import scan
 from cfaug.offline.shards import ShardReader
 from cfaug.offline.verify import verify
@@ -155,6 +157,20 @@ def test_hostile_manifests_and_indices(tmp_path: Path, good: Path) -> None:
             assert one["error"] == "ShardError", what
         if one["way"] == "scan":
             assert one["samples"] == 2, what  # it has no need of either
+
+
+def test_bounds_are_checked_before_anything_is_parsed() -> None:
+    """By their own messages: Python's recursion limit and Pillow's own bounds would refuse some of these later."""
+    with pytest.raises(ShardError, match="too deeply nested"):
+        parse_object(b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", 1 << 20, "here")
+    with pytest.raises(ShardError, match="at most 9 bytes"):
+        parse_object(b'{"a":1   }', 9, "here")
+    with pytest.raises(ShardError, match="expected an image of 1 to 16777216 pixels, found 60000x60000"):
+        decode_image(hostile.png(width=60000, height=60000), "here")
+    line = json.dumps(hostile.index_row("k", (512, b"x"), (1536, b"y"), "png")).encode()
+    assert IndexRow.parse(line, "here").image.size == 1
+    with pytest.raises(ShardError, match="expected an index row"):
+        IndexRow.parse(line.replace(b"[1536, 1,", b"[1536, 67108865,"), "here")
 
 
 class Endless(io.RawIOBase):
