@@ -181,7 +181,7 @@ def _show_fit(pipeline: Any, as_json: bool) -> None:
 
 def _show_plan(pipeline: Any, as_json: bool) -> None:
     plan = pipeline.plan()
-    nulls = sum(row.do.is_null for row in plan)
+    nulls = plan.summary.nulls
     text = f"{len(plan)} rows ({nulls} null interventions) in {len(plan.shards())} shards, plan {plan.digest[:12]}"
     _print(text, {"rows": len(plan), "null": nulls, "shards": len(plan.shards()), "plan": plan.digest}, as_json)
 

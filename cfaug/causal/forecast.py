@@ -42,11 +42,13 @@ def forecast(
     acts: Sequence[tuple[str, Intervention]],
     shares: Mapping[str, float] | None = None,
     most: int = MOST_ROWS,
+    of: int | None = None,
 ) -> dict[str, Any]:
     """The attribute table that ``acts`` = (source key, Intervention) a planned row will lead to, as plain data.
 
     ``shares`` are those of the training mixture, {"real": r, "counterfactual": p, "null": q}, scaled to sum to 1; None: every
-    row counts once. Of more than ``most`` planned counterfactuals a sample with a fixed seed is computed, and counts are scaled up.
+    row counts once. Of more than ``most`` planned counterfactuals a sample with a fixed seed is computed, and counts are scaled up;
+    so they are where ``acts`` are themselves a fair sample of a plan of ``of`` rows.
 
     ``{"rows", "interventions", "null", "sampled" (or None), "unchanged", "label_changed", "unknown", "shares",
     "spurious": {name: {"factual", "counterfactual", "mixture": Dependence fields (counterfactual None without any; the first two with
@@ -64,16 +66,17 @@ def forecast(
     null = np.array([act.is_null for _, act in acts], dtype=bool)
     sources = _sources(factual.index, acts)
     mine, counterfactual = _counterfactuals(factual, scm, acts, sources, np.flatnonzero(~null), most)
-    planned = int((~null).sum())
+    rows = max(len(acts), of or 0)
+    planned = round(rows / len(acts) * int((~null).sum()))
     scale = planned / max(1, len(mine))
     before = factual.iloc[sources[mine]]
-    sizes = {"real": len(factual), "counterfactual": planned, "null": int(null.sum())}
+    sizes = {"real": len(factual), "counterfactual": planned, "null": round(rows / len(acts) * int(null.sum()))}
     parts = {"real": factual, "counterfactual": counterfactual, "null": factual.iloc[sources[null]]}
     weights, notes = _shares(shares, sizes)
     grouper = Grouper.fit(table, schema)
     same = _same(before, counterfactual)
     result: dict[str, Any] = {
-        "rows": len(acts),
+        "rows": rows,
         "interventions": planned,
         "null": sizes["null"],
         "sampled": len(mine) if len(mine) < planned else None,

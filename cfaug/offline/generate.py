@@ -9,7 +9,6 @@ versions), which the manifest records and a later run must match.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
@@ -27,7 +26,7 @@ from cfaug.offline.croissant import CROISSANT, croissant
 from cfaug.offline.destination import Destination, open_destination
 from cfaug.offline.engines import Engine, Outcome, make_engine
 from cfaug.offline.format import CARD, ManifestRow
-from cfaug.offline.plan import Plan
+from cfaug.offline.plan import Plan, sources_digest
 from cfaug.offline.progress import Progress
 from cfaug.offline.work import Environment, Gate, Model, ShardDone, ShardWork, canvas_of, environment_of
 
@@ -224,10 +223,9 @@ def _check_sources(dataset: AttributeDataset, plan: Plan) -> None:
         raise UsageError(f"expected a data set of the plan's split {plan.split!r}, got {dataset.split!r}: plan for it")
     if not len(plan):
         raise UsageError("expected a plan with rows, got an empty one")
-    keys = sorted(dataset.key(i) for i in range(len(dataset)))
-    if hashlib.sha256("".join(f"{key}\n" for key in keys).encode()).hexdigest() == plan.summary.sources_sha256:
+    known = {dataset.key(i) for i in range(len(dataset))}
+    if sources_digest(known) == plan.summary.sources_sha256:
         return  # a plan for all of the data set need not be read row by row
-    known = set(keys)
     absent = next((row.source_key for row in plan if row.source_key not in known), None)
     if absent is not None:
         raise DataError(f"source {absent!r} of the plan is not in the data set: plan again")

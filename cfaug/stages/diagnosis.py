@@ -11,6 +11,7 @@ from cfaug.offline import Plan
 from cfaug.stages.inputs import Inputs
 
 log = logging.getLogger(__name__)
+MOST_PLANNED = 100_000  # rows of a plan that a forecast looks at: its counts are then known to a third of a percent
 
 
 def diagnosis(recipe: Recipe, inputs: Inputs, scm: SCM, plan: Plan | None) -> dict[str, Any]:
@@ -22,8 +23,8 @@ def diagnosis(recipe: Recipe, inputs: Inputs, scm: SCM, plan: Plan | None) -> di
     if plan is not None:
         train = recipe.train
         shares = {"real": 1 - train.p - train.null_p, "counterfactual": train.p, "null": train.null_p}
-        acts = [(row.source_key, row.do) for row in plan]
-        found["forecast"] = forecast(table, schema, scm, acts, shares)
+        acts = [(row.source_key, row.do) for row in plan.sample(MOST_PLANNED)]
+        found["forecast"] = forecast(table, schema, scm, acts, shares, of=len(plan))
         parts.append(found["forecast"]["text"])
     if inputs.graph.unconfirmed:
         parts.append([f"nobody has confirmed {'; '.join(inputs.graph.unconfirmed)}: nothing is generated until then"])

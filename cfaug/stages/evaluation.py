@@ -7,6 +7,7 @@ images made here from the same model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,10 @@ def _reversibility(errors: npt.NDArray[np.float64]) -> dict[str, Any]:
     return {"reversibility_l1": float(known.mean()) if len(known) else None, "reversibility_n": len(known)}
 
 
+MOST_READ = 1_000_000
+"""Rows of a plan that are looked through for those to judge; a plan may have a hundred million."""
+
+
 def judged_rows(plan: Plan, most: int, sources: int) -> list[PlanRow]:
     """The first ``most`` real interventions of the (shuffled) plan, of at most ``sources`` different images.
 
@@ -124,7 +129,7 @@ def judged_rows(plan: Plan, most: int, sources: int) -> list[PlanRow]:
     """
     rows: list[PlanRow] = []
     known: set[str] = set()
-    for row in plan:
+    for row in islice(plan, MOST_READ):
         if row.do.is_null or (row.source_key not in known and len(known) >= max(sources, 1)):
             continue
         known.add(row.source_key)

@@ -198,6 +198,7 @@ class Pipeline:
         if (plan := self._saved_plan()) is None:
             plan = self._make_plan()
             plan.save(self.out / "plan")
+            plan = Plan.load(self.out / "plan")  # small to send to workers
         return plan
 
     def _saved_plan(self) -> Plan | None:
@@ -234,7 +235,9 @@ class Pipeline:
             )
         model, plan = self.model, self.planned
         suffix = f"-{rank_of(config.engine)}" if self.sharing else ""
-        options = {"folder": str(self.out / "jobs"), **config.options} if config.engine == "submitit" else config.options
+        options = (
+            {"folder": str(self.out / "jobs"), **config.options} if config.engine == "submitit" else config.options
+        )
         with self._timed("generate"):
             # committed shards are recognised by their manifest rows, so asking twice costs a tenth of a second
             return generate(
