@@ -34,7 +34,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "decoder.distil_pairs": (1, 100), "decoder.distil_share": (0.01, 10),
     "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99), "plan.replicas": (1, math.inf),
     "generate.retries": (0, 100),
-    "generate.workers": (0, 1024), "generate.samples_per_shard": (1, math.inf), "generate.batch_size": (1, math.inf),
+    "generate.workers": (0, 1024), "generate.samples_per_shard": (1, 100_000), "generate.batch_size": (1, math.inf),
     "train.epochs": (1, math.inf), "train.batch_size": (2, math.inf), "train.learning_rate": (1e-9, 100),
     "train.weight_decay": _ANY, "train.p": (0, 1), "train.null_p": (0, 1),
     "train.threads": (1, 1024), "evaluate.images": (1, math.inf), "evaluate.cycles": (1, math.inf),

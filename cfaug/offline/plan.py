@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cfaug.errors import UsageError
-from cfaug.offline.format import SPLITS
+from cfaug.offline.format import MAX_SAMPLES, SPLITS
 from cfaug.offline.plan_file import HEADER, PLAN_FORMAT, LoadedRows, encoded, load_header, plan_digest, save_plan
 from cfaug.offline.plan_rows import ListedRows, PlanRow, PlanSummary, RowSource, sources_digest
 from cfaug.offline.storage import open_storage
@@ -171,5 +171,5 @@ def refuse_wrong_shape(split: object, samples_per_shard: object) -> None:
     """UsageError for an unknown split or a size of shards that is none."""
     if split not in SPLITS:
         raise UsageError(f"expected a split among {', '.join(SPLITS)}, got {split!r}")
-    if type(samples_per_shard) is not int or samples_per_shard < 1:
-        raise UsageError(f"expected samples_per_shard of at least 1, got {samples_per_shard!r}")
+    if type(samples_per_shard) is not int or not 1 <= samples_per_shard <= MAX_SAMPLES:
+        raise UsageError(f"expected samples_per_shard of 1 to {MAX_SAMPLES}, got {samples_per_shard!r}")

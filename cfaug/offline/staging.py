@@ -30,8 +30,11 @@ from cfaug.offline.format import (
     BLOCK,
     IMAGE_FIELDS,
     KEY,
+    MAX_INDEX_BYTES,
+    MAX_LINE,
     MAX_PIXELS,
     MAX_RECORD_BYTES,
+    MAX_SAMPLES,
     PARTIAL,
     TAR_NAME,
     IndexRow,
@@ -113,6 +116,11 @@ def stage_shard(
         if not lines or len(keys) != len(lines):
             raise ShardError(f"{name}: expected at least one sample and no key twice, got {len(lines)} samples")
         content = b"".join(lines)
+        if len(lines) > MAX_SAMPLES or len(content) > MAX_INDEX_BYTES or max(map(len, lines)) > MAX_LINE:
+            raise ShardError(
+                f"{name}: expected at most {MAX_SAMPLES} samples and {MAX_LINE} bytes for one in the index, which readers "
+                f"accept, got {len(lines)} and {max(map(len, lines))}: plan smaller shards, or shorten the source keys"
+            )
         with index.open("wb") as handle:
             handle.write(content)
             handle.flush()

@@ -20,7 +20,7 @@ from typing import IO
 
 import numpy as np
 
-from cfaug.errors import ShardError
+from cfaug.errors import ShardError, StorageError
 from cfaug.offline.decoders import decode_image, parse_record
 from cfaug.offline.format import BLOCK, CARD, MANIFEST, PARTIAL, IndexRow, ManifestRow, padded
 from cfaug.offline.manifest import COMMITS, read_manifest
@@ -235,7 +235,8 @@ def _against_plan(storage: Storage, sizes: dict[str, int], manifest: list[Manife
             if PLAN_HEADER not in open_storage(beside).sizes(PLAN_HEADER):
                 return []
             plan = Plan.load(beside)
-        except ShardError as error:
+            plan.check()
+        except (ShardError, StorageError) as error:
             return [str(error)]
         except OSError as error:
             return [f"cannot read the plan {beside}: {error.strerror or error}"]

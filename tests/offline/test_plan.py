@@ -120,6 +120,7 @@ def test_one_name_needs_no_list_and_a_numpy_seed_is_a_seed() -> None:
         ({"per_image": 0}, "per_image"),
         ({"null_fraction": 1.0}, "null_fraction"),
         ({"samples_per_shard": 0}, "samples_per_shard"),
+        ({"samples_per_shard": 100_001}, "samples_per_shard of 1 to 100000"),
         ({"split": "tset"}, "split"),
         ({"attributes": ["digit"]}, "target"),
         ({"attributes": ["colur"]}, "colur"),
