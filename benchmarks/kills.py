@@ -50,7 +50,14 @@ def plan() -> Plan:
 def one_run(out: Path, marks: Path | None, workers: int) -> None:
     model = tiny.model(mark=None if marks is None else str(marks), pause=0.0 if marks is None else 0.02)
     generate(
-        model, tiny.dataset(SHARDS * ROWS // 4), plan(), out, workers=workers, batch_size=BATCH, progress=False, retries=50
+        model,
+        tiny.dataset(SHARDS * ROWS // 4),
+        plan(),
+        out,
+        workers=workers,
+        batch_size=BATCH,
+        progress=False,
+        retries=50,
     )
 
 

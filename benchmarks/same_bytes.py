@@ -56,7 +56,9 @@ def child(run: Path, out: Path, engine: str, workers: int, shuffled: bool) -> No
     if shuffled:
         generation.make_engine = Shuffled  # type: ignore[assignment]
     settings = [*SETTINGS, f"--generate.engine={engine}", f"--generate.workers={workers}"]
-    pipeline = Pipeline(load_recipe(shipped_recipes()["demo"], settings), run, progress=False, sharing=engine == "torchrun")
+    pipeline = Pipeline(
+        load_recipe(shipped_recipes()["demo"], settings), run, progress=False, sharing=engine == "torchrun"
+    )
     options = {"num_cpus": 3} if engine == "ray" else None
     generation.generate(
         pipeline.model, pipeline.inputs.train, pipeline.planned, out, engine=engine, workers=workers, batch_size=20,
@@ -76,10 +78,19 @@ def run_once(run: Path, out: Path, engine: str, workers: int, shuffled: bool, re
     arguments = [str(HERE), str(out), "--child", str(run), engine, str(workers), str(int(shuffled))]
     start = [sys.executable, *arguments]
     if engine == "torchrun":
-        start = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={workers}", "--standalone", *arguments]
+        start = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nproc-per-node={workers}",
+            "--standalone",
+            *arguments,
+        ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     if restart:
-        process = subprocess.Popen(start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(
+            start, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
         assert process.stdout is not None
         for _ in range(3):
             process.stdout.readline()

@@ -31,7 +31,9 @@ def shards_of(out: Path) -> tuple[dict[str, str], list[bytes]]:
 
 def start(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return subprocess.run([sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [sys.executable, *map(str, words)], env=environment, capture_output=True, text=True, timeout=300
+    )
 
 
 def test_ranks_share_a_plan_and_give_the_bytes_of_one_process(made: Any, tmp_path: Path, capsys: Any) -> None:
