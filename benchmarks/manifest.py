@@ -79,14 +79,14 @@ def main() -> None:
     record(
         ROWS,
         {
-            "benchmark": "manifest", "shards": len(rows), "samples": len(rows) * SAMPLES, "intact": found,
+            "what": "manifest", "shards": len(rows), "samples": len(rows) * SAMPLES, "intact": found,
             "commit_first_100_us": round(first * 1e6), "commit_last_100_us": round(last * 1e6),
             "last_over_first": round(last / first, 3), "first_commit_of_a_newcomer_s": round(joining, 3),
             "open_s": round(opening, 3), "intact_s": round(looking, 3), "bytes_a_row": round(size / len(rows)),
             "manifest_bytes": size, "committer_bytes_a_row": round(kept / len(rows)),
             "reader_bytes_a_row": round((held - before) / len(rows)), "reader_peak_bytes": peak - before,
         },
-        machine=cpu(), command="python benchmarks/manifest.py",
+        cpu=cpu(), command="python benchmarks/manifest.py",
     )  # fmt: skip
 
 

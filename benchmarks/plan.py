@@ -73,7 +73,7 @@ def measure(rows: int, directory: str, workers: int, sampled: int) -> dict[str, 
         read = sum(len(loaded.rows_of(shard)) for shard in some)
         reading = time.perf_counter() - start
         return {
-            "benchmark": "plan", "rows": len(plan), "sources": SOURCES, "shards": len(plan.shards()),
+            "what": "plan", "rows": len(plan), "sources": SOURCES, "shards": len(plan.shards()),
             "parts": len(list(Path(place).glob("plan-*.jsonl"))),
             "write_seconds": round(written, 3), "rows_per_second": round(len(plan) / written),
             "rows_per_cpu_second": round(len(plan) / used), "draw_seconds": round(drawn, 3),

@@ -108,8 +108,8 @@ def main() -> None:
     counts = Counter(said for places in outcomes.values() for said in places.values())
     record(
         ROWS,
-        {"benchmark": "s3_faults", "scenarios": counts.total(), **counts, "unfinished_uploads": uploads},
-        outcomes=outcomes, attempts=2, seconds=round(time.perf_counter() - began), machine=cpu(),
+        {"what": "s3_faults", "scenarios": counts.total(), **counts, "unfinished_uploads": uploads},
+        outcomes=outcomes, attempts=2, seconds=round(time.perf_counter() - began), cpu=cpu(),
         command="python benchmarks/s3_faults.py",
     )  # fmt: skip
 

@@ -95,7 +95,7 @@ def measure(directory: str, size: int, kind: str) -> dict[str, Any]:
     overhead = (beside + fixed / SHARD) / encoding
     figures = {"encode_us": encoding, "beside_us": beside, "shard_us": fixed}
     return {
-        "benchmark": "writing", "size": size, "images": kind,
+        "what": "writing", "size": size, "images": kind,
         **{name: round(float(value[0]) * 1e6, 1) for name, value in figures.items()},
         **{f"{name}_processor": round(float(value[1]) * 1e6, 1) for name, value in figures.items()},
         "overhead": round(float(overhead[0]), 4), "overhead_processor": round(float(overhead[1]), 4),
@@ -106,7 +106,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as directory:  # a disk, not a tmpfs
         for kind in ("photograph", "flat"):
             for size in SAMPLES:
-                record(ROWS, measure(directory, size, kind), machine=cpu(), command="python benchmarks/writing.py")
+                record(ROWS, measure(directory, size, kind), cpu=cpu(), command="python benchmarks/writing.py")
 
 
 if __name__ == "__main__":
