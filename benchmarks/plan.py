@@ -27,7 +27,7 @@ from rows import cpu, record
 
 from cfaug.data import Attribute, Schema
 from cfaug.offline import Plan
-from cfaug.offline.strategies import balance_groups
+from cfaug.offline.plan.strategies import balance_groups
 
 RESULTS = Path(__file__).parent / "results" / "offline.jsonl"
 SOURCES = 10_000

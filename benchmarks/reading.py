@@ -38,10 +38,10 @@ from PIL import Image  # noqa: E402
 from rows import cpu, record  # noqa: E402
 
 from cfaug.offline import ShardReader, verify  # noqa: E402
-from cfaug.offline.destination import open_destination  # noqa: E402
+from cfaug.offline.destinations.destination import open_destination  # noqa: E402
+from cfaug.offline.destinations.staging import stage_shard  # noqa: E402
 from cfaug.offline.format import Sample  # noqa: E402
-from cfaug.offline.scan import scan  # noqa: E402
-from cfaug.offline.staging import stage_shard  # noqa: E402
+from cfaug.offline.reading.scan import scan  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "offline.jsonl"
 
@@ -70,8 +70,8 @@ def trusting(everything: bool) -> Iterator[None]:
             yield
             return
         with (
-            mock.patch("cfaug.offline.decoders.check_record", lambda found, where: found),
-            mock.patch("cfaug.offline.decoders.parse_object", lambda data, most, where: json.loads(data)),
+            mock.patch("cfaug.offline.reading.decoders.check_record", lambda found, where: found),
+            mock.patch("cfaug.offline.reading.decoders.parse_object", lambda data, most, where: json.loads(data)),
             mock.patch("cfaug.offline.shards.decode_image", decoded),
         ):
             yield

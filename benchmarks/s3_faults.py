@@ -22,7 +22,7 @@ from rows import cpu, record  # noqa: E402
 
 from cfaug.errors import CfaugError  # noqa: E402
 from cfaug.offline import ShardReader  # noqa: E402
-from cfaug.offline.destination import Destination, open_destination  # noqa: E402
+from cfaug.offline.destinations.destination import Destination, open_destination  # noqa: E402
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"
 PLACES = {  # what a run asks of the store: method and a part of the path

@@ -23,7 +23,7 @@ from rows import cpu, record
 from cfaug.cli import shipped_recipes
 from cfaug.config import load_recipe
 from cfaug.offline import generate
-from cfaug.offline.destination import open_destination
+from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.work import ShardWork
 from cfaug.stages import Pipeline
 

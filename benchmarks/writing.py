@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from rows import cpu, record
 
-from cfaug.offline.destination import open_destination
+from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.destinations.staging import _png, stage_shard
 from cfaug.offline.format import Sample
-from cfaug.offline.staging import _png, stage_shard
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"
 SAMPLES = {32: 200, 64: 200, 128: 60, 224: 30, 512: 8}

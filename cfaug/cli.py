@@ -236,8 +236,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from cfaug.offline.contact_sheet import contact_sheet
-    from cfaug.offline.inspection import inspect_shards
+    from cfaug.offline.about.contact_sheet import contact_sheet
+    from cfaug.offline.about.inspection import inspect_shards
 
     found = inspect_shards(arguments.directory, progress=not arguments.no_progress)
     text = str(found)

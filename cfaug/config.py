@@ -115,7 +115,9 @@ class GenerateConfig:
     samples_per_shard: int = 1000
     batch_size: int = 100
     image: str = "png"  # png | webp, both lossless
-    destination: str | None = None  # where shards/ goes: a directory or a URL (s3://BUCKET/RUN); null: the run's directory
+    destination: str | None = (
+        None  # where shards/ goes: a directory or a URL (s3://BUCKET/RUN); null: the run's directory
+    )
     retries: int = 2  # more attempts at a shard whose worker died or whose storage failed
     options: dict[str, Any] = field(
         default_factory=dict

@@ -6,14 +6,14 @@ the functions. Torch, webdataset and tqdm are imported where they are used, so t
 
 from __future__ import annotations
 
+from cfaug.offline.destinations.directory import write_shard
+from cfaug.offline.destinations.staging import encode_sample
 from cfaug.offline.engines import Engine, LocalEngine, make_engine
 from cfaug.offline.generate import GenerateReport, generate
 from cfaug.offline.plan import Plan, PlanRow
+from cfaug.offline.plan.strategies import balance_groups, make_plan
 from cfaug.offline.shards import ShardReader
-from cfaug.offline.staging import encode_sample
-from cfaug.offline.strategies import balance_groups, make_plan
 from cfaug.offline.verify import VerifyReport, verify
-from cfaug.offline.writer import write_shard
 
 __all__ = [
     "Engine",

@@ -21,9 +21,9 @@ from typing import Any
 from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirmed
 from cfaug.data import AttributeDataset
 from cfaug.errors import CfaugError, DataError, StorageError, UsageError
-from cfaug.offline.card import card
-from cfaug.offline.croissant import CROISSANT, croissant
-from cfaug.offline.destination import Destination, open_destination
+from cfaug.offline.about.card import card
+from cfaug.offline.about.croissant import CROISSANT, croissant
+from cfaug.offline.destinations.destination import Destination, open_destination
 from cfaug.offline.engines import Engine, Outcome, make_engine
 from cfaug.offline.format import CARD, ManifestRow
 from cfaug.offline.plan import Plan, sources_digest

@@ -20,12 +20,12 @@ import numpy as np
 
 from cfaug.data import AttributeDataset
 from cfaug.errors import ShardError, UsageError
-from cfaug.offline.committed import Committed, OpenSample
-from cfaug.offline.decoders import decode_image
-from cfaug.offline.destination import open_destination
+from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.destinations.staging import encode_sample
 from cfaug.offline.format import IndexRow, ManifestRow, Sample
 from cfaug.offline.plan import Plan, PlanRow
-from cfaug.offline.staging import encode_sample
+from cfaug.offline.reading.committed import Committed, OpenSample
+from cfaug.offline.reading.decoders import decode_image
 from cfaug.offline.verify import VerifyReport
 from cfaug.offline.work import Gate, Model, ShardWork, environment_of
 

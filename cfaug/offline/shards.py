@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.errors import ShardError
-from cfaug.offline.decoders import decode_image, parse_record
+from cfaug.offline.destinations.storage import Storage, open_storage
 from cfaug.offline.format import (
     BLOCK,
     FORMAT,
@@ -35,8 +35,8 @@ from cfaug.offline.format import (
     padded,
     tar_size,
 )
-from cfaug.offline.manifest import COMMITS, read_manifest
-from cfaug.offline.storage import Storage, open_storage
+from cfaug.offline.reading.decoders import decode_image, parse_record
+from cfaug.offline.reading.manifest import COMMITS, read_manifest
 
 __all__ = [
     "FORMAT",

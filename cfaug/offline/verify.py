@@ -21,13 +21,13 @@ from typing import IO
 import numpy as np
 
 from cfaug.errors import ShardError, StorageError
-from cfaug.offline.decoders import decode_image, parse_record
+from cfaug.offline.destinations.storage import Storage, open_storage
 from cfaug.offline.format import BLOCK, CARD, MANIFEST, PARTIAL, IndexRow, ManifestRow, padded
-from cfaug.offline.manifest import COMMITS, read_manifest
 from cfaug.offline.plan import Plan
-from cfaug.offline.scan import header, read_exactly, scan
+from cfaug.offline.reading.decoders import decode_image, parse_record
+from cfaug.offline.reading.manifest import COMMITS, read_manifest
+from cfaug.offline.reading.scan import header, read_exactly, scan
 from cfaug.offline.shards import check_size, open_shards, read_index, vouched
-from cfaug.offline.storage import Storage, open_storage
 
 MOST = 20  # lines about one shard; what comes after is counted
 CHUNK = 1 << 20

@@ -24,10 +24,10 @@ import pandas as pd
 
 from cfaug.data import AttributeDataset, Schema, pixel_digest
 from cfaug.errors import CfaugError, DataError, UsageError, generating
-from cfaug.offline.destination import Destination
+from cfaug.offline.destinations.destination import Destination
+from cfaug.offline.destinations.staging import stage_shard
 from cfaug.offline.format import FORMAT, ManifestRow, Record, Sample
 from cfaug.offline.plan import Plan, PlanRow
-from cfaug.offline.staging import stage_shard
 
 Environment = dict[str, str | int]
 

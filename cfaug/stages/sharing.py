@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cfaug.config import Recipe
 from cfaug.offline import Plan, make_engine
-from cfaug.offline.destination import open_destination
+from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.engines.environment import RankEngine, local_rank
 
 SHARED = ("torchrun", "slurm")

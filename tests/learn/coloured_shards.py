@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cfaug.data import ArrayDataset, Attribute, Schema, pixel_digest
+from cfaug.offline.destinations.directory import write_shard
 from cfaug.offline.shards import Sample
-from cfaug.offline.writer import write_shard
 
 N = 40
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cfaug.offline.destination import Destination, destination_at
+from cfaug.offline.destinations.destination import Destination, destination_at
+from cfaug.offline.destinations.staging import Staged, stage_shard
+from cfaug.offline.destinations.storage import open_storage
 from cfaug.offline.format import ManifestRow, Sample
-from cfaug.offline.staging import Staged, stage_shard
-from cfaug.offline.storage import open_storage
 
 ENVIRONMENT: dict[str, str | int] = {"batch_size": 4, "device": "cpu"}
 IDENTITY: dict[str, str | int] = {"plan": "p", "model": "m", **ENVIRONMENT}

@@ -14,9 +14,9 @@ import tiny
 
 from cfaug.data import Attribute, Schema
 from cfaug.offline import ShardReader, balance_groups, generate
-from cfaug.offline.card import card, size_category
-from cfaug.offline.croissant import CROISSANT
-from cfaug.offline.croissant import croissant as metadata
+from cfaug.offline.about.card import card, size_category
+from cfaug.offline.about.croissant import CROISSANT
+from cfaug.offline.about.croissant import croissant as metadata
 
 PLAN = balance_groups(tiny.dataset().table, tiny.schema(), null_fraction=0.3, samples_per_shard=10)
 
@@ -107,7 +107,7 @@ def test_the_typed_fields_are_right_although_mlcroissant_cannot_load_them_from_a
 def test_of_more_shards_than_a_catalogue_should_list(run, monkeypatch, tmp_path) -> None:
     import mlcroissant
 
-    monkeypatch.setattr("cfaug.offline.croissant.FILE_OBJECTS", 2)
+    monkeypatch.setattr("cfaug.offline.about.croissant.FILE_OBJECTS", 2)
     path = tmp_path / CROISSANT
     path.write_bytes(metadata(PLAN, tiny.schema(), ShardReader(run).manifest))
     assert mlcroissant.Dataset(path).metadata.ctx.issues.errors == set()

@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 
 from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, verify
-from cfaug.offline import manifest as manifest_module
-from cfaug.offline.destination import open_destination
+from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.destinations.directory import LocalDestination
+from cfaug.offline.destinations.staging import _Tar, stage_shard
+from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.format import Sample
-from cfaug.offline.manifest import read_manifest
-from cfaug.offline.staging import _Tar, stage_shard
-from cfaug.offline.storage import LocalStorage
-from cfaug.offline.writer import LocalDestination
+from cfaug.offline.reading import manifest as manifest_module
+from cfaug.offline.reading.manifest import read_manifest
 
 
 @pytest.fixture
@@ -234,7 +234,7 @@ def _holding(directory: Path, how: str) -> subprocess.Popen[bytes]:
     code = f"""
         import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
         import committing
-        from cfaug.offline.writer import LocalDestination
+        from cfaug.offline.destinations.directory import LocalDestination
         place = LocalDestination({str(directory)!r})
         with {how}:
             print("in", flush=True)
@@ -251,7 +251,7 @@ def test_a_second_session_is_refused_and_ranks_share_one(place) -> None:
     try:
         for shared in (False, True):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("cfaug.offline.writer.PATIENCE", 0.1)
+                patch.setattr("cfaug.offline.destinations.directory.PATIENCE", 0.1)
                 with pytest.raises(UsageError, match=rf"pid {other.pid} on .*--out") as caught:
                     claim(place, shared=shared)
             assert "\n" not in str(caught.value)

@@ -13,7 +13,7 @@ from PIL import Image
 from cfaug.data import ArrayDataset
 from cfaug.errors import ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, balance_groups, contact_sheet, generate
-from cfaug.offline.contact_sheet import contact_sheet as draw
+from cfaug.offline.about.contact_sheet import contact_sheet as draw
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -18,8 +18,8 @@ from cfaug.causal.intervention import do, uniform
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups
-from cfaug.offline.drawn import DrawnRows, showing
-from cfaug.offline.plan_rows import PlanSummary
+from cfaug.offline.plan.drawn import DrawnRows, showing
+from cfaug.offline.plan.rows import PlanSummary
 
 
 @settings(max_examples=60, deadline=None)

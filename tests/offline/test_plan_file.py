@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from cfaug.causal.intervention import do
 from cfaug.errors import CfaugError, ShardError
 from cfaug.offline import Plan, PlanRow, balance_groups
-from cfaug.offline.plan_file import load_header
-from cfaug.offline.plan_rows import runs
-from cfaug.offline.storage import open_storage
-from cfaug.offline.strategies import MAKERS, counterfactual_pairs
+from cfaug.offline.destinations.storage import open_storage
+from cfaug.offline.plan.file import load_header
+from cfaug.offline.plan.rows import runs
+from cfaug.offline.plan.strategies import MAKERS, counterfactual_pairs
 
 
 def a_plan(samples_per_shard: int = 10, **more: Any) -> Plan:
@@ -30,7 +30,7 @@ def a_plan(samples_per_shard: int = 10, **more: Any) -> Plan:
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.offline.plan.ROWS_PER_PART", 20)
+    monkeypatch.setattr("cfaug.offline.plan.plan.ROWS_PER_PART", 20)
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -214,7 +214,7 @@ def test_a_part_outside_the_place_is_never_read(tmp_path: Path) -> None:
     """Whoever forges the digests too still reads nothing elsewhere."""
     import hashlib
 
-    from cfaug.offline.plan_file import _header_digest
+    from cfaug.offline.plan.file import _header_digest
 
     a_plan().save(tmp_path / "plan")
     path = tmp_path / "plan" / "plan.json"
@@ -229,7 +229,7 @@ def test_a_part_outside_the_place_is_never_read(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_stops_half_way_is_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.offline.plan.ROWS_PER_PART", 20)
+    monkeypatch.setattr("cfaug.offline.plan.plan.ROWS_PER_PART", 20)
     plan = a_plan()
     plan.save(tmp_path)
     written: list[str] = []
@@ -241,7 +241,7 @@ def test_a_plan_that_stops_half_way_is_no_plan(tmp_path: Path, monkeypatch: pyte
         (self.path / name).write_bytes(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("cfaug.offline.storage.LocalStorage.write", full)
+        patch.setattr("cfaug.offline.destinations.storage.LocalStorage.write", full)
         with pytest.raises(CfaugError, match="the disk is full") as caught:
             plan.save(tmp_path)
     assert "\n" not in str(caught.value)
@@ -252,7 +252,7 @@ def test_a_plan_that_stops_half_way_is_no_plan(tmp_path: Path, monkeypatch: pyte
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.offline.plan.ROWS_PER_PART", 2000)
+    monkeypatch.setattr("cfaug.offline.plan.plan.ROWS_PER_PART", 2000)
     table = tiny.dataset(100, size=1).table
     peaks = []
     for per_image in (40, 400):  # 4 000 and 40 000 rows

@@ -13,7 +13,7 @@ from scipy import stats
 
 from cfaug.causal.draws import Seeds, stream
 from cfaug.errors import UsageError
-from cfaug.offline.permutation import permuted
+from cfaug.offline.plan.permutation import permuted
 
 
 def key(number: int) -> Seeds:

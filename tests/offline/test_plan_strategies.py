@@ -17,7 +17,7 @@ from cfaug.checks import STRATEGIES
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups
-from cfaug.offline.strategies import MAKERS, counterfactual_pairs, every_value, flip, make_plan, uniform
+from cfaug.offline.plan.strategies import MAKERS, counterfactual_pairs, every_value, flip, make_plan, uniform
 
 SCHEMA = Schema(
     [Attribute("y"), Attribute("place"), Attribute("kind", "ordinal", ("low", "mid", "top")), Attribute("size", "continuous")],

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cfaug.errors import StorageError, UsageError
+from cfaug.offline.about.stats import Stats, read_stats
 from cfaug.offline.progress import Progress
-from cfaug.offline.stats import Stats, read_stats
 
 
 def lines(path: Path) -> list[dict]:

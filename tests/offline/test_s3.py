@@ -17,8 +17,8 @@ from faults import BUCKET, FaultProxy, s3_server
 
 from cfaug.errors import ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader
-from cfaug.offline.destination import Destination, open_destination
-from cfaug.offline.storage import open_storage
+from cfaug.offline.destinations.destination import Destination, open_destination
+from cfaug.offline.destinations.storage import open_storage
 
 
 @pytest.fixture(scope="module")

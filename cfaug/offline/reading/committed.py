@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.errors import ShardError
-from cfaug.offline.decoders import decode_image, parse_record
+from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import IndexRow, ManifestRow, Member, Record
-from cfaug.offline.manifest import read_manifest
+from cfaug.offline.reading.decoders import decode_image, parse_record
+from cfaug.offline.reading.manifest import read_manifest
 from cfaug.offline.shards import check_size, open_shards, read_index, vouched
-from cfaug.offline.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfaug.errors import ShardError, UsageError
-from cfaug.offline.explained import explained
+from cfaug.offline.destinations.explained import explained
+from cfaug.offline.destinations.staging import Staged, removed_on_failure
+from cfaug.offline.destinations.storage import FsspecStorage
 from cfaug.offline.format import CARD, FORMAT, MANIFEST, ManifestRow, canonical_json
-from cfaug.offline.manifest import (
+from cfaug.offline.reading.manifest import (
     COMMITS,
     Identity,
     commit_name,
@@ -34,15 +36,13 @@ from cfaug.offline.manifest import (
     read_manifest,
     refuse_another_run,
 )
-from cfaug.offline.staging import Staged, removed_on_failure
-from cfaug.offline.storage import FsspecStorage
 
 RUN = "RUN.json"
 
 
 @dataclass(frozen=True)
 class ObjectDestination:
-    """A place in an object store as :class:`cfaug.offline.destination.Destination`."""
+    """A place in an object store as :class:`cfaug.offline.destinations.destination.Destination`."""
 
     storage: FsspecStorage
 

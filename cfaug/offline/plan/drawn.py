@@ -1,7 +1,7 @@
 """Rows that are computed: shard number -> its rows, a pure function of the table's arrays and a seed.
 
     row t of real ones:   intervention t mod count of its source t mod n, replica t // n        count = n x per source
-    place in the plan:    real and null rows are permuted apart (:mod:`cfaug.offline.permutation`) and dealt to shards
+    place in the plan:    real and null rows are permuted apart (:mod:`cfaug.offline.plan.permutation`) and dealt to shards
 
 Nothing is stored for a row. Shards have equal sizes (they differ by at most one row, or one pair) and equal shares of
 null interventions, so any subset of shards is a fair sample. Five rows lead each shard that show every name of do() and
@@ -22,9 +22,9 @@ import numpy.typing as npt
 from cfaug.causal.draws import stream
 from cfaug.causal.intervention import Intervention, Value
 from cfaug.offline.format import MAX_SEED
-from cfaug.offline.permutation import Whole, permuted
-from cfaug.offline.plan_rows import Known, PlanRow, PlanSummary, runs, sources_digest
-from cfaug.offline.plan_values import Column, key_of
+from cfaug.offline.plan.permutation import Whole, permuted
+from cfaug.offline.plan.rows import Known, PlanRow, PlanSummary, runs, sources_digest
+from cfaug.offline.plan.values import Column, key_of
 
 # HF datasets infers the schema from five samples and silently drops the names of do() that only come later.
 LEADING_REAL = 5

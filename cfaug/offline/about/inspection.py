@@ -21,11 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from cfaug.offline.committed import Committed
+from cfaug.offline.about.inspection_text import text
+from cfaug.offline.about.stats import Stats, read_stats
+from cfaug.offline.destinations.storage import LocalStorage, Storage
 from cfaug.offline.format import IndexRow, Record, Value
-from cfaug.offline.inspection_text import text
-from cfaug.offline.stats import Stats, read_stats
-from cfaug.offline.storage import LocalStorage, Storage
+from cfaug.offline.reading.committed import Committed
 
 SETTLE = 20_000
 MAX_VALUES = 1000  # texts of one attribute that are told apart: a name for every image is no category

@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from cfaug.errors import ShardError, UsageError
-from cfaug.offline.explained import failure, is_transient
+from cfaug.offline.destinations.explained import failure, is_transient
+from cfaug.offline.destinations.storage import LocalStorage, Storage
 from cfaug.offline.format import MANIFEST, ManifestRow
-from cfaug.offline.storage import LocalStorage, Storage
 
 COMMITS = "commits/"
 Identity = dict[str, str | int]

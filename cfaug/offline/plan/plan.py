@@ -2,7 +2,7 @@
 
     row = (key, source_key, do, seed, shard, replica)        image = model(source, do, seed)
 
-A plan is listed (``Plan(rows)``), drawn (:mod:`cfaug.offline.strategies`) or loaded (``Plan.load``); a drawn one computes
+A plan is listed (``Plan(rows)``), drawn (:mod:`cfaug.offline.plan.strategies`) or loaded (``Plan.load``); a drawn one computes
 its rows shard by shard, a loaded one reads them part by part, so 100 million rows need no more memory than their sources.
 It does not promise that the decoder obeys, nor that an attribute is no ancestor of the target: the stages check that.
 """
@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cfaug.errors import UsageError
+from cfaug.offline.destinations.storage import open_storage
 from cfaug.offline.format import MAX_SAMPLES, SPLITS
-from cfaug.offline.plan_file import HEADER, PLAN_FORMAT, LoadedRows, encoded, load_header, plan_digest, save_plan
-from cfaug.offline.plan_rows import ListedRows, PlanRow, PlanSummary, RowSource, sources_digest
-from cfaug.offline.storage import open_storage
+from cfaug.offline.plan.file import HEADER, PLAN_FORMAT, LoadedRows, encoded, load_header, plan_digest, save_plan
+from cfaug.offline.plan.rows import ListedRows, PlanRow, PlanSummary, RowSource, sources_digest
 
 __all__ = ["HEADER", "PLAN_FORMAT", "ROWS_PER_PART", "Plan", "PlanRow", "PlanSummary", "sources_digest"]
 

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from cfaug.causal.intervention import Intervention
 from cfaug.errors import CfaugError, ShardError
-from cfaug.offline.explained import explained, failure, is_transient
+from cfaug.offline.destinations.explained import explained, failure, is_transient
+from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import MAX_SEED, SPLITS, canonical_json
-from cfaug.offline.plan_rows import PlanRow, PlanSummary, RowSource
-from cfaug.offline.storage import Storage
+from cfaug.offline.plan.rows import PlanRow, PlanSummary, RowSource
 
 PLAN_FORMAT = 2
 HEADER = "plan.json"

@@ -10,7 +10,7 @@ _ATTRIBUTES = 12
 
 
 def text(found: Mapping[str, Any], stats: str | None = None) -> str:
-    """`found`: :meth:`cfaug.offline.inspection.Inspection.to_json`; `stats`: what the logs say."""
+    """`found`: :meth:`cfaug.offline.about.inspection.Inspection.to_json`; `stats`: what the logs say."""
     counterfactuals = found["samples"] - found["nulls"]
     facts = [
         ("place", found["place"]),

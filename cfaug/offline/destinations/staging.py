@@ -25,7 +25,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cfaug.errors import ShardError, UsageError
-from cfaug.offline.explained import explained
+from cfaug.offline.destinations.explained import explained
 from cfaug.offline.format import (
     BLOCK,
     IMAGE_FIELDS,

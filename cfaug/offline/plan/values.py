@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.causal.draws import Seeds, stream, uniforms
-from cfaug.offline.permutation import Whole, permuted
+from cfaug.offline.plan.permutation import Whole, permuted
 
 
 class Column(Protocol):

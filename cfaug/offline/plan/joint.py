@@ -20,7 +20,7 @@ from cfaug.data import Schema
 from cfaug.data.attributes import near
 from cfaug.data.columns import shown
 from cfaug.errors import DataError, UsageError
-from cfaug.offline.permutation import Whole
+from cfaug.offline.plan.permutation import Whole
 
 SHARE = "share"
 TOLERANCE = 1e-6

@@ -24,11 +24,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from cfaug.errors import CfaugError, ShardError, UsageError
-from cfaug.offline.explained import explained
+from cfaug.offline.destinations.explained import explained
+from cfaug.offline.destinations.staging import Staged, partial_name, removed_on_failure, stage_shard
+from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.format import CARD, LOCK, MANIFEST, PARTIAL, ManifestRow, Sample
-from cfaug.offline.manifest import Identity, identity_of, other_bytes, parse_rows, read_manifest, refuse_another_run
-from cfaug.offline.staging import Staged, partial_name, removed_on_failure, stage_shard
-from cfaug.offline.storage import LocalStorage
+from cfaug.offline.reading.manifest import (
+    Identity,
+    identity_of,
+    other_bytes,
+    parse_rows,
+    read_manifest,
+    refuse_another_run,
+)
 
 COMMITTING, STAGING = ".commit.lock", ".staging.lock"
 PUBLISHED = (CARD, "croissant.json")
@@ -51,7 +58,7 @@ def write_shard(
 
 
 class LocalDestination:
-    """A directory of shards as :class:`cfaug.offline.destination.Destination`."""
+    """A directory of shards as :class:`cfaug.offline.destinations.destination.Destination`."""
 
     one_process = False
 

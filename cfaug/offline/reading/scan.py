@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cfaug.errors import ShardError
-from cfaug.offline.decoders import FIELDS, decode_image, parse_record
+from cfaug.offline.destinations.storage import open_storage
 from cfaug.offline.format import BLOCK, IMAGE_FIELDS, KEY, MAX_SAMPLES, Sample, padded, tar_size
-from cfaug.offline.storage import open_storage
+from cfaug.offline.reading.decoders import FIELDS, decode_image, parse_record
 
 MEMBER = re.compile(rf"({KEY.pattern})\.([a-z]+)", re.ASCII)
 TYPES = {

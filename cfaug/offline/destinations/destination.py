@@ -19,9 +19,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
+from cfaug.offline.destinations.staging import Staged
+from cfaug.offline.destinations.storage import FsspecStorage, LocalStorage, Storage, open_storage
 from cfaug.offline.format import ManifestRow
-from cfaug.offline.staging import Staged
-from cfaug.offline.storage import FsspecStorage, LocalStorage, Storage, open_storage
 
 
 class Destination(Protocol):
@@ -98,9 +98,9 @@ def open_destination(out: str | Path) -> Destination:
 def destination_at(storage: LocalStorage | FsspecStorage) -> Destination:
     """The destination at `storage` itself."""
     if isinstance(storage, LocalStorage):
-        from cfaug.offline.writer import LocalDestination
+        from cfaug.offline.destinations.directory import LocalDestination
 
         return LocalDestination(storage.path)
-    from cfaug.offline.objects import ObjectDestination
+    from cfaug.offline.destinations.objects import ObjectDestination
 
     return ObjectDestination(storage)

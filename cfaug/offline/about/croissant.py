@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from cfaug.data import Schema
-from cfaug.offline.card import TITLE, described, intervened
+from cfaug.offline.about.card import TITLE, described, intervened
 from cfaug.offline.format import ManifestRow
 from cfaug.offline.plan import Plan
 

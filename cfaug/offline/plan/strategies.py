@@ -9,7 +9,7 @@
 Common to all: sources may lack values, the target excepted, and are intervened on like the others; a value that no image
 of the table shows is never drawn. `null_fraction` in [0, 1) of all rows are null interventions, spread evenly over the
 sources. `replicas` repeats every (source, do) with other seeds; no two rows have one seed (pairs apart). Rows are shuffled
-and dealt as :mod:`cfaug.offline.drawn` says. The table is not what decoders do: a balanced plan promises balanced
+and dealt as :mod:`cfaug.offline.plan.drawn` says. The table is not what decoders do: a balanced plan promises balanced
 *requests*, and whether an attribute may be intervened on at all is checked by the stages.
 """
 
@@ -24,12 +24,12 @@ import pandas as pd
 
 from cfaug.data import Schema
 from cfaug.errors import DataError, UsageError
-from cfaug.offline.drawn import Levels
-from cfaug.offline.joint import parse_joint
-from cfaug.offline.permutation import Whole
-from cfaug.offline.plan import Plan
-from cfaug.offline.plan_table import PlanTable, Settings
-from cfaug.offline.plan_values import Column, Digit, Evenly, Mirrored, Others, Shared, Stratified, Uniformly, mirrored
+from cfaug.offline.plan.drawn import Levels
+from cfaug.offline.plan.joint import parse_joint
+from cfaug.offline.plan.permutation import Whole
+from cfaug.offline.plan.plan import Plan
+from cfaug.offline.plan.table import PlanTable, Settings
+from cfaug.offline.plan.values import Column, Digit, Evenly, Mirrored, Others, Shared, Stratified, Uniformly, mirrored
 
 MOST_COMBINATIONS = 1000
 QUANTILE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of a continuous attribute in every_value: the middles of its fifths
@@ -52,7 +52,7 @@ def balance_groups(
     Within each target class the values of each attribute are used evenly: their counts differ by at most one. Attributes
     are drawn independently of one another, so the mixed set has A independent of Y *in the table*. A continuous attribute
     takes one draw from each of m equal slices of its marginal distribution in `table`. do() equal to the factual values
-    is allowed and kept. With `joint`, see :mod:`cfaug.offline.joint`, the attributes it names come in those shares
+    is allowed and kept. With `joint`, see :mod:`cfaug.offline.plan.joint`, the attributes it names come in those shares
     instead: in a class of m interventions every count differs from share m by less than one. A class of one image gets
     one value, at random; replicas count as one.
 

@@ -13,10 +13,10 @@ from cfaug.causal.draws import natural
 from cfaug.data import Schema
 from cfaug.data.attributes import refuse_no_schema
 from cfaug.errors import DataError, UsageError
-from cfaug.offline.drawn import DrawnRows, Levels
-from cfaug.offline.permutation import Whole
-from cfaug.offline.plan import Plan, refuse_wrong_shape
-from cfaug.offline.plan_values import Column, Strata, key_of
+from cfaug.offline.plan.drawn import DrawnRows, Levels
+from cfaug.offline.plan.permutation import Whole
+from cfaug.offline.plan.plan import Plan, refuse_wrong_shape
+from cfaug.offline.plan.values import Column, Strata, key_of
 
 _STRATEGY = 0x9A7  # the purposes of a strategy's draws; apart from those of drawn.py and of the models
 

@@ -1,0 +1,1 @@
+"""Where shards go, and how they get there whole: storages, staging, and the commit to a directory or an object store."""
