@@ -43,6 +43,11 @@ class ShardError(CfaugError):
     """A shard, manifest, plan or checkpoint is not what it claims to be (exit code 1)."""
 
 
+def one_line(error: object, most: int = 300) -> str:
+    """What an error says, without line breaks and at most `most` characters long; its kind where it says nothing."""
+    return " ".join(str(error).split())[:most] or type(error).__name__
+
+
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cfaug.errors import StorageError
+from cfaug.errors import CfaugError, ShardError, StorageError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What a network, a network file system or a store under load says; a wrong path or a missing right is none of them.
@@ -42,7 +42,7 @@ def explained(place: str | Path, name: str, doing: str = "write") -> Iterator[No
 
 def failure(error: OSError, place: str | Path, name: str, doing: str = "write") -> StorageError:
     """The :class:`StorageError` that says in one line what `error` means for `name` at `place`."""
-    said = " ".join(str(error.strerror or error).split())[:300] or type(error).__name__
+    said = one_line(error.strerror or error)
     full, transient, remote = error.errno in _FULL, is_transient(error), "://" in str(place)
     if full:
         reason = "the disk is full: free some space and run the same command again; committed shards are kept"
@@ -55,3 +55,20 @@ def failure(error: OSError, place: str | Path, name: str, doing: str = "write") 
     else:
         reason = f"{said}: check the path and its permissions"
     return StorageError(f"cannot {doing} {name} in {place}: {reason}", transient, full)
+
+
+def unreadable(error: OSError, where: str, cure: str) -> CfaugError:
+    """What a failed read means to who asked for `where`: the place did not answer, or what it holds cannot be used.
+
+    Args:
+        error: what reading raised.
+        where: the shard, sample, index, manifest or plan, as messages name it.
+        cure: what helps where trying again does not.
+
+    Returns:
+        a :class:`StorageError` (`transient`) where :func:`is_transient` says so, else a :class:`ShardError`.
+    """
+    said = one_line(error.strerror or error)
+    if is_transient(error):
+        return StorageError(f"{where}: could not be read: {said}: it may pass: run the same command again", True)
+    return ShardError(f"{where}: cannot read it: {said}: {cure}")
