@@ -14,12 +14,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
 
 from cfaug.errors import ShardError
+from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage, open_storage
 from cfaug.offline.format import (
     BLOCK,
@@ -51,7 +51,6 @@ __all__ = [
     "open_shards",
     "parse_record",
     "read_index",
-    "read_member",
 ]
 
 
@@ -64,8 +63,8 @@ class ShardReader:
     Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `index` (one
     :class:`IndexRow` a sample: key, source_key, source_digest, split, null, image_field, image), `keys`.
 
-    :class:`ShardError` names the shard, and the key where one sample is at fault. :class:`UsageError` for a URL whose
-    protocol or package is missing.
+    :class:`ShardError` names the shard, and the key where one sample is at fault; :class:`StorageError` (``transient``)
+    where the place did not answer. :class:`UsageError` for a URL whose protocol or package is missing.
     """
 
     def __init__(self, place: str | Path) -> None:
@@ -138,7 +137,7 @@ class ShardReader:
         try:
             return self.storage.read_range(self.manifest[self._shard[i]].name, offset, size)
         except OSError as error:
-            raise ShardError(f"{self.where(i)}: cannot read its shard: {error.strerror or error}") from None
+            raise unreadable(error, self.where(i), "run cfaug verify, generate again") from None
 
 
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
@@ -153,7 +152,7 @@ def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
                 return inside, found
         return storage, sizes
     except OSError as error:
-        raise ShardError(f"cannot read {place}: {error.strerror or error}: check the path") from None
+        raise unreadable(error, str(place), "check the path") from None
 
 
 def vouched(data: bytes, member: Member, where: str) -> bytes:
@@ -166,26 +165,20 @@ def vouched(data: bytes, member: Member, where: str) -> bytes:
     return data
 
 
-def read_member(handle: IO[bytes], member: Member, where: str) -> bytes:
-    """The payload of one member of an opened tar, with the sha256 the index states or :class:`ShardError`."""
-    handle.seek(member.offset)
-    return vouched(handle.read(member.size), member, where)
-
-
-def read_index(place: Storage | str | Path, row: ManifestRow, sizes: Mapping[str, int] | None = None) -> list[IndexRow]:
+def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> list[IndexRow]:
     """The index of one shard, checked against its manifest row, and its offsets against the layout of a tar of ours.
 
-    `sizes` is a listing of `place`: an index is read only when it has the size that the manifest states.
+    `sizes` is a listing of `storage`: an index is read only when it has the size that the manifest states.
+
+    Raises:
+        ShardError: it is not what the manifest vouches for, or cannot be read.
+        StorageError: the place did not answer (``transient``).
     """
-    storage = open_storage(place) if isinstance(place, str | Path) else place
-    sizes = storage.sizes(row.index) if sizes is None else sizes
     check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
     try:
         content = storage.read(row.index)
     except OSError as error:
-        raise ShardError(
-            f"{row.name}: cannot read its index {row.index}: {error.strerror or error}: generate this shard again"
-        ) from None
+        raise unreadable(error, f"{row.name}, its index {row.index}", "generate this shard again") from None
     if hashlib.sha256(content).hexdigest() != row.index_sha256:
         raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
     lines = content.splitlines()

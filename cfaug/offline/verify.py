@@ -21,6 +21,7 @@ from typing import IO
 import numpy as np
 
 from cfaug.errors import ShardError, StorageError
+from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage, open_storage
 from cfaug.offline.format import BLOCK, CARD, MANIFEST, PARTIAL, IndexRow, ManifestRow, padded
 from cfaug.offline.plan import Plan
@@ -59,7 +60,11 @@ class VerifyReport:
 def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
     """Verify a run's output or its ``shards`` (a path or a URL); `plan` defaults to the one beside the shards, if any.
 
-    Damage is reported, not raised; :class:`ShardError` only where there is no manifest to verify.
+    Damage is reported, not raised, and so is a shard that could not be read because the place did not answer.
+
+    Raises:
+        ShardError: there is no manifest to verify.
+        StorageError: not even the manifest could be read (``transient``).
     """
     storage, sizes = open_shards(directory)
     if MANIFEST not in sizes and not storage.sizes(COMMITS):
@@ -81,6 +86,9 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
             index = read_index(storage, row, sizes)
         except ShardError as error:
             problems += [str(error), *_without_index(storage, row, sizes)]
+            continue
+        except StorageError as error:  # which says nothing of the shard
+            problems.append(str(error))
             continue
         problems += _most(_shard_problems(storage, row, index, sizes), row.name)
         counts["samples"] += len(index)
@@ -110,7 +118,7 @@ def _shard_problems(storage: Storage, row: ManifestRow, index: list[IndexRow], s
         with storage.opened(row.name) as stream:
             yield from _walk(_Hashed(stream), row, index)
     except OSError as error:
-        yield f"{row.name}: cannot read it: {error.strerror or error}"
+        yield str(unreadable(error, row.name, "generate this shard again"))
 
 
 class _Hashed:
@@ -187,14 +195,16 @@ def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) ->
     except ShardError as error:
         problems.append(str(error))
     except OSError as error:
-        return [f"{row.name}: cannot read it: {error.strerror or error}"]
+        return [str(unreadable(error, row.name, "generate this shard again"))]
     try:
         if row.name in sizes:
             with storage.opened(row.name) as stream:
                 for _ in scan(stream, row.name):
                     pass
-    except ShardError as error:
+    except (ShardError, StorageError) as error:
         problems.append(str(error))
+    except OSError as error:
+        problems.append(str(unreadable(error, row.name, "generate this shard again")))
     return problems
 
 
@@ -221,6 +231,9 @@ def _repeated(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, in
             index = read_index(storage, row, sizes)
         except ShardError:
             continue  # reported already
+        except StorageError as error:
+            problems.append(str(error))
+            continue
         for key in (sample.key for sample in index if hash(sample.key) in suspects):
             if key in seen:
                 problems.append(f"{row.name}, sample {key!r}: the key is also in {seen[key]}")
@@ -239,7 +252,7 @@ def _against_plan(storage: Storage, sizes: dict[str, int], manifest: list[Manife
         except (ShardError, StorageError) as error:
             return [str(error)]
         except OSError as error:
-            return [f"cannot read the plan {beside}: {error.strerror or error}"]
+            return [str(unreadable(error, f"the plan {beside}", "check the path"))]
     if manifest and manifest[0].plan != plan.digest:
         return ["the shards were generated from another plan than the one beside them: generate with --overwrite"]
     committed = {row.name for row in manifest}

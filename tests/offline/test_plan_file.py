@@ -129,9 +129,11 @@ def test_a_plan_lives_at_a_url() -> None:
     again = pickle.loads(pickle.dumps(loaded))
     assert again.rows_of(3) == plan.rows_of(3)
     open_storage("memory://plans/one").remove("plan-00000.jsonl")
-    with pytest.raises(ShardError, match=r"memory://plans/one, cannot read plan-00000.jsonl: no such file: plan first"):
+    with pytest.raises(
+        ShardError, match=r"memory://plans/one/plan-00000\.jsonl: cannot read it: no such file: plan first"
+    ):
         list(Plan.load("memory://plans/one"))
-    with pytest.raises(ShardError, match=r"cannot read plan\.json: no such file: plan first"):
+    with pytest.raises(ShardError, match=r"plan\.json: cannot read it: no such file: plan first"):
         Plan.load("memory://plans/none")
 
 

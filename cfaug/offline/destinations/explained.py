@@ -68,7 +68,7 @@ def unreadable(error: OSError, where: str, cure: str) -> CfaugError:
     Returns:
         a :class:`StorageError` (`transient`) where :func:`is_transient` says so, else a :class:`ShardError`.
     """
-    said = one_line(error.strerror or error)
+    said = one_line(error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else error))
     if is_transient(error):
         return StorageError(f"{where}: could not be read: {said}: it may pass: run the same command again", True)
     return ShardError(f"{where}: cannot read it: {said}: {cure}")

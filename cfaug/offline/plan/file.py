@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from cfaug.causal.intervention import Intervention
 from cfaug.errors import CfaugError, ShardError
-from cfaug.offline.destinations.explained import explained, failure, is_transient
+from cfaug.offline.destinations.explained import explained, unreadable
 from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import MAX_SEED, SPLITS, canonical_json
 from cfaug.offline.plan.rows import PlanRow, PlanSummary, RowSource
@@ -211,7 +211,4 @@ def _header_digest(header: Mapping[str, Any]) -> str:
 
 
 def _unread(storage: Storage, name: str, error: OSError) -> CfaugError:
-    if is_transient(error):
-        return failure(error, storage.url, name, "read")
-    reason = error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else str(error))
-    return ShardError(f"expected a plan in {storage.url}, cannot read {name}: {reason}: plan first")
+    return unreadable(error, f"{storage.url.rstrip('/')}/{name}", "plan first")

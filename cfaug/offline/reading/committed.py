@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.errors import ShardError
+from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import IndexRow, ManifestRow, Member, Record
 from cfaug.offline.reading.decoders import decode_image, parse_record
@@ -32,8 +33,12 @@ class OpenSample:
 
     def read(self, member: Member) -> bytes:
         """The payload of ``row.json`` or ``row.image``."""
-        self._handle.seek(member.offset)
-        return vouched(self._handle.read(member.size), member, self.where)
+        try:
+            self._handle.seek(member.offset)
+            data = self._handle.read(member.size)
+        except OSError as error:  # where it is read, not where its shard was opened
+            raise unreadable(error, self.where, "generate this shard again") from None
+        return vouched(data, member, self.where)
 
     def record(self) -> Record:
         return parse_record(self.read(self.row.json), self.where)
@@ -57,7 +62,12 @@ class Committed:
             raise ShardError(f"expected committed shards in {self.storage.url}, found none: generate first")
 
     def samples(self, shard: ManifestRow) -> Iterator[OpenSample]:
-        """The samples of one shard, in its order; :class:`ShardError` names the shard, and the key of a damaged sample."""
+        """The samples of one shard, in its order.
+
+        Raises:
+            ShardError: naming the shard, and the key of a damaged sample.
+            StorageError: the place did not answer (``transient``).
+        """
         check_size(shard.name, shard.bytes, self._sizes)
         index = read_index(self.storage, shard, self._sizes)
         try:
@@ -65,4 +75,4 @@ class Committed:
                 for row in index:
                     yield OpenSample(row, f"{shard.name}, sample {row.key!r}", handle)
         except OSError as error:
-            raise ShardError(f"{shard.name}: cannot read it: {error.strerror or error}: generate it again") from None
+            raise unreadable(error, shard.name, "generate this shard again") from None

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cfaug.errors import ShardError
+from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import open_storage
 from cfaug.offline.format import BLOCK, IMAGE_FIELDS, KEY, MAX_SAMPLES, Sample, padded, tar_size
 from cfaug.offline.reading.decoders import FIELDS, decode_image, parse_record
@@ -53,6 +54,7 @@ def scan(source: str | Path | IO[bytes], name: str | None = None) -> Iterator[Sa
     Raises:
         ShardError: at the first thing that format 1 does not allow, naming the shard and the sample; also where the
             shard cannot be read. Samples that came before it are sound in form.
+        StorageError: the place did not answer (``transient``).
         UsageError: a URL of an unknown protocol, or of one whose package is not installed.
     """
     shard = name or (str(source).rstrip("/").rpartition("/")[2] if isinstance(source, str | Path) else "the shard")
@@ -60,7 +62,7 @@ def scan(source: str | Path | IO[bytes], name: str | None = None) -> Iterator[Sa
         with _opened(source) as stream:
             yield from _samples(_entries(stream, shard), shard)
     except OSError as error:
-        raise ShardError(f"{shard}: cannot read it: {error.strerror or error}: check the path") from None
+        raise unreadable(error, shard, "check the path") from None
 
 
 def header(name: str, size: int) -> bytes:
