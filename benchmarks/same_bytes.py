@@ -26,7 +26,7 @@ from rows import cpu, record
 
 from cfaug.cli import shipped_recipes
 from cfaug.config import load_recipe
-from cfaug.offline import generate as generation
+from cfaug.offline import generate
 from cfaug.offline.engines import Outcome, make_engine
 from cfaug.stages import Pipeline
 
@@ -54,13 +54,14 @@ class Shuffled:
 def child(run: Path, out: Path, engine: str, workers: int, shuffled: bool) -> None:
     """One process of a generation; prints a line a shard."""
     if shuffled:
-        generation.make_engine = Shuffled  # type: ignore[assignment]
+        module: Any = sys.modules["cfaug.offline.generate"]
+        module.make_engine = Shuffled
     settings = [*SETTINGS, f"--generate.engine={engine}", f"--generate.workers={workers}"]
     pipeline = Pipeline(
         load_recipe(shipped_recipes()["demo"], settings), run, progress=False, sharing=engine == "torchrun"
     )
     options = {"num_cpus": 3} if engine == "ray" else None
-    generation.generate(
+    generate(
         pipeline.model, pipeline.inputs.train, pipeline.planned, out, engine=engine, workers=workers, batch_size=20,
         progress=False, options=options, on_shard=lambda row: print(row.name, flush=True),
     )  # fmt: skip

@@ -133,16 +133,13 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     out = arguments.out or str(Path("shards") / recipe.name)
     from cfaug.decode import processes
     from cfaug.stages import Pipeline
+    from cfaug.stages.sharing import SHARED
 
-    sharing = arguments.command == "generate" and recipe.generate.engine in ("torchrun", "slurm")
+    sharing = arguments.command == "generate" and recipe.generate.engine in SHARED
     if processes.several() and arguments.command != "fit" and not sharing:
         raise UsageError(
             f"`cfaug {arguments.command}` is one process, but torchrun started several; start `cfaug fit`, or `cfaug generate` "
             "with --generate.engine=torchrun, with it, and the rest without"
-        )
-    if sharing and arguments.overwrite:
-        raise UsageError(
-            "--overwrite is for one process; remove the shards first, then start the processes that share the plan"
         )
     pipeline = Pipeline(recipe, out, arguments.overwrite, not arguments.no_progress, sharing)
     if not pipeline.leads and not sharing:
@@ -218,12 +215,14 @@ _SHOW: dict[str, Callable[[Any, bool], None]] = {
 
 def _verify(arguments: argparse.Namespace) -> int:
     from cfaug.offline import verify
+    from cfaug.stages.sharing import plan_of, shards_of
 
     if arguments.regenerate is not None and arguments.regenerate < 1:
         raise UsageError(
             f"--regenerate expects how many samples to make again, but {arguments.regenerate} came; write 20"
         )
-    report = verify(arguments.directory)
+    place = shards_of(arguments.directory)
+    report = verify(place, plan_of(arguments.directory) if place != arguments.directory else None)
     content: dict[str, Any] = dataclasses.asdict(report)
     text, ok = str(report), report.ok
     if ok and arguments.regenerate is not None:
@@ -238,11 +237,13 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from cfaug.offline.about.contact_sheet import contact_sheet
     from cfaug.offline.about.inspection import inspect_shards
+    from cfaug.stages.sharing import shards_of
 
-    found = inspect_shards(arguments.directory, progress=not arguments.no_progress)
+    place = shards_of(arguments.directory)
+    found = inspect_shards(place, progress=not arguments.no_progress)
     text = str(found)
     if arguments.contact_sheet:
-        text += f"\n\ncontact sheet  {contact_sheet(arguments.directory, arguments.contact_sheet, seed=arguments.seed)}"
+        text += f"\n\ncontact sheet  {contact_sheet(place, arguments.contact_sheet, seed=arguments.seed)}"
     _print(text, found.to_json(), arguments.json)
     return 0
 

@@ -33,7 +33,7 @@ from cfaug.offline.work import Environment, Gate, Model, ShardDone, ShardWork, c
 log = logging.getLogger(__name__)
 
 HOPELESS = 10
-"""When so many shards have failed and none has succeeded, the rest will not either."""
+"""After so many failures in a row the others are not tried: the store is down, or the model broken."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def generate(
     _check_sources(dataset, plan)
     _check_interventions(model, plan)
     environment = environment_of(model, batch_size, image, gate)
-    identity: Environment = {"plan": plan.digest, "model": model.digest, **environment}
+    digest = model.digest
+    identity: Environment = {"plan": plan.digest, "model": digest, **environment}
     seen = Progress(len(plan), 0, progress, _path(log_to), _path(tensorboard))
     started = time.perf_counter()
     with destination.session(identity, runner.shared, overwrite):
@@ -128,6 +129,11 @@ def generate(
             names = [plan.shard_name(number) for number in plan.shards()]
             rows = destination.committed()
             complete = rows.keys() >= set(names)
+            if not complete and not runner.shared:
+                raise StorageError(
+                    f"expected {len(names)} shards at {destination.storage.url}, {len(set(names) - rows.keys())} of them are "
+                    "not there though workers have committed them: use a place that all workers share"
+                )
             if complete:
                 text = card(
                     plan, model.schema, padded=canvas_of(model) is not None, image=image, example=rows[names[0]]
@@ -159,36 +165,53 @@ class _Run:
         self.seen, self.on_shard = seen, on_shard
         self.written = self.images = self.rejected = self.retried = 0
         self.failed: dict[str, Exception] = {}
+        self.again: dict[int, Exception] = {}
+        self.in_a_row = 0
 
     def through(self, todo: list[int]) -> None:
         """Map `todo`, map again what failed for a reason that may pass, then raise for what is left."""
-        left = todo
+        left = list(todo)
         for attempt in range(1, self.retries + 2):
-            again: list[int] = []
-            with closing(self.engine.map(self.work, left)) as outcomes:
-                for outcome in outcomes:
-                    self._see(outcome, attempt, again)
-                    if len(self.failed) >= HOPELESS and not self.written:
-                        break
-            left = again
-            if not left or (self.failed and not self.written):
+            if attempt > 1:
+                self.retried += len(self.again)
+                time.sleep(min(2.0 ** (attempt - 2), 30))  # a store that has just refused is not asked at once
+            left = self._once(left, attempt)
+            if not left or (self._hopeless() and not self.again):
                 break
-            self.retried += len(left)
+        self.failed |= {self.plan.shard_name(shard): error for shard, error in self.again.items()}
         if self.failed:
-            raise self._listed(len(todo))
+            raise self._listed(len(todo), len(set(left) - self.again.keys()))
 
-    def _see(self, outcome: Outcome[ShardDone], attempt: int, again: list[int]) -> None:
+    def _once(self, todo: list[int], attempt: int) -> list[int]:
+        """One pass; returns the shards that are worth another: those that failed in passing, and those not tried."""
+        self.again.clear()
+        self.in_a_row = 0
+        untried = dict.fromkeys(todo)
+        with closing(self.engine.map(self.work, todo)) as outcomes:
+            for outcome in outcomes:
+                untried.pop(outcome.shard)
+                self._see(outcome, attempt)
+                if self._hopeless():
+                    return [*self.again, *untried]
+        return list(self.again)
+
+    def _hopeless(self) -> bool:
+        return self.in_a_row >= HOPELESS
+
+    def _see(self, outcome: Outcome[ShardDone], attempt: int) -> None:
         name, error, done = self.plan.shard_name(outcome.shard), outcome.error, outcome.result
         if isinstance(error, UsageError) or (isinstance(error, StorageError) and error.full):
             raise error  # true for every shard: nothing is gained by trying the others
         if error is not None:
-            if outcome.transient and attempt <= self.retries:
-                self.seen.retry(name, str(error))
-                again.append(outcome.shard)
+            self.in_a_row += 1
+            if outcome.transient:
+                self.again[outcome.shard] = error
             else:
-                self.seen.failed(name, str(error))
                 self.failed[name] = error
+            tell = self.seen.retry if outcome.transient and attempt <= self.retries else self.seen.failed
+            tell(name, str(error))
         elif done is not None:
+            self.in_a_row = 0
             self.written += 1
             self.images += done.images
             self.rejected += done.rejected
@@ -196,15 +219,19 @@ class _Run:
             if self.on_shard is not None:
                 self.on_shard(done.row)
 
-    def _listed(self, planned: int) -> Exception:
+    def _listed(self, planned: int, untried: int) -> Exception:
         names, errors = list(self.failed), list(self.failed.values())
         if planned == 1:
             return errors[0]
         shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        kept = f"{self.written} others are committed and kept, the same command again makes what is missing"
+        kept = f"{self.written} others are committed and kept"
+        if untried:
+            kept += f", {untried} were not tried after {self.in_a_row} failures in a row"
         kinds = {type(error) for error in errors}
         kind = kinds.pop() if len(kinds) == 1 and issubclass(type(errors[0]), CfaugError) else CfaugError
-        return kind(f"{len(names)} of {planned} shards failed ({shown}; {kept}): {errors[0]}")
+        return kind(
+            f"{len(names)} of {planned} shards failed ({shown}; {kept}, the same command again makes what is missing): {errors[0]}"
+        )
 
 
 def _path(place: str | Path | None) -> Path | None:

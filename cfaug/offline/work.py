@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from PIL import features
 
 from cfaug.data import AttributeDataset, Schema, pixel_digest
 from cfaug.errors import CfaugError, DataError, UsageError, generating
@@ -97,6 +98,11 @@ class ShardWork:
         """Source key -> position in the data set; made once a process."""
         return {self.dataset.key(i): i for i in range(len(self.dataset))}
 
+    @cached_property
+    def model_digest(self) -> str:
+        """The model's digest: every weight is hashed for it, so it is asked for once and sent to the workers."""
+        return self.model.digest
+
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "positions"}
 
@@ -109,7 +115,7 @@ class ShardWork:
                 name,
                 self._samples(name, rows),
                 self.plan.digest,
-                self.model.digest,
+                self.model_digest,
                 self.environment,
                 image=self.image,
             )
@@ -199,7 +205,7 @@ class ShardWork:
             "target": None if schema.target is None else attributes[schema.target],
             "seed": row.seed,
             "replica": row.replica,
-            "model": self.model.digest,
+            "model": self.model_digest,
             "quality": quality,
         }
         return Sample(row.key, image, record)
@@ -207,10 +213,8 @@ class ShardWork:
 
 def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate | None = None) -> Environment:
     """What the bytes depend on beside plan and model; no path, no worker count, no engine."""
-    versions = {
-        name: importlib.metadata.version(name)
-        for name in ("diffusers", "numpy", "pillow", "torch", "webdataset", "zuko")
-    }
+    versions = {name: importlib.metadata.version(name) for name in ("diffusers", "numpy", "pillow", "torch", "zuko")}
+    codec = {"png": "zlib", "webp": "webp"}[image]
     device = str(getattr(model, "device", "cpu")).split(":")[0]
     canvas = canvas_of(model)
     return {
@@ -222,6 +226,7 @@ def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate
         "device": device,
         "dtype": str(getattr(model, "dtype", "float32")),
         **versions,
+        codec: str(features.version(codec)),
     }
 
 

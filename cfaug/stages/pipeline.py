@@ -249,7 +249,8 @@ class Pipeline:
                 workers=config.workers,
                 batch_size=config.batch_size,
                 progress=self.progress,
-                overwrite=self.overwrite and bool(config.destination),  # else they went with the directory
+                overwrite=self.overwrite
+                and (self.sharing or bool(config.destination)),  # else they went with the directory
                 image=config.image,
                 retries=config.retries,
                 options=options,

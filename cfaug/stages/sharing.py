@@ -1,11 +1,11 @@
-"""One plan, several processes: what a process of the engines torchrun and slurm has to know of itself."""
+"""One plan, several processes or places: what a rank has to know of itself, and where a run's shards are."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
 
-from cfaug.config import Recipe
+from cfaug.config import Recipe, load_recipe
 from cfaug.offline import Plan, make_engine
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.engines.environment import RankEngine, local_rank
@@ -36,3 +36,17 @@ def missing_shards(out: str | Path, plan: Plan) -> list[str]:
     """Names of the plan's shards that are not committed at ``out``."""
     committed = open_destination(out).committed()
     return [name for shard in plan.shards() if (name := plan.shard_name(shard)) not in committed]
+
+
+def shards_of(directory: str) -> str:
+    """Where the shards of a run are: its ``generate.destination`` where it has one, else `directory` itself."""
+    config = Path(directory) / "config.yaml"
+    if "://" in directory or not config.exists():
+        return directory
+    return load_recipe(config).generate.destination or directory
+
+
+def plan_of(directory: str) -> Plan | None:
+    """The plan of the run in `directory`, if it has one."""
+    place = Path(directory) / "plan"
+    return Plan.load(place) if (place / "plan.json").exists() else None

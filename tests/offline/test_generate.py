@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,10 @@ import torch
 
 from cfaug.causal.intervention import do
 from cfaug.data import pixel_digest
-from cfaug.errors import CfaugError, DataError, ShardError, UsageError
+from cfaug.errors import CfaugError, DataError, ShardError, StorageError, UsageError
 from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate, make_engine, verify
+from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.engines import Outcome, attempt
 
 HERE = Path(__file__).parent
 
@@ -278,11 +281,98 @@ def test_what_a_message_explains_is_not_tried_again_and_costs_no_other_shard(ref
     assert tiny.digests(tmp_path) == tiny.digests(reference)
 
 
-def test_when_the_first_ten_all_fail_the_rest_is_not_tried(tmp_path) -> None:
-    log = tmp_path / "stats.jsonl"
-    with pytest.raises(CfaugError, match=r"10 of 32 shards failed .* non-finite"):
-        run(tmp_path, plan=a_plan(samples_per_shard=1), model=tiny.model(broken="nan"), batch_size=1, log_to=log)
-    assert log.read_text().count('"failed"') >= 10
+class Scripted:
+    """An engine that fails shards as told, attempt by attempt, and otherwise does the work here."""
+
+    shared = False
+
+    def __init__(self, script: dict[int, list[Exception]], lose: bool = False) -> None:
+        self.script, self.lose, self.calls = script, lose, []  # type: ignore[var-annotated]
+
+    def map(self, work, shards):  # type: ignore[no-untyped-def]
+        for shard in shards:
+            self.calls.append(shard)
+            errors = self.script.get(shard, [])
+            if errors:
+                error = errors.pop(0)
+                yield Outcome(shard, error=error, transient=getattr(error, "transient", False))
+            elif self.lose:
+                with tempfile.TemporaryDirectory() as elsewhere:
+                    yield attempt(replace(work, destination=open_destination(elsewhere)), shard)
+            else:
+                yield attempt(work, shard)
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, out: Path, engine: Scripted, **options: object) -> object:
+    module = sys.modules["cfaug.offline.generate"]  # the name of the function hides it
+    monkeypatch.setattr(module, "make_engine", lambda *_: engine)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    return run(out, **options)
+
+
+def passing(n: int = 1) -> list[Exception]:
+    return [StorageError("the store did not answer", transient=True) for _ in range(n)]
+
+
+def test_what_fails_in_passing_is_tried_again_though_another_shard_fails_for_good(monkeypatch, reference, tmp_path) -> None:
+    engine = Scripted({0: passing(), 1: [DataError("source 3.png: no image")], 3: passing(2)})
+    with pytest.raises(DataError, match=r"1 of 4 shards failed \(cf-train-000001\.tar; 3 others .*3\.png"):
+        scripted(monkeypatch, tmp_path, engine)
+    assert engine.calls == [0, 1, 2, 3, 0, 3, 3]
+    assert scripted(monkeypatch, tmp_path, Scripted({})).written == 1  # type: ignore[attr-defined]
+    assert tiny.digests(tmp_path) == tiny.digests(reference)
+
+
+def test_what_fails_to_the_end_is_listed_with_what_failed_for_good(monkeypatch, tmp_path) -> None:
+    engine = Scripted({0: passing(9), 2: [DataError("no image")]})
+    with pytest.raises(CfaugError, match=r"2 of 4 shards failed \(cf-train-000002\.tar, cf-train-000000\.tar; 2 others"):
+        scripted(monkeypatch, tmp_path, engine, retries=1)
+    assert engine.calls == [0, 1, 2, 3, 0]
+
+
+def test_a_store_that_is_down_is_not_asked_for_every_shard(monkeypatch, tmp_path) -> None:
+    engine = Scripted({shard: passing(9) for shard in range(3, 32)})
+    with pytest.raises(StorageError, match=r"10 of 32 shards failed .*3 others.*, 19 were not tried after 10 failures"):
+        scripted(monkeypatch, tmp_path, engine, plan=a_plan(samples_per_shard=1))
+    assert engine.calls == [*range(13), *range(3, 13), *range(3, 13)]
+
+
+def test_a_store_that_comes_back_is_given_every_shard(monkeypatch, tmp_path) -> None:
+    engine = Scripted({shard: passing() for shard in range(3, 13)})
+    report = scripted(monkeypatch, tmp_path, engine, plan=a_plan(samples_per_shard=1))
+    assert (report.written, report.retried) == (32, 10)  # type: ignore[attr-defined]
+
+
+def test_a_bug_in_the_model_is_not_tried_again_and_leaves_one_traceback(tmp_path, caplog) -> None:
+    class Buggy(tiny.TinyModel):
+        def abduct(self, *_: object, **__: object) -> object:
+            raise TypeError("unhashable type")
+
+    with pytest.raises(CfaugError, match=r"10 of 32 shards failed .*, 22 were not tried.*TypeError: unhashable"):
+        run(tmp_path, plan=a_plan(samples_per_shard=1), model=Buggy(tiny.schema()), batch_size=1)
+    assert sum("Traceback" in (record.exc_text or "") for record in caplog.records) <= 1
+
+
+def test_shards_that_workers_committed_somewhere_else_are_missed(monkeypatch, tmp_path) -> None:
+    with pytest.raises(StorageError, match=r"expected 4 shards at .*, 4 of them are not there .*all workers share"):
+        scripted(monkeypatch, tmp_path, Scripted({}, lose=True))
+
+
+def test_the_models_weights_are_hashed_once(tmp_path) -> None:
+    asked = []
+
+    class Counting(tiny.TinyModel):
+        @property
+        def digest(self) -> str:  # type: ignore[override]
+            asked.append(1)
+            return "counted"
+
+    model = Counting.__new__(Counting)
+    for name, value in vars(tiny.model()).items():
+        if name != "digest":
+            object.__setattr__(model, name, value)
+    run(tmp_path, model=model)
+    assert len(asked) <= 3
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -75,7 +76,7 @@ def test_srun_ranks_do_their_parts_whenever_they_come(made: Any, tmp_path: Path,
     waiting = call(capsys, "train", recipe, "--out", out, "--generate.engine=slurm")
     assert waiting.code == 2
     assert "run `cfaug generate` with it first" in waiting.complaint
-    assert "--overwrite is for one process" in call(capsys, *share, "--overwrite").complaint
+    assert "expected no --overwrite with the engine slurm" in call(capsys, *share, "--overwrite").complaint
     monkeypatch.setenv("SLURM_PROCID", "0")
     second = call(capsys, *share)
     assert second.code == 0, second.err
@@ -90,7 +91,12 @@ def test_shards_go_to_the_destination(made: Any, tmp_path: Path, capsys: Any) ->
     setting = f"--generate.destination={place}"
     assert call(capsys, "train", recipe, "--out", out, setting).code == 0
     assert not (out / "shards").exists()
-    assert verify(place).ok
+    checked = call(
+        capsys, "verify", out, "--regenerate", "3", "--json", "--no-progress"
+    )  # a run knows where its shards are
+    assert checked.code == 0, checked.out
+    assert json.loads(checked.out)["regenerated"]["counts"]["identical"] == 3
+    assert call(capsys, "inspect", out, "--no-progress").out.startswith(f"place            {place}")
     assert call(capsys, "generate", recipe, "--out", out, setting).code == 0
     again = call(capsys, "generate", recipe, "--out", out, setting, "--overwrite", "--seed", "5")
     assert again.code == 0, again.complaint

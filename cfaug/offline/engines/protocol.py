@@ -8,12 +8,15 @@ outcomes and maps again what failed.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cfaug.errors import CfaugError
 
+log = logging.getLogger(__name__)
+_told: list[bool] = []
 Result = TypeVar("Result")
 Returned = TypeVar("Returned", covariant=True)
 
@@ -48,7 +51,7 @@ class Engine(Protocol):
 
 
 def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
-    """``work(shard)``, with whatever it raises as an outcome; a CfaugError explains itself, others may be transient."""
+    """``work(shard)``, with whatever it raises as an outcome; a CfaugError explains itself, of others an OSError may pass."""
     import os
     import socket
 
@@ -58,5 +61,11 @@ def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
     except CfaugError as error:
         return Outcome(shard, error=error, transient=error.transient, worker=worker)
     except Exception as error:
+        if (
+            not _told
+        ):  # a bug, ours or the model's: one line is too little to find it by, one traceback a process enough
+            _told.append(True)
+            log.exception("shard %d failed in %s", shard, worker)
+        passing = isinstance(error, OSError | MemoryError) or "CUDA error" in str(error)  # a new process may do better
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        return Outcome(shard, error=CfaugError(said), transient=True, worker=worker)
+        return Outcome(shard, error=CfaugError(said), transient=passing, worker=worker)
