@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import io
 import os
@@ -23,6 +25,7 @@ from committing import IDENTITY, claim, commit, name, staged
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cfaug.causal.intervention import do
 from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, verify
 from cfaug.offline.destinations.destination import open_destination
@@ -30,6 +33,7 @@ from cfaug.offline.destinations.directory import LocalDestination
 from cfaug.offline.destinations.staging import _Tar, stage_shard
 from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.format import Sample
+from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.reading import manifest as manifest_module
 from cfaug.offline.reading.manifest import read_manifest
 
@@ -81,6 +85,57 @@ def test_out_names_the_runs_directory(tmp_path) -> None:
     assert destination.committed() == {}
     assert destination.intact() == set()
     assert not (tmp_path / "shards").exists()  # looking makes nothing
+
+
+def test_a_relative_place_stays_where_it_was_named(tmp_path, monkeypatch) -> None:
+    """A worker may run in another directory, and what lies beside ``.`` has a name too."""
+    run = tmp_path / "run"
+    run.mkdir()
+    rows = [PlanRow(f"k{number}", f"{number}.png", do(), number, number, 0) for number in range(2)]
+    plan = Plan(rows, samples_per_shard=1)
+    plan.save(run / "plan")
+    monkeypatch.chdir(run)
+    sent = pickle.dumps(open_destination("."))
+    commit(LocalDestination("shards"), 0, plan=plan.digest)
+    for there, named in ((run, "."), (run, "shards"), (run / "shards", "."), (run / "plan", "../shards")):
+        monkeypatch.chdir(there)
+        assert "1 of 2 shards are not there yet" in str(verify(named))
+    monkeypatch.chdir(tmp_path)
+    commit(pickle.loads(sent), 1, plan=plan.digest)
+    assert len(LocalDestination("run/shards").committed()) == 2
+    (tmp_path / "link").symlink_to(run)
+    for named in (run / "plan", "run/plan", "link/plan", f"file://{tmp_path}/link/plan"):
+        Plan.load("run/plan").save(named)  # the same place: writing it anew would begin by removing it
+        assert Plan.load(run / "plan") == plan
+    plan.save("memory://relative/plan/")
+    Plan.load("memory://relative/plan").save("memory://relative/plan/")
+    assert Plan.load("memory://relative/plan") == plan
+
+
+@pytest.mark.parametrize("kind", [fcntl.LOCK_SH, fcntl.LOCK_EX])
+def test_locks_are_opened_as_nfs_wants_them(place, monkeypatch, kind: int) -> None:
+    """NFSv4 makes byte-range locks of flock: a shared one wants a file open for reading, an exclusive one for writing."""
+    flock, seen = fcntl.flock, []
+
+    def of_nfs(handle, how):  # type: ignore[no-untyped-def]
+        able = handle.readable() if how & fcntl.LOCK_SH else handle.writable()
+        if not able:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        seen.append(how & ~fcntl.LOCK_NB)
+        flock(handle, how)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+    with place.session(IDENTITY):
+        commit(place, 0)
+    assert kind in seen
+
+    def denied(handle, how):  # type: ignore[no-untyped-def]
+        if how == kind:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(fcntl, "flock", denied)
+    with pytest.raises(CfaugError, match=r"cannot lock .*: not permitted"):
+        commit(place, 1)
 
 
 def test_many_processes_commit_and_no_row_is_lost_or_twice(truth, tmp_path) -> None:

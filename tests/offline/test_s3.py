@@ -67,7 +67,7 @@ def test_what_is_committed_is_what_a_directory_would_hold(place, tmp_path) -> No
 def test_a_run_that_is_still_going_on_is_readable(place) -> None:
     """Before the manifest is published the commits say what exists; a tar alone, even a whole one, does not."""
     with place.staging() as there:
-        place.storage.put(staged(there, 7).tar, name(7))
+        place.storage.write(name(7), staged(there, 7).tar.read_bytes())
     assert place.committed() == {}
     commit(place, 1)
     commit(place, 0)
@@ -125,7 +125,7 @@ def test_a_tar_that_nobody_committed_is_not_overwritten(place) -> None:
     """A twin may be about to commit it; overwriting would leave its row without its bytes."""
     commit(place, 0)
     with place.staging() as there:
-        place.storage.put(staged(there, 1, seed=1).tar, name(1))
+        place.storage.write(name(1), staged(there, 1, seed=1).tar.read_bytes())
     with pytest.raises(ShardError, match=r"that a writer of this run stored before.*not deterministic"):
         commit(place, 1)
     assert set(place.committed()) == {name(0)}
@@ -255,6 +255,20 @@ def test_a_run_file_that_is_none_is_refused(place) -> None:
         place.storage.write("RUN.json", content)
         with pytest.raises(ShardError, match=r"RUN\.json: expected a run's identity"):
             commit(place, 0)
+
+
+def test_nobody_elses_file_system_is_changed(proxy, monkeypatch) -> None:
+    """fsspec hands one instance to all who ask with the same options, also those of the user's configuration."""
+    import s3fs
+    from fsspec.config import conf
+
+    monkeypatch.setitem(conf, "s3", {"config_kwargs": {"connect_timeout": 3}, "use_listings_cache": False})
+    theirs = s3fs.S3FileSystem()
+    files, _ = open_storage(f"s3://{BUCKET}/run")._at("")
+    assert files is not theirs
+    assert (files.retries, theirs.retries) == (2, s3fs.S3FileSystem.retries)
+    assert files.config_kwargs["connect_timeout"] == 3
+    assert files is open_storage(f"s3://{BUCKET}/other")._at("")[0]
 
 
 def test_a_full_temporary_directory_is_named(place, monkeypatch) -> None:

@@ -26,7 +26,7 @@ from typing import IO, Any
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline.destinations.explained import explained
 from cfaug.offline.destinations.staging import Staged, partial_name, removed_on_failure, stage_shard
-from cfaug.offline.destinations.storage import LocalStorage
+from cfaug.offline.destinations.storage import LocalStorage, local_path
 from cfaug.offline.format import CARD, LOCK, MANIFEST, PARTIAL, ManifestRow, Sample
 from cfaug.offline.reading.manifest import (
     Identity,
@@ -63,7 +63,7 @@ class LocalDestination:
     one_process = False
 
     def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
+        self.directory = local_path(directory)
         self._log = _Log(self.directory / MANIFEST)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -212,9 +212,10 @@ class LocalDestination:
     @contextmanager
     def _locked(self, name: str, how: int = fcntl.LOCK_EX) -> Iterator[None]:
         with explained(self.directory, name):
-            lock = (self.directory / name).open("ab")
+            lock = (self.directory / name).open("a+b")  # NFSv4 locks shared only what is open for reading
         with lock:
-            self._flock(lock, how)
+            if not self._flock(lock, how):
+                raise CfaugError(f"cannot lock {self.directory / name}: not permitted: use a file system with flock")
             yield
 
     def _append(self, line: bytes) -> None:
@@ -243,7 +244,7 @@ class LocalDestination:
 
     def _sweep(self) -> None:
         """Remove partial files, unless someone is staging (workers outlive a killed coordinator for a moment)."""
-        with explained(self.directory, STAGING), (self.directory / STAGING).open("ab") as lock:
+        with explained(self.directory, STAGING), (self.directory / STAGING).open("a+b") as lock:
             if self._flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
                 for path in self.directory.glob(f"*{PARTIAL}"):
                     path.unlink(missing_ok=True)

@@ -26,7 +26,10 @@ ATTEMPTS = 6  # at one request, with exponential backoff: a store may say 503 fo
 
 
 class Storage(Protocol):
-    """A place of named blobs. Picklable; `url` is how messages name it."""
+    """A place of named blobs. Picklable; `url` is how messages name it.
+
+    What only object stores need, ``create``, is :class:`FsspecStorage`'s: in a directory locks keep writers apart.
+    """
 
     @property
     def url(self) -> str: ...
@@ -51,10 +54,6 @@ class Storage(Protocol):
 
     def write(self, name: str, content: bytes) -> None: ...
 
-    def put(self, source: Path, name: str) -> None:
-        """Store the local file `source` as `name`, whole or not at all; `source` stays."""
-        ...
-
     def remove(self, name: str) -> None:
         """Remove `name`; nothing there is fine."""
         ...
@@ -66,9 +65,18 @@ class Storage(Protocol):
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """A directory of this machine, or of a file system mounted on it."""
+    """A directory of this machine, or of a file system mounted on it.
+
+    Equal to another when both are the same directory, by whatever names.
+    """
 
     path: Path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LocalStorage) and os.path.realpath(self.path) == os.path.realpath(other.path)
+
+    def __hash__(self) -> int:
+        return hash(os.path.realpath(self.path))
 
     @property
     def url(self) -> str:
@@ -103,9 +111,6 @@ class LocalStorage:
     def write(self, name: str, content: bytes) -> None:
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / name, content)
-
-    def put(self, source: Path, name: str) -> None:
-        self.write(name, source.read_bytes())
 
     def remove(self, name: str) -> None:
         (self.path / name).unlink(missing_ok=True)
@@ -142,7 +147,7 @@ class FsspecStorage:
             ) from None
         if self.url.startswith("s3"):
             # s3fs repeats what botocore has given up on: five times five attempts of a minute each is no answer. But
-            # only s3fs repeats an answer that breaks off in the middle.
+            # only s3fs repeats an answer that breaks off in the middle. The instance is ours alone (:func:`_options`).
             files.retries = 2
         return files, str(path)
 
@@ -218,9 +223,6 @@ class FsspecStorage:
         with _as_os_error():
             files.pipe_file(path, content, **options)
 
-    def put(self, source: Path, name: str) -> None:
-        self.write(name, source.read_bytes())
-
     def remove(self, name: str) -> None:
         files, path = self._at(name)
         with _as_os_error(), suppress(FileNotFoundError):
@@ -236,14 +238,17 @@ def _options(url: str) -> dict[str, Any]:
         return {}
     from fsspec.config import conf
 
+    theirs = conf.get("s3", {})
     # 15 s, the default of s3fs, is short for a store that is slow under a thousand writers
     config: dict[str, Any] = {"connect_timeout": 10, "read_timeout": 30}
     if "AWS_RETRY_MODE" not in os.environ:  # exponential backoff with jitter, within a budget; all of 500, 503, resets
         config["retries"] = {"mode": "standard"}
         if "AWS_MAX_ATTEMPTS" not in os.environ:
             config["retries"]["total_max_attempts"] = ATTEMPTS
-    ours = {"config_kwargs": config, "use_listings_cache": False}
-    return {name: value for name, value in ours.items() if name not in conf.get("s3", {})}
+    config.update(theirs.get("config_kwargs", {}))
+    # fsspec hands one instance to all who ask with the same options: with our name in them nobody else does
+    config["user_agent_extra"] = f"{config.get('user_agent_extra', '')} cfaug".strip()
+    return {"config_kwargs": config, **({} if "use_listings_cache" in theirs else {"use_listings_cache": False})}
 
 
 @contextmanager
@@ -280,10 +285,14 @@ def open_storage(place: str | Path) -> LocalStorage | FsspecStorage:
     :class:`UsageError` where the protocol is unknown or its package is missing (with the pip line).
     """
     text = str(place)
-    if "://" not in text:
-        return LocalStorage(Path(place))
-    if text.startswith("file://"):
-        return LocalStorage(Path(text.removeprefix("file://")))
-    storage = FsspecStorage(text)
+    if "://" not in text or text.startswith("file://"):
+        return LocalStorage(local_path(text.removeprefix("file://")))
+    storage = FsspecStorage(text if text.endswith("://") else text.rstrip("/"))
     storage._at("")
     return storage
+
+
+def local_path(place: str | Path) -> Path:
+    """`place` as it is found from any working directory: a worker's may be another, and what lies beside it has a name."""
+    path = Path(os.path.expanduser(place)).absolute()  # noqa: PTH111 - Path raises where the home is unknown
+    return path.resolve() if ".." in path.parts else path
