@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import re
+import tarfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -31,12 +32,17 @@ FORMAT = 1
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CARD = "README.md"
+PLAN_HEADER = "plan.json"
+TAR, INDEX = ".tar", ".index.jsonl"  # what a shard's two files end in
 PARTIAL = ".partial"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,120}", re.ASCII)
 TAR_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.tar", re.ASCII)
 INDEX_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.index\.jsonl", re.ASCII)
+# A USTAR name has 100 bytes and can only be longer across a slash, which a key must not have: 95 plus ".json".
+MAX_KEY = 95  # characters that are written; a reader accepts what KEY says
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 SPLITS = ("train", "val", "test")
+PLANNED_NAME = re.compile(rf"cf-({'|'.join(SPLITS)})-([0-9]{{6,}})(\.tar|\.index\.jsonl)", re.ASCII)
 IMAGE_FIELDS = ("png", "webp")
 MAX_PIXELS = 1 << 24  # 4096 x 4096: no model makes more, and decoding one takes Pillow ten bytes a pixel
 MAX_IMAGE_BYTES = 1 << 26  # no lossless image of MAX_PIXELS needs more
@@ -197,6 +203,37 @@ def check_record(record: Any, where: str) -> Record:
     if not _is_value(record["target"]):
         raise ShardError(f"{where}: expected a text or a finite number as 'target', found {record['target']!r:.120}")
     return record
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a plan's shard: ``cf-train-000000.tar``."""
+    return f"cf-{split}-{number:06d}{TAR}"
+
+
+def shard_pattern(split: str) -> str:
+    """The glob that all of a split's shards match, for catalogues and other readers."""
+    return f"cf-{split}-*{TAR}"
+
+
+def planned(name: str) -> tuple[str, int] | None:
+    """Split and number of the shard that a tar or an index is named after; None for every other name."""
+    found = PLANNED_NAME.fullmatch(name)
+    if found is None:
+        return None
+    split, number = found[1], int(found[2])
+    return (split, number) if name.removesuffix(found[3]) + TAR == shard_name(split, number) else None
+
+
+def index_name(tar: str) -> str:
+    """The file name of the index of a shard."""
+    return tar.removesuffix(TAR) + INDEX
+
+
+def header(name: str, size: int) -> bytes:
+    """The 512 bytes that stand before a payload of `size` bytes called `name`: format 1 knows no other header."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode, member.uname, member.gname = size, 0o444, "cfaug", "cfaug"
+    return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def padded(size: int) -> int:

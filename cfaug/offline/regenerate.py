@@ -22,7 +22,7 @@ from cfaug.data import AttributeDataset
 from cfaug.errors import ShardError, UsageError
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.staging import encode_sample
-from cfaug.offline.format import IndexRow, ManifestRow, Sample
+from cfaug.offline.format import IndexRow, ManifestRow, Sample, planned
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.reading.committed import Committed, OpenSample
 from cfaug.offline.reading.decoders import decode_image
@@ -165,11 +165,11 @@ def _hold(sample: OpenSample) -> _Held:
 
 
 def _rows(plan: Plan, shard: ManifestRow) -> tuple[PlanRow, ...]:
-    number = shard.name.removesuffix(".tar").rpartition("-")[2]
-    if not number.isascii() or not number.isdigit() or plan.shard_name(int(number)) != shard.name:
+    split, number = planned(shard.name) or ("", -1)
+    if split != plan.split:
         raise ShardError(f"{shard.name}: expected a shard of the plan, such as {plan.shard_name(plan.shards()[0])}")
     try:
-        return tuple(plan.rows_of(int(number)))
+        return tuple(plan.rows_of(number))
     except UsageError as error:
         raise ShardError(f"{shard.name}: {error}") from None
 

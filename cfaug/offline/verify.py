@@ -23,16 +23,27 @@ import numpy as np
 from cfaug.errors import ShardError, StorageError
 from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage, open_storage
-from cfaug.offline.format import BLOCK, CARD, MANIFEST, PARTIAL, IndexRow, ManifestRow, padded
+from cfaug.offline.format import (
+    BLOCK,
+    CARD,
+    INDEX,
+    MANIFEST,
+    PARTIAL,
+    PLAN_HEADER,
+    TAR,
+    IndexRow,
+    ManifestRow,
+    header,
+    padded,
+)
 from cfaug.offline.plan import Plan
 from cfaug.offline.reading.decoders import decode_image, parse_record
 from cfaug.offline.reading.manifest import COMMITS, read_manifest
-from cfaug.offline.reading.scan import header, read_exactly, scan
+from cfaug.offline.reading.scan import read_exactly, scan
 from cfaug.offline.shards import check_size, open_shards, read_index, vouched
 
 MOST = 20  # lines about one shard; what comes after is counted
 CHUNK = 1 << 20
-PLAN_HEADER = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -101,7 +112,7 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
     problems += [
         f"{name}: not in the manifest, so nobody vouches for it: generate again, or remove it"
         for name in sorted(sizes)
-        if name.endswith((".tar", ".index.jsonl")) and name not in expected
+        if name.endswith((TAR, INDEX)) and name not in expected
     ]
     problems += _against_plan(storage, sizes, manifest, plan)
     return VerifyReport(tuple(problems), counts, leftovers)

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable
 
 from cfaug.data import Schema
-from cfaug.offline.format import FORMAT, ManifestRow
+from cfaug.offline.format import FORMAT, MANIFEST, ManifestRow, shard_pattern
 from cfaug.offline.plan import Plan
 
 TITLE = "Counterfactual images"
@@ -45,7 +45,7 @@ def card(
         "configs:",
         "- config_name: default",
         "  data_files:",
-        f"  - {{split: {plan.split}, path: cf-{plan.split}-*.tar}}",
+        f"  - {{split: {plan.split}, path: {shard_pattern(plan.split)}}}",
         "dataset_info:",
         "  features:",
         "  - {name: __key__, dtype: string}",
@@ -72,7 +72,7 @@ def card(
         "",
         described(plan),
         "",
-        f"Shard format {FORMAT}: `<key>.{image}` and `<key>.json` a sample; `manifest.jsonl` says what is committed.",
+        f"Shard format {FORMAT}: `<key>.{image}` and `<key>.json` a sample; `{MANIFEST}` says what is committed.",
         "",
         "Made from",
         "",

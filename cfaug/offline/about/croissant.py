@@ -19,7 +19,7 @@ from typing import Any
 
 from cfaug.data import Schema
 from cfaug.offline.about.card import TITLE, described, intervened
-from cfaug.offline.format import ManifestRow
+from cfaug.offline.format import MANIFEST, ManifestRow, shard_pattern
 from cfaug.offline.plan import Plan
 
 CROISSANT = "croissant.json"
@@ -102,9 +102,9 @@ def _shards(rows: Sequence[ManifestRow], split: str) -> tuple[list[dict[str, Any
             "@type": "cr:FileSet",
             "@id": "shards",
             "name": "shards",
-            "description": f"{len(rows)} shards; manifest.jsonl has size and sha256 of each.",
+            "description": f"{len(rows)} shards; {MANIFEST} has size and sha256 of each.",
             "encodingFormat": "application/x-tar",
-            "includes": f"cf-{split}-*.tar",
+            "includes": shard_pattern(split),
         }
         return [entry], {"@id": "shards"}
     entries = [

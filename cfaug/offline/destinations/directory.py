@@ -15,7 +15,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,23 +22,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.data.files import PARTIAL, sync_directory
+from cfaug.errors import CfaugError, UsageError
 from cfaug.offline.destinations.explained import explained
-from cfaug.offline.destinations.staging import Staged, partial_name, removed_on_failure, stage_shard
+from cfaug.offline.destinations.staging import Staged, removed_on_failure, stage_shard
 from cfaug.offline.destinations.storage import LocalStorage, local_path
-from cfaug.offline.format import CARD, LOCK, MANIFEST, PARTIAL, ManifestRow, Sample
+from cfaug.offline.format import LOCK, MANIFEST, ManifestRow, Sample, planned
 from cfaug.offline.reading.manifest import (
+    PUBLISHED,
     Identity,
+    digests_of,
     identity_of,
-    other_bytes,
+    intact_rows,
     parse_rows,
     read_manifest,
     refuse_another_run,
+    refuse_beside,
+    refuse_missing,
+    refuse_other_bytes,
 )
 
 COMMITTING, STAGING = ".commit.lock", ".staging.lock"
-PUBLISHED = (CARD, "croissant.json")
 PATIENCE = 5.0  # seconds; a rank may find the lock in the hands of another rank that is just tidying up
+SHARD = re.compile(r"cf-(train|val|test)-\d{6,}\.(tar|index\.jsonl)")  # what a run's shards and indices are called
 LAST = 80  # bytes of the last line read, by which a manifest that was replaced meanwhile is known: its own digest
 
 
@@ -78,8 +83,10 @@ class LocalDestination:
         self, identity: Mapping[str, str | int] | None = None, shared: bool = False, overwrite: bool = False
     ) -> Iterator[None]:
         with self._claimed(shared) as (lock, alone):
+            if not overwrite:
+                self._log.look_ahead()
             with self._locked(COMMITTING):
-                if overwrite and alone and not (shared and self._is_of(identity)):
+                if overwrite:
                     self.clear()
                 self._log.catch_up()
                 if identity is not None and self._log.identity is not None:
@@ -91,13 +98,8 @@ class LocalDestination:
     def committed(self) -> dict[str, ManifestRow]:
         return {row.name: row for row in read_manifest(self.storage)}
 
-    def intact(self) -> set[str]:
-        sizes = self.storage.sizes()
-        return {
-            row.name
-            for row in self.committed().values()
-            if (sizes.get(row.name), sizes.get(row.index)) == (row.bytes, row.index_bytes)
-        }
+    def intact(self) -> dict[str, ManifestRow]:
+        return intact_rows(self.committed(), self.storage.sizes())
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -107,6 +109,7 @@ class LocalDestination:
 
     def commit(self, staged: Staged) -> ManifestRow:
         row = staged.row
+        self._log.look_ahead()
         tar, index = self.directory / row.name, self.directory / row.index
         with (
             explained(self.directory, row.name),
@@ -118,7 +121,7 @@ class LocalDestination:
             try:
                 os.replace(staged.index, index)
                 os.replace(staged.tar, tar)
-                self._fsync()
+                sync_directory(self.directory)
                 if not known:
                     self._append(row.line())
             except BaseException:
@@ -129,15 +132,14 @@ class LocalDestination:
                 raise
         return row
 
-    def publish(self, names: Sequence[str], files: Mapping[str, bytes]) -> None:
-        with self._locked(COMMITTING):
-            self._log.catch_up()
-            missing = [name for name in names if name not in self._log.digests]
-            if missing:
-                raise ShardError(f"{self.directory}: {len(missing)} shards are not committed ({missing[0]}): run again")
+    def publish(
+        self, names: Sequence[str], files: Mapping[str, bytes], rows: Mapping[str, ManifestRow] | None = None
+    ) -> None:
+        refuse_missing(str(self.directory), names, self.committed() if rows is None else rows)
         with self.staging():
             for name, content in files.items():
-                self._write(name, content)
+                with explained(self.directory, name):
+                    self.storage.write(name, content)
 
     def clear(self) -> None:
         """Forget every committed shard: the manifest goes first, then the shards it listed and look-alikes."""
@@ -147,19 +149,12 @@ class LocalDestination:
             except CfaugError:  # a damaged manifest is no reason to keep it
                 listed = []
             (self.directory / MANIFEST).unlink(missing_ok=True)
-            self._fsync()
+            sync_directory(self.directory)
             paths = {self.directory / name for name in (*listed, *PUBLISHED)}
-            for path in {*paths, *stray_shards(self.directory, frozenset())}:
+            for path in {*paths, *stray_shards(self.directory)}:
                 path.unlink(missing_ok=True)
-            self._fsync()
+            sync_directory(self.directory)
             self._log.reset()
-
-    def _is_of(self, identity: Mapping[str, str | int] | None) -> bool:
-        try:
-            self._log.catch_up()
-        except CfaugError:
-            return False
-        return identity is not None and self._log.identity == dict(identity)
 
     def _make(self) -> None:
         with explained(self.directory, "the directory"):
@@ -229,18 +224,7 @@ class LocalDestination:
         finally:
             os.close(handle)
         if new:
-            self._fsync()  # the manifest's own name
-
-    def _write(self, name: str, content: bytes) -> None:
-        """A small file beside the shards, whole or not at all."""
-        partial = self.directory / partial_name(name)
-        with explained(self.directory, name), removed_on_failure(partial):
-            with partial.open("wb") as handle:
-                handle.write(content)
-                handle.flush()
-                os.fsync(handle.fileno())
-            os.replace(partial, self.directory / name)
-            self._fsync()
+            sync_directory(self.directory)  # the manifest's own name
 
     def _sweep(self) -> None:
         """Remove partial files, unless someone is staging (workers outlive a killed coordinator for a moment)."""
@@ -249,16 +233,9 @@ class LocalDestination:
                 for path in self.directory.glob(f"*{PARTIAL}"):
                     path.unlink(missing_ok=True)
 
-    def _fsync(self) -> None:
-        handle = os.open(self.directory, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
 
 class _Log:
-    """What this process knows of a manifest that many append to; used under .commit.lock only.
+    """What this process knows of a manifest that many append to.
 
     Commit number 10 000 reads what was appended since this process's last commit, not 10 000 rows; and it keeps two
     digests a shard, not the rows.
@@ -273,8 +250,19 @@ class _Log:
         self.identity: Identity | None = None
         self._end, self._lines, self._last, self._file = 0, 0, b"", (0, 0)
 
-    def catch_up(self) -> None:
-        """Read what was appended since; a torn tail is cut off. :class:`ShardError` for damage or rows of two runs."""
+    def look_ahead(self) -> None:
+        """Read without .commit.lock what is there already, so that others do not wait while the many rows of a long run
+        are parsed: what a commit that fails takes back meanwhile is noticed by :meth:`catch_up`, which must follow."""
+        try:
+            self.catch_up(alone=False)
+        except CfaugError:
+            self.reset()  # who has the lock says what is wrong
+
+    def catch_up(self, alone: bool = True) -> None:
+        """Read what was appended since. :class:`ShardError` for damage or rows of two runs.
+
+        `alone`: under .commit.lock, where an end without newline is nobody's who still writes: it is cut off.
+        """
         try:
             handle = self.path.open("rb")
         except FileNotFoundError:
@@ -288,7 +276,7 @@ class _Log:
             handle.seek(self._end)
             tail = handle.read()
             whole = tail.rfind(b"\n") + 1
-            if whole != len(tail):
+            if alone and whole != len(tail):
                 os.truncate(self.path, self._end + whole)
         for row in parse_rows(tail[:whole], str(self.path), self._lines + 1):
             self._add(row)
@@ -300,10 +288,7 @@ class _Log:
         """Whether `row` is committed already; refused when its name has other bytes, or the others another run."""
         if self.identity is not None:
             refuse_another_run(str(self.path.parent), self.identity, identity_of(row))
-        known = self.digests.get(row.name)
-        if known is not None and known != (row.sha256, row.index_sha256):
-            raise other_bytes(row, known[0])
-        return known is not None
+        return refuse_other_bytes(row, self.digests.get(row.name))
 
     def cut(self) -> None:
         """Take back what was written after the last line that was read."""
@@ -311,19 +296,6 @@ class _Log:
             os.truncate(self.path, self._end)
 
     def _add(self, row: ManifestRow) -> None:
-        identity = identity_of(row)
-        self.identity = self.identity or identity
-        if identity != self.identity:
-            raise ShardError(
-                f"{self.path}: {row.name} and those before are of different runs: generate with --overwrite"
-            )
-        if row.name in self.digests:
-            raise ShardError(f"{self.path}: shard {row.name} is listed twice: generate again with --overwrite")
-        self.digests[row.name] = row.sha256, row.index_sha256
+        self.identity = refuse_beside(row, self.digests, self.identity, str(self.path))
+        self.digests[row.name] = digests_of(row)
         self._lines += 1
-
-
-def stray_shards(directory: Path, vouched: frozenset[str]) -> list[Path]:
-    """Files with a shard's or an index's name, ``cf-<split>-<number>``, that are not among the `vouched` names."""
-    pattern = re.compile(r"cf-(train|val|test)-\d{6,}\.(tar|index\.jsonl)")
-    return sorted(path for path in directory.iterdir() if pattern.fullmatch(path.name) and path.name not in vouched)

@@ -15,26 +15,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from cfaug.errors import ShardError, UsageError
+from cfaug.data.files import is_running
+from cfaug.errors import ShardError
 from cfaug.offline.destinations.explained import explained
 from cfaug.offline.destinations.staging import Staged, removed_on_failure
 from cfaug.offline.destinations.storage import FsspecStorage
-from cfaug.offline.format import CARD, FORMAT, MANIFEST, ManifestRow, canonical_json
+from cfaug.offline.format import FORMAT, MANIFEST, ManifestRow, canonical_json, planned
 from cfaug.offline.reading.manifest import (
     COMMITS,
+    PUBLISHED,
     Identity,
     commit_name,
+    digests_of,
     identity_of,
-    other_bytes,
+    intact_rows,
     parse_commit,
     read_manifest,
     refuse_another_run,
+    refuse_missing,
+    refuse_other_bytes,
 )
 
 RUN = "RUN.json"
@@ -54,8 +62,9 @@ class ObjectDestination:
     def session(
         self, identity: Mapping[str, str | int] | None = None, shared: bool = False, overwrite: bool = False
     ) -> Iterator[None]:
+        _sweep()
         if overwrite:
-            self._overwrite(identity, shared)
+            self.clear()
         if identity is not None:
             self._claim(identity)
         yield
@@ -63,16 +72,16 @@ class ObjectDestination:
     def committed(self) -> dict[str, ManifestRow]:
         return {row.name: row for row in read_manifest(self.storage)}
 
-    def intact(self) -> set[str]:
-        rows = self.committed().values()
+    def intact(self) -> dict[str, ManifestRow]:
+        rows = self.committed()
         with explained(self.storage.url, "the list of shards", "read"):
-            sizes = self.storage.sizes() if rows else {}
-        return {row.name for row in rows if (sizes.get(row.name), sizes.get(row.index)) == (row.bytes, row.index_bytes)}
+            return intact_rows(rows, self.storage.sizes() if rows else {})
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
+        _sweep()
         with explained(tempfile.gettempdir(), "a temporary directory"):
-            place = tempfile.TemporaryDirectory(prefix="cfaug-", ignore_cleanup_errors=True)
+            place = tempfile.TemporaryDirectory(prefix=f"{_ours()}{os.getpid()}-", ignore_cleanup_errors=True)
         with place as path:
             yield Path(path)
 
@@ -80,28 +89,26 @@ class ObjectDestination:
         row = staged.row
         with explained(self.storage.url, row.name), removed_on_failure(staged.tar, staged.index):
             self._claim(identity_of(row))
-            committed = self._row(row.name)
-            if committed is not None and (committed.sha256, committed.index_sha256) != (row.sha256, row.index_sha256):
-                raise other_bytes(row, committed.sha256)
+            known = self._known(row)
             for name, source, sha256 in (
                 (row.name, staged.tar, row.sha256),
                 (row.index, staged.index, row.index_sha256),
             ):
-                if committed is not None:  # what it vouches for was lost or damaged: these are the same bytes
+                if known:  # what it vouches for was lost or damaged: these are the same bytes
                     self.storage.write(name, source.read_bytes())
                 else:
                     self._create(name, source.read_bytes(), sha256)
-            if committed is None:
+            if not known:
                 self._create_row(row)
             staged.tar.unlink()
             staged.index.unlink()
         return row
 
-    def publish(self, names: Sequence[str], files: Mapping[str, bytes]) -> None:
-        rows = self.committed()
-        missing = [name for name in names if name not in rows]
-        if missing:
-            raise ShardError(f"{self.storage.url}: {len(missing)} shards are not committed ({missing[0]}): run again")
+    def publish(
+        self, names: Sequence[str], files: Mapping[str, bytes], rows: Mapping[str, ManifestRow] | None = None
+    ) -> None:
+        rows = self.committed() if rows is None else rows
+        refuse_missing(self.storage.url, names, rows)
         with explained(self.storage.url, MANIFEST):
             content = b"".join(rows[name].line() for name in sorted(rows))
             with suppress(FileExistsError):
@@ -116,22 +123,10 @@ class ObjectDestination:
             for name in self.storage.sizes(COMMITS):
                 self.storage.remove(name)
             for name in self.storage.sizes("cf-"):
-                if name.endswith((".tar", ".index.jsonl")):
+                if planned(name):
                     self.storage.remove(name)
-            for name in (CARD, "croissant.json", RUN):
+            for name in (*PUBLISHED, RUN):
                 self.storage.remove(name)
-
-    def _overwrite(self, identity: Mapping[str, str | int] | None, shared: bool) -> None:
-        """Ranks have no lock between them here, so none of them may drop what another has just made."""
-        if shared:
-            theirs = self._identity()
-            if theirs is not None and theirs != identity:
-                raise UsageError(
-                    f"cannot overwrite {self.storage.url} from several ranks at once: use another --out, or "
-                    "overwrite it with one process first"
-                )
-            return
-        self.clear()
 
     def _claim(self, identity: Mapping[str, str | int]) -> None:
         """See that the place is this run's, or make it so; :class:`UsageError` when it is another's."""
@@ -157,12 +152,14 @@ class ObjectDestination:
             pass
         raise ShardError(f"{self.storage.url}/{RUN}: expected a run's identity, format {FORMAT}: use another --out")
 
-    def _row(self, shard: str) -> ManifestRow | None:
-        name = commit_name(shard)
+    def _known(self, row: ManifestRow) -> bool:
+        """Whether `row` is committed; :class:`ShardError` where its name is, with other bytes."""
+        name = commit_name(row.name)
         try:
-            return parse_commit(self.storage.read(name), name)
+            committed = parse_commit(self.storage.read(name), name)
         except FileNotFoundError:
-            return None
+            return False
+        return refuse_other_bytes(row, digests_of(committed))
 
     def _create(self, name: str, content: bytes, sha256: str) -> None:
         try:
@@ -181,6 +178,18 @@ class ObjectDestination:
         try:
             self.storage.create(commit_name(row.name), row.line())
         except FileExistsError:
-            winner = self._row(row.name)
-            if winner != row:
-                raise other_bytes(row, winner.sha256 if winner else "nothing") from None
+            if not self._known(row):
+                raise  # it was there, and is gone: somebody is clearing the place
+
+
+def _ours() -> str:
+    return f"cfaug-{socket.gethostname()}-"
+
+
+def _sweep() -> None:
+    """Remove what killed processes of this host had staged: nobody else knows of it, and it may be much."""
+    start = _ours()
+    for path in Path(tempfile.gettempdir()).iterdir():
+        pid = path.name.removeprefix(start).partition("-")[0]
+        if path.name.startswith(start) and pid.isdecimal() and not is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)

@@ -13,7 +13,6 @@ import io
 import os
 import secrets
 import socket
-import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cfaug.data.files import partial_name
 from cfaug.errors import ShardError, UsageError
 from cfaug.offline.destinations.explained import explained
 from cfaug.offline.format import (
@@ -31,11 +31,11 @@ from cfaug.offline.format import (
     IMAGE_FIELDS,
     KEY,
     MAX_INDEX_BYTES,
+    MAX_KEY,
     MAX_LINE,
     MAX_PIXELS,
     MAX_RECORD_BYTES,
     MAX_SAMPLES,
-    PARTIAL,
     TAR_NAME,
     IndexRow,
     ManifestRow,
@@ -43,12 +43,13 @@ from cfaug.offline.format import (
     Sample,
     canonical_json,
     check_record,
+    header,
+    index_name,
+    padded,
     parse_object,
     tar_size,
 )
 
-# A USTAR name has 100 bytes and can only be longer across a slash, which a key must not have: 95 plus ".json".
-MAX_KEY = 95
 FLUSH = 1 << 20  # bytes after which the disk is told to begin
 
 
@@ -89,21 +90,22 @@ def stage_shard(
 ) -> Staged:
     """Write `samples` as shard `name` (``*.tar``) under partial names and fsync; nothing is committed yet.
 
-    On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``).
+    On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``);
+    what `samples` raise passes as it is.
     """
     if image not in IMAGE_FIELDS:
         raise UsageError(f"expected images to be stored as {' or '.join(IMAGE_FIELDS)}, got {image!r}")
     if not TAR_NAME.fullmatch(name):
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
-    directory, index_name = Path(directory), name.removesuffix(".tar") + ".index.jsonl"
-    tar, index = directory / partial_name(name), directory / partial_name(index_name)
+    directory, beside = Path(directory), index_name(name)
+    tar, index = directory / partial_name(name), directory / partial_name(beside)
     lines: list[bytes] = []  # not rows: thousands of small objects would keep the garbage collector busy
     keys: set[str] = set()
     shape_of_first: Any = None
-    with explained(directory, name), removed_on_failure(tar, index):
+    with _samples_own_errors(), explained(directory, name), removed_on_failure(tar, index):
         with tar.open("wb") as handle:
             writer = _Tar(handle)
-            for sample in samples:
+            for sample in _carried(samples):
                 fields = encode_sample(sample, image)
                 shape_of_first = _same_fields(sample, shape_of_first, name)
                 lines.append(_index_row(sample, fields, writer.size, image).line())
@@ -127,10 +129,30 @@ def stage_shard(
             os.fsync(handle.fileno())
     row = ManifestRow(
         name=name, count=len(lines), bytes=writer.size, sha256=writer.sha256.hexdigest(),
-        index=index_name, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest(),
+        index=beside, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest(),
         plan=plan_digest, model=model_digest, environment=dict(environment or {}),
     )  # fmt: skip
     return Staged(row, tar, index)
+
+
+class _Carried(Exception):
+    """Around an OSError that `samples` raised, so that it is not taken for one of the disk that is written to."""
+
+
+def _carried(samples: Iterable[Sample]) -> Iterator[Sample]:
+    try:
+        yield from samples
+    except OSError as error:
+        raise _Carried from error
+
+
+@contextmanager
+def _samples_own_errors() -> Iterator[None]:
+    try:
+        yield
+    except _Carried as carried:
+        assert carried.__cause__ is not None
+        raise carried.__cause__ from None
 
 
 class _Tar:
@@ -143,10 +165,8 @@ class _Tar:
 
     def __init__(self, handle: IO[bytes]) -> None:
         self.handle, self.size, self.sha256, self._sent = handle, 0, hashlib.sha256(), 0
-        member = tarfile.TarInfo()
-        member.mode, member.uname, member.gname = 0o444, "cfaug", "cfaug"
-        header = member.tobuf(tarfile.USTAR_FORMAT)
-        self._fixed = header[100:124], header[136:148], header[156:]
+        any_header = header("", 0)
+        self._fixed = any_header[100:124], any_header[136:148], any_header[156:]
         self._sum = sum(map(sum, self._fixed)) + 8 * ord(" ")  # the checksum counts as eight spaces
 
     def add(self, name: str, data: bytes) -> None:
@@ -180,10 +200,10 @@ class _Tar:
 def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, image: str) -> IndexRow:
     """The index row of the sample whose first header starts at `offset`; each member is a header and whole blocks."""
     members = {}
-    for name in ("json", image):  # the order in which TarWriter writes: sorted
+    for name in ("json", image):  # the order in which webdataset writes: sorted
         data = fields[name]
         members[name] = Member(offset + BLOCK, len(data), hashlib.sha256(data).hexdigest())
-        offset += BLOCK + -(-len(data) // BLOCK) * BLOCK
+        offset += BLOCK + padded(len(data))
     record = sample.record
     return IndexRow(
         sample.key, record["source_key"], record["source_digest"], record["split"], not record["do"], **members
@@ -232,11 +252,6 @@ def _webp(sample: Sample) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "WEBP", lossless=True, quality=75, method=4)
     return stream.getvalue()
-
-
-def partial_name(name: str) -> str:
-    """A name that no other process on any host uses, and that nobody reads."""
-    return f"{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
 
 
 @contextmanager

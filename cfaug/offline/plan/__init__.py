@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from cfaug.offline.plan.plan import HEADER, PLAN_FORMAT, ROWS_PER_PART, Plan, PlanRow, PlanSummary, sources_digest
+from cfaug.offline.plan.plan import PLAN_FORMAT, ROWS_PER_PART, Plan, PlanRow, PlanSummary, sources_digest
 
-__all__ = ["HEADER", "PLAN_FORMAT", "ROWS_PER_PART", "Plan", "PlanRow", "PlanSummary", "sources_digest"]
+__all__ = ["PLAN_FORMAT", "ROWS_PER_PART", "Plan", "PlanRow", "PlanSummary", "sources_digest"]

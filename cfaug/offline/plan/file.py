@@ -21,12 +21,11 @@ from cfaug.causal.intervention import Intervention
 from cfaug.errors import CfaugError, ShardError
 from cfaug.offline.destinations.explained import explained, unreadable
 from cfaug.offline.destinations.storage import Storage
-from cfaug.offline.format import MAX_SEED, SPLITS, canonical_json
+from cfaug.offline.format import MAX_SEED, PLAN_HEADER, SPLITS, canonical_json
 from cfaug.offline.plan.rows import PlanRow, PlanSummary, RowSource
 
 PLAN_FORMAT = 2
-HEADER = "plan.json"
-FIELDS = (
+HEADER_FIELDS = (
     "format", "rows", "shards", "split", "samples_per_shard", "settings", "digest", "summary", "parts", "sha256",
 )  # fmt: skip
 
@@ -71,7 +70,7 @@ def save_plan(
     :class:`CfaugError` in one line for a full disk or a place that cannot be written.
     """
     with explained(storage.url, "the plan"):
-        storage.remove(HEADER)
+        storage.remove(PLAN_HEADER)
         for old in storage.sizes("plan-"):
             storage.remove(old)
         parts = []
@@ -84,7 +83,7 @@ def save_plan(
             "summary": summary.to_json(), "parts": [part._asdict() for part in parts],
         }  # fmt: skip
         header["sha256"] = _header_digest(header)
-        storage.write(HEADER, json.dumps(header, indent=1, allow_nan=False).encode() + b"\n")
+        storage.write(PLAN_HEADER, json.dumps(header, indent=1, allow_nan=False).encode() + b"\n")
     return digest
 
 
@@ -93,15 +92,15 @@ def load_header(storage: Storage) -> dict[str, Any]:
 
     :class:`ShardError` in one line when it is missing, damaged or of another format.
     """
-    where = f"{storage.url.rstrip('/')}/{HEADER}"
+    where = f"{storage.url.rstrip('/')}/{PLAN_HEADER}"
     try:
-        header = json.loads(storage.read(HEADER))
+        header = json.loads(storage.read(PLAN_HEADER))
         if header["format"] != PLAN_FORMAT:
             raise ShardError(
                 f"{where}: plan format {header['format']!r}, this cfaug reads {PLAN_FORMAT}: plan again, "
                 "or use the cfaug that wrote it"
             )
-        if set(header) != set(FIELDS) or header["sha256"] != _header_digest(header):
+        if set(header) != set(HEADER_FIELDS) or header["sha256"] != _header_digest(header):
             raise ShardError(f"{where}: the header does not have the digest it states: plan again")
         parts = [Part(**part) for part in header["parts"]]
         counts = [header["rows"], header["shards"], header["samples_per_shard"]]
@@ -118,7 +117,7 @@ def load_header(storage: Storage) -> dict[str, Any]:
             raise ShardError(f"{where}: the plan does not have the digest its header states: plan again")
         return {**header, "parts": parts, "summary": PlanSummary.from_json(header["summary"])}
     except OSError as error:
-        raise _unread(storage, HEADER, error) from None
+        raise _unread(storage, PLAN_HEADER, error) from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ShardError(f"{where}: the plan is damaged ({type(error).__name__}: {error}): plan again") from None
 
@@ -207,7 +206,9 @@ def _joined(runs: Sequence[range]) -> Sequence[int]:
 
 
 def _header_digest(header: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json({name: header[name] for name in FIELDS if name != "sha256"})).hexdigest()
+    return hashlib.sha256(
+        canonical_json({name: header[name] for name in HEADER_FIELDS if name != "sha256"})
+    ).hexdigest()
 
 
 def _unread(storage: Storage, name: str, error: OSError) -> CfaugError:

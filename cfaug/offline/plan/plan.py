@@ -16,11 +16,11 @@ from typing import Any
 
 from cfaug.errors import UsageError
 from cfaug.offline.destinations.storage import open_storage
-from cfaug.offline.format import MAX_SAMPLES, SPLITS
-from cfaug.offline.plan.file import HEADER, PLAN_FORMAT, LoadedRows, encoded, load_header, plan_digest, save_plan
+from cfaug.offline.format import MAX_SAMPLES, SPLITS, shard_name
+from cfaug.offline.plan.file import PLAN_FORMAT, LoadedRows, encoded, load_header, plan_digest, save_plan
 from cfaug.offline.plan.rows import ListedRows, PlanRow, PlanSummary, RowSource, sources_digest
 
-__all__ = ["HEADER", "PLAN_FORMAT", "ROWS_PER_PART", "Plan", "PlanRow", "PlanSummary", "sources_digest"]
+__all__ = ["PLAN_FORMAT", "ROWS_PER_PART", "Plan", "PlanRow", "PlanSummary", "sources_digest"]
 
 ROWS_PER_PART = 50_000  # 8 MB: read and checked in some 20 ms, and 2 000 files for 100 million rows
 
@@ -107,7 +107,7 @@ class Plan:
 
     def shard_name(self, shard: int) -> str:
         """File name of a shard: ``cf-train-000000.tar``."""
-        return f"cf-{self.split}-{shard:06d}.tar"
+        return shard_name(self.split, shard)
 
     def sample(self, most: int) -> list[PlanRow]:
         """At most `most` rows from shards that lie evenly over the plan; all rows where there are no more.

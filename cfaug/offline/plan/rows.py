@@ -20,8 +20,7 @@ from typing import Any, Protocol
 from cfaug.causal.intervention import Intervention, Value, do
 from cfaug.data.columns import text_of
 from cfaug.errors import UsageError
-from cfaug.offline.destinations.staging import MAX_KEY
-from cfaug.offline.format import KEY, MAX_SEED, canonical_json
+from cfaug.offline.format import KEY, MAX_KEY, MAX_SEED, canonical_json
 
 Known = tuple[str, ...] | tuple[float, float]
 MOST_LISTED = 1000  # whole numbers of an attribute beyond which only their range is told

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple
 from cfaug.errors import ShardError
 from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import open_storage
-from cfaug.offline.format import BLOCK, IMAGE_FIELDS, KEY, MAX_SAMPLES, Sample, padded, tar_size
+from cfaug.offline.format import BLOCK, IMAGE_FIELDS, KEY, MAX_SAMPLES, Sample, header, padded, tar_size
 from cfaug.offline.reading.decoders import FIELDS, decode_image, parse_record
 
 MEMBER = re.compile(rf"({KEY.pattern})\.([a-z]+)", re.ASCII)
@@ -63,13 +63,6 @@ def scan(source: str | Path | IO[bytes], name: str | None = None) -> Iterator[Sa
             yield from _samples(_entries(stream, shard), shard)
     except OSError as error:
         raise unreadable(error, shard, "check the path") from None
-
-
-def header(name: str, size: int) -> bytes:
-    """The 512 bytes that stand before a payload of `size` bytes called `name`: format 1 knows no other header."""
-    member = tarfile.TarInfo(name)
-    member.size, member.mode, member.uname, member.gname = size, 0o444, "cfaug", "cfaug"
-    return member.tobuf(tarfile.USTAR_FORMAT)
 
 
 def read_exactly(stream: Any, size: int) -> bytes:
