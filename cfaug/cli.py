@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
@@ -87,7 +89,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_true", help="no progress bars")
     again = parser.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="continue what is in the directory (the default)")
-    again.add_argument("--overwrite", action="store_true", help="start over")
+    again.add_argument(
+        "--overwrite", action="store_true", help="start over; `plan` and `generate` keep a model that still fits"
+    )
     parser.epilog = "Any setting can be changed: --train.epochs=5, --decoder.seconds=60, ... (see --print_config)"
 
 
@@ -141,7 +145,8 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             f"`cfaug {arguments.command}` is one process, but torchrun started several; start `cfaug fit`, or `cfaug generate` "
             "with --generate.engine=torchrun, with it, and the rest without"
         )
-    pipeline = Pipeline(recipe, out, arguments.overwrite, not arguments.no_progress, sharing)
+    keep = arguments.command in ("plan", "generate")
+    pipeline = Pipeline(recipe, out, arguments.overwrite, not arguments.no_progress, sharing, keep)
     if not pipeline.leads and not sharing:
         pipeline.fit()  # help; the first process speaks
         return 0
@@ -185,7 +190,9 @@ def _show_plan(pipeline: Any, as_json: bool) -> None:
 
 def _show_generate(pipeline: Any, as_json: bool) -> None:
     done = pipeline.generate()
-    text = f"{done.shards} shards in {done.directory}: {done.written} written now ({done.images} images, {done.images_per_second:.0f} a second), {done.skipped} there before"
+    now = f"{done.written} written now ({done.images} images, {done.images_per_second:.0f} a second)"
+    text = f"{done.shards} shards in {done.directory}: "
+    text += f"{now}, {done.skipped} there before" if done.written else "all there before, nothing to do" * done.complete
     text += f", {done.retried} retried" * bool(done.retried) + ", others still to come" * (not done.complete)
     _print(text, vars(done), as_json)
 
@@ -302,8 +309,26 @@ def _recipes(arguments: argparse.Namespace) -> int:
 _OTHERS = {"verify": _verify, "inspect": _inspect, "doctor": _doctor, "compare": _compare, "recipes": _recipes}
 
 
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, as a scheduler sends it before it takes the machine away: the end of Ctrl-C, with its own exit code."""
+
+
+def _terminated(*_: Any) -> NoReturn:
+    raise _Terminated
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    if threading.current_thread() is not threading.main_thread():
+        return _command(argv)
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        return _command(argv)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _command(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cfaug").setLevel(logging.INFO)
     try:
@@ -318,9 +343,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CfaugError as error:
         sys.stderr.write(f"cfaug: {error}\n")
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         sys.stderr.write("cfaug: interrupted; what is committed stays, and the same command continues\n")
-        return 130
+        return 143 if isinstance(interrupt, _Terminated) else 130
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (the reader of our output has gone)
         return 1

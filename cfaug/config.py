@@ -194,6 +194,11 @@ class Recipe:
             content[group][place] = Path(came).name if came else None
         return content
 
+    def model_identity(self) -> dict[str, Any]:
+        """The part of :meth:`identity` that a fitted model depends on: what is planned, generated and trained later is not."""
+        content = self.identity()
+        return {name: content[name] for name in ("data", "attributes", "graph", "scm", "decoder", "seed")}
+
     def fingerprint(self) -> str:
         """sha256 (hex) of :meth:`identity`."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()

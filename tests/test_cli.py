@@ -287,10 +287,12 @@ def test_verify(run: Path, tmp_path: Path, capsys: Any) -> None:
 
 def test_inspect(run: Path, tmp_path: Path, capsys: Any) -> None:
     found = json.loads(call(capsys, "inspect", run, "--json").out)
-    assert (found["samples"], found["null"], found["sources"]) == (51, 15, 36)
-    assert sum(found["attributes"]["background"].values()) == 51
-    assert set(found["attributes"]) == {"species", "background", "glow"}
-    assert "51 samples of 36 sources, 15 of them null interventions" in call(capsys, "inspect", run / "shards").out
+    assert (found["shards"], found["samples"], found["sources"]) == (3, 51, 36)
+    text = call(capsys, "inspect", run / "shards", "--contact-sheet", tmp_path / "sheet.png").out
+    assert "sources          36, 1.4 images each" in text
+    assert str(tmp_path / "sheet.png") in text
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert min(sheet.size) > 100
     assert call(capsys, "inspect", tmp_path).code == 1
 
 

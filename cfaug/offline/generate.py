@@ -101,6 +101,10 @@ def generate(
     """
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"expected batch_size of at least 1, got {batch_size!r}")
+    if type(retries) is not int or retries < 0:
+        raise UsageError(f"expected retries of 0 or more, got {retries!r}")
+    if gate is not None and not isinstance(getattr(gate, "digest", None), str):
+        raise UsageError(f"expected a gate with a digest (a text that names it), got {type(gate).__name__}: see Gate")
     runner = make_engine(engine, workers, options)
     if runner.shared and overwrite:
         raise UsageError(
@@ -115,36 +119,25 @@ def generate(
     environment = environment_of(model, batch_size, image, gate)
     digest = model.digest
     identity: Environment = {"plan": plan.digest, "model": digest, **environment}
-    seen = Progress(len(plan), 0, progress, _path(log_to), _path(tensorboard))
+    seen = Progress(len(plan), 0, progress, _path(log_to), _path(tensorboard))  # here: TensorBoard may be missing
     started = time.perf_counter()
     with destination.session(identity, runner.shared, overwrite):
         before = _intact(destination)
+        todo = [number for number in plan.shards() if plan.shard_name(number) not in before]
+        if not todo:  # a finished run is looked at often: nothing to show, nothing to log
+            seen = Progress(len(plan), enabled=False)
         seen.done = sum(before.values())
         work = ShardWork(model, dataset, plan, destination, batch_size, environment, image, gate)
         run = _Run(plan, runner, work, retries, seen, on_shard)
-        todo = [number for number in plan.shards() if plan.shard_name(number) not in before]
         with seen:
             seen.started(**identity, engine=engine, workers=workers, shards=len(todo))
             run.through(todo)
-            names = [plan.shard_name(number) for number in plan.shards()]
-            rows = destination.committed()
-            complete = rows.keys() >= set(names)
-            if not complete and not runner.shared:
-                raise StorageError(
-                    f"expected {len(names)} shards at {destination.storage.url}, {len(set(names) - rows.keys())} of them are "
-                    "not there though workers have committed them: use a place that all workers share"
-                )
-            if complete:
-                text = card(
-                    plan, model.schema, padded=canvas_of(model) is not None, image=image, example=rows[names[0]]
-                )
-                described = {CARD: text.encode(), CROISSANT: croissant(plan, model.schema, rows.values(), image)}
-                destination.publish(names, described)
+            complete = _publish(work, runner.shared)
             seen.finished(complete=complete)
     seconds = time.perf_counter() - started
     log.info("generated %d images in %d shards in %.1f s", run.images, run.written, seconds)
     return GenerateReport(
-        destination.storage.url, len(names), run.written, len(names) - len(todo), run.images, seconds,
+        destination.storage.url, len(plan.shards()), run.written, len(before), run.images, seconds,
         run.rejected, run.retried, complete,
     )  # fmt: skip
 
@@ -234,14 +227,36 @@ class _Run:
         )
 
 
+def _publish(work: ShardWork, shared: bool) -> bool:
+    """Whether every shard of the plan is committed; if so the manifest, the card and Croissant are written.
+
+    :class:`StorageError` where some are not and nobody else is at work: workers wrote to a place of their own.
+    """
+    plan, model, destination = work.plan, work.model, work.destination
+    names = [plan.shard_name(number) for number in plan.shards()]
+    rows = destination.committed()
+    missing = set(names) - rows.keys()
+    if missing and not shared:
+        raise StorageError(
+            f"expected {len(names)} shards at {destination.storage.url}, {len(missing)} of them are not there though workers "
+            "have committed them: use a place that all workers share"
+        )
+    if missing:
+        return False
+    padded = canvas_of(model) is not None
+    text = card(plan, model.schema, padded=padded, image=work.image, example=rows[names[0]])
+    metadata = croissant(plan, model.schema, rows.values(), work.image)
+    destination.publish(names, {CARD: text.encode(), CROISSANT: metadata})
+    return True
+
+
 def _path(place: str | Path | None) -> Path | None:
     return None if place is None else Path(place)
 
 
 def _intact(destination: Destination) -> dict[str, int]:
     """Name -> samples of the shards that need not be made."""
-    whole = destination.intact()
-    return {name: row.count for name, row in destination.committed().items() if name in whole}
+    return {name: row.count for name, row in destination.intact().items()}
 
 
 def _check_sources(dataset: AttributeDataset, plan: Plan) -> None:

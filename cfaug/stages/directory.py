@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import shutil
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cfaug import __version__
 from cfaug.config import Recipe, load_recipe
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
+from cfaug.offline.destinations.destination import open_destination
 
 MADE = ("plan", "model", "fit.partial", "shards", "evaluation", "results.jsonl", "report.html")
 """What a configuration has made. A directory without any of it is nobody's yet: what is there only looked at the data."""
@@ -41,6 +43,10 @@ PRODUCTS = (
 """Everything that a run writes; ``--overwrite`` removes exactly this."""
 
 
+MODEL = ("model", "fit.partial", "assumptions.json", "ASSUMPTIONS.md", "run.json")
+"""What stays when only the plan and what follows it start over; ``run.json`` says on which images the model was fitted."""
+
+
 class RunDirectory:
     """One output directory.
 
@@ -48,13 +54,14 @@ class RunDirectory:
         path: created if it does not exist.
         recipe: the resolved configuration.
         overwrite: remove an earlier run's products first.
+        keep_model: but not its model, where all that it was fitted with is the same.
 
     Raises:
         UsageError: the directory holds the run of another configuration, or something that is not a directory.
         CfaugError: it cannot be written.
     """
 
-    def __init__(self, path: str | Path, recipe: Recipe, overwrite: bool = False) -> None:
+    def __init__(self, path: str | Path, recipe: Recipe, overwrite: bool = False, keep_model: bool = False) -> None:
         self.path = Path(path)
         self.recipe = recipe
         if self.path.exists() and not self.path.is_dir():
@@ -65,8 +72,9 @@ class RunDirectory:
             raise UsageError(
                 f"{self.path} holds {found[0]}, but no config.yaml of ours says that it is a run's; choose another --out, or remove it yourself"
             )
+        self._kept = overwrite and keep_model and self._same_model()
         if overwrite:
-            self._clear()
+            self._clear(MODEL if self._kept else ())
         elif set(found) & set(MADE):
             self._check_owner()
         # diagnose, discover, edit the graph, run: one directory for all of it
@@ -90,6 +98,9 @@ class RunDirectory:
                 f"{self.path} holds {made[0]}, but run.json no longer says of which images; restore run.json, or --overwrite to start over"
             )
         other = isinstance(owner, dict) and owner.get("data", data) != data
+        if other and self._kept:  # the model is of other images: it goes as well
+            self._clear(())
+            owner, made, other = None, [], False
         if other and made:
             raise UsageError(
                 f"{self.path} holds a run on other images or attributes (data {str(owner['data'])[:12]}, now {data[:12]}); "
@@ -109,15 +120,15 @@ class RunDirectory:
         if renewed:
             for name in ("diagnosis.json", *(["discovery.json"] if other else [])):  # of another graph; of other images
                 (self.path / name).unlink(missing_ok=True)
-        # more seeds or methods than before
-        if renewed or not path.exists() or load_recipe(path).train != self.recipe.train:
+        # more seeds or methods than before, another destination
+        if renewed or not path.exists() or load_recipe(path) != self.recipe:
             try:
                 self.write("config.yaml", text)
             except CfaugError:
                 if fresh:
                     self.path.rmdir()
                 raise
-        if renewed or not (self.path / "run.json").exists():
+        if renewed or not isinstance(owner, dict) or owner.get("fingerprint") != self.recipe.fingerprint():
             self.write_json(
                 "run.json",
                 {
@@ -159,10 +170,22 @@ class RunDirectory:
                 f"{self.path} holds a run of another configuration ({changed}); choose another --out, or --overwrite to start over"
             )
 
-    def _clear(self) -> None:
+    def _same_model(self) -> bool:
+        try:
+            return load_recipe(self.path / "config.yaml").model_identity() == self.recipe.model_identity()
+        except UsageError:
+            return False
+
+    def _clear(self, keep: Collection[str]) -> None:
+        """Remove what a run has written, `keep` excepted; UsageError while another process is writing shards here."""
+        if (self.path / "shards").is_dir():
+            with open_destination(self.path).session(overwrite=True):
+                pass
         ranks = [path.name for path in self.path.glob("stats-*.jsonl")]
         for name in (*PRODUCTS, *ranks):
             product = self.path / name
+            if name in keep:
+                continue
             if product.is_dir():
                 shutil.rmtree(product)
             elif product.exists():

@@ -28,6 +28,7 @@ from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.judge.report import write_report
 from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, generate, make_plan, verify
+from cfaug.offline.destinations.destination import open_destination
 from cfaug.stages.diagnosis import diagnosis
 from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.discovery import Findings, discover
@@ -35,7 +36,7 @@ from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
 from cfaug.stages.inputs import Inputs, open_inputs, refuse_other_model, uses_counterfactuals
 from cfaug.stages.readers import settings_of
 from cfaug.stages.reporting import report_data, shard_confounding
-from cfaug.stages.sharing import SHARED, missing_shards, rank_of, with_own_device
+from cfaug.stages.sharing import SHARED, missing_shards, rank_of, recorded_destination, with_own_device
 from cfaug.stages.validation import Validation
 
 log = logging.getLogger(__name__)
@@ -61,15 +62,25 @@ class Pipeline:
         progress: tqdm bars on everything that lasts.
         sharing: this process is one of several that generate one plan, each its part (engines torchrun and slurm). Model
             and plan must be there; nothing but shards is written.
+        keep_model: overwriting keeps the fitted model, where data and all that it was fitted with are the same.
 
     Raises:
         UsageError, DataError: from the checks of :func:`cfaug.stages.inputs.open_inputs`, before anything is written.
     """
 
     def __init__(
-        self, recipe: Recipe, out: str | Path, overwrite: bool = False, progress: bool = True, sharing: bool = False
+        self,
+        recipe: Recipe,
+        out: str | Path,
+        overwrite: bool = False,
+        progress: bool = True,
+        sharing: bool = False,
+        keep_model: bool = False,
     ) -> None:
         self.sharing = sharing
+        recorded = None if overwrite else recorded_destination(out)
+        if recipe.generate.destination is None and recorded is not None:  # said once, known from then on
+            recipe = dataclasses.replace(recipe, generate=dataclasses.replace(recipe.generate, destination=recorded))
         if sharing:  # each process on its own: no group, and a graphics card each
             recipe = with_own_device(recipe)
         self.recipe = recipe
@@ -80,7 +91,7 @@ class Pipeline:
         fitted = not overwrite and (Path(out) / "model" / "model.json").exists()
         self.inputs: Inputs = open_inputs(recipe, progress, fitted)
         if self.leads and not sharing:
-            self.directory = RunDirectory(out, recipe, overwrite)
+            self.directory = RunDirectory(out, recipe, overwrite, keep_model)
             self.directory.claim(self.inputs.digest)
         self._meet()
         if not self.leads or sharing:
@@ -221,8 +232,13 @@ class Pipeline:
         )
 
     def plan(self) -> Plan:
-        """Decide every counterfactual; writes ``plan/``."""
-        return self.planned
+        """Decide every counterfactual; writes ``plan/``. A damaged plan is made again: the same recipe gives the same one."""
+        try:
+            return self.planned
+        except ShardError as error:
+            log.warning("%s; this is being done", error)
+            shutil.rmtree(self.out / "plan")
+            return self.planned
 
     def generate(self) -> GenerateReport:
         """Write the shards that are missing; UsageError, before anything is fitted, while an edge is not confirmed."""
@@ -233,6 +249,8 @@ class Pipeline:
                 f"expected a model and a plan in {self.out} before several processes share the work; run "
                 f"`cfaug plan RECIPE.yaml --out {self.out}` and `cfaug fit RECIPE.yaml --out {self.out}` first"
             )
+        if config.destination:  # a bucket that is not there is found out before hours of fitting
+            open_destination(self.place).committed()
         model, plan = self.model, self.planned
         suffix = f"-{rank_of(config.engine)}" if self.sharing else ""
         options = (

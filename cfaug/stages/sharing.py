@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from cfaug.config import Recipe, load_recipe
+from cfaug.errors import UsageError
 from cfaug.offline import Plan, make_engine
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.engines.environment import RankEngine, local_rank
@@ -38,12 +39,18 @@ def missing_shards(out: str | Path, plan: Plan) -> list[str]:
     return [name for shard in plan.shards() if (name := plan.shard_name(shard)) not in committed]
 
 
+def recorded_destination(directory: str | Path) -> str | None:
+    """The destination in the ``config.yaml`` of the run in `directory`; None where there is no such run or it has none."""
+    config = Path(directory) / "config.yaml"
+    try:
+        return load_recipe(config).generate.destination if config.exists() else None
+    except UsageError:  # of another version, or nobody's: whoever opens the directory says so
+        return None
+
+
 def shards_of(directory: str) -> str:
     """Where the shards of a run are: its ``generate.destination`` where it has one, else `directory` itself."""
-    config = Path(directory) / "config.yaml"
-    if "://" in directory or not config.exists():
-        return directory
-    return load_recipe(config).generate.destination or directory
+    return directory if "://" in directory else recorded_destination(directory) or directory
 
 
 def plan_of(directory: str) -> Plan | None:

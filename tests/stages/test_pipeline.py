@@ -8,6 +8,8 @@ import math
 import os
 import re
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,13 @@ from tiny_run import SMALL, call, contents, folder_recipe, shard_bytes
 from cfaug.config import load_recipe
 from cfaug.judge.accuracy import FIELDS
 from cfaug.offline import Plan, ShardReader, verify
+from cfaug.offline.destinations.destination import open_destination
 
 
 def test_a_run_writes_everything(finished: Path, recipe: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     expected = {"config.yaml", "run.json", "plan", "model", "shards", "results.jsonl", "report.html"}
-    assert names == expected | {"diagnosis.json", "evaluation", "assumptions.json", "ASSUMPTIONS.md"}
+    assert names == expected | {"diagnosis.json", "evaluation", "assumptions.json", "ASSUMPTIONS.md", "stats.jsonl"}
     assert not list(finished.rglob("*.partial"))
     assert load_recipe(finished / "config.yaml") == load_recipe(recipe)
     run = json.loads((finished / "run.json").read_text())
@@ -159,6 +162,81 @@ def test_overwrite_starts_over_and_touches_nothing_else(
     assert answer.code == 0
     assert {path.name for path in out.iterdir()} == {"config.yaml", "run.json", "diagnosis.json", "notes.txt"}
     assert yaml.safe_load((out / "config.yaml").read_text())["seed"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        (["--plan.strategy=flip"], True),
+        (["--generate.image=webp", "--generate.batch_size=8"], True),
+        (["--decoder.max_steps=6"], False),
+    ],
+)
+def test_another_plan_or_other_shards_do_not_cost_the_model(
+    finished: Path, recipe: Path, tmp_path: Path, capsys: Any, changes: list[str], kept: bool
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    assert "or --overwrite" in call(capsys, "generate", recipe, "--out", out, *changes).complaint
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "model").iterdir()}
+    answer = call(capsys, "generate", recipe, "--out", out, "--overwrite", *changes)
+    assert answer.code == 0, answer.err
+    assert ({path.name: path.stat().st_mtime_ns for path in (out / "model").iterdir()} == before) == kept
+    assert verify(out).ok
+    assert not (out / "results.jsonl").exists()
+    assert (verify(out).counts["samples"], call(capsys, "verify", out, "--regenerate", "4").code) == (51, 0)
+    assert call(capsys, "generate", recipe, "--out", out, *changes).code == 0
+    assert call(capsys, "fit", recipe, "--out", out, "--overwrite", *changes).code == 0
+    assert {path.name: path.stat().st_mtime_ns for path in (out / "model").iterdir()} != before
+
+
+def test_other_images_cost_the_model(finished: Path, birds: Path, tmp_path: Path, capsys: Any) -> None:
+    out, images = tmp_path / "out", tmp_path / birds.name
+    shutil.copytree(finished, out)
+    shutil.copytree(birds, images)
+    other = folder_recipe(tmp_path / "r.yaml", images)
+    (images / "bird-00.png").write_bytes((images / "bird-02.png").read_bytes())
+    before = contents(out / "model")
+    assert call(capsys, "generate", other, "--out", out, "--overwrite").code == 0
+    assert contents(out / "model") != before
+
+
+@pytest.mark.parametrize("command", ["plan", "generate", "run"])
+def test_overwrite_takes_nothing_from_a_process_that_is_writing(
+    finished: Path, recipe: Path, tmp_path: Path, capsys: Any, command: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    before = {name: digest for name, digest in contents(out).items() if ".lock" not in name}
+    with open_destination(out).session():
+        complaint = call(capsys, command, recipe, "--out", out, "--overwrite", "--seed=7").complaint
+    assert "another process" in complaint
+    assert {name: digest for name, digest in contents(out).items() if ".lock" not in name} == before
+
+
+def test_a_damaged_plan_is_planned_again(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    header = out / "plan" / "plan.json"
+    whole = header.read_bytes()
+    header.write_bytes(b"[]")
+    assert "plan again" in call(capsys, "generate", recipe, "--out", out).complaint
+    assert call(capsys, "plan", recipe, "--out", out).code == 0
+    assert header.read_bytes() == whole
+    assert call(capsys, "generate", recipe, "--out", out).code == 0
+
+
+def test_sigterm_ends_like_an_interrupt(recipe: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+
+    def preempted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr("cfaug.stages.pipeline.Pipeline.plan", preempted)
+    answer = call(capsys, "plan", recipe, "--out", tmp_path / "out")
+    assert (answer.code, "the same command continues" in answer.err) == (143, True)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_overwrite_does_not_clear_a_directory_that_is_no_run(recipe: Path, tmp_path: Path, capsys: Any) -> None:
