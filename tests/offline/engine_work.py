@@ -7,6 +7,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 from cfaug.errors import CfaugError, DataError, StorageError, UsageError
 from cfaug.offline.engines import Engine, Outcome
 
-IN_PROCESS = ("fine", "data", "usage", "refused", "busy", "bug", "picky")
+IN_PROCESS = ("fine", "data", "usage", "refused", "busy", "passing", "bug", "picky")
 KINDS = (*IN_PROCESS, "kill", "exit", "segfault")
-TRANSIENT = {"busy", "bug", "kill", "exit", "segfault"}
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+TRANSIENT = {"busy", "passing", "kill", "exit", "segfault"}
 
 
 class Picky(CfaugError):
@@ -47,6 +49,8 @@ class Work:
             raise StorageError(f"shard {shard} is refused", full=True)
         if kind == "busy":
             raise StorageError(f"shard {shard} finds the store busy", transient=True)
+        if kind == "passing":
+            raise OSError(5, f"shard {shard} was not read")
         if kind == "bug":
             raise KeyError(shard)
         if kind == "picky":
@@ -64,7 +68,7 @@ class Work:
 
 @dataclass(frozen=True)
 class OneThread:
-    """Returns what a worker sees of threads: the variables, and torch's own count."""
+    """Returns what a worker sees of threads: the variable, and torch's own count."""
 
     def __call__(self, shard: int) -> tuple[str | None, int]:
         import torch
@@ -74,19 +78,22 @@ class OneThread:
 
 @dataclass(frozen=True)
 class OneSlow:
-    """The process that gets shard 0 keeps it until `others` shards were done elsewhere; returns the process number."""
+    """The process that gets shard 0 keeps it until `others` shards were done elsewhere.
+
+    Returns the process number and the values of the variables of :data:`THREADS` there.
+    """
 
     place: str
     others: int
 
-    def __call__(self, shard: int) -> int:
+    def __call__(self, shard: int) -> tuple[int, set[str | None]]:
         deadline = time.monotonic() + 30
         while shard == 0 and len(list(Path(self.place).iterdir())) < self.others:
             if time.monotonic() > deadline:
                 raise DataError("nobody did the others' shards")
             time.sleep(0.02)
         Path(self.place, str(shard)).touch()
-        return os.getpid()
+        return os.getpid(), {os.environ.get(name) for name in THREADS}
 
 
 @dataclass(frozen=True)
@@ -111,6 +118,20 @@ class SlowOdd(Work):
         done = super().__call__(shard)
         time.sleep(60 * (shard % 2))
         return done
+
+
+@dataclass(frozen=True)
+class OneStays(Work):
+    """Once there is a file ``now`` in `place`, the next call makes a file ``stays`` there and takes a minute; one call only."""
+
+    place: str = ""
+
+    def __call__(self, shard: int) -> Any:
+        if Path(self.place, "now").exists():
+            with suppress(FileExistsError):
+                Path(self.place, "stays").open("x").close()
+                time.sleep(60)
+        return super().__call__(shard)
 
 
 class Unpicklable:

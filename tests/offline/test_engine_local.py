@@ -17,31 +17,13 @@ import pytest
 from engine_work import OneSlow, OneThread, Unloadable, Unpicklable, Work, check_law
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import alive, marks, wait_until
 
 from cfaug.errors import CfaugError, UsageError
 from cfaug.offline.engines import ENGINES, LocalEngine, local, make_engine
 
 HERE = Path(__file__).parent
 SHARDS = st.lists(st.integers(0, 1000), unique=True, max_size=6)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def marks(place: Path) -> list[tuple[int, int]]:
-    """(shard, pid) of each call of the work."""
-    return [tuple(map(int, path.name.split("-"))) for path in place.iterdir()]  # type: ignore[misc]
-
-
-def wait_until(true, seconds: float = 20.0) -> bool:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(true())
 
 
 @given(SHARDS, st.data())
@@ -51,8 +33,9 @@ def test_every_shard_has_one_outcome_in_process(shards: list[int], data: st.Data
     check_law(make_engine("local", 0), kinds, shards, shards)
 
 
+@pytest.mark.slow
 @given(SHARDS, st.integers(1, 3), st.data())
-@settings(max_examples=3, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None)
 def test_every_shard_has_one_outcome_in_workers(shards: list[int], workers: int, data: st.DataObject) -> None:
     kinds = {shard: data.draw(st.sampled_from(engine_work.KINDS)) for shard in shards}
     check_law(make_engine("local", workers), kinds, shards, shards)
@@ -66,14 +49,15 @@ def test_every_kind_of_failure_comes_back_as_itself() -> None:
 
 def test_a_dead_worker_costs_its_shard_and_says_how_it_ended(tmp_path) -> None:
     """Killed from outside in the middle of shard 1; the other worker's process does not change."""
-    with closing(LocalEngine(2).map(Work(mark=str(tmp_path), pause=0.3), range(8))) as outcomes:
+    with closing(LocalEngine(2).map(Work(mark=str(tmp_path), pause=0.1), range(1000))) as outcomes:
         found = [next(outcomes)]
         wait_until(lambda: len({pid for _, pid in marks(tmp_path)}) == 2)
         spared = int(found[0].worker.split(":")[1])
         victim = next(pid for _, pid in marks(tmp_path) if pid != spared and alive(pid))
         os.kill(victim, signal.SIGKILL)
-        found += outcomes
-    assert sorted(outcome.shard for outcome in found) == list(range(8))
+        while len({outcome.worker for outcome in found}) < 3:  # until somebody has come in its place
+            found.append(next(outcomes))
+    assert len({outcome.shard for outcome in found}) == len(found)
     lost = [outcome for outcome in found if outcome.error is not None]
     assert len(lost) == 1
     assert lost[0].transient
@@ -87,8 +71,8 @@ def test_a_dead_worker_costs_its_shard_and_says_how_it_ended(tmp_path) -> None:
 
 def test_a_worker_pulls_its_next_shard_when_it_has_finished_one(tmp_path) -> None:
     outcomes = list(LocalEngine(2).map(OneSlow(str(tmp_path), others=9), range(10)))
-    done = Counter(outcome.result for outcome in outcomes)
     assert [outcome.error for outcome in outcomes] == [None] * 10
+    done = Counter(outcome.result[0] for outcome in outcomes if outcome.result)
     assert sorted(done.values()) == [1, 9]
 
 
@@ -133,7 +117,7 @@ def test_workers_leave_with_their_parent_however_it_ends(tmp_path, how: str) -> 
     assert process.stdout is not None
     assert process.stdout.readline()
     # a worker is in the middle of a shard of a minute: it reads no pipe of its own there
-    assert wait_until(lambda: any(shard % 2 for shard, _ in marks(tmp_path / "marks"))) or how == "leave open"
+    assert how == "leave open" or wait_until(lambda: any(shard % 2 for shard, _ in marks(tmp_path / "marks")))
     if how == "kill":
         process.kill()
     if how == "interrupt":
@@ -209,6 +193,8 @@ def test_engines_and_their_options_are_closed_lists() -> None:
     from cfaug import checks
 
     assert ENGINES == checks.ENGINES
+    with pytest.raises(UsageError, match=r"expected an engine among local, torchrun, slurm, submitit, ray, got 'k8s'$"):
+        make_engine("k8s", 1)
     with pytest.raises(UsageError, match="did you mean 'torchrun'"):
         make_engine("torchrum", 1)
     with pytest.raises(UsageError, match="unknown option 'folder' of engine local; it takes none"):

@@ -7,19 +7,20 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import engine_work
 import pytest
-from engine_work import OneSlow, OneThread, Unloadable, Work, check_law
+from engine_work import THREADS, OneSlow, OneStays, Work, check_law
+from processes import alive, wait_until
 
 from cfaug.errors import CfaugError, UsageError
-from cfaug.offline.engines import make_engine, rays
+from cfaug.offline.engines import Engine, Outcome, make_engine, rays
 
-HERE = Path(__file__).parent
+# A worker takes two of the four CPUs, so two find room; Ray would give each as many threads, if nobody said otherwise.
+ROOM = {"num_cpus": 2}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,110 +29,77 @@ def _cluster() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # idle processes that none of our actors would take
+        for name in THREADS:
+            patch.setenv(name, "2")
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
         yield
         ray.shutdown()
 
 
-def marks(place: Path) -> list[tuple[int, int]]:
-    return [tuple(map(int, path.name.split("-"))) for path in place.iterdir()]  # type: ignore[misc]
+def ours(workers: int, options: dict[str, Any] | None = None) -> Engine:
+    return make_engine("ray", workers, {**ROOM, **(options or {})})
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
+def numbers(outcomes: list[Outcome[Any]]) -> set[int]:
+    """The processes that answered."""
+    return {int(outcome.worker.split(":")[1]) for outcome in outcomes if outcome.worker}
 
 
-def wait_until(true, seconds: float = 20.0) -> bool:  # type: ignore[no-untyped-def]
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return bool(true())
-
-
-def test_every_shard_has_one_outcome_whatever_becomes_of_its_actor() -> None:
+@pytest.mark.parametrize(
+    "dead", ["kill", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("exit", "segfault"))]
+)
+def test_every_shard_has_one_outcome_whatever_becomes_of_its_actor(dead: str) -> None:
     """Four actors are asked for and two find room: those that have no place hold no shard."""
-    kinds = {n: kind for n, kind in enumerate(engine_work.KINDS) if kind != "segfault"}
-    check_law(make_engine("ray", 4), kinds, range(13), range(13))
+    check_law(ours(4), dict(enumerate([*engine_work.IN_PROCESS, dead])), range(12), range(12))
 
 
-def test_an_actor_that_finds_room_later_gets_work(tmp_path) -> None:
-    """One CPU is taken when the run starts and is given back in the middle of it."""
+def test_actors_come_when_there_is_room_are_replaced_when_killed_and_end_with_the_iterator(tmp_path) -> None:
     import ray
 
-    @ray.remote(num_cpus=1)
+    @ray.remote(num_cpus=2)
     class Squatter:
         def there(self) -> None: ...
 
     squatter = Squatter.remote()
     ray.get(squatter.there.remote())
-    outcomes = make_engine("ray", 2).map(Work(mark=str(tmp_path), pause=0.2), range(60))
+    outcomes = ours(2).map(OneStays(pause=0.05, place=str(tmp_path)), range(10_000))
     found = [next(outcomes) for _ in range(3)]
-    assert len({outcome.worker for outcome in found}) == 1
+    assert len(numbers(found)) == 1
     ray.kill(squatter)
-    for outcome in outcomes:
-        found.append(outcome)
-        if len({outcome.worker for outcome in found}) == 2:
-            break
-    outcomes.close()
-    assert len({outcome.worker for outcome in found}) == 2
-
-
-def test_a_killed_actor_costs_its_shard_only(tmp_path) -> None:
-    outcomes = make_engine("ray", 2).map(Work(mark=str(tmp_path), pause=0.1), range(200))
-    found = [next(outcomes)]
-    while len({outcome.worker for outcome in found}) < 2:
+    while len(numbers(found)) < 2:
         found.append(next(outcomes))
-    victim, spared = (int(worker.split(":")[1]) for worker in {outcome.worker for outcome in found})
+    victim, spared = numbers(found)
     os.kill(victim, signal.SIGKILL)
-    while len({outcome.worker for outcome in found if outcome.worker}) < 3:  # until somebody has come in its place
+    while len(numbers(found)) < 3:  # until somebody has come in its place
         found.append(next(outcomes))
-    outcomes.close()
     assert len({outcome.shard for outcome in found}) == len(found)
     lost = [outcome for outcome in found if outcome.error is not None]
     assert len(lost) == 1
     assert lost[0].transient
     assert f"worker process died at shard {lost[0].shard} (" in str(lost[0].error)
     assert "\n" not in str(lost[0].error)
-    workers = {int(outcome.worker.split(":")[1]) for outcome in found if outcome.worker}
     assert sum(outcome.worker.endswith(f":{spared}") for outcome in found) > 1
-    assert wait_until(lambda: not any(map(alive, workers)))
-
-
-def test_an_actor_pulls_its_next_shard_when_it_has_finished_one(tmp_path) -> None:
-    outcomes = list(make_engine("ray", 2).map(OneSlow(str(tmp_path), others=9), range(10)))
-    assert [outcome.error for outcome in outcomes] == [None] * 10
-    assert sorted(Counter(outcome.result for outcome in outcomes).values()) == [1, 9]
-
-
-def test_closing_the_iterator_ends_the_actors_and_not_the_session(tmp_path) -> None:
-    import ray
-
-    outcomes = make_engine("ray", 2).map(engine_work.SlowOdd(mark=str(tmp_path)), [3, 2])
-    assert next(outcomes).shard == 2
-    assert wait_until(lambda: len(marks(tmp_path)) == 2)
-    outcomes.close()
-    assert wait_until(lambda: not any(alive(pid) for _, pid in marks(tmp_path)))
+    (tmp_path / "now").touch()
+    while not (tmp_path / "stays").exists():
+        found.append(next(outcomes))
+    outcomes.close()  # while one is in the middle of a minute
+    assert wait_until(lambda: not any(map(alive, numbers(found))))
     assert ray.is_initialized()
 
 
-def test_actors_have_one_thread_each_however_many_cpus_they_take() -> None:
-    (outcome,) = make_engine("ray", 1, {"num_cpus": 2}).map(OneThread(), [0])
-    assert outcome.result == ("1", 1)
-
-
-def test_what_does_not_load_in_an_actor_is_named() -> None:
-    (outcome,) = make_engine("ray", 1).map(Unloadable(), [3])
-    assert "tensors of another age" in str(outcome.error)
-    assert not outcome.transient
+def test_an_actor_pulls_its_next_shard_when_it_has_finished_one_and_has_one_thread(tmp_path) -> None:
+    outcomes = list(ours(2).map(OneSlow(str(tmp_path), others=9), range(10)))
+    assert [outcome.error for outcome in outcomes] == [None] * 10
+    assert sorted(Counter(outcome.result[0] for outcome in outcomes).values()) == [1, 9]
+    assert [outcome.result[1] for outcome in outcomes] == [{"1"}] * 10
 
 
 def test_actors_that_cannot_start_are_not_replaced_for_ever(monkeypatch) -> None:
     monkeypatch.setattr(rays, "Holder", engine_work.DyingHolder)
-    with pytest.raises(CfaugError, match=rf"{rays.STARTS} in a row") as caught:
-        list(make_engine("ray", 2).map(Work(), range(50)))
+    monkeypatch.setattr(rays, "STARTS", 2)
+    with pytest.raises(CfaugError, match="2 in a row") as caught:
+        list(ours(2).map(Work(), range(50)))
     assert "\n" not in str(caught.value)
 
 
@@ -140,7 +108,7 @@ def test_a_cluster_without_room_is_mentioned(monkeypatch, caplog) -> None:
     monkeypatch.setattr(rays, "LOOK", 0.1)
     monkeypatch.setattr(rays.log, "warning", _raise)
     with pytest.raises(InterruptedError, match="no room"):
-        list(make_engine("ray", 1, {"resources": {"unobtainium": 1}}).map(Work(), [0]))
+        list(ours(1, {"resources": {"unobtainium": 1}}).map(Work(), [0]))
 
 
 def _raise(message: str) -> None:
@@ -168,7 +136,7 @@ def test_what_does_not_pickle_is_told_to_stay_in_process() -> None:
     import threading
 
     with pytest.raises(UsageError, match="workers=0"):
-        list(make_engine("ray", 1).map(Work({0: threading.Lock()}), [0]))  # type: ignore[dict-item]
+        list(ours(1).map(Work({0: threading.Lock()}), [0]))  # type: ignore[dict-item]
 
 
 def test_a_session_of_our_own_is_started_quietly_and_ended(tmp_path) -> None:

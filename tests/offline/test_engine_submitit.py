@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import signal
-import time
 from pathlib import Path
 
 import engine_work
 import pytest
-from engine_work import OneSlow, OneThread, Work, check_law
+from engine_work import OneSlow, Work, check_law
+from processes import alive, marks, wait_until
 
 from cfaug.errors import CfaugError, UsageError
-from cfaug.offline.engines import Engine, make_engine
+from cfaug.offline.engines import Engine, jobs, make_engine
 
 
 def engine(folder: Path, workers: int = 2, **options: object) -> Engine:
     return make_engine("submitit", workers, {"cluster": "local", "folder": str(folder), **options})
 
 
-def marks(place: Path) -> list[tuple[int, int]]:
-    """(shard, pid) of each call of the work, in the order of time."""
-    paths = sorted(place.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    return [tuple(map(int, path.name.split("-"))) for path in paths]  # type: ignore[misc]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def test_every_shard_has_one_outcome_whatever_becomes_of_its_job(tmp_path) -> None:
-    """All kinds; where a job is killed, the rest of its group is lost with it, and said to be worth another try."""
-    kinds = dict(enumerate(engine_work.KINDS))
-    shards = range(len(kinds) + 2)
-    check_law(engine(tmp_path, shards_per_job=len(engine_work.IN_PROCESS)), {**kinds}, shards[:7], shards[:7])
-    dead = [shard for shard, kind in kinds.items() if kind not in engine_work.IN_PROCESS]
-    check_law(engine(tmp_path, shards_per_job=1), kinds, dead, dead)
+@pytest.mark.parametrize(
+    "dead", ["exit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("kill", "segfault"))]
+)
+def test_every_shard_has_one_outcome_whatever_becomes_of_its_job(tmp_path, dead: str) -> None:
+    """All kinds in one job, and a job that dies before it has finished a shard."""
+    kinds = dict(enumerate([*engine_work.IN_PROCESS, dead]))
+    check_law(engine(tmp_path, shards_per_job=len(engine_work.IN_PROCESS)), kinds, range(len(kinds)), range(len(kinds)))
 
 
 def test_a_killed_job_keeps_what_it_had_finished(tmp_path) -> None:
@@ -59,10 +45,9 @@ def test_a_preempted_job_is_requeued_and_goes_on_where_it_was(tmp_path) -> None:
     """SLURM's signal reaches the job in the middle of its second shard: the first one is not made again."""
     place = tmp_path / "marks"
     place.mkdir()
-    outcomes = engine(tmp_path / "jobs", 1, shards_per_job=3).map(Work(mark=str(place), pause=1.0), [0, 1, 2])
+    outcomes = engine(tmp_path / "jobs", 1, shards_per_job=3).map(Work(mark=str(place), pause=0.5), [0, 1, 2])
     assert (first := next(outcomes)).result == 0
-    while [shard for shard, _ in marks(place)] != [0, 1]:
-        time.sleep(0.02)
+    assert wait_until(lambda: [shard for shard, _ in marks(place)] == [0, 1])
     before = marks(place)[0][1]
     os.kill(before, signal.SIGUSR2)
     rest = list(outcomes)
@@ -79,10 +64,9 @@ def test_a_job_that_has_timed_out_too_often_gives_its_shards_back(tmp_path) -> N
     place.mkdir()
     # below ten minutes submitit takes every signal for the time limit
     options = {"shards_per_job": 2, "timeout_min": 5, "max_num_timeout": 0}
-    outcomes = engine(tmp_path / "jobs", 1, **options).map(Work(mark=str(place), pause=1.0), [0, 1])
+    outcomes = engine(tmp_path / "jobs", 1, **options).map(Work(mark=str(place), pause=0.5), [0, 1])
     next(outcomes)
-    while [shard for shard, _ in marks(place)] != [0, 1]:
-        time.sleep(0.02)
+    assert wait_until(lambda: [shard for shard, _ in marks(place)] == [0, 1])
     os.kill(marks(place)[0][1], signal.SIGUSR2)
     (lost,) = outcomes
     assert lost.shard == 1
@@ -95,33 +79,27 @@ def test_closing_the_iterator_cancels_the_jobs(tmp_path) -> None:
     place.mkdir()
     outcomes = engine(tmp_path / "jobs", 2, shards_per_job=2).map(engine_work.SlowOdd(mark=str(place)), [2, 3, 4, 5, 6])
     assert next(outcomes).shard in (2, 4)
-    while len({pid for _, pid in marks(place)}) < 2:
-        time.sleep(0.02)
+    assert wait_until(lambda: {3, 5} <= {shard for shard, _ in marks(place)})  # each in the middle of a minute
     outcomes.close()
     assert not any(alive(pid) for _, pid in marks(place))
     assert 6 not in {shard for shard, _ in marks(place)}
 
 
-def test_a_free_slot_takes_the_next_group(tmp_path) -> None:
-    place = tmp_path / "marks"
-    place.mkdir()
-    outcomes = list(engine(tmp_path / "jobs", 2, shards_per_job=1).map(OneSlow(str(place), others=3), range(4)))
-    assert [outcome.error for outcome in outcomes] == [None] * 4
-    assert len({outcome.result for outcome in outcomes}) == 4  # processes: the slow one's is one, beside three others
-
-
-def test_no_more_jobs_than_workers_run_at_once(tmp_path) -> None:
-    place = tmp_path / "marks"
-    place.mkdir()
-    list(engine(tmp_path / "jobs", 1, shards_per_job=1).map(Work(mark=str(place), pause=3.0), range(2)))
-    begun = sorted(path.stat().st_mtime for path in place.iterdir())
-    assert all(later - earlier >= 3 for earlier, later in itertools.pairwise(begun))
-
-
-def test_jobs_have_one_thread_each(tmp_path, monkeypatch) -> None:
+def test_a_free_slot_takes_the_next_group_and_no_more_jobs_than_workers_are_there_at_once(
+    tmp_path, monkeypatch
+) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    (outcome,) = engine(tmp_path, 1).map(OneThread(), [0])
-    assert outcome.result == ("1", 1)
+    place = tmp_path / "marks"
+    place.mkdir()
+    found = []
+    for outcome in engine(tmp_path / "jobs", 2, shards_per_job=1).map(OneSlow(str(place), others=2), range(3)):
+        assert len(list(tmp_path.glob("jobs/*/*/*_submitted.pkl"))) <= 2 + len(found)
+        found.append(outcome)
+    assert sorted((outcome.shard, outcome.error) for outcome in found) == [(0, None), (1, None), (2, None)]
+    processes, threads = zip(*(outcome.result for outcome in found))
+    assert len(set(processes)) == 3  # the slow one's, beside two others
+    assert threads == ({"1"},) * 3
+    assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
 def test_the_debug_cluster_runs_here(tmp_path, capsys) -> None:
@@ -148,23 +126,38 @@ def test_wrong_options_are_named_at_once(tmp_path, options: dict, named: str) ->
     assert "\n" not in str(caught.value)
 
 
-def test_slurm_gets_our_options_as_one_array(tmp_path, monkeypatch) -> None:
-    """A stand-in for sbatch that keeps the script it was given: there is no SLURM here."""
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Path:
+    """Stand-ins for SLURM's commands, there is none here: the script that sbatch is given, and what scancel is."""
     commands = tmp_path / "bin"
     commands.mkdir()
     for name, body in {"sbatch": f'cp "$1" {tmp_path}/batch.sh; echo "Submitted batch job 77"', "srun": "", "sacct": "echo 'JobID|State|NodeList'; echo '77_[0-3]|CANCELLED|'", "scancel": f"echo $1 >> {tmp_path}/cancelled"}.items():  # fmt: skip
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
-    monkeypatch.setattr("cfaug.offline.engines.jobs.GRACE", 0.0)
+    monkeypatch.setattr(jobs, "GRACE", 0.0)
+    monkeypatch.setattr(jobs, "LOOK", 0.1)
+    return tmp_path
+
+
+def test_slurm_gets_our_options_as_one_array(slurm) -> None:
     options = {"cluster": "auto", "partition": "gpu", "account": "lab", "qos": "low", "timeout_min": 90, "gpus_per_node": 1, "cpus_per_task": 4, "mem_gb": 16, "setup": ["module load cuda"], "shards_per_job": 2}  # fmt: skip
-    outcomes = list(engine(tmp_path / "jobs", 3, **options).map(Work(), range(8)))
+    outcomes = list(engine(slurm / "jobs", 3, **options).map(Work(), range(8)))
     assert sorted(outcome.shard for outcome in outcomes) == list(range(8))
     assert all(outcome.transient and "CANCELLED" in str(outcome.error) for outcome in outcomes)
-    script = (tmp_path / "batch.sh").read_text()
+    script = (slurm / "batch.sh").read_text()
     for line in ("partition=gpu", "account=lab", "qos=low", "time=90", "gpus-per-node=1", "cpus-per-task=4", "mem=16GB", "array=0-3%3"):  # fmt: skip
         assert f"#SBATCH --{line}\n" in script
     assert "\nmodule load cuda\n" in script
+
+
+@pytest.mark.parametrize("options", [{}, {"shards_per_job": 1}])
+def test_an_array_is_never_longer_than_slurm_takes(slurm, monkeypatch, options: dict) -> None:
+    assert jobs.MAX_ARRAY <= 1000  # MaxArraySize is 1001 where nobody has set it
+    monkeypatch.setattr(jobs, "MAX_ARRAY", 4)
+    outcomes = list(engine(slurm / "jobs", 3, cluster="auto", **options).map(Work(), range(10)))
+    assert sorted(outcome.shard for outcome in outcomes) == list(range(10))
+    assert "#SBATCH --array=0-3%3\n" in (slurm / "batch.sh").read_text()
 
 
 def test_what_cannot_be_submitted_is_one_line(tmp_path) -> None:

@@ -29,7 +29,9 @@ FOLDER = "cfaug-jobs"  # below the working directory, which a cluster's nodes sh
 TIMEOUT_MIN = 240  # submitit's own default is 5 minutes, less than many a model takes to load
 TIMEOUTS = 20  # each one found its job with more shards done than the one before
 GROUPS_PER_SLOT = 4  # groups small enough that the slowest one is a quarter of a slot's work at the end
+MAX_ARRAY = 1000  # jobs of one array; SLURM refuses more where its MaxArraySize is the default of 1001
 GRACE = 15.0  # seconds until a file that another node wrote is seen here (NFS attribute caches live 3 to 60 s)
+LOOK = 2.0  # seconds between two looks at what SLURM's jobs have left
 _STRINGS = ("partition", "account", "qos")
 _NUMBERS = {
     "timeout_min": 1, "gpus_per_node": 0, "cpus_per_task": 1, "slurm_array_parallelism": 1, "max_num_timeout": 0, "shards_per_job": 1,
@@ -42,7 +44,8 @@ class JobEngine:
     Args:
         workers: jobs at once, at least 1; `slurm_array_parallelism` overrides it.
         options: see `options`; `folder` (shared with the nodes, default ``./cfaug-jobs``) holds the jobs' logs,
-            `shards_per_job` is the size of a group (default: four groups for each of the `workers`).
+            `shards_per_job` is the size of a group (default: four groups for each of the `workers`); groups are
+            larger where there would be more than a thousand of them.
 
     Raises:
         UsageError: submitit is not installed, or an option has a wrong value.
@@ -89,6 +92,7 @@ class JobEngine:
             raise StorageError(f"cannot write {run} ({error.strerror}): set generate.options.folder") from None
         executor = self._executor(run)
         size = self.shards_per_job or math.ceil(len(shards) / (self.workers * GROUPS_PER_SLOT))
+        size = max(size, math.ceil(len(shards) / MAX_ARRAY))
         groups = [shards[start : start + size] for start in range(0, len(shards), size)]
         waiting = [_Job(run, number, tuple(group), list(sys.path)) for number, group in enumerate(groups)]
         running: list[_Submitted] = []
@@ -100,7 +104,7 @@ class JobEngine:
                     if job.over():
                         yield from job.rest()
                         running.remove(job)
-                time.sleep(0.1 if executor.cluster != "slurm" else 2.0)
+                time.sleep(LOOK if executor.cluster == "slurm" else 0.1)
         finally:
             for job in running:
                 job.cancel()
