@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import secrets
+import socket
+from contextlib import suppress
 from pathlib import Path
+
+PARTIAL = ".partial"
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` completely (``*.partial``, fsync, rename) or, on any failure, not at all.
+    """Write ``content`` to ``path`` completely (``*.partial``, fsync, rename, fsync of the directory) or not at all.
 
-    An OSError (a full disk) passes through; what stood at ``path`` before then still stands there.
+    An OSError (a full disk) passes through; what stood at ``path`` before then still stands there. Of several that write
+    at once one is last, and whole. What a killed writer of this host left half done is removed.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(partial_name(path.name))
+    for old in _abandoned(path):
+        old.unlink(missing_ok=True)
     try:
         with partial.open("wb") as handle:
             handle.write(content)
@@ -21,3 +29,40 @@ def replace_file(path: Path, content: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    sync_directory(path.parent)
+
+
+def partial_name(name: str) -> str:
+    """A name for `name` half done: no other process on any host uses it, and nobody reads it."""
+    return f"{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
+
+
+def sync_directory(directory: Path) -> None:
+    """The names in `directory` (what was renamed or removed) survive a power cut from here on."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_running(pid: int) -> bool:
+    """Whether this host has a process of that number, ours or another user's."""
+    with suppress(PermissionError):
+        try:
+            os.kill(pid, 0)
+        except (ProcessLookupError, OverflowError):
+            return False
+    return True
+
+
+def _abandoned(path: Path) -> list[Path]:
+    """The partial files of `path` whose writers are no more."""
+    start, found = f"{path.name}.{socket.gethostname()}.", []
+    with suppress(FileNotFoundError):
+        for other in path.parent.iterdir():
+            if other.name.startswith(start) and other.name.endswith(PARTIAL):
+                pid = other.name.removeprefix(start).partition(".")[0]
+                if pid.isdecimal() and not is_running(int(pid)):
+                    found.append(other)
+    return found

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cfaug.data.files import replace_file
+from cfaug.data.files import PARTIAL, replace_file
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 _FILE = "training.safetensors"
@@ -149,8 +149,8 @@ def exists(directory: Path) -> bool:
 
 def forget(directory: Path) -> None:
     """Delete the checkpoint in ``directory`` (what was trained is saved elsewhere by now), and it, if it is empty."""
-    for name in (_FILE, _FILE + ".partial"):
-        (directory / name).unlink(missing_ok=True)
+    for path in (directory / _FILE, *directory.glob(f"{_FILE}.*{PARTIAL}")):
+        path.unlink(missing_ok=True)
     if directory.is_dir() and not any(directory.iterdir()):
         directory.rmdir()
 

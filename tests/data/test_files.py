@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,3 +27,45 @@ def test_a_failure_leaves_what_was_there(call: str, tmp_path: Path, monkeypatch:
     with pytest.raises(OSError, match="No space left"):
         replace_file(path, b"second")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("results.jsonl", b"first")]
+
+
+def test_two_that_write_one_file_do_not_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writes all of it while the first is at its fsync."""
+    path, real, inside = tmp_path / "plan.json", os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        if not inside:
+            inside.append(True)
+            replace_file(path, b"second")
+            assert path.read_bytes() == b"second"
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_file(path, b"first")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("plan.json", b"first")]
+
+
+def test_the_new_name_is_on_the_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, real, synced = tmp_path / "plan.json", os.fsync, []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.exists()))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    replace_file(path, b"x")
+    assert synced[0][1] is False
+    assert synced[-1] == (tmp_path, True)  # after the rename
+
+
+def test_what_killed_writers_left_does_not_pile_up(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    start = f"plan.json.{socket.gethostname()}."
+    gone = tmp_path / f"{start}{ended.pid}.0.partial"
+    kept = [tmp_path / f"{start}{os.getpid()}.0.partial", tmp_path / f"plan.json.elsewhere.{ended.pid}.0.partial",
+            tmp_path / f"x{gone.name}", tmp_path / f"{start}odd.0.partial"]  # fmt: skip
+    for left in (gone, *kept):
+        left.write_bytes(b"half")
+    replace_file(tmp_path / "plan.json", b"x")
+    assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "plan.json", *kept])

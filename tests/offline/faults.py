@@ -113,6 +113,7 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 return self._reset()
             body = self.rfile.read(length)
             if fault is not None and kind == "slow":
+                proxy.hanging.set()
                 time.sleep(fault.seconds)
             if kind in STATUS:
                 return self._refuse(*STATUS[kind])

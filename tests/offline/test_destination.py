@@ -83,7 +83,7 @@ def test_out_names_the_runs_directory(tmp_path) -> None:
     assert open_destination(f"file://{tmp_path}").storage == destination.storage
     assert not destination.one_process
     assert destination.committed() == {}
-    assert destination.intact() == set()
+    assert destination.intact() == {}
     assert not (tmp_path / "shards").exists()  # looking makes nothing
 
 
@@ -150,23 +150,26 @@ def test_many_processes_commit_and_no_row_is_lost_or_twice(truth, tmp_path) -> N
 
 
 def test_processes_killed_at_random_lose_nothing_that_was_committed(truth, tmp_path) -> None:
+    """Each says what it has committed and is killed soon after, on its way through the next ones."""
     rng = random.Random(0)
-    committed: set[bytes] = set()
-    for _ in range(4):
+    said: set[str] = set()
+    before: set[bytes] = set()
+    for k in (1, 2, 4):
         processes = [committing.started(tmp_path, rng.sample(range(24), 24)) for _ in range(2)]
         for process in processes:
             assert process.stdout is not None
             assert process.stdout.readline() == b"ready\n"
-        time.sleep(rng.uniform(0, 0.03))
+            said |= {name(int(process.stdout.readline())) for _ in range(k)}
+        time.sleep(rng.uniform(0, 0.01))
         for process in processes:
+            assert process.poll() is None  # in the midst of its work
             process.kill()
             process.wait()
-        if (tmp_path / "manifest.jsonl").exists():
-            content = (tmp_path / "manifest.jsonl").read_bytes()
-            now = set(content[: content.rfind(b"\n") + 1].splitlines(keepends=True))
-            assert committed <= now <= set(lines(truth))
-            committed = now
-            read_manifest(LocalStorage(tmp_path))
+        content = (tmp_path / "manifest.jsonl").read_bytes()
+        now = set(content[: content.rfind(b"\n") + 1].splitlines(keepends=True))
+        assert before <= now <= set(lines(truth))
+        before = now
+        assert said <= {row.name for row in read_manifest(LocalStorage(tmp_path))}
     place = LocalDestination(tmp_path)
     with place.session(IDENTITY):
         for number in range(24):
@@ -264,6 +267,68 @@ def test_a_commit_reads_only_what_is_new(place, monkeypatch) -> None:
     assert {where.rsplit("line ")[1] for where in parsed} == {"1", "2", "3", "4", "5"}
 
 
+def test_nobody_waits_while_a_newcomer_reads_the_manifest(place, monkeypatch) -> None:
+    """A hundred thousand rows take seconds to parse, in every process once: not under the lock of all commits."""
+    for number in range(5):
+        commit(place, number)
+    parse, under_lock = manifest_module.ManifestRow.parse, []
+
+    def noted(line: bytes, where: str) -> object:
+        with (place.directory / ".commit.lock").open("rb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                under_lock.append(False)
+            except BlockingIOError:
+                under_lock.append(True)
+        return parse(line, where)
+
+    monkeypatch.setattr(manifest_module.ManifestRow, "parse", noted)
+    newcomer = LocalDestination(place.directory)
+    with newcomer.session(IDENTITY):
+        pass
+    commit(LocalDestination(place.directory), 5)
+    assert under_lock == [False] * 10
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_what_is_taken_back_between_the_look_and_the_lock_is_noticed(truth, place, monkeypatch, torn: bool) -> None:
+    """A commit whose fsync fails takes its line back, and somebody may have read it without the lock."""
+    commit(place, 0)
+    commit(place, 1)
+    path = place.directory / "manifest.jsonl"
+    newcomer = LocalDestination(place.directory)
+    look = newcomer._log.look_ahead
+
+    def then_cut() -> None:
+        if torn:
+            with path.open("ab") as handle:
+                handle.write(b'{"name": "cf-train-000003')
+        look()
+        assert path.stat().st_size > len(lines(place.directory)[0])  # it has repaired nothing: another may be writing
+        os.truncate(path, len(path.read_bytes().splitlines(keepends=True)[0]))
+
+    monkeypatch.setattr(newcomer._log, "look_ahead", then_cut)
+    commit(newcomer, 1)
+    same_as(place.directory, truth, range(2))
+
+
+def test_a_look_without_the_lock_repairs_nothing_and_refuses_nothing(truth, place) -> None:
+    commit(place, 0)
+    path = place.directory / "manifest.jsonl"
+    with path.open("ab") as handle:
+        handle.write(b'{"name": "cf-train-000001')  # another process is in the middle of its line
+    content = path.read_bytes()
+    newcomer = LocalDestination(place.directory)
+    newcomer._log.look_ahead()
+    assert path.read_bytes() == content
+    commit(newcomer, 1)
+    same_as(place.directory, truth, range(2))
+    path.write_bytes(b"damaged\n")
+    newcomer._log.look_ahead()
+    with pytest.raises(ShardError, match="line 1"):
+        commit(newcomer, 2)
+
+
 def test_a_manifest_that_was_replaced_meanwhile_is_read_again(place) -> None:
     """The offset up to which a process has read means nothing in another file, even one of the same inode."""
     for number in range(3):
@@ -324,7 +389,7 @@ def test_a_second_session_is_refused_and_ranks_share_one(place) -> None:
         rank.kill()
         rank.wait()
     with place.session(IDENTITY):
-        assert place.intact() == {name(0), name(1)}
+        assert place.intact().keys() == {name(0), name(1)}
 
 
 def test_the_sweep_leaves_what_a_live_process_is_staging(place) -> None:
@@ -342,28 +407,25 @@ def test_the_sweep_leaves_what_a_live_process_is_staging(place) -> None:
         assert not partial.exists()
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_overwriting(place, shared: bool) -> None:
+def test_overwriting(place) -> None:
     commit(place, 0, plan="old")
     commit(place, 1, plan="old")
     (place.directory / "README.md").write_text("of the old run")
     with pytest.raises(UsageError, match=r"holds shards with plan=old, this run has plan=p: .*--overwrite"):
-        claim(place, shared=shared)
+        claim(place)
     with pytest.raises(UsageError, match="plan=old"):
         commit(place, 2)
     assert set(place.committed()) == {name(0), name(1)}
-    with place.session(IDENTITY, shared=shared, overwrite=True):
+    with place.session(IDENTITY, overwrite=True):
         assert place.committed() == {}
         commit(place, 0)
     assert {p.name for p in place.directory.iterdir() if p.suffix != ".lock" and not p.name.endswith(".lock")} == {
         name(0), "cf-train-000000.index.jsonl", "manifest.jsonl"
     }  # fmt: skip
-    with place.session(IDENTITY, shared=shared, overwrite=True):  # a late rank must not drop what an early one made
-        assert set(place.committed()) == ({name(0)} if shared else set())
     (place.directory / "manifest.jsonl").write_bytes(b"damaged\n")
-    with pytest.raises(ShardError), place.session(IDENTITY, shared=shared):
+    with pytest.raises(ShardError), place.session(IDENTITY):
         pass
-    with place.session(IDENTITY, shared=shared, overwrite=True):
+    with place.session(IDENTITY, overwrite=True):
         assert place.committed() == {}
 
 
@@ -375,6 +437,16 @@ def test_publishing_wants_every_shard(place) -> None:
     place.publish([name(0)], {"README.md": b"x", "croissant.json": b"{}"})
     assert (place.directory / "README.md").read_bytes() == b"x"
     assert verify(place.directory).ok
+
+
+def test_who_knows_the_rows_has_them_read_once(place, monkeypatch) -> None:
+    commit(place, 0)
+    rows = place.intact()
+    assert rows == place.committed()
+    monkeypatch.setattr(manifest_module.ManifestRow, "parse", None)
+    place.publish([name(0)], {"README.md": b"x"}, rows)
+    with pytest.raises(ShardError, match="1 shards are not committed"):
+        place.publish([name(0), name(1)], {}, rows)
 
 
 def test_a_copy_in_a_worker_commits_too(place) -> None:
@@ -411,13 +483,25 @@ def test_a_full_disk_is_one_line_and_goes_on_when_there_is_space(small_disk) -> 
         assert "disk is full: free some space" in str(error)
         assert "\n" not in str(error)
         assert 2 < number < 60
-        assert set(place.committed()) == place.intact() == before == {name(k) for k in range(number)}
+        assert set(place.committed()) == set(place.intact()) == before == {name(k) for k in range(number)}
         assert not list((small_disk / "shards").glob("*.partial"))
         assert not list((small_disk / "shards").glob(f"cf-train-{number:06d}.*"))
         subprocess.run(["mount", "-o", "remount,size=2m", str(small_disk)], check=True)
         commit(place, number, size=200)
     assert verify(small_disk).ok
     assert verify(small_disk).counts["shards"] == number + 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOSPC, errno.EIO])
+def test_an_image_that_cannot_be_read_is_not_a_disk_that_cannot_be_written(tmp_path, number: int) -> None:
+    def broken() -> Iterator[Sample]:
+        yield committing.samples(0)[0]
+        raise OSError(number, os.strerror(number), "images/7.png")
+
+    with pytest.raises(OSError, match=r"images/7\.png") as caught:
+        stage_shard(tmp_path, name(0), broken(), "p", "m")
+    assert caught.value.errno == number
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_refused_shard_leaves_nothing(place) -> None:

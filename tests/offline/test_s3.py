@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import committing
@@ -54,7 +55,7 @@ def test_what_is_committed_is_what_a_directory_would_hold(place, tmp_path) -> No
             assert destination.committed() == {}
             for number in (2, 0, 1):
                 commit(destination, number)
-            assert destination.intact() == {name(k) for k in range(3)}
+            assert destination.intact().keys() == {name(k) for k in range(3)}
             destination.publish([name(k) for k in range(3)], {"README.md": b"card"})
     for file in [p.name for p in (tmp_path / "shards").glob("cf-*")] + ["README.md"]:
         assert place.storage.read(file) == local.storage.read(file)
@@ -98,10 +99,6 @@ def test_the_same_again_is_fine_and_anything_else_is_refused(place) -> None:
     with pytest.raises(UsageError, match="batch_size=4, this run has batch_size=8"):
         claim(place, {**IDENTITY, "batch_size": 8})
     assert place.committed() == {row.name: row}
-    with pytest.raises(UsageError, match="several ranks"):
-        claim(place, {**IDENTITY, "plan": "q"}, shared=True, overwrite=True)
-    with place.session(IDENTITY, shared=True, overwrite=True):  # a rank of the same run: it drops nothing
-        assert place.committed() == {row.name: row}
     with place.session({**IDENTITY, "plan": "q"}, overwrite=True):
         assert place.committed() == {}
         commit(place, 0, plan="q", seed=1)
@@ -113,7 +110,7 @@ def test_a_lost_or_shortened_object_is_made_again(place) -> None:
         commit(place, number)
     place.storage.write(name(0), b"short")
     place.storage.remove("cf-train-000001.index.jsonl")
-    assert place.intact() == set()
+    assert place.intact() == {}
     assert len(place.committed()) == 2
     for number in range(2):
         commit(place, number)
@@ -131,29 +128,88 @@ def test_a_tar_that_nobody_committed_is_not_overwritten(place) -> None:
     assert set(place.committed()) == {name(0)}
 
 
+def together(s3: Destination, seeds: Sequence[int], first: Callable[[], object] | None = None) -> list[object]:
+    """What became of commits of shard 0 by one thread a seed; the others start when `first` returns."""
+    outcomes: list[object] = [None] * len(seeds)
+
+    def go(i: int) -> None:
+        try:
+            outcomes[i] = commit(pickle.loads(pickle.dumps(s3)), 0, seed=seeds[i])
+        except ShardError as error:
+            outcomes[i] = error
+
+    threads = [threading.Thread(target=go, args=(i,)) for i in range(len(seeds))]
+    for i, thread in enumerate(threads):
+        thread.start()
+        if i == 0 and first is not None:
+            first()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
 def test_twins_that_commit_at_the_same_instant(s3) -> None:
     """Other bytes under one name: exactly one wins, and what it vouches for is what is there."""
-    outcomes: list[object] = []
-
-    def go(seed: int) -> None:
-        try:
-            outcomes.append(commit(pickle.loads(pickle.dumps(s3)), 0, seed=seed))
-        except ShardError as error:
-            outcomes.append(error)
-
     with s3.session(IDENTITY):
-        threads = [threading.Thread(target=go, args=(seed,)) for seed in (0, 1, 2, 0)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    assert len(outcomes) == 4
-    rows = [outcome for outcome in outcomes if not isinstance(outcome, Exception)]
-    committed = s3.committed()
-    assert all(row == committed[name(0)] for row in rows)
-    if committed:  # all may have lost, where one's tar met another's index
-        assert len(ShardReader(s3.storage.url)) == 3
-        ShardReader(s3.storage.url).sample(0)
+        outcomes = together(s3, (0, 1, 2, 0))
+    committed = s3.committed()[name(0)]
+    with s3.staging() as place:
+        (seed,) = (seed for seed in range(3) if staged(place, 0, seed=seed).row == committed)
+    for tried, outcome in zip((0, 1, 2, 0), outcomes):
+        assert (outcome == committed) if tried == seed else isinstance(outcome, ShardError)
+    assert [len(ShardReader(s3.storage.url)), ShardReader(s3.storage.url).sample(0).key] == [3, "train-000000-0"]
+
+
+@pytest.mark.parametrize("at", ["index", "commits/"])
+def test_a_twin_that_comes_between_two_steps_of_another(proxy, s3, at: str) -> None:
+    """The first has stored its tar and waits: other bytes are refused, the same are committed by who comes first."""
+    with s3.session(IDENTITY):
+        proxy.fail("slow", "PUT", at, seconds=2.0)
+        same, other, again = together(s3, (0, 1, 0), first=lambda: proxy.hanging.wait(timeout=30))
+    assert proxy.struck == 1
+    assert isinstance(other, ShardError)
+    assert "that a writer of this run stored before" in str(other)
+    assert s3.committed() == {name(0): same}
+    assert same == again
+    assert ShardReader(s3.storage.url).sample(0).key == "train-000000-0"
+
+
+def test_a_resume_reads_each_commit_once(proxy, s3) -> None:
+    for number in range(3):
+        commit(s3, number)
+    proxy.calm()
+    rows = s3.intact()
+    s3.publish(list(rows), {"README.md": b"card"}, rows)
+    assert sum(method == "GET" and "commits/" in path and ".json" in path for method, path in proxy.seen) == 3
+
+
+def test_what_a_killed_worker_had_staged_goes(tmp_path, monkeypatch) -> None:
+    """A worker that was killed leaves a shard in /tmp; who comes next on this host removes it, and no live one's."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    code = (
+        "import sys; from cfaug.offline.destinations.destination import open_destination\n"
+        "with open_destination('memory://x').staging() as place:\n"
+        "    (place / 'shard').write_bytes(b'half'); print(place, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        killed, alive = [Path(process.stdout.readline().decode().strip()) for process in processes if process.stdout]
+        processes[0].kill()
+        processes[0].wait()
+        (tmp_path / "cfaug-elsewhere-1-abc").mkdir()  # another host's, or none of ours
+        claim(open_destination("memory://y"))
+        assert not killed.exists()
+        assert (alive / "shard").exists()
+        assert (tmp_path / "cfaug-elsewhere-1-abc").exists()
+        killed.mkdir()
+        with open_destination("memory://y").staging():  # workers on other hosts than the coordinator's
+            assert not killed.exists()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize(
@@ -197,7 +253,7 @@ def test_an_answer_that_breaks_off_is_asked_for_again_or_is_an_error(proxy, s3) 
     proxy.calm()
     proxy.fail("500", "GET", times=1000)
     proxy.fail("500", "HEAD", times=1000)
-    with pytest.raises(StorageError, match=r"cannot read manifest\.jsonl") as caught:
+    with pytest.raises(StorageError, match=r"manifest\.jsonl: could not be read") as caught:
         s3.committed()
     assert caught.value.transient
 

@@ -8,8 +8,9 @@
 
 A commit is safe among many processes and idempotent: the same bytes again are fine, other bytes under a committed name
 and rows of another run are refused. What is not committed is not in the manifest, whatever else lies about. It does not
-order commits, and it does not promise exclusion where the file system has no ``flock`` (it fails there) or the store
-no conditional writes (there RUN.json still tells another run's shards from ours, but not at the same instant).
+order commits. A directory lets in one coordinator at a time (it fails where the file system has no ``flock``); an object
+store does not: a second one of the same run does the same work again and commits the same bytes, one of another run finds
+RUN.json (at the same instant only where the store has conditional writes).
 """
 
 from __future__ import annotations
@@ -45,11 +46,10 @@ class Destination(Protocol):
         Args:
             identity: ``{"plan", "model", **environment}``; None where the first commit decides.
             shared: other coordinators of the same run may be there at the same time (ranks).
-            overwrite: drop what is there; with `shared` only what is of another run or damaged, since another
-                rank may have made the rest.
+            overwrite: drop what is there; not with `shared`, where others may just have made it.
 
         Raises:
-            UsageError: another process has the claim, or shards of another identity are there.
+            UsageError: shards of another identity are there; of a directory also: another process has the claim.
             ShardError: the manifest is damaged.
             StorageError: the place cannot be written.
         """
@@ -59,8 +59,8 @@ class Destination(Protocol):
         """The committed shards by name, read afresh."""
         ...
 
-    def intact(self) -> set[str]:
-        """Names of committed shards whose tar and index have their sizes (one listing; no re-hashing)."""
+    def intact(self) -> dict[str, ManifestRow]:
+        """The committed shards by name whose tar and index have their sizes (one listing; no re-hashing)."""
         ...
 
     def staging(self) -> AbstractContextManager[Path]:
@@ -77,8 +77,12 @@ class Destination(Protocol):
         """
         ...
 
-    def publish(self, names: Sequence[str], files: Mapping[str, bytes]) -> None:
+    def publish(
+        self, names: Sequence[str], files: Mapping[str, bytes], rows: Mapping[str, ManifestRow] | None = None
+    ) -> None:
         """All shards `names` are committed: see that manifest.jsonl lists them, then write the small `files` whole.
+
+        `rows` is what :meth:`committed` has said since, for who has just asked: it is not asked again.
 
         Raises:
             ShardError: one of them is not committed.

@@ -44,7 +44,6 @@ from cfaug.offline.reading.manifest import (
 
 COMMITTING, STAGING = ".commit.lock", ".staging.lock"
 PATIENCE = 5.0  # seconds; a rank may find the lock in the hands of another rank that is just tidying up
-SHARD = re.compile(r"cf-(train|val|test)-\d{6,}\.(tar|index\.jsonl)")  # what a run's shards and indices are called
 LAST = 80  # bytes of the last line read, by which a manifest that was replaced meanwhile is known: its own digest
 
 
@@ -150,9 +149,9 @@ class LocalDestination:
                 listed = []
             (self.directory / MANIFEST).unlink(missing_ok=True)
             sync_directory(self.directory)
-            paths = {self.directory / name for name in (*listed, *PUBLISHED)}
-            for path in {*paths, *stray_shards(self.directory)}:
-                path.unlink(missing_ok=True)
+            alike = [path.name for path in self.directory.iterdir() if planned(path.name)]
+            for name in {*listed, *alike, *PUBLISHED}:
+                (self.directory / name).unlink(missing_ok=True)
             sync_directory(self.directory)
             self._log.reset()
 

@@ -11,8 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import secrets
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,12 +136,15 @@ def stage_shard(
 class _Carried(Exception):
     """Around an OSError that `samples` raised, so that it is not taken for one of the disk that is written to."""
 
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
 
 def _carried(samples: Iterable[Sample]) -> Iterator[Sample]:
     try:
         yield from samples
     except OSError as error:
-        raise _Carried from error
+        raise _Carried(error) from None
 
 
 @contextmanager
@@ -151,8 +152,7 @@ def _samples_own_errors() -> Iterator[None]:
     try:
         yield
     except _Carried as carried:
-        assert carried.__cause__ is not None
-        raise carried.__cause__ from None
+        raise carried.error from None
 
 
 class _Tar:

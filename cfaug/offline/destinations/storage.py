@@ -294,5 +294,5 @@ def open_storage(place: str | Path) -> LocalStorage | FsspecStorage:
 
 def local_path(place: str | Path) -> Path:
     """`place` as it is found from any working directory: a worker's may be another, and what lies beside it has a name."""
-    path = Path(os.path.expanduser(place)).absolute()  # noqa: PTH111 - Path raises where the home is unknown
+    path = Path(os.path.expanduser(place)).absolute()
     return path.resolve() if ".." in path.parts else path

@@ -9,14 +9,16 @@ Readers take the union, so a run that is still going on is readable. It does not
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 from cfaug.errors import ShardError, UsageError
-from cfaug.offline.destinations.explained import failure, is_transient
+from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import LocalStorage, Storage
-from cfaug.offline.format import MANIFEST, ManifestRow
+from cfaug.offline.format import CARD, MANIFEST, ManifestRow
 
 COMMITS = "commits/"
+PUBLISHED = (CARD, "croissant.json")
+"""What stands beside the shards of a finished run, and goes when they go."""
 Identity = dict[str, str | int]
 
 
@@ -37,9 +39,7 @@ def read_manifest(storage: Storage) -> list[ManifestRow]:
         if not isinstance(storage, LocalStorage):  # a directory has one writer's log and nothing else
             rows += _commits(storage, {row.name for row in rows})
     except OSError as error:
-        if is_transient(error):
-            raise failure(error, storage.url, MANIFEST, "read") from None
-        raise ShardError(f"cannot read {where}: {error.strerror or error}") from None
+        raise unreadable(error, where, "check the path and its permissions") from None
     check_rows(rows, where)
     return sorted(rows, key=lambda row: row.name)
 
@@ -52,14 +52,36 @@ def parse_rows(content: bytes, where: str, first: int = 1) -> list[ManifestRow]:
 def check_rows(rows: Iterable[ManifestRow], where: str) -> None:
     """:class:`ShardError` for a shard listed twice, and for rows of different runs."""
     seen: set[str] = set()
-    first: ManifestRow | None = None
+    identity: Identity | None = None
     for row in rows:
-        first = first or row
-        if row.name in seen:
-            raise ShardError(f"{where}: shard {row.name} is listed twice: generate again with --overwrite")
+        identity = refuse_beside(row, seen, identity, where)
         seen.add(row.name)
-        if (row.plan, row.model, row.environment) != (first.plan, first.model, first.environment):
-            raise ShardError(f"{where}: {first.name} and {row.name} are of different runs: generate with --overwrite")
+
+
+def refuse_beside(row: ManifestRow, seen: Container[str], identity: Identity | None, where: str) -> Identity:
+    """The identity of `row`, which may stand beside rows named `seen` of a run `identity`; :class:`ShardError` otherwise."""
+    found = identity_of(row)
+    if row.name in seen:
+        raise ShardError(f"{where}: shard {row.name} is listed twice: generate again with --overwrite")
+    if identity is not None and found != identity:
+        raise ShardError(f"{where}: {row.name} and those before are of different runs: generate with --overwrite")
+    return found
+
+
+def intact_rows(rows: Mapping[str, ManifestRow], sizes: Mapping[str, int]) -> dict[str, ManifestRow]:
+    """Those of `rows` whose tar and index have their sizes in the listing `sizes`."""
+    return {
+        name: row
+        for name, row in rows.items()
+        if (sizes.get(row.name), sizes.get(row.index)) == (row.bytes, row.index_bytes)
+    }
+
+
+def refuse_missing(place: str, names: Iterable[str], committed: Container[str]) -> None:
+    """:class:`ShardError` unless all of `names` are committed."""
+    missing = [name for name in names if name not in committed]
+    if missing:
+        raise ShardError(f"{place}: {len(missing)} shards are not committed ({missing[0]}): run again")
 
 
 def identity_of(row: ManifestRow) -> Identity:
@@ -77,12 +99,19 @@ def refuse_another_run(place: str, theirs: Mapping[str, str | int], ours: Mappin
             )
 
 
-def other_bytes(row: ManifestRow, committed: str) -> ShardError:
-    """The refusal of a shard whose name is committed with another sha256."""
-    return ShardError(
-        f"{row.name}: expected the bytes committed before ({committed[:12]}), got others "
-        f"({row.sha256[:12]}): the model is not deterministic, or the run is another: use --overwrite"
-    )
+def digests_of(row: ManifestRow) -> tuple[str, str]:
+    """The sha256 of the tar and of the index."""
+    return row.sha256, row.index_sha256
+
+
+def refuse_other_bytes(row: ManifestRow, committed: tuple[str, str] | None) -> bool:
+    """Whether `row` is what is committed under its name already; :class:`ShardError` where that has other digests."""
+    if committed is not None and committed != digests_of(row):
+        raise ShardError(
+            f"{row.name}: expected the bytes committed before ({committed[0][:12]}), got others "
+            f"({row.sha256[:12]}): the model is not deterministic, or the run is another: use --overwrite"
+        )
+    return committed is not None
 
 
 def commit_name(shard: str) -> str:
