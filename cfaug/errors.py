@@ -44,8 +44,9 @@ class ShardError(CfaugError):
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """What an error says, without line breaks and at most `most` characters long; its kind where it says nothing."""
-    return " ".join(str(error).split())[:most] or type(error).__name__
+    """What an error (or a text) says, without line breaks, cut at `most` characters; an error's kind where it says nothing."""
+    said = " ".join(str(error).split())[:most]
+    return said or (type(error).__name__ if isinstance(error, BaseException) else "")
 
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")

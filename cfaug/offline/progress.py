@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cfaug.errors import StorageError, UsageError
+from cfaug.errors import StorageError, UsageError, one_line
 
 _log = logging.getLogger(__name__)
 # the rate is always per second: tqdm turns a slow one over into "s/img", which nobody compares with anything
@@ -84,7 +84,7 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is not None and not self._ended:
-            self._end({"error": _line(f"{kind.__name__}: {error}" if str(error) else kind.__name__)})
+            self._end({"error": one_line(f"{kind.__name__}: {error}" if str(error) else kind.__name__)})
         self._close()
 
     def started(self, **facts: Any) -> None:
@@ -121,14 +121,14 @@ class Progress:
     def retry(self, name: str, reason: object) -> None:
         """A shard is tried again because of `reason`."""
         self.retried += 1
-        self._append("retry", name=name, reason=_line(reason))
+        self._append("retry", name=name, reason=one_line(reason, 500))
         self._show()
         self._scalar("retried", self.retried)
 
     def failed(self, name: str, reason: object) -> None:
         """A shard is given up because of `reason`."""
         self.lost.add(name)
-        self._append("failed", name=name, reason=_line(reason))
+        self._append("failed", name=name, reason=one_line(reason, 500))
         self._show()
         self._scalar("failed", len(self.lost))
 
@@ -189,10 +189,6 @@ def _open(path: Path) -> int:
     if size and os.pread(handle, 1, size - 1) != b"\n":
         os.write(handle, b"\n")
     return handle
-
-
-def _line(reason: object) -> str:
-    return " ".join(str(reason).split())[:500]
 
 
 def _summary_writer() -> Any:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import cfaug.offline
 from cfaug import checks
 from cfaug.config import PlanConfig
+from cfaug.errors import one_line
 from cfaug.offline import engines, format
 from cfaug.offline.format import (
     IMAGE_FIELDS,
@@ -71,3 +72,9 @@ def test_a_recipe_may_say_what_generation_knows() -> None:
     assert set(checks.STRATEGIES) == set(strategies.MAKERS)
     assert checks._RANGES["generate.samples_per_shard"] == (1, MAX_SAMPLES)
     assert PlanConfig().strategy in strategies.MAKERS
+
+
+def test_whatever_is_said_becomes_one_short_line() -> None:
+    assert one_line("a\n  b\tc\r\n") == "a b c"
+    assert len(one_line(ValueError("x" * 1000))) == 300
+    assert (one_line(ValueError()), one_line("")) == ("ValueError", "")

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from cfaug.data.files import replace_file
-from cfaug.errors import StorageError, UsageError
+from cfaug.errors import StorageError, UsageError, one_line
 from cfaug.offline.format import IndexRow, ManifestRow, Record, Value
 from cfaug.offline.reading.committed import Committed
 
@@ -244,7 +244,7 @@ def _write(pen: Any, at: tuple[int, int], texts: Sequence[str], width: int, font
 
 
 def _fitted(text: str, width: int, font: Any) -> str:
-    text = " ".join(text.split())[:200]
+    text = one_line(text, 200)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from cfaug.errors import CfaugError, UsageError
-from cfaug.offline.engines.protocol import Outcome, attempt
+from cfaug.errors import CfaugError, UsageError, one_line
+from cfaug.offline.engines.protocol import Outcome, attempt, this_worker
 
 # read when numpy's and torch's thread pools are made, so they have to be in a process's environment before it imports them
 ONE_THREAD = {
@@ -47,10 +47,9 @@ def pack(work: Callable[[int], Any], dumps: Callable[[Any], bytes] = pickle.dump
     try:
         return dumps(work)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
-        said = " ".join(str(error).split())[:300]
         raise UsageError(
             "expected a model and a data set that can be pickled for worker processes "
-            f"({said}): use engine=local with workers=0"
+            f"({one_line(error)}): use engine=local with workers=0"
         ) from None
 
 
@@ -72,27 +71,23 @@ class PackedWork:
             try:
                 self._work = pickle.loads(self._payload)  # our own parent wrote it
             except Exception as error:
-                said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                said = one_line(f"{type(error).__name__}: {error}")
                 # a module that is missing here stays missing; a file or memory may be there the next time
                 again = isinstance(error, (OSError, MemoryError))
                 told = CfaugError(
                     f"the worker could not load the model and the data set ({said}): make what they are defined in "
                     "importable there (an installed package, or PYTHONPATH)"
                 )
-                return Outcome(shard, error=told, transient=again, worker=attempt(_nothing, shard).worker)
+                return Outcome(shard, error=told, transient=again, worker=this_worker())
             self._payload = b""
         outcome = attempt(self._work, shard)
         try:
             pickle.loads(pickle.dumps(outcome))
         except Exception as error:
             lost = outcome.error if outcome.error is not None else outcome.result
-            said = " ".join(f"{type(lost).__name__}: {lost} ({error})".split())[:300]
+            said = one_line(f"{type(lost).__name__}: {lost} ({error})")
             return Outcome(shard, error=CfaugError(said), transient=outcome.transient, worker=outcome.worker)
         return outcome
-
-
-def _nothing(_: int) -> None:
-    return None
 
 
 def died(code: int | None) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Generator, Sequence
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 from cfaug.errors import UsageError
 from cfaug.offline.engines.protocol import Outcome, attempt
@@ -22,7 +22,6 @@ class RankEngine:
     """Rank `rank` of `world`, in this process; `workers` of make_engine is not used: the launcher said how many."""
 
     shared = True
-    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, rank: int, world: int) -> None:
         self.rank, self.world = rank, world

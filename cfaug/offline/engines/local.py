@@ -12,17 +12,16 @@ import multiprocessing
 import os
 import pickle
 import signal
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from cfaug.errors import CfaugError, UsageError
 from cfaug.offline.engines.children import ADVICE, PackedWork, died, one_thread, pack
-from cfaug.offline.engines.protocol import Outcome, attempt
+from cfaug.offline.engines.protocol import Outcome, attempt, check_workers, this_worker
 
 Result = TypeVar("Result")
 STARTS = 3  # deaths in a row before a worker of a slot has ever been ready: more of the same would not help
@@ -37,11 +36,9 @@ class LocalEngine:
     """
 
     shared = False
-    options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, workers: int) -> None:
-        if type(workers) is not int or workers < 0:
-            raise UsageError(f"expected a number of workers of 0 or more, got {workers!r}")
+        check_workers(workers, 0, "local")
         self.workers = workers
 
     def map(self, work: Callable[[int], Result], shards: Sequence[int]) -> Generator[Outcome[Result], None, None]:
@@ -160,8 +157,7 @@ class _Slot:
         if self.shard is None:
             return None, code
         told = CfaugError(f"worker process died ({died(code)}) at shard {self.shard}: {ADVICE}")
-        worker = f"{socket.gethostname()}:{self.process.pid}"
-        return Outcome(self.shard, error=told, transient=True, worker=worker), code
+        return Outcome(self.shard, error=told, transient=True, worker=this_worker(self.process.pid)), code
 
     def go_on(self, queue: deque[int]) -> None:
         """The next shard, or a new process that will be given one, or the end."""

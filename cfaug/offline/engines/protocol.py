@@ -9,11 +9,13 @@ outcomes and maps again what failed.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from cfaug.errors import CfaugError
+from cfaug.errors import CfaugError, UsageError, one_line
 
 log = logging.getLogger(__name__)
 _told: list[bool] = []
@@ -50,22 +52,28 @@ class Engine(Protocol):
         ...
 
 
+def this_worker(pid: int | None = None) -> str:
+    """``host:pid`` of this process, or of another one of this machine: what :attr:`Outcome.worker` says."""
+    return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
+
+
+def check_workers(workers: object, least: int, engine: str) -> None:
+    """:class:`UsageError` unless `workers` is a whole number of `least` or more."""
+    if type(workers) is not int or workers < least:
+        raise UsageError(f"expected a number of workers of {least} or more for engine {engine}, got {workers!r}")
+
+
 def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
     """``work(shard)``, with whatever it raises as an outcome; a CfaugError explains itself, of others an OSError may pass."""
-    import os
-    import socket
-
-    worker = f"{socket.gethostname()}:{os.getpid()}"
+    worker = this_worker()
     try:
         return Outcome(shard, work(shard), worker=worker)
     except CfaugError as error:
         return Outcome(shard, error=error, transient=error.transient, worker=worker)
     except Exception as error:
-        if (
-            not _told
-        ):  # a bug, ours or the model's: one line is too little to find it by, one traceback a process enough
+        if not _told:  # a bug, ours or the model's: one line is too little to find it by, one traceback enough
             _told.append(True)
             log.exception("shard %d failed in %s", shard, worker)
         passing = isinstance(error, OSError | MemoryError) or "CUDA error" in str(error)  # a new process may do better
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        said = one_line(f"{type(error).__name__}: {error}")
         return Outcome(shard, error=CfaugError(said), transient=passing, worker=worker)

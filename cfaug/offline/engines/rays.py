@@ -17,9 +17,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
-from cfaug.errors import CfaugError, UsageError
+from cfaug.errors import CfaugError, UsageError, one_line
 from cfaug.offline.engines.children import ADVICE, ONE_THREAD, PackedWork, pack
-from cfaug.offline.engines.protocol import Outcome
+from cfaug.offline.engines.protocol import Outcome, check_workers
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -58,8 +58,7 @@ class RayEngine:
             import ray  # noqa: F401
         except ImportError:
             raise UsageError('engine ray needs the package ray: pip install "cfaug[ray]"') from None
-        if type(workers) is not int or workers < 1:
-            raise UsageError(f"expected a number of workers of 1 or more for engine ray, got {workers!r}")
+        check_workers(workers, 1, "ray")
         if address is not None and not (isinstance(address, str) and address):
             raise UsageError(f"expected an address such as auto or ray://host:10001 for engine ray, got {address!r}")
         for name, value in {"num_cpus": num_cpus, "num_gpus": num_gpus, **_table("resources", resources)}.items():
@@ -158,7 +157,7 @@ class _Crew:
 
     def _lost(self, shard: int | None, error: Exception) -> Outcome[Any] | None:
         """The outcome of a dead actor's shard; None when it had none."""
-        self._reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        self._reason = one_line(f"{type(error).__name__}: {error}")
         if shard is None:
             self._unready += 1
             return None
@@ -211,9 +210,8 @@ def _connect(address: str | None) -> None:
     try:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        said = " ".join(str(error).split())[:300]
         raise UsageError(
-            f"no Ray cluster at {address or 'this machine'} ({said}): check generate.options.address"
+            f"no Ray cluster at {address or 'this machine'} ({one_line(error)}): check generate.options.address"
         ) from None
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cfaug.errors import ShardError
+from cfaug.errors import ShardError, one_line
 from cfaug.offline.format import (
     MAX_IMAGE_BYTES,
     MAX_PIXELS,
@@ -144,5 +144,5 @@ def _decoded(kind: str, mode: str, size: tuple[int, int], data: bytes, where: st
 
 
 def _refused(kind: str, error: Exception, where: str) -> ShardError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error, 200)
     return ShardError(f"{where}: its image is not a readable {kind} ({reason}): generate this shard again")
