@@ -15,7 +15,8 @@ import tiny
 from cfaug.causal import confounding
 from cfaug.data import ArrayDataset
 from cfaug.errors import ShardError
-from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate, inspection
+from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate
+from cfaug.offline.about import inspection
 from cfaug.offline.about.inspection import inspect_shards
 from cfaug.offline.progress import Progress
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from cfaug.data import ArrayDataset
 from cfaug.errors import ShardError, StorageError, UsageError
-from cfaug.offline import ShardReader, balance_groups, contact_sheet, generate
+from cfaug.offline import ShardReader, balance_groups, generate
+from cfaug.offline.about import contact_sheet
 from cfaug.offline.about.contact_sheet import contact_sheet as draw
 
 
