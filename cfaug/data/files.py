@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -38,10 +39,16 @@ def partial_name(name: str) -> str:
 
 
 def sync_directory(directory: Path) -> None:
-    """The names in `directory` (what was renamed or removed) survive a power cut from here on."""
+    """The names in `directory` (what was renamed or removed) survive a power cut from here on.
+
+    Where a file system has no such thing (it says EINVAL: some network and user-space ones) it is its own affair.
+    """
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(handle)
 
@@ -59,7 +66,7 @@ def is_running(pid: int) -> bool:
 def _abandoned(path: Path) -> list[Path]:
     """The partial files of `path` whose writers are no more."""
     start, found = f"{path.name}.{socket.gethostname()}.", []
-    with suppress(FileNotFoundError):
+    with suppress(OSError):  # absent, or not ours to list
         for other in path.parent.iterdir():
             if other.name.startswith(start) and other.name.endswith(PARTIAL):
                 pid = other.name.removeprefix(start).partition(".")[0]

@@ -69,3 +69,23 @@ def test_what_killed_writers_left_does_not_pile_up(tmp_path: Path) -> None:
         left.write_bytes(b"half")
     replace_file(tmp_path / "plan.json", b"x")
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "plan.json", *kept])
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EIO])
+def test_a_file_system_that_cannot_sync_directories_is_used_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink() == tmp_path:
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if number == errno.EINVAL:
+        replace_file(tmp_path / "x", b"x")
+    else:
+        with pytest.raises(OSError, match="Input/output"):
+            replace_file(tmp_path / "x", b"x")
+    assert (tmp_path / "x").read_bytes() == b"x"

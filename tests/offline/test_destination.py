@@ -95,8 +95,8 @@ def test_a_relative_place_stays_where_it_was_named(tmp_path, monkeypatch) -> Non
     plan = Plan(rows, samples_per_shard=1)
     plan.save(run / "plan")
     monkeypatch.chdir(run)
-    sent = pickle.dumps(open_destination("."))
-    commit(LocalDestination("shards"), 0, plan=plan.digest)
+    sent = pickle.dumps(LocalDestination("shards"))
+    commit(open_destination("."), 0, plan=plan.digest)
     for there, named in ((run, "."), (run, "shards"), (run / "shards", "."), (run / "plan", "../shards")):
         monkeypatch.chdir(there)
         assert "1 of 2 shards are not there yet" in str(verify(named))
@@ -323,10 +323,16 @@ def test_a_look_without_the_lock_repairs_nothing_and_refuses_nothing(truth, plac
     assert path.read_bytes() == content
     commit(newcomer, 1)
     same_as(place.directory, truth, range(2))
-    path.write_bytes(b"damaged\n")
-    newcomer._log.look_ahead()
-    with pytest.raises(ShardError, match="line 1"):
-        commit(newcomer, 2)
+    content = path.read_bytes()
+    newcomer = LocalDestination(place.directory)
+    for damage, said in ((b"damaged\n", "line 3"), (content[: content.index(b"\n") + 1], "listed twice")):
+        path.write_bytes(content + damage)
+        newcomer._log.look_ahead()
+        with pytest.raises(ShardError, match=said):
+            commit(newcomer, 2)
+    path.write_bytes(content)  # somebody has mended it
+    commit(newcomer, 2)
+    same_as(place.directory, truth, range(3))
 
 
 def test_a_manifest_that_was_replaced_meanwhile_is_read_again(place) -> None:

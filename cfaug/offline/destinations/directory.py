@@ -18,7 +18,7 @@ import os
 import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -98,7 +98,9 @@ class LocalDestination:
         return {row.name: row for row in read_manifest(self.storage)}
 
     def intact(self) -> dict[str, ManifestRow]:
-        return intact_rows(self.committed(), self.storage.sizes())
+        rows = self.committed()
+        with explained(self.directory, "the list of shards", "read"):
+            return intact_rows(rows, self.storage.sizes())
 
     @contextmanager
     def staging(self) -> Iterator[Path]:
@@ -252,10 +254,8 @@ class _Log:
     def look_ahead(self) -> None:
         """Read without .commit.lock what is there already, so that others do not wait while the many rows of a long run
         are parsed: what a commit that fails takes back meanwhile is noticed by :meth:`catch_up`, which must follow."""
-        try:
+        with suppress(CfaugError):  # who has the lock says what is wrong
             self.catch_up(alone=False)
-        except CfaugError:
-            self.reset()  # who has the lock says what is wrong
 
     def catch_up(self, alone: bool = True) -> None:
         """Read what was appended since. :class:`ShardError` for damage or rows of two runs.
@@ -277,8 +277,12 @@ class _Log:
             whole = tail.rfind(b"\n") + 1
             if alone and whole != len(tail):
                 os.truncate(self.path, self._end + whole)
-        for row in parse_rows(tail[:whole], str(self.path), self._lines + 1):
-            self._add(row)
+        try:
+            for row in parse_rows(tail[:whole], str(self.path), self._lines + 1):
+                self._add(row)
+        except CfaugError:
+            self.reset()  # half of what was read is known, and none of it counted as read
+            raise
         if whole:
             self._last = (self._last + tail[:whole])[-LAST:]
             self._end += whole

@@ -189,7 +189,8 @@ def _ours() -> str:
 def _sweep() -> None:
     """Remove what killed processes of this host had staged: nobody else knows of it, and it may be much."""
     start = _ours()
-    for path in Path(tempfile.gettempdir()).iterdir():
-        pid = path.name.removeprefix(start).partition("-")[0]
-        if path.name.startswith(start) and pid.isdecimal() and not is_running(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):  # a directory that is not ours to list
+        for path in Path(tempfile.gettempdir()).iterdir():
+            pid = path.name.removeprefix(start).partition("-")[0]
+            if path.name.startswith(start) and pid.isdecimal() and not is_running(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
