@@ -7,8 +7,9 @@ shards exist and vouches for tar and index by size and sha256:
     manifest row -> sha256(index) -> sha256(member)        so one random read can be checked without reading the shard
 
 It does not promise authenticity: whoever can write the directory can write a consistent one. So every size, count and
-nesting is bounded here, and nothing on disk makes a reader allocate more than these bounds. ``shards/README.md`` is the
-same contract in words, for other implementers.
+nesting of a tar, an index and a row is bounded here, and none of them makes a reader allocate more. How many rows a manifest
+has is not bounded: it is read whole, about 1 KB a shard, and so is a plan's header. ``shards/README.md`` is the same
+contract in words, for other implementers.
 """
 
 from __future__ import annotations

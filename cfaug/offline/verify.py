@@ -5,7 +5,8 @@ byte, each sample is decoded and compared with index and manifest, and the whole
 is wrong is named by shard and key. With the plan (given, or found beside the shards) it also says what is missing. It
 repairs nothing, and it cannot tell a good counterfactual from a bad one.
 
-Memory: one shard's index, and 16 bytes a sample for the keys and the sources (1.6 GB for 100 million samples).
+Memory: one shard's index, about 2 KB a shard for manifest and listing, and 16 bytes a sample for the keys and the sources
+(1.6 GB for 100 million samples). What is wrong is told in `MOST` lines a shard and `TOLD` in all; the rest is counted.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from cfaug.offline.format import (
     PARTIAL,
     PLAN_HEADER,
     TAR,
+    TAR_RECORD,
     IndexRow,
     ManifestRow,
     header,
@@ -42,8 +44,8 @@ from cfaug.offline.reading.manifest import COMMITS, read_manifest
 from cfaug.offline.reading.scan import read_exactly, scan
 from cfaug.offline.shards import check_size, open_shards, read_index, vouched
 
-MOST = 20  # lines about one shard; what comes after is counted
-CHUNK = 1 << 20
+MOST = 20  # lines about one shard, and about any other one thing
+TOLD = 1000  # lines about shards
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class VerifyReport:
     """`ok` when there are no `problems` (one line each, naming shard and key).
 
     `counts`: shards, samples, null (interventions among the samples), sources, bytes (of the tars).
-    `leftovers`: partial files of a run that was killed or is running; nobody reads them and the next run removes them.
+    `leftovers`: partial files in a directory, of a run that was killed or that is running. Nobody reads them, and the next
+    run that nobody else writes beside removes them; an object store has none.
     """
 
     problems: tuple[str, ...]
@@ -90,32 +93,42 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
         manifest = read_manifest(storage)
     except ShardError as error:
         return VerifyReport((str(error),), counts, leftovers)
+    untold = 0
     for row in manifest:
         counts["shards"] += 1
         counts["bytes"] += row.bytes
-        try:
-            index = read_index(storage, row, sizes)
-        except ShardError as error:
-            problems += [str(error), *_without_index(storage, row, sizes)]
-            continue
-        except StorageError as error:  # which says nothing of the shard
-            problems.append(str(error))
-            continue
-        problems += _most(_shard_problems(storage, row, index, sizes), row.name)
+        found, index = _of_shard(storage, row, sizes)
+        room = TOLD - len(problems)
+        problems += found[:room]
+        untold += len(found[room:])
         counts["samples"] += len(index)
         counts["null"] += sum(sample.null for sample in index)
         keys.extend(hash(sample.key) for sample in index)
         sources.extend(hash(sample.source_key) for sample in index)
-    problems += _repeated(storage, manifest, sizes, keys)
+    if untold:
+        problems.append(f"and {untold} more lines about shards like these")
+    problems += _most(_repeated(storage, manifest, sizes, keys), "and {} more about keys")
     counts["sources"] = len(np.unique(np.frombuffer(sources, np.int64))) if sources else 0
     expected = {name for row in manifest for name in (row.name, row.index)}
-    problems += [
-        f"{name}: not in the manifest, so nobody vouches for it: generate again, or remove it"
-        for name in sorted(sizes)
-        if name.endswith((TAR, INDEX)) and name not in expected
-    ]
+    strays = (name for name in sorted(sizes) if name.endswith((TAR, INDEX)) and name not in expected)
+    problems += _most(
+        (f"{name}: not in the manifest, so nobody vouches for it: generate again, or remove it" for name in strays),
+        "and {} more files that are not in the manifest",
+    )
     problems += _against_plan(storage, sizes, manifest, plan)
     return VerifyReport(tuple(problems), counts, leftovers)
+
+
+def _of_shard(storage: Storage, row: ManifestRow, sizes: dict[str, int]) -> tuple[list[str], list[IndexRow]]:
+    """What is wrong with one shard, and its index: empty where that is of no use."""
+    more = f"{row.name}: {{}} more problems like these"
+    try:
+        index = read_index(storage, row, sizes)
+    except ShardError as error:
+        return _most([str(error), *_without_index(storage, row, sizes)], more), []
+    except StorageError as error:  # which says nothing of the shard
+        return [str(error)], []
+    return _most(_shard_problems(storage, row, index, sizes), more), index
 
 
 def _shard_problems(storage: Storage, row: ManifestRow, index: list[IndexRow], sizes: dict[str, int]) -> Iterator[str]:
@@ -163,7 +176,7 @@ def _walk(stream: _Hashed, row: ManifestRow, index: list[IndexRow]) -> Iterator[
             payloads.append(data[: member.size])
         yield from _sample_problems(row, sample, payloads, where)
     zeros = True
-    while chunk := stream.read(CHUNK):
+    while chunk := stream.read(TAR_RECORD):
         zeros = zeros and not any(chunk)
         at += len(chunk)
     if not zeros or at != row.bytes:
@@ -198,10 +211,8 @@ def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) ->
     try:
         check_size(row.name, row.bytes, sizes)
         with storage.opened(row.name) as stream:
-            hashed = _Hashed(stream)
-            while hashed.read(CHUNK):
-                pass
-        if hashed.sha256.hexdigest() != row.sha256:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != row.sha256:
             problems.append(f"{row.name}: it does not have the sha256 of the manifest either: generate it again")
     except ShardError as error:
         problems.append(str(error))
@@ -219,37 +230,36 @@ def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) ->
     return problems
 
 
-def _most(problems: Iterable[str], name: str) -> list[str]:
+def _most(problems: Iterable[str], more: str) -> list[str]:
+    """The first `MOST`, and in a line `more` how many others there are."""
     remaining = iter(problems)
     told = list(islice(remaining, MOST))
-    more = sum(1 for _ in remaining)
-    return [*told, f"{name}: {more} more problems like these"] if more else told
+    untold = sum(1 for _ in remaining)
+    return [*told, more.format(untold)] if untold else told
 
 
-def _repeated(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, int], keys: array[int]) -> list[str]:
+def _repeated(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, int], keys: array[int]) -> Iterator[str]:
     """Keys in more than one place: those whose hashes are equal are read again, so no collision is taken for one."""
     if not keys:
-        return []
+        return
     hashes = np.frombuffer(keys, np.int64)  # sorted in place: no second copy
     hashes.sort()
     suspects = frozenset(np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:MOST].tolist())
     if not suspects:
-        return []
+        return
     seen: dict[str, str] = {}
-    problems = []
     for row in manifest:
         try:
             index = read_index(storage, row, sizes)
         except ShardError:
             continue  # reported already
         except StorageError as error:
-            problems.append(str(error))
+            yield str(error)
             continue
         for key in (sample.key for sample in index if hash(sample.key) in suspects):
             if key in seen:
-                problems.append(f"{row.name}, sample {key!r}: the key is also in {seen[key]}")
+                yield f"{row.name}, sample {key!r}: the key is also in {seen[key]}"
             seen[key] = row.name
-    return problems[:MOST]
 
 
 def _against_plan(storage: Storage, sizes: dict[str, int], manifest: list[ManifestRow], plan: Plan | None) -> list[str]:

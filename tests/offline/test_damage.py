@@ -5,6 +5,7 @@ Small here; `benchmarks/damage.py` does all of it, and asks other readers too.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from damages import Fault, Region
 
+from cfaug.offline import write_shard
+from cfaug.offline.format import shard_name
 from cfaug.offline.shards import ShardReader
 from cfaug.offline.verify import verify
 
@@ -75,3 +78,25 @@ def test_every_byte_of_index_and_manifest(made: Made, file: str) -> None:
         found = damages.judge(made[0], file, fault, truth, scanning=False)
         assert (found["verify"], found["shard"], found["altered"]) == (True, True, 0), fault.content
     assert len(ShardReader(made[0])) == 4
+
+
+def test_what_is_told_of_many_bad_shards_is_bounded_and_the_rest_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a hundred thousand shards on a bad disk nobody reads two million lines, nor has the memory for them."""
+    module = importlib.import_module("cfaug.offline.verify")
+    for number in range(6):
+        name = shard_name("train", number)
+        write_shard(tmp_path, name, [damages.sample(3 * number + i) for i in range(3)], "p", "m")
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[:-512] + bytes([1]) * 512)  # one line for its end, one for its sha256
+        (tmp_path / shard_name("val", number)).write_bytes(b"")
+    every = verify(tmp_path).problems
+    monkeypatch.setattr(module, "TOLD", 3)
+    monkeypatch.setattr(module, "MOST", 2)
+    assert len(every) == 6 * 2 + 6
+    shards, strays = every[:12], every[12:]
+    assert verify(tmp_path).problems == (
+        *shards[:3], "and 9 more lines about shards like these",
+        *strays[:2], "and 4 more files that are not in the manifest",
+    )  # fmt: skip

@@ -328,3 +328,19 @@ def test_a_sample_lies_evenly_over_the_plan() -> None:
     assert 150 <= len(some) <= 200
     assert len({row.shard for row in some}) >= 6
     assert max(row.shard for row in some) > 25
+
+
+def test_a_shard_is_found_without_looking_through_all_of_them() -> None:
+    """Where numbers are missing they are a list; a run asks it for each of a hundred thousand shards."""
+
+    class Numbers(list[int]):
+        def __contains__(self, number: object) -> bool:
+            raise AssertionError("looks through them")
+
+    plan = Plan([PlanRow(f"k{i}", "s", do({}), i, 3 * i, 0) for i in range(5)])
+    plan._source.shards = Numbers(plan.shards())
+    for i in (0, 1, 4):
+        assert [row.key for row in plan.rows_of(3 * i)] == [f"k{i}"]
+    for wrong in (-1, 1, 5, 13, 10**9):
+        with pytest.raises(UsageError, match=rf"expected a shard of the plan \(0 to 12\), got {wrong}"):
+            plan.rows_of(wrong)

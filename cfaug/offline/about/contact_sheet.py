@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfaug.data.files import replace_file
 from cfaug.errors import StorageError, UsageError, one_line
+from cfaug.offline.about.inspection import quartiles
 from cfaug.offline.format import IndexRow, ManifestRow, Record, Value
 from cfaug.offline.reading.committed import Committed
 
@@ -135,7 +136,7 @@ def _quartiles(records: Iterable[Record]) -> dict[str, list[float]]:
         for name, value in record["do"].items():
             if not isinstance(value, str) and value is not None:
                 numbers.setdefault(name, []).append(value)
-    return {name: [float(e) for e in np.quantile(values, [0.25, 0.5, 0.75])] for name, values in numbers.items()}
+    return {name: quartiles(values) for name, values in numbers.items()}
 
 
 def _items(record: Record, edges: dict[str, list[float]]) -> frozenset[Item]:

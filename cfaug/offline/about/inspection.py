@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class _Side:
             for name, value in values.items():
                 if isinstance(value, (int, float)):
                     columns.setdefault(name, []).append(value)
-        self.edges = {n: [float(e) for e in np.quantile(v, [0.25, 0.5, 0.75])] for n, v in columns.items()}
+        self.edges = {name: quartiles(values) for name, values in columns.items()}
 
     def add(self, target: Value, values: dict[str, Value], cuts: dict[str, list[float]]) -> None:
         group = None if target is None else _level(target, cuts.get(""))
@@ -166,6 +166,11 @@ class _Side:
     def table(self, name: str) -> Counter[tuple[str, str]] | None:
         """Target and attribute, a number at this side's own quartiles."""
         return self.own.get(name) or self.groups.get(name)
+
+
+def quartiles(values: Sequence[float]) -> list[float]:
+    """The three numbers that cut `values` into quarters: a continuous attribute's levels lie between them."""
+    return [float(edge) for edge in np.quantile(values, [0.25, 0.5, 0.75])]
 
 
 class _Tally:

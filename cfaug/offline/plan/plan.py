@@ -9,8 +9,10 @@ It does not promise that the decoder obeys, nor that an attribute is no ancestor
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ class Plan:
         if self._last is not None and self._last[0] == shard:
             return self._last[1]
         known = self._source.shards
-        if shard not in known:
+        if not _holds(known, shard):
             raise UsageError(f"expected a shard of the plan (0 to {known[-1] if known else -1}), got {shard!r}")
         rows = tuple(self._source.rows(range(shard, shard + 1)))
         self._last = shard, rows
@@ -165,6 +167,14 @@ class Plan:
     @property
     def _shards_per_part(self) -> int:
         return max(1, ROWS_PER_PART // self.samples_per_shard)
+
+
+def _holds(numbers: Sequence[int], number: object) -> bool:
+    """Whether `number` is one of ascending `numbers`, however many they are."""
+    if isinstance(numbers, range) or not isinstance(number, Integral):
+        return number in numbers
+    at = bisect_left(numbers, int(number))
+    return at < len(numbers) and numbers[at] == number
 
 
 def refuse_wrong_shape(split: object, samples_per_shard: object) -> None:
