@@ -108,7 +108,10 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class GenerateConfig:
-    """How it is generated. Nothing here changes a byte except samples_per_shard, batch_size and image."""
+    """How it is generated.
+
+    With the same versions, threads and device, nothing here changes a byte except samples_per_shard, batch_size and image.
+    """
 
     engine: str = "local"  # local | torchrun | slurm | submitit | ray
     workers: int = 2

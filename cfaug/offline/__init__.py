@@ -1,7 +1,7 @@
 """Floor 2: the plan, and everything between a plan and committed shards. Knows a model only by its protocol.
 
 `generate` and `verify` are functions here and modules of the same names below; what is imported eagerly below keeps
-the functions. Torch, webdataset and tqdm are imported where they are used, so this room is light.
+the functions. Torch, fsspec, tqdm and what an engine needs are imported where they are used, so this room is light.
 """
 
 from __future__ import annotations

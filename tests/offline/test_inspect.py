@@ -23,7 +23,7 @@ from cfaug.offline.progress import Progress
 
 @pytest.fixture(scope="module", params=["png", "webp"])
 def run(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sources that lack values, reconstructions, a continuous attribute, several shards and replicas."""
+    """Sources that lack values, null interventions, a continuous attribute, several shards and replicas."""
     out = tmp_path_factory.mktemp("run")
     data = tiny.dataset(60)
     table = data.table.copy()
@@ -105,7 +105,7 @@ def test_confounding_is_that_of_the_tables(run) -> None:
 
 def test_change_is_right_to_its_bins(run) -> None:
     found, (_, _, records) = inspect_shards(run), tables(run)
-    for kind, null in (("counterfactual", False), ("reconstruction", True)):
+    for kind, null in (("counterfactual", False), ("null", True)):
         values = np.array([r["quality"]["change_l1"] for r in records if (not r["do"]) == null])
         row = found.change[kind]
         assert row["n"] == len(values)

@@ -90,7 +90,7 @@ def described(plan: Plan) -> str:
     of = plan.summary
     return (
         f"{of.rows} images in {of.shards} shards, made by cfaug from {of.sources} images of the {plan.split} split: "
-        f"{of.rows - of.nulls} under interventions and {of.nulls} reconstructions (`do` empty).\n"
+        f"{of.rows - of.nulls} under interventions and {of.nulls} null interventions (`do` empty).\n"
         "They are synthetic: each shows what its source might have looked like under `do`, if the assumptions of the\n"
         "graph and of the model that made it hold."
     )

@@ -1,4 +1,4 @@
-"""A contact sheet: a PNG with a row for each of some sources, its reconstruction where there is one, and counterfactuals.
+"""A contact sheet: a PNG with a row for each of some sources: its null intervention where there is one, counterfactuals.
 
 Sources and counterfactuals are chosen greedily so that every value set by do() and every group (target value and value
 set) is seen as early as it can be; equally good ones by `seed`. Of more than `SHARDS` shards only so many, drawn by `seed`, are looked
@@ -55,7 +55,7 @@ def contact_sheet(place: str | Path, path: str | Path, rows: int = 8, columns: i
     """Draw the sheet of a run, its shards, or shards at a URL into the PNG file `path`, which is replaced.
 
     Args:
-        rows: sources, at most; columns: counterfactuals of each, at most (its reconstruction comes before them).
+        rows: sources, at most; columns: counterfactuals of each, at most (its null intervention comes before them).
 
     Raises:
         UsageError: rows or columns below 1, or a file name that does not end in ``.png``.
@@ -168,16 +168,16 @@ def _draw(chosen: Sequence[_Source], title: str) -> Image.Image:
     side = longest * max(1, _SIDE // longest) if longest <= _LARGEST else _LARGEST
     cell = max(side, 96)
     step_x, step_y = cell + _GAP, side + _LINES * (_FONT + 3) + 2 * _GAP
-    reconstructed = any(source.null for source in chosen)
+    with_nulls = any(source.null for source in chosen)
     label = 150
-    width = label + step_x * (reconstructed + max(len(source.made) for source in chosen)) + 2 * _GAP
+    width = label + step_x * (with_nulls + max(len(source.made) for source in chosen)) + 2 * _GAP
     top = 2 * _GAP + 2 * (_FONT + 4)
     sheet = Image.new("RGB", (width, top + step_y * len(chosen)), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((_GAP, _GAP), title, _INK, font)
     heading = (
         "each row one source; "
-        + ("its reconstruction, then " if reconstructed else "")
+        + ("its null intervention, then " if with_nulls else "")
         + "counterfactuals under do(...)"
     )
     pen.text((_GAP, _GAP + _FONT + 4), heading, _PALE, small)
@@ -196,7 +196,7 @@ def _draw(chosen: Sequence[_Source], title: str) -> Image.Image:
             _PALE,
             max(2, (step_y - _GAP) // (_FONT + 3) - 3),
         )
-        cells = [*([source.null] if reconstructed else []), *source.made]
+        cells = [*([source.null] if with_nulls else []), *source.made]
         for c, shown in enumerate(cells):
             if shown is None or shown.image is None:
                 continue
@@ -212,7 +212,7 @@ def _draw(chosen: Sequence[_Source], title: str) -> Image.Image:
 def _caption(record: Record) -> list[str]:
     """The assignments, a line each; what followed from them in brackets."""
     if not record["do"]:
-        return ["reconstruction"]
+        return ["null intervention"]
     attributes, factual = record["attributes"], record["factual"]
     followed = [n for n, v in attributes.items() if n not in record["do"] and v != factual.get(n)]
     return [

@@ -146,7 +146,9 @@ def _key(record_set: str, member: str) -> dict[str, Any]:
 
 def _image() -> dict[str, Any]:
     source = {"fileSet": {"@id": "images-in-shards"}, "extract": {"fileProperty": "content"}}
-    return _field("images/image", "sc:ImageObject", "The counterfactual image, or the reconstruction.", source)
+    return _field(
+        "images/image", "sc:ImageObject", "The counterfactual image, or what a null intervention gives.", source
+    )
 
 
 def _text() -> dict[str, Any]:

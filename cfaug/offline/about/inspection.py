@@ -1,7 +1,7 @@
 """What a place of shards holds, in figures: counts, values, groups, interventions, and the confounding before and after.
 
     before = dependence of target and attribute among the sources' factual values, every source once
-    after  = the same among the counterfactuals' values (reconstructions apart)
+    after  = the same among the counterfactuals' values (null interventions apart)
 
 Streams over the records, whose sha256 is checked; of the images only the first of each shard is read. Memory does not grow
 with samples, but for some hundred bytes (a set's entry) a source. A continuous attribute is cut at quartiles: of the sources for groups, of each side for
@@ -43,7 +43,7 @@ class Inspection:
 
     Attributes:
         place: where.
-        shards, samples, nulls, sources: counts; `nulls` of the samples are reconstructions.
+        shards, samples, nulls, sources: counts; `nulls` of the samples are null interventions.
         bytes: of the tars; `image_bytes`: mean of an image's; `formats`: image field -> samples.
         sizes: "height x width x channels" -> count, of the first image of each shard.
         target: the name of the target, where the records tell.
@@ -52,7 +52,7 @@ class Inspection:
         groups: attribute -> {"factual", "counterfactual"} -> target value -> level -> count.
         interventions: names of do(), joined by "+" -> samples.
         confounding: attribute -> {"before", "after"} -> n, nmi, nmi_chance, cramers_v, p_value; None without rows.
-        change: {"counterfactual", "reconstruction"} -> quantiles 0.05, 0.5, 0.95 of `change_l1`, and the mean.
+        change: {"counterfactual", "null"} -> quantiles 0.05, 0.5, 0.95 of `change_l1`, and the mean.
         replicas: samples of each replica number; those above nine together as "10+".
         stats: what the run's logs say, where they are beside the shards.
     """
@@ -182,7 +182,7 @@ class _Tally:
         self._replicas: Counter[int] = Counter()
         self._sources: set[int] = set()
         self._sides = {"factual": _Side(), "counterfactual": _Side()}
-        self._change = {name: np.zeros(_BINS + 1, dtype=np.int64) for name in ("counterfactual", "reconstruction")}
+        self._change = {name: np.zeros(_BINS + 1, dtype=np.int64) for name in ("counterfactual", "null")}
         self._sums = dict.fromkeys(self._change, 0.0)
         self._targets: dict[str, None] | None = None
         self._pending: list[tuple[str, Value, dict[str, Value]]] | None = []
@@ -195,7 +195,7 @@ class _Tally:
         combination = "+".join(sorted(record["do"])) or "(none)"
         _count(self._do, combination)
         self._replicas[min(record["replica"], 10)] += 1
-        kind = "reconstruction" if sample.null else "counterfactual"
+        kind = "null" if sample.null else "counterfactual"
         change = record["quality"].get("change_l1")
         if isinstance(change, (int, float)):
             self._change[kind][round(min(max(change, 0.0), 1.0) * _BINS)] += 1

@@ -15,11 +15,14 @@ def text(found: Mapping[str, Any], stats: str | None = None) -> str:
     facts = [
         ("place", found["place"]),
         ("shards", f"{found['shards']}, {_bytes(found['bytes'])}"),
-        ("samples", f"{found['samples']}: {counterfactuals} counterfactuals, {found['nulls']} reconstructions"),
+        ("samples", f"{found['samples']}: {counterfactuals} counterfactuals, {found['nulls']} null interventions"),
         ("sources", f"{found['sources']}, {found['samples'] / max(1, found['sources']):.1f} images each"),
         ("images", f"{_sizes(found['sizes'])}, {'/'.join(found['formats'])}, {_bytes(found['image_bytes'])} each"),
         ("replicas", _counts(found["replicas"])),
-        *((f"{kind}s", _change(row)) for kind, row in found["change"].items()),
+        *(
+            ("null interventions" if kind == "null" else "counterfactuals", _change(row))
+            for kind, row in found["change"].items()
+        ),
         ("do(...) on", _counts(found["interventions"])),
     ]
     parts = [_aligned(facts)]

@@ -108,7 +108,7 @@ def stage_shard(
                 shape_of_first = _same_fields(sample, shape_of_first, name)
                 lines.append(_index_row(sample, fields, writer.size, image).line())
                 keys.add(sample.key)
-                for field in ("json", image):  # sorted, as webdataset.TarWriter has them
+                for field in ("json", image):  # sorted, as webdataset has them
                     writer.add(f"{sample.key}.{field}", fields[field])
             writer.close()
             handle.flush()
