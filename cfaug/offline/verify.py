@@ -54,12 +54,13 @@ class VerifyReport:
 
     `counts`: shards, samples, null (interventions among the samples), sources, bytes (of the tars).
     `leftovers`: partial files in a directory, of a run that was killed or that is running. Nobody reads them, and the next
-    run that nobody else writes beside removes them; an object store has none.
+    run that nobody else writes beside removes them; an object store has none. `notes` say what could not be checked.
     """
 
     problems: tuple[str, ...]
     counts: dict[str, int] = field(default_factory=dict)
     leftovers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -67,7 +68,7 @@ class VerifyReport:
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {name}" for name, count in self.counts.items())
-        notes = [f"leftover: {name}" for name in self.leftovers]
+        notes = [*(f"leftover: {name}" for name in self.leftovers), *self.notes]
         return "\n".join([f"{'ok' if self.ok else 'NOT ok'}: {counts}", *self.problems, *notes])
 
 
@@ -115,8 +116,17 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
         (f"{name}: not in the manifest, so nobody vouches for it: generate again, or remove it" for name in strays),
         "and {} more files that are not in the manifest",
     )
-    problems += _against_plan(storage, sizes, manifest, plan)
-    return VerifyReport(tuple(problems), counts, leftovers)
+    if plan is None:
+        plan, unreadable_plan = _plan_beside(storage)
+        problems += unreadable_plan
+    if plan is not None:
+        problems += _against_plan(sizes, manifest, plan)
+    if plan is not None or CARD in sizes:  # the card comes with the last shard
+        return VerifyReport(tuple(problems), counts, leftovers)
+    if MANIFEST not in sizes:  # an object store gets it with the last shard
+        problems.append(f"the run is not finished, {len(manifest)} shards are committed so far: generate again")
+    note = f"no plan beside the shards and no {CARD}: whether shards are missing is not known; give the run's directory"
+    return VerifyReport(tuple(problems), counts, leftovers, (note,))
 
 
 def _of_shard(storage: Storage, row: ManifestRow, sizes: dict[str, int]) -> tuple[list[str], list[IndexRow]]:
@@ -262,18 +272,22 @@ def _repeated(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, in
             seen[key] = row.name
 
 
-def _against_plan(storage: Storage, sizes: dict[str, int], manifest: list[ManifestRow], plan: Plan | None) -> list[str]:
-    if plan is None:
-        beside = f"{storage.url.rstrip('/').rpartition('/')[0] or '..'}/plan"
-        try:
-            if PLAN_HEADER not in open_storage(beside).sizes(PLAN_HEADER):
-                return []
-            plan = Plan.load(beside)
-            plan.check()
-        except (ShardError, StorageError) as error:
-            return [str(error)]
-        except OSError as error:
-            return [str(unreadable(error, f"the plan {beside}", "check the path"))]
+def _plan_beside(storage: Storage) -> tuple[Plan | None, list[str]]:
+    """The plan of the run whose shards these are, if it lies beside them; and what is wrong with it."""
+    beside = f"{storage.url.rstrip('/').rpartition('/')[0] or '..'}/plan"
+    try:
+        if PLAN_HEADER not in open_storage(beside).sizes(PLAN_HEADER):
+            return None, []
+        plan = Plan.load(beside)
+        plan.check()
+        return plan, []
+    except (ShardError, StorageError) as error:
+        return None, [str(error)]
+    except OSError as error:
+        return None, [str(unreadable(error, f"the plan {beside}", "check the path"))]
+
+
+def _against_plan(sizes: dict[str, int], manifest: list[ManifestRow], plan: Plan) -> list[str]:
     if manifest and manifest[0].plan != plan.digest:
         return ["the shards were generated from another plan than the one beside them: generate with --overwrite"]
     committed = {row.name for row in manifest}

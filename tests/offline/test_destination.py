@@ -572,3 +572,19 @@ def test_what_readers_would_refuse_is_not_written(tmp_path) -> None:
             stage_shard(tmp_path, name(0), [odd], "p", "m")
     accented = Sample(sample.key, sample.image, {**sample.record, "source_key": "caf\u00e9.png"})
     stage_shard(tmp_path, name(0), [accented], "p", "m")
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("", "empty text"),
+        ("s3:/bucket/run", "a URL has two slashes"),
+        ("s3://", "expected a bucket"),
+        ("s3:///", "expected a bucket"),
+        ("nothing://a", "cannot reach nothing://a"),
+    ],
+)
+def test_a_place_that_is_none_is_one_line(place: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message) as caught:
+        open_destination(place)
+    assert "\n" not in str(caught.value)

@@ -314,7 +314,9 @@ def passing(n: int = 1) -> list[Exception]:
     return [StorageError("the store did not answer", transient=True) for _ in range(n)]
 
 
-def test_what_fails_in_passing_is_tried_again_though_another_shard_fails_for_good(monkeypatch, reference, tmp_path) -> None:
+def test_what_fails_in_passing_is_tried_again_though_another_shard_fails_for_good(
+    monkeypatch, reference, tmp_path
+) -> None:
     engine = Scripted({0: passing(), 1: [DataError("source 3.png: no image")], 3: passing(2)})
     with pytest.raises(DataError, match=r"1 of 4 shards failed \(cf-train-000001\.tar; 3 others .*3\.png"):
         scripted(monkeypatch, tmp_path, engine)
@@ -325,7 +327,9 @@ def test_what_fails_in_passing_is_tried_again_though_another_shard_fails_for_goo
 
 def test_what_fails_to_the_end_is_listed_with_what_failed_for_good(monkeypatch, tmp_path) -> None:
     engine = Scripted({0: passing(9), 2: [DataError("no image")]})
-    with pytest.raises(CfaugError, match=r"2 of 4 shards failed \(cf-train-000002\.tar, cf-train-000000\.tar; 2 others"):
+    with pytest.raises(
+        CfaugError, match=r"2 of 4 shards failed \(cf-train-000002\.tar, cf-train-000000\.tar; 2 others"
+    ):
         scripted(monkeypatch, tmp_path, engine, retries=1)
     assert engine.calls == [0, 1, 2, 3, 0]
 
@@ -555,3 +559,32 @@ def test_verify_knows_what_is_missing(reference, tmp_path) -> None:
     assert verify(tmp_path).ok
     a_plan(seed=9).save(tmp_path / "plan")
     assert "another plan" in verify(tmp_path).problems[0]
+
+
+def test_verify_without_a_plan_says_what_it_does_not_know(reference, tmp_path) -> None:
+    class Stop(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise Stop
+
+    for place, finished in ((tmp_path / "run", True), ("memory://half-finished", False)):
+        with pytest.raises(Stop):
+            run(place, on_shard=stop)  # type: ignore[arg-type]
+        report = verify(place)
+        assert report.ok == finished  # a directory cannot know, a store has no manifest yet
+        assert "whether shards are missing is not known" in str(report)
+        assert finished or "not finished, 1 shards are committed" in str(report)
+        run(place)  # type: ignore[arg-type]
+        report = verify(place)
+        assert (report.ok, report.notes) == (True, ())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"retries": -1}, "retries of 0 or more"), ({"gate": lambda *_: [True]}, "expected a gate with a digest")],
+)
+def test_wrong_options_are_named(tmp_path, wrong: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        run(tmp_path / "out", **wrong)
+    assert not (tmp_path / "out").exists()

@@ -344,3 +344,9 @@ def test_a_shard_is_found_without_looking_through_all_of_them() -> None:
     for wrong in (-1, 1, 5, 13, 10**9):
         with pytest.raises(UsageError, match=rf"expected a shard of the plan \(0 to 12\), got {wrong}"):
             plan.rows_of(wrong)
+
+
+def test_a_source_that_is_there_twice_is_named() -> None:
+    table = tiny.dataset(6).table
+    with pytest.raises(DataError, match=r"'source 0\.png' twice"):
+        balance_groups(pd.concat([table, table]), tiny.schema())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -217,7 +218,7 @@ class FsspecStorage:
             if len(content) >= LARGEST:
                 raise UsageError(
                     f"{name}: expected less than 5 GiB for one upload to {self.url}, got {len(content)} bytes: "
-                    "set plan.samples_per_shard lower"
+                    "set generate.samples_per_shard lower"
                 )
             options["chunksize"] = LARGEST  # type: ignore[assignment]  # below it s3fs makes a single put
         with _as_os_error():
@@ -285,6 +286,12 @@ def open_storage(place: str | Path) -> LocalStorage | FsspecStorage:
     :class:`UsageError` where the protocol is unknown or its package is missing (with the pip line).
     """
     text = str(place)
+    if not text:
+        raise UsageError("expected a directory or a URL, got an empty text: write OUT or s3://BUCKET/PATH")
+    if re.match(r"[A-Za-z0-9+.-]{2,}:/?[^/]", text) and not Path(text.partition("/")[0]).exists():
+        raise UsageError(f"expected a directory or a URL, got {text!r}: a URL has two slashes, s3://BUCKET/PATH")
+    if re.match(r"(s3|gs|gcs|abfs|az):///*$", text):
+        raise UsageError(f"expected a bucket in {text!r}: write s3://BUCKET/PATH")
     if "://" not in text or text.startswith("file://"):
         return LocalStorage(local_path(text.removeprefix("file://")))
     storage = FsspecStorage(text if text.endswith("://") else text.rstrip("/"))

@@ -60,7 +60,9 @@ def this_worker(pid: int | None = None) -> str:
 def check_workers(workers: object, least: int, engine: str) -> None:
     """:class:`UsageError` unless `workers` is a whole number of `least` or more."""
     if type(workers) is not int or workers < least:
-        raise UsageError(f"expected a number of workers of {least} or more for engine {engine}, got {workers!r}")
+        raise UsageError(
+            f"expected a number of workers of {least} or more for engine {engine}, got {workers!r}: set generate.workers"
+        )
 
 
 def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:

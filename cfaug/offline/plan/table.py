@@ -78,6 +78,11 @@ class PlanTable:
             raise DataError(
                 f"expected sources in the {settings.split} split, got an empty table: check the split column"
             )
+        if not table.index.is_unique:
+            twice = table.index[table.index.duplicated()][0]
+            raise DataError(
+                f"expected every source once in the table's index, got {twice!r} twice: give each row its own key"
+            )
         schema = schema.fit(table, schema.names)
         table = schema.canonical(table)
         codes, classes = pd.factorize(table[schema.target])
