@@ -63,7 +63,7 @@ def test_actors_come_when_there_is_room_are_replaced_when_killed_and_end_with_th
 
     squatter = Squatter.remote()
     ray.get(squatter.there.remote())
-    outcomes = ours(2).map(OneStays(pause=0.05, place=str(tmp_path)), range(10_000))
+    outcomes = ours(2).map(OneStays(pause=0.05, place=str(tmp_path)), range(800))
     found = [next(outcomes) for _ in range(3)]
     assert len(numbers(found)) == 1
     ray.kill(squatter)

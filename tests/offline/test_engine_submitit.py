@@ -41,11 +41,14 @@ def test_a_killed_job_keeps_what_it_had_finished(tmp_path) -> None:
     assert not list(tmp_path.rglob("work.pkl"))  # the model is not left behind
 
 
-def test_a_preempted_job_is_requeued_and_goes_on_where_it_was(tmp_path) -> None:
+# below ten minutes submitit takes every signal for the time limit, at which only what has checkpoint() is requeued
+@pytest.mark.parametrize("minutes", [240, 5], ids=["preempted", "at its time limit"])
+def test_a_job_is_requeued_and_goes_on_where_it_was(tmp_path, minutes: int) -> None:
     """SLURM's signal reaches the job in the middle of its second shard: the first one is not made again."""
     place = tmp_path / "marks"
     place.mkdir()
-    outcomes = engine(tmp_path / "jobs", 1, shards_per_job=3).map(Work(mark=str(place), pause=0.5), [0, 1, 2])
+    options = {"shards_per_job": 3, "timeout_min": minutes}
+    outcomes = engine(tmp_path / "jobs", 1, **options).map(Work(mark=str(place), pause=0.5), [0, 1, 2])
     assert (first := next(outcomes)).result == 0
     assert wait_until(lambda: [shard for shard, _ in marks(place)] == [0, 1])
     before = marks(place)[0][1]
@@ -131,7 +134,7 @@ def slurm(tmp_path, monkeypatch) -> Path:
     """Stand-ins for SLURM's commands, there is none here: the script that sbatch is given, and what scancel is."""
     commands = tmp_path / "bin"
     commands.mkdir()
-    for name, body in {"sbatch": f'cp "$1" {tmp_path}/batch.sh; echo "Submitted batch job 77"', "srun": "", "sacct": "echo 'JobID|State|NodeList'; echo '77_[0-3]|CANCELLED|'", "scancel": f"echo $1 >> {tmp_path}/cancelled"}.items():  # fmt: skip
+    for name, body in {"sbatch": f'cp "$1" {tmp_path}/batch.sh; echo "Submitted batch job 77"', "srun": "", "sacct": "echo 'JobID|State|NodeList'; echo '77_[0-99]|CANCELLED|'", "scancel": f"echo $1 >> {tmp_path}/cancelled"}.items():  # fmt: skip
         (commands / name).write_text(f"#!/bin/sh\n{body}\n")
         (commands / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
