@@ -6,6 +6,7 @@ Small here; `benchmarks/damage.py` does all of it, and asks other readers too.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
@@ -15,8 +16,10 @@ import numpy as np
 import pytest
 from damages import Fault, Region
 
+from cfaug.errors import ShardError
 from cfaug.offline import write_shard
 from cfaug.offline.format import shard_name
+from cfaug.offline.reading.scan import scan
 from cfaug.offline.shards import ShardReader
 from cfaug.offline.verify import verify
 
@@ -49,8 +52,16 @@ def test_truncation(made: Made) -> None:
 def test_every_byte_of_a_header(made: Made) -> None:
     first_two = made[2][:4]
     assert [region.kind for region in first_two].count("header") == 2
-    all_seen(made, damages.flips(made[1], first_two, "header", np.random.default_rng(1)))
-    all_seen(made, damages.zeroings(made[1], first_two, "header"))
+    flips = list(damages.flips(made[1], first_two, "header", np.random.default_rng(1)))
+    zeroings = list(damages.zeroings(made[1], first_two, "header"))
+    copy = made[0] / "copy" / damages.NAME
+    copy.parent.mkdir()
+    for fault in [*flips, *zeroings]:
+        copy.write_bytes(fault.content)
+        with pytest.raises(ShardError, match=re.escape(damages.NAME)):
+            list(scan(copy))
+    all_seen(made, flips[::16])  # the other readers compare whole headers: no byte is special to them
+    all_seen(made, zeroings[::4])
 
 
 def test_payload(made: Made) -> None:
