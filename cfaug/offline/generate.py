@@ -246,7 +246,7 @@ def _publish(work: ShardWork, shared: bool) -> bool:
     padded = canvas_of(model) is not None
     text = card(plan, model.schema, padded=padded, image=work.image, example=rows[names[0]])
     metadata = croissant(plan, model.schema, rows.values(), work.image)
-    destination.publish(names, {CARD: text.encode(), CROISSANT: metadata})
+    destination.publish(names, {CARD: text.encode(), CROISSANT: metadata}, rows)
     return True
 
 
