@@ -19,9 +19,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from cfaug.errors import CfaugError, StorageError, UsageError
+from cfaug.errors import CfaugError, StorageError, UsageError, one_line
 from cfaug.offline.engines.children import ADVICE, PackedWork, one_thread, pack
-from cfaug.offline.engines.protocol import Outcome
+from cfaug.offline.engines.protocol import Outcome, check_workers
 
 Result = TypeVar("Result")
 CLUSTERS = ("auto", "local", "debug", "slurm")
@@ -59,8 +59,7 @@ class JobEngine:
             import submitit  # noqa: F401
         except ImportError:
             raise UsageError('engine submitit needs the package submitit: pip install "cfaug[submitit]"') from None
-        if type(workers) is not int or workers < 1:
-            raise UsageError(f"expected a number of workers of 1 or more for engine submitit, got {workers!r}")
+        check_workers(workers, 1, "submitit")
         _check(options)
         self.workers: int = options.pop("slurm_array_parallelism", workers)
         self.cluster: str = options.pop("cluster", "auto")
@@ -131,7 +130,7 @@ class JobEngine:
                 **({} if setup is None else {"slurm_setup": setup, "local_setup": setup}),
             )
         except (RuntimeError, ValueError, OSError) as error:
-            raise UsageError(f"engine submitit cannot use cluster {self.cluster}: {_line(error)}") from None
+            raise UsageError(f"engine submitit cannot use cluster {self.cluster}: {one_line(error)}") from None
         return executor
 
     def _submit(self, executor: Any, waiting: list[_Job], running: int) -> list[_Submitted]:
@@ -145,7 +144,7 @@ class JobEngine:
                 jobs = executor.submit_array(now)
         except Exception as error:  # sbatch's refusal comes as whatever submitit makes of it
             raise CfaugError(
-                f"jobs cannot be submitted ({_line(error)}): check the options of generate.options"
+                f"jobs cannot be submitted ({one_line(error)}): check the options of generate.options"
             ) from None
         return [_Submitted(job, ours, executor.cluster) for job, ours in zip(jobs, now)]
 
@@ -277,7 +276,3 @@ def _check(options: dict[str, Any]) -> None:
             raise UsageError(f"expected a text for {said}, got {value!r}")
         if name == "setup" and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
             raise UsageError(f"expected a list of shell commands for {said}, got {value!r}")
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
