@@ -60,7 +60,7 @@ def child(run: Path, out: Path, engine: str, workers: int, shuffled: bool) -> No
     pipeline = Pipeline(
         load_recipe(shipped_recipes()["demo"], settings), run, progress=False, sharing=engine == "torchrun"
     )
-    options = {"num_cpus": 3} if engine == "ray" else None
+    options = {"num_cpus": 0.5} if engine == "ray" else None  # three actors on two cores
     generate(
         pipeline.model, pipeline.inputs.train, pipeline.planned, out, engine=engine, workers=workers, batch_size=20,
         progress=False, options=options, on_shard=lambda row: print(row.name, flush=True),

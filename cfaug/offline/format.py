@@ -164,7 +164,9 @@ class ManifestRow:
             raise ShardError(f"{where}: shard format {fields['format']!r}, this cfaug reads {FORMAT}: upgrade cfaug")
         claimed = fields.pop("row_sha256", None)
         if claimed != hashlib.sha256(_line(fields)).hexdigest():
-            raise ShardError(f"{where}: the row does not have the digest it states: the manifest was damaged or edited: restore it, or generate with --overwrite")
+            raise ShardError(
+                f"{where}: the row does not have the digest it states: the manifest was damaged or edited: restore it, or generate with --overwrite"
+            )
         try:
             row = ManifestRow(**fields)
             counts = all(type(n) is int and n >= 0 for n in (row.count, row.bytes, row.index_bytes))

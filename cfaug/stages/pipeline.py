@@ -29,6 +29,7 @@ from cfaug.judge.report import write_report
 from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, generate, make_plan, verify
 from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.format import PLAN_HEADER
 from cfaug.stages.diagnosis import diagnosis
 from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.discovery import Findings, discover
@@ -214,7 +215,7 @@ class Pipeline:
 
     def _saved_plan(self) -> Plan | None:
         folder = self.out / "plan"
-        return Plan.load(folder) if (folder / "plan.json").exists() else None
+        return Plan.load(folder) if (folder / PLAN_HEADER).exists() else None
 
     def _make_plan(self) -> Plan:
         config, inputs = self.recipe.plan, self.inputs
@@ -244,7 +245,7 @@ class Pipeline:
         """Write the shards that are missing; UsageError, before anything is fitted, while an edge is not confirmed."""
         refuse_unconfirmed(self.inputs.graph)
         config = self.recipe.generate
-        if self.sharing and not all((self.out / name).exists() for name in ("model/model.json", "plan/plan.json")):
+        if self.sharing and not all((self.out / name).exists() for name in ("model/model.json", f"plan/{PLAN_HEADER}")):
             raise UsageError(
                 f"expected a model and a plan in {self.out} before several processes share the work; run "
                 f"`cfaug plan RECIPE.yaml --out {self.out}` and `cfaug fit RECIPE.yaml --out {self.out}` first"

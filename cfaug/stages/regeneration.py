@@ -13,10 +13,11 @@ from cfaug.config import load_recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError
 from cfaug.offline import Plan
+from cfaug.offline.format import PLAN_HEADER
 from cfaug.offline.regenerate import RegenerateReport, regenerate
 from cfaug.stages.inputs import open_inputs, refuse_other_model
 
-_NEEDED = {"config.yaml": "its configuration", "model/model.json": "its model", "plan/plan.json": "its plan"}
+_NEEDED = {"config.yaml": "its configuration", "model/model.json": "its model", f"plan/{PLAN_HEADER}": "its plan"}
 
 
 def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: bool = False) -> RegenerateReport:

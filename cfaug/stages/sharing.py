@@ -10,6 +10,7 @@ from cfaug.errors import UsageError
 from cfaug.offline import Plan, make_engine
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.engines.environment import RankEngine, local_rank
+from cfaug.offline.format import PLAN_HEADER
 
 SHARED = ("torchrun", "slurm")
 """Engines that a launcher starts from outside, one process a rank; the others are started by ``cfaug generate`` itself."""
@@ -56,4 +57,4 @@ def shards_of(directory: str) -> str:
 def plan_of(directory: str) -> Plan | None:
     """The plan of the run in `directory`, if it has one."""
     place = Path(directory) / "plan"
-    return Plan.load(place) if (place / "plan.json").exists() else None
+    return Plan.load(place) if (place / PLAN_HEADER).exists() else None

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cfaug.errors import CfaugError, UsageError, one_line
+from cfaug.offline.destinations.explained import is_transient
 
 log = logging.getLogger(__name__)
 _told: list[bool] = []
@@ -76,6 +77,7 @@ def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
         if not _told:  # a bug, ours or the model's: one line is too little to find it by, one traceback enough
             _told.append(True)
             log.exception("shard %d failed in %s", shard, worker)
-        passing = isinstance(error, OSError | MemoryError) or "CUDA error" in str(error)  # a new process may do better
+        # a process whose graphics card has failed fails from then on; another attempt is another process
+        passing = is_transient(error) if isinstance(error, OSError) else "CUDA error" in str(error)
         said = one_line(f"{type(error).__name__}: {error}")
         return Outcome(shard, error=CfaugError(said), transient=passing, worker=worker)
