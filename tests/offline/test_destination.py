@@ -15,6 +15,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import committing
@@ -24,6 +25,7 @@ import webdataset
 from committing import IDENTITY, claim, commit, name, staged
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import killed_at
 
 from cfaug.causal.intervention import do
 from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
@@ -178,33 +180,6 @@ def test_processes_killed_at_random_lose_nothing_that_was_committed(truth, tmp_p
     same_as(tmp_path, truth, range(24))
 
 
-def _killed_at(place: LocalDestination, step: int, torn: bool) -> int:
-    """Commit shard 1 in a forked child that kills itself at the `step`-th system call of the protocol; its wait status."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left, write = [step], os.write
-
-    def countdown(call):  # type: ignore[no-untyped-def]
-        def wrapped(*args):  # type: ignore[no-untyped-def]
-            if left[0] == 0:
-                if torn and call is write:
-                    write(args[0], args[1][: len(args[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-            return call(*args)
-
-        return wrapped
-
-    try:
-        for call in ("fsync", "replace", "write", "close"):
-            setattr(os, call, countdown(getattr(os, call)))
-        commit(place, 1)
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
 @pytest.mark.parametrize("torn", [False, True])
 @pytest.mark.parametrize("other", [True, False])
 def test_whoever_commits_next_repairs_what_a_killed_one_left(truth, tmp_path, torn: bool, other: bool) -> None:
@@ -212,7 +187,7 @@ def test_whoever_commits_next_repairs_what_a_killed_one_left(truth, tmp_path, to
     for step in range(40):
         place = LocalDestination(tmp_path / f"{step}")
         commit(place, 0)
-        status = _killed_at(place, step, torn)
+        status = killed_at(step, ("fsync", "replace", "write", "close"), partial(commit, place, 1), torn)
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
             break
@@ -464,17 +439,7 @@ def test_a_copy_in_a_worker_commits_too(place) -> None:
     assert len(place.committed()) == 3
 
 
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
+@pytest.mark.parametrize("small_disk", ["256k"], indirect=True)
 def test_a_full_disk_is_one_line_and_goes_on_when_there_is_space(small_disk) -> None:
     place = open_destination(small_disk)
     with place.session(IDENTITY):

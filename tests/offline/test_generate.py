@@ -10,14 +10,15 @@ import sys
 import tempfile
 import textwrap
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny
 import torch
+from processes import alive, killed_at
 
 from cfaug.causal.intervention import do
 from cfaug.data import pixel_digest
@@ -125,33 +126,6 @@ def test_a_second_run_does_nothing_and_a_lost_shard_is_made_again(reference, tmp
     assert tiny.manifest_lines(out) == tiny.manifest_lines(reference)
 
 
-def _crashing(out: Path, plan: Plan, step: int, torn: bool) -> int:
-    """Run in a forked child that kills itself at the `step`-th system call of the commit protocol; its wait status."""
-    child = os.fork()
-    if child:
-        return os.waitpid(child, 0)[1]
-    left = [step]
-
-    def countdown(call):  # type: ignore[no-untyped-def]
-        def wrapped(*args):  # type: ignore[no-untyped-def]
-            if left[0] == 0:
-                if torn and call is write:
-                    write(args[0], args[1][: len(args[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            left[0] -= 1
-            return call(*args)
-
-        return wrapped
-
-    write = os.write
-    try:
-        os.fsync, os.replace, os.write = countdown(os.fsync), countdown(os.replace), countdown(write)
-        run(out, plan)
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
 @pytest.mark.parametrize("torn", [False, True])
 def test_a_crash_at_any_step_leaves_a_readable_prefix_and_resumes_to_the_same_bytes(tmp_path, torn: bool) -> None:
     plan, reference = a_plan(6, samples_per_shard=4), tmp_path / "reference"
@@ -160,7 +134,7 @@ def test_a_crash_at_any_step_leaves_a_readable_prefix_and_resumes_to_the_same_by
     records = {key: truth.record(i) for i, key in enumerate(truth.keys)}
     for step in range(100):
         out = tmp_path / str(step)
-        status = _crashing(out, plan, step, torn)
+        status = killed_at(step, ("fsync", "replace", "write"), partial(run, out, plan), torn)
         if os.WIFEXITED(status):
             assert os.WEXITSTATUS(status) == 0
             break
@@ -200,21 +174,14 @@ def test_a_killed_run_with_workers_leaves_no_orphans_and_resumes(reference, tmp_
     workers = {int(p.name.split("-")[0]) for p in marks.iterdir()}
     assert workers
     deadline = time.monotonic() + 5
-    while any(_alive(pid) for pid in workers) and time.monotonic() < deadline:
+    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not any(_alive(pid) for pid in workers)
+    assert not any(alive(pid) for pid in workers)
     committed = len(ShardReader(out).manifest)
     report = run(out)
     assert (report.skipped, report.written) == (committed, 4 - committed)  # type: ignore[attr-defined]
     assert tiny.digests(out) == tiny.digests(reference)
     assert tiny.manifest_lines(out) == tiny.manifest_lines(reference)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def _kill_the_first(marks: Path) -> object:
@@ -406,17 +373,6 @@ def test_a_gate_leaves_images_out_counts_them_and_is_part_of_the_run(reference, 
         run(tmp_path)
     with pytest.raises(CfaugError, match="the gate rejected all of its 8 images"):
         run(tmp_path / "none", gate=BrightGate(300))
-
-
-@pytest.fixture
-def small_disk(tmp_path) -> Iterator[Path]:
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", str(place)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"mounting a tmpfs is not permitted here: {mounted.stderr.decode().strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

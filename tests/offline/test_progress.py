@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cfaug.errors import StorageError, UsageError
@@ -208,6 +208,13 @@ JUNK = st.one_of(
 )
 
 
+@example(
+    [
+        b'{"event": "shard", "name": 0, "time": "\\u007f"}',
+        b'{"event": "failed", "name": 1, "time": "", "reason": ""}',
+        b"",
+    ]
+)
 @given(st.lists(JUNK, max_size=6))
 def test_no_log_whatever_is_in_it_raises(tmp_path_factory, parts) -> None:
     log = tmp_path_factory.getbasetemp() / "junk.jsonl"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import heapq
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,11 @@ def read_stats(place: str | Path) -> Stats | None:
             counts["torn"] += 1
     if failed:  # ranks and attempts have files of their own: what one gave up another may have made, in any of them
         for row in _rows(paths):
-            if (
-                row is not None
-                and row.get("event") == "shard"
-                and str(row.get("time")) > _when(failed, row.get("name"))
-            ):
-                del failed[str(row["name"])]
+            if row is None or row.get("event") != "shard":
+                continue
+            name = str(row.get("name"))
+            if name in failed and str(row.get("time")) > failed[name][0]:
+                del failed[name]
     return Stats(
         **counts,
         seconds=sum(seconds for _, seconds in workers.values()),
@@ -128,11 +127,6 @@ def read_stats(place: str | Path) -> Stats | None:
         failed={name: reason for name, (_, reason) in failed.items()},
         errors=tuple(errors),
     )
-
-
-def _when(failed: Mapping[str, tuple[str, str]], name: object) -> str:
-    """When the shard `name` was given up; after every time when it was not."""
-    return failed[str(name)][0] if str(name) in failed else "~"
 
 
 def _rows(paths: Sequence[Path]) -> Iterator[dict[str, Any] | None]:
