@@ -121,7 +121,7 @@ class RunDirectory:
             for name in ("diagnosis.json", *(["discovery.json"] if other else [])):  # of another graph; of other images
                 (self.path / name).unlink(missing_ok=True)
         # more seeds or methods than before, another destination
-        if renewed or not path.exists() or load_recipe(path) != self.recipe:
+        if renewed or not path.exists() or _kept(load_recipe(path)) != _kept(self.recipe):
             try:
                 self.write("config.yaml", text)
             except CfaugError:
@@ -223,6 +223,11 @@ class RunDirectory:
         spent = content.setdefault("seconds", {})
         spent[stage] = round(spent.get(stage, 0.0) + seconds, 1)
         self.write_json("run.json", content)
+
+
+def _kept(recipe: Recipe) -> tuple[Any, ...]:
+    """What may change from command to command, and is known from then on."""
+    return recipe.train, recipe.generate.destination
 
 
 def versions() -> dict[str, str]:

@@ -156,6 +156,7 @@ def test_processes_killed_at_random_lose_nothing_that_was_committed(truth, tmp_p
     rng = random.Random(0)
     said: set[str] = set()
     before: set[bytes] = set()
+    killed = 0
     for k in (1, 2, 4):
         processes = [committing.started(tmp_path, rng.sample(range(24), 24)) for _ in range(2)]
         for process in processes:
@@ -164,7 +165,7 @@ def test_processes_killed_at_random_lose_nothing_that_was_committed(truth, tmp_p
             said |= {name(int(process.stdout.readline())) for _ in range(k)}
         time.sleep(rng.uniform(0, 0.01))
         for process in processes:
-            assert process.poll() is None  # in the midst of its work
+            killed += process.poll() is None  # in the midst of its work; on a busy machine one may be through
             process.kill()
             process.wait()
         content = (tmp_path / "manifest.jsonl").read_bytes()
@@ -172,6 +173,7 @@ def test_processes_killed_at_random_lose_nothing_that_was_committed(truth, tmp_p
         assert before <= now <= set(lines(truth))
         before = now
         assert said <= {row.name for row in read_manifest(LocalStorage(tmp_path))}
+    assert killed >= 2
     place = LocalDestination(tmp_path)
     with place.session(IDENTITY):
         for number in range(24):

@@ -89,7 +89,7 @@ def test_overwrite_forgets_what_was_begun(
         patch.setattr(CounterfactualModel, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert call(capsys, "fit", recipe, "--out", out).code == 130
     assert contents(out / "fit.partial")
-    assert call(capsys, "plan", recipe, "--out", out, "--overwrite").code == 0
+    assert call(capsys, "diagnose", recipe, "--out", out, "--overwrite").code == 0
     assert not (out / "fit.partial").exists()
 
 
