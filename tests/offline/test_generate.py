@@ -308,6 +308,13 @@ def test_a_store_that_is_down_is_not_asked_for_every_shard(monkeypatch, tmp_path
     assert engine.calls == [*range(13), *range(3, 13), *range(3, 13)]
 
 
+def test_failures_with_successes_between_them_stop_nothing(monkeypatch, tmp_path) -> None:
+    engine = Scripted({shard: [DataError("no image")] for shard in range(0, 32, 2)})
+    with pytest.raises(DataError, match=r"16 of 32 shards failed .*; 16 others are committed and kept, the same"):
+        scripted(monkeypatch, tmp_path, engine, plan=a_plan(samples_per_shard=1))
+    assert engine.calls == list(range(32))
+
+
 def test_a_store_that_comes_back_is_given_every_shard(monkeypatch, tmp_path) -> None:
     engine = Scripted({shard: passing() for shard in range(3, 13)})
     report = scripted(monkeypatch, tmp_path, engine, plan=a_plan(samples_per_shard=1))
