@@ -421,6 +421,7 @@ def test_a_manifest_row_that_does_not_fit_is_taken_back(reference, tmp_path, mon
         ({"plan": a_plan(seed=1)}, "plan="),
         ({"model": tiny.model(digest="other")}, "model=tiny-model-1"),
         ({"batch_size": 4}, "batch_size=5"),
+        ({"image": "webp"}, "image=png"),
     ],
 )
 def test_another_runs_directory_is_refused_unless_overwritten(reference, tmp_path, change: dict, named: str) -> None:
