@@ -322,12 +322,16 @@ def test_a_store_that_comes_back_is_given_every_shard(monkeypatch, tmp_path) -> 
 
 
 def test_a_bug_in_the_model_is_not_tried_again_and_leaves_one_traceback(tmp_path, caplog) -> None:
+    calls: list[int] = []
+
     class Buggy(tiny.TinyModel):
         def abduct(self, *_: object, **__: object) -> object:
+            calls.append(1)
             raise TypeError("unhashable type")
 
     with pytest.raises(CfaugError, match=r"10 of 32 shards failed .*, 22 were not tried.*TypeError: unhashable"):
         run(tmp_path, plan=a_plan(samples_per_shard=1), model=Buggy(tiny.schema()), batch_size=1)
+    assert len(calls) == 10
     assert sum("Traceback" in (record.exc_text or "") for record in caplog.records) <= 1
 
 
