@@ -23,7 +23,7 @@ from cfaug.data import AttributeDataset
 from cfaug.errors import CfaugError, DataError, StorageError, UsageError
 from cfaug.offline.about.card import card
 from cfaug.offline.about.croissant import CROISSANT, croissant
-from cfaug.offline.destinations.destination import Destination, open_destination
+from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.engines import Engine, Outcome, make_engine
 from cfaug.offline.format import CARD, ManifestRow
 from cfaug.offline.plan import Plan, sources_digest
@@ -117,17 +117,17 @@ def generate(
     _check_sources(dataset, plan)
     _check_interventions(model, plan)
     environment = environment_of(model, batch_size, image, gate)
-    digest = model.digest
-    identity: Environment = {"plan": plan.digest, "model": digest, **environment}
+    work = ShardWork(model, dataset, plan, destination, batch_size, environment, image, gate)
+    # asked of the work, which keeps it: neither it nor its workers hash the weights again
+    identity: Environment = {"plan": plan.digest, "model": work.model_digest, **environment}
     seen = Progress(len(plan), 0, progress, _path(log_to), _path(tensorboard))  # here: TensorBoard may be missing
     started = time.perf_counter()
     with destination.session(identity, runner.shared, overwrite):
-        before = _intact(destination)
-        todo = [number for number in plan.shards() if plan.shard_name(number) not in before]
+        before = destination.intact()
+        todo = plan.missing(before)
         if not todo:  # a finished run is looked at often: nothing to show, nothing to log
             seen = Progress(len(plan), enabled=False)
-        seen.done = sum(before.values())
-        work = ShardWork(model, dataset, plan, destination, batch_size, environment, image, gate)
+        seen.done = sum(row.count for row in before.values())
         run = _Run(plan, runner, work, retries, seen, on_shard)
         with seen:
             seen.started(**identity, engine=engine, workers=workers, shards=len(todo))
@@ -233,16 +233,16 @@ def _publish(work: ShardWork, shared: bool) -> bool:
     :class:`StorageError` where some are not and nobody else is at work: workers wrote to a place of their own.
     """
     plan, model, destination = work.plan, work.model, work.destination
-    names = [plan.shard_name(number) for number in plan.shards()]
     rows = destination.committed()
-    missing = set(names) - rows.keys()
+    missing = plan.missing(rows)
     if missing and not shared:
         raise StorageError(
-            f"expected {len(names)} shards at {destination.storage.url}, {len(missing)} of them are not there though workers "
+            f"expected {len(plan.shards())} shards at {destination.storage.url}, {len(missing)} of them are not there though workers "
             "have committed them: use a place that all workers share"
         )
     if missing:
         return False
+    names = [plan.shard_name(number) for number in plan.shards()]
     padded = canvas_of(model) is not None
     text = card(plan, model.schema, padded=padded, image=work.image, example=rows[names[0]])
     metadata = croissant(plan, model.schema, rows.values(), work.image)
@@ -252,11 +252,6 @@ def _publish(work: ShardWork, shared: bool) -> bool:
 
 def _path(place: str | Path | None) -> Path | None:
     return None if place is None else Path(place)
-
-
-def _intact(destination: Destination) -> dict[str, int]:
-    """Name -> samples of the shards that need not be made."""
-    return {name: row.count for name, row in destination.intact().items()}
 
 
 def _check_sources(dataset: AttributeDataset, plan: Plan) -> None:

@@ -290,11 +290,7 @@ def _plan_beside(storage: Storage) -> tuple[Plan | None, list[str]]:
 def _against_plan(sizes: dict[str, int], manifest: list[ManifestRow], plan: Plan) -> list[str]:
     if manifest and manifest[0].plan != plan.digest:
         return ["the shards were generated from another plan than the one beside them: generate with --overwrite"]
-    committed = {row.name for row in manifest}
-    missing, first = 0, ""
-    for name in map(plan.shard_name, plan.shards()):
-        if name not in committed:
-            missing, first = missing + 1, first or name
-    if missing:
-        return [f"{missing} of {len(plan.shards())} shards are not there yet ({first}): generate again"]
+    if missing := plan.missing({row.name for row in manifest}):
+        first = plan.shard_name(missing[0])
+        return [f"{len(missing)} of {len(plan.shards())} shards are not there yet ({first}): generate again"]
     return [] if CARD in sizes else [f"{CARD} is missing: generate again"]

@@ -86,7 +86,8 @@ class Pipeline:
             recipe = with_own_device(recipe)
         self.recipe = recipe
         self.overwrite = overwrite
-        self.leads = (rank_of(recipe.generate.engine) == 0) if sharing else processes.primary()
+        self.rank = rank_of(recipe.generate.engine) if sharing else 0
+        self.leads = self.rank == 0 if sharing else processes.primary()
         """Whether this process writes; under torchrun the others only help to fit, or write nothing but shards."""
         self.progress = progress = progress and self.leads
         fitted = not overwrite and (Path(out) / "model" / "model.json").exists()
@@ -226,8 +227,8 @@ class Pipeline:
             per_image=config.per_image,
             null_fraction=config.null_fraction,
             replicas=config.replicas,
-            joint=config.joint or None,
-            attributes=config.attributes or None,
+            joint=config.joint,
+            attributes=config.attributes,
             seed=self.recipe.seed,
             samples_per_shard=self.recipe.generate.samples_per_shard,
         )
@@ -253,7 +254,7 @@ class Pipeline:
         if config.destination:  # a bucket that is not there is found out before hours of fitting
             open_destination(self.place).committed()
         model, plan = self.model, self.planned
-        suffix = f"-{rank_of(config.engine)}" if self.sharing else ""
+        suffix = f"-{self.rank}" if self.sharing else ""
         options = (
             {"folder": str(self.out / "jobs"), **config.options} if config.engine == "submitit" else config.options
         )

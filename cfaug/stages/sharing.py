@@ -36,8 +36,7 @@ def with_own_device(recipe: Recipe) -> Recipe:
 
 def missing_shards(out: str | Path, plan: Plan) -> list[str]:
     """Names of the plan's shards that are not committed at ``out``."""
-    committed = open_destination(out).committed()
-    return [name for shard in plan.shards() if (name := plan.shard_name(shard)) not in committed]
+    return [plan.shard_name(number) for number in plan.missing(open_destination(out).committed())]
 
 
 def recorded_destination(directory: str | Path) -> str | None:

@@ -10,7 +10,7 @@ It does not promise that the decoder obeys, nor that an attribute is no ancestor
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -110,6 +110,10 @@ class Plan:
     def shard_name(self, shard: int) -> str:
         """File name of a shard: ``cf-train-000000.tar``."""
         return shard_name(self.split, shard)
+
+    def missing(self, committed: Container[str]) -> list[int]:
+        """The shards whose names are not among `committed`, ascending."""
+        return [number for number in self.shards() if self.shard_name(number) not in committed]
 
     def sample(self, most: int) -> list[PlanRow]:
         """At most `most` rows from shards that lie evenly over the plan; all rows where there are no more.
