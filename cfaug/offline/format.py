@@ -33,6 +33,7 @@ FORMAT = 1
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CARD = "README.md"
+CROISSANT = "croissant.json"
 PLAN_HEADER = "plan.json"
 TAR, INDEX = ".tar", ".index.jsonl"  # what a shard's two files end in
 PARTIAL = ".partial"

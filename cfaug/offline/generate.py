@@ -22,10 +22,10 @@ from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirm
 from cfaug.data import AttributeDataset
 from cfaug.errors import CfaugError, DataError, StorageError, UsageError
 from cfaug.offline.about.card import card
-from cfaug.offline.about.croissant import CROISSANT, croissant
+from cfaug.offline.about.croissant import croissant
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.engines import Engine, Outcome, make_engine
-from cfaug.offline.format import CARD, ManifestRow
+from cfaug.offline.format import CARD, CROISSANT, ManifestRow
 from cfaug.offline.plan import Plan, sources_digest
 from cfaug.offline.progress import Progress
 from cfaug.offline.work import Environment, Gate, Model, ShardDone, ShardWork, canvas_of, environment_of

@@ -15,8 +15,8 @@ import tiny
 from cfaug.data import Attribute, Schema
 from cfaug.offline import ShardReader, balance_groups, generate
 from cfaug.offline.about.card import card, size_category
-from cfaug.offline.about.croissant import CROISSANT
 from cfaug.offline.about.croissant import croissant as metadata
+from cfaug.offline.format import CROISSANT
 
 PLAN = balance_groups(tiny.dataset().table, tiny.schema(), null_fraction=0.3, samples_per_shard=10)
 

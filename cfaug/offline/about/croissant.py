@@ -22,7 +22,6 @@ from cfaug.offline.about.card import TITLE, described, intervened
 from cfaug.offline.format import MANIFEST, ManifestRow, shard_pattern
 from cfaug.offline.plan import Plan
 
-CROISSANT = "croissant.json"
 FILE_OBJECTS = 1000  # a catalogue should not have to parse megabytes; manifest.jsonl vouches for any number of shards
 _CONTEXT: dict[str, Any] = {
     "@language": "en",
