@@ -1,0 +1,98 @@
+"""Recognising an image by its decoded pixels at a price that a training loop does not feel.
+
+    sample_hash   xxh3-64 of height, width and the 32 x 32 pixels of a nearest-neighbour grid   about 7 microseconds
+    pixels_hash   xxh3-64 of height, width and every pixel      to compare with (has_pixels)    about 20, at 500 px
+
+The first proposes, the second confirms: two images may agree on a grid (frames of a fixed camera), so a proposal alone
+is not a match. Both are 64 bits and no secret: they tell mistakes apart, not adversaries. The identity of a source
+that other tools read is :func:`cfaug.data.pixel_digest` (sha256), which takes as long as decoding a third of a JPEG.
+
+Grey counts as R = G = B, as it does there. Images: PIL of any mode (other than L and RGB are converted to RGB), or
+uint8 arrays (H, W), (H, W, 1) or (H, W, 3), of any strides.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from PIL import Image
+
+from cfaug.errors import UsageError
+
+GRID = 32  # a power of two: the places of the grid are then exact in floating point, in Pillow as here
+Picture = Image.Image | npt.NDArray[np.uint8]
+
+
+def sample_hash(image: Picture) -> int:
+    """64 bits of the image's size and of 32 x 32 of its pixels; UsageError for anything but an 8-bit image."""
+    if isinstance(image, Image.Image):
+        picture = _grey_or_rgb(image)
+        grid = picture.resize((GRID, GRID), Image.Resampling.NEAREST)
+        content = (grid if grid.mode == "RGB" else grid.convert("RGB")).tobytes()
+        return _hash(image.height, image.width, content)
+    pixels = _checked(image)
+    height, width = pixels.shape[:2]
+    grid = pixels[_places(height)][:, _places(width)]
+    return _hash(height, width, np.ascontiguousarray(np.broadcast_to(grid, (GRID, GRID, 3))))
+
+
+def pixels_hash(image: Picture) -> int:
+    """64 bits of the image's size and of all its pixels; UsageError for anything but an 8-bit image.
+
+    The bytes that are hashed are R, G, B, 255 for each pixel: what Pillow holds in memory.
+    """
+    picture = _as_rgb(image)
+    padded = np.full((picture.height, picture.width, 4), 255, dtype=np.uint8)
+    padded[..., :3] = np.asarray(picture)
+    return _hash(picture.height, picture.width, padded)
+
+
+def has_pixels(image: Picture, expected: int) -> bool:
+    """Whether ``pixels_hash(image)`` is ``expected``, found out without copying the pixels of a PIL image that has them."""
+    picture = _as_rgb(image)
+    held = _memory(picture)
+    if held is not None and _hash(picture.height, picture.width, held) == expected:
+        return True
+    # the fourth byte is padding: what decoders leave there is 255, but some of Pillow's operations leave anything
+    return pixels_hash(picture) == expected
+
+
+def _memory(picture: Image.Image) -> Any:
+    """What Pillow holds of an RGB picture, four bytes a pixel, not copied; None where it cannot be looked at."""
+    import pyarrow
+
+    try:
+        held = pyarrow.array(picture).buffers()[-1]
+    except (ValueError, TypeError, NotImplementedError):  # a Pillow before 11.3, or an image of several blocks
+        return None
+    return held if held is not None and held.size == 4 * picture.width * picture.height else None
+
+
+def _as_rgb(image: Picture) -> Image.Image:
+    if not isinstance(image, Image.Image):
+        pixels = _checked(image)
+        return Image.fromarray(np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))))
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _grey_or_rgb(image: Image.Image) -> Image.Image:
+    return image if image.mode in ("L", "RGB") else image.convert("RGB")
+
+
+def _places(size: int) -> npt.NDArray[np.int64]:
+    """Where Pillow's nearest-neighbour resampling to GRID looks: the centres of GRID equal parts."""
+    return ((np.arange(GRID) + 0.5) * (size / GRID)).astype(np.int64)
+
+
+def _checked(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
+        raise UsageError(f"expected a uint8 image (H, W, 1 or 3), got {image.dtype} {image.shape}")
+    return pixels
+
+
+def _hash(height: int, width: int, content: Any) -> int:
+    return xxhash.xxh3_64_intdigest(content, seed=(height << 32) | width)
