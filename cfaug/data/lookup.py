@@ -35,8 +35,8 @@ def sample_hash(image: Picture) -> int:
         return _hash(image.height, image.width, content)
     pixels = _checked(image)
     height, width = pixels.shape[:2]
-    grid = pixels[_places(height)][:, _places(width)]
-    return _hash(height, width, np.ascontiguousarray(np.broadcast_to(grid, (GRID, GRID, 3))))
+    places = pixels[_places(height)][:, _places(width)]
+    return _hash(height, width, np.ascontiguousarray(np.broadcast_to(places, (GRID, GRID, 3))))
 
 
 def pixels_hash(image: Picture) -> int:
