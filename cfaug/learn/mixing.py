@@ -29,6 +29,8 @@ from torch.utils.data import Dataset, Subset
 
 from cfaug.data.datasets import pixel_digest, to_pil
 from cfaug.errors import DataError, UsageError
+from cfaug.learn.guard import open_training_shards
+from cfaug.learn.pictures import as_pixels
 from cfaug.learn.sources import MixedImages
 from cfaug.offline.shards import ShardReader
 
@@ -44,18 +46,6 @@ class Draw:
 
     kind: Kind
     row: int | None = None
-
-
-def open_training_shards(shards: str | Path | ShardReader) -> ShardReader:
-    """A reader whose every row comes from the train split; DataError names the first that does not (leak guard)."""
-    reader = shards if isinstance(shards, ShardReader) else ShardReader(shards)
-    for row in reader.index:
-        if row.split != "train":
-            raise DataError(
-                f"{reader.directory}: expected counterfactuals of the train split only, came sample {row.key!r} of "
-                f"split {row.split!r}; training on it would leak, generate from the train split"
-            )
-    return reader
 
 
 class _Rows:
@@ -270,22 +260,6 @@ def rows_by_digest(reader: ShardReader) -> dict[str, list[int]]:
     for number, row in enumerate(reader.index):
         found.setdefault(row.source_digest, []).append(number)
     return found
-
-
-def as_pixels(image: Any) -> npt.NDArray[np.uint8]:
-    """uint8 (H, W, C) of a PIL image, a uint8 tensor (C, H, W) or a uint8 array (H, W[, C]); UsageError otherwise."""
-    if isinstance(image, Image.Image):
-        array = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
-    elif isinstance(image, torch.Tensor) and image.dtype == torch.uint8 and image.ndim == 3:
-        array = image.permute(1, 2, 0).numpy()
-    elif isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        array = image
-    else:
-        kind = f"{type(image).__name__} {getattr(image, 'dtype', '')}".strip()
-        raise UsageError(
-            f"expected an untransformed image (PIL, uint8 tensor CHW or uint8 array HWC), came {kind}; pass key="
-        )
-    return array[..., None] if array.ndim == 2 else array
 
 
 def _is_plain(image: Any) -> bool:
