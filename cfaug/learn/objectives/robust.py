@@ -1,34 +1,21 @@
-"""Objectives and sampling weights: plain functions of per-sample losses and group codes.
+"""Group DRO: the loss of the worst mixture of groups, followed by an adversary that moves after every batch.
 
-Empirical risk:  mean_i l_i.
-Group DRO:       min_theta max_q sum_g q_g L_g, with q_g <- q_g exp(eta L_g) renormalised after every batch,
-                 L_g the mean loss of group g in the batch and 0 where the batch has none of it
-                 (Sagawa, Koh, Hashimoto & Liang 2020, algorithm 1, arXiv 1911.08731).
+    min_theta max_q sum_g q_g L_g,      q_g <- q_g exp(eta L_g) renormalised after every batch,
 
-Group codes are int64, shape (B,) when a sample is in one group and (B, A) when it is in one group per spurious
-attribute; -1 is no group, because the attribute is not known. Such samples keep the share that they have in the data:
-they are drawn and count as under empirical risk, and only the rest is balanced. A group of their own would let a few
-images without a label outweigh thousands. Not promised: that a group with a handful of images can be fitted without memorising it; that is what
-weight decay and early stopping on validation worst-group accuracy are for.
+L_g the mean loss of group g in the batch and 0 where the batch has none of it (Sagawa, Koh, Hashimoto & Liang 2020,
+algorithm 1, https://arxiv.org/abs/1911.08731). Needs group labels of the training images, in every step.
+
+Not promised: that a group with a handful of images can be fitted without memorising it; that is what weight decay and
+early stopping on validation worst-group accuracy are for.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from cfaug.errors import UsageError
-
-
-def erm_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy. logits (B, K) float, targets (B,) int64 in 0..K-1; returns a scalar."""
-    return functional.cross_entropy(logits, targets)
-
-
-def as_columns(codes: Tensor) -> Tensor:
-    """Group codes (B,) or (B, A) as (B, A)."""
-    return codes if codes.ndim == 2 else codes[:, None]
+from cfaug.learn.objectives.checks import as_columns
 
 
 class GroupDRO:
@@ -81,25 +68,3 @@ class GroupDRO:
         # softmax of the log weights is the same update, and cannot overflow when a loss explodes
         self.weights = torch.softmax(self.weights.log() + self.step_size * adjusted.detach(), dim=0)
         return (self.weights * adjusted).sum()
-
-
-def class_weights(targets: Tensor) -> Tensor:
-    """Sampling weights (N,) float64, summing to 1, under which every class that occurs is equally likely."""
-    return group_weights(targets)
-
-
-def group_weights(codes: Tensor) -> Tensor:
-    """Sampling weights (N,) float64, summing to 1, under which every group that occurs is equally likely.
-
-    codes (N, A): an attribute is chosen uniformly, then one of its groups, then an image of that group. An image of no
-    group (-1) has weight 1 / N, and the groups share what is left.
-    """
-    columns = as_columns(codes)
-    weights = torch.zeros(len(columns), dtype=torch.float64)
-    for column in columns.T:
-        known = column >= 0
-        count = torch.bincount(column[known])
-        share = torch.full((len(column),), 1.0 / len(column), dtype=torch.float64)
-        share[known] = known.double().mean() / (count[column[known]].double() * int((count > 0).sum()))
-        weights += share
-    return weights / columns.shape[1]

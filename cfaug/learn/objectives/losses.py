@@ -1,0 +1,83 @@
+"""Losses of a batch: means, weighted means, and the distance of counterfactual pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cfaug.errors import UsageError
+from cfaug.learn.objectives.checks import as_columns, check_codes, check_targets
+
+
+def erm_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy. logits (B, K) float, targets (B,) int64 in 0..K-1; returns a scalar."""
+    return functional.cross_entropy(logits, targets)
+
+
+def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy -1/B sum_i sum_k t_ik log softmax(z_i)_k against class probabilities; returns a scalar.
+
+    logits (B, K) float, targets (B, K) float with rows that sum to 1. With one-hot rows it is ``erm_loss``. Needs what
+    ``lisa_mix``, or torchvision's CutMix and MixUp, return.
+    """
+    if targets.shape != logits.shape or logits.ndim != 2 or not targets.is_floating_point():
+        raise UsageError(
+            f"expected class probabilities of the logits' shape {tuple(logits.shape)}, came {targets.dtype} "
+            f"{tuple(targets.shape)}; for class codes use erm_loss"
+        )
+    total = targets.detach().sum(1)
+    if bool((targets.detach() < 0).any()) or not torch.allclose(total, torch.ones_like(total), atol=1e-3):
+        raise UsageError("targets: expected rows of probabilities that sum to 1, they do not; normalise them")
+    return functional.cross_entropy(logits, targets)
+
+
+def group_weighted_loss(losses: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
+    """Importance-weighted risk 1/B sum_i w_{g_i} l_i; a scalar.
+
+    losses (B,) one a sample (``cross_entropy(..., reduction="none")``), codes (B,) or (B, A) int64, weights (G,) one a
+    group, as ``importance_weights`` gives them. With an attribute per column a sample's weight is the mean over its columns;
+    -1 weighs 1, as under ERM. It is divided by B and not by the sum of the weights, so that the mean over batches is the
+    risk under the reweighted distribution (Shimodaira 2000, https://doi.org/10.1016/S0378-3758(00)00115-4).
+    Needs group labels of the training images in every step. With heavy weights an interpolating net ignores them (Byrd &
+    Lipton 2019, https://arxiv.org/abs/1812.03372): use weight decay or early stopping, or sample by ``group_weights``.
+    """
+    if losses.ndim != 1 or not len(losses):
+        raise UsageError(f"losses: expected (B,), B > 0, came {tuple(losses.shape)}; pass reduction='none' to the loss")
+    check_codes(codes, len(losses))
+    if weights.ndim != 1 or int(codes.max()) >= len(weights):
+        raise UsageError(
+            f"weights: expected one a group, (G,) with G above the largest code {int(codes.max())}, came "
+            f"{tuple(weights.shape)}; pass groups= to importance_weights"
+        )
+    if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
+        raise UsageError("weights: expected finite weights of at least 0, they are not")
+    columns = as_columns(codes).to(losses.device)
+    own = weights.to(losses)[columns.clamp(min=0)]
+    return (torch.where(columns >= 0, own, torch.ones_like(own)).mean(dim=1) * losses).mean()
+
+
+def paired_consistency_loss(factual: Tensor, counterfactual: Tensor, targets: Tensor) -> Tensor:
+    """How far the representations of counterfactual pairs are apart, given the class; a scalar.
+
+        1/K' sum_y  1/n_y sum_{i: y_i = y} |phi(x_i) - phi(x'_i)|^2
+
+    factual = phi(x), counterfactual = phi(x'), both (B, ...) float and row i of one pair (the features before the last
+    layer, or the logits); targets (B,) int64; n_y pairs of class y, K' classes in the batch, so that a frequent class
+    does not decide. Add it to the loss of both images, times a coefficient. Gradients flow into both sides: collapse to a constant is
+    held off by the classification loss only. Reddy, Bachu, Dash, Sharma, Sharma & Balasubramanian 2023, Rethinking
+    Counterfactual Data Augmentation Under Confounding, https://arxiv.org/abs/2305.18183, ask that the representation of an
+    image and its counterfactual agree given the class; the squared distance is our choice of how to ask it.
+    Needs pairs, no group labels.
+    """
+    if factual.shape != counterfactual.shape or factual.ndim < 2 or not len(factual):
+        raise UsageError(
+            f"expected representations (B, ...) of B > 0 pairs, came {tuple(factual.shape)} and "
+            f"{tuple(counterfactual.shape)}; pass row i of both from the same pair"
+        )
+    if not factual.is_floating_point() or not counterfactual.is_floating_point():
+        raise UsageError(f"expected float representations, came {factual.dtype} and {counterfactual.dtype}")
+    check_targets(targets, len(factual))
+    distance = (factual - counterfactual).flatten(1).square().sum(dim=1)
+    count = torch.bincount(targets).to(distance.device)
+    return (distance / count[targets.to(distance.device)]).sum() / (count > 0).sum()

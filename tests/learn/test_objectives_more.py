@@ -1,0 +1,312 @@
+"""Objectives against closed forms, laws, scikit-learn and torch: weights, losses, LISA, last layer, schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from cfaug.errors import UsageError
+from cfaug.learn.objectives import (
+    LastLayer,
+    dfr,
+    erm_loss,
+    from_fake_to_real,
+    group_weighted_loss,
+    group_weights,
+    importance_weights,
+    jtt_weights,
+    lisa_mix,
+    paired_consistency_loss,
+    soft_target_loss,
+)
+
+CODES = st.lists(st.integers(-1, 4), min_size=1, max_size=30)
+quick = settings(max_examples=60, deadline=None)
+
+
+# -- weights ---------------------------------------------------------------------------------------------------------
+
+
+@given(CODES, st.booleans())
+@quick
+def test_a_group_weighted_mean_is_the_mean_under_group_sampling(codes: list[int], two: bool) -> None:
+    a = torch.tensor(codes)
+    both = torch.stack([a, torch.where(a >= 0, 5 + a % 2, a)], dim=1) if two else a
+    losses = torch.linspace(0.5, 3.0, len(codes), dtype=torch.float64)
+    weights = importance_weights(both, groups=8)
+    if two:  # the mean over columns of per-column means
+        expected = sum(float((group_weights(c) * losses).sum()) for c in both.T) / 2
+    else:
+        expected = float((group_weights(a) * losses).sum())
+    assert float(group_weighted_loss(losses, both, weights)) == pytest.approx(expected)
+
+
+def test_equal_groups_are_erm_and_rare_ones_weigh_more() -> None:
+    losses = torch.tensor([1.0, 2.0, 3.0, 6.0])
+    equal = torch.tensor([0, 1, 0, 1])
+    assert importance_weights(equal).tolist() == [1.0, 1.0]
+    assert float(group_weighted_loss(losses, equal, importance_weights(equal))) == pytest.approx(3.0)
+    rare = torch.tensor([0, 0, 0, 2])
+    assert importance_weights(rare, 4).tolist() == pytest.approx([4 / 6, 0.0, 2.0, 0.0])
+    assert float(group_weighted_loss(losses, rare, importance_weights(rare))) == pytest.approx((2.0 + 6.0) / 2)
+    assert float(group_weighted_loss(losses, torch.full((4,), -1), torch.ones(1))) == pytest.approx(3.0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=40), st.floats(1, 200))
+@quick
+def test_jtt_is_the_upsampled_data_set_of_the_paper(pairs: list[tuple[int, int]], upweight: float) -> None:
+    predictions, targets = torch.tensor(pairs).T
+    weights = jtt_weights(predictions, targets, upweight)
+    assert float(weights.sum()) == pytest.approx(1.0)
+    wrong = predictions != targets
+    if bool(wrong.any()) and not bool(wrong.all()):
+        assert float(weights[wrong][0] / weights[~wrong][0]) == pytest.approx(upweight, rel=1e-6)
+    assert weights[wrong].unique().numel() <= 1
+    whole = [i for i, bad in enumerate(wrong.tolist()) for _ in range(7 if bad else 1)]  # each error seven times
+    counted = np.bincount(whole, minlength=len(pairs)) / len(whole)
+    assert jtt_weights(predictions, targets, 7).numpy() == pytest.approx(counted)
+
+
+# -- losses ----------------------------------------------------------------------------------------------------------
+
+
+def test_soft_targets_are_the_formula_and_one_hot_ones_are_erm() -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    codes = torch.tensor([0, 1, 2, 2, 1, 0])
+    hard = functional.one_hot(codes, 3).float()
+    assert float(soft_target_loss(logits, hard)) == pytest.approx(float(erm_loss(logits, codes)))
+    soft = 0.75 * hard + 0.25 * hard.roll(1, 0)
+    expected = -(soft * logits.log_softmax(1)).sum(1).mean()
+    assert float(soft_target_loss(logits, soft)) == pytest.approx(float(expected))
+
+
+def test_consistency_is_zero_for_equal_representations_and_counts_classes_alike() -> None:
+    phi = torch.randn(4, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = torch.tensor([5, 5, 5, 0])
+    assert float(paired_consistency_loss(phi, phi.clone(), y)) == 0.0
+    other = phi.clone()
+    other[0, 0, 0] += 3.0  # one of three of class 5
+    assert float(paired_consistency_loss(phi, other, y)) == pytest.approx(9 / 3 / 2)
+    other = phi.clone()
+    other[3, 1, 2] -= 2.0  # the only one of class 0
+    assert float(paired_consistency_loss(phi, other, y)) == pytest.approx(4 / 2)
+
+
+def test_the_gradient_of_consistency_pulls_both_sides_together() -> None:
+    generator = torch.Generator().manual_seed(1)
+    a = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(5, 3, generator=generator, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([0, 0, 1, 1, 1])
+    assert torch.autograd.gradcheck(lambda u, v: paired_consistency_loss(u, v, y), (a, b))
+    left, right = torch.autograd.grad(paired_consistency_loss(a, b, y), (a, b))
+    share = torch.tensor([1 / 4, 1 / 4, 1 / 6, 1 / 6, 1 / 6])[:, None]
+    assert torch.allclose(left, 2 * (a - b).detach() * share)
+    assert torch.equal(left, -right)
+
+
+# -- LISA ------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 2), st.integers(0, 1)), min_size=1, max_size=16),
+    st.sampled_from([0.0, 1.0]),
+    st.booleans(),
+    st.integers(0, 1000),
+)
+@quick
+def test_lisa_mixes_within_a_label_or_within_an_attribute_and_nothing_else(
+    rows: list[tuple[int, int, int]], p_sel: float, two: bool, seed: int
+) -> None:
+    y, first, second = torch.tensor(rows).T
+    a = torch.stack([first, second], 1) if two else first
+    images = torch.eye(len(rows), dtype=torch.float64)  # row i of the mixture names its parents and their shares
+    mixed, soft = lisa_mix(images, y, a, 3, p_sel=p_sel, generator=torch.Generator().manual_seed(seed))
+    assert mixed.shape == images.shape
+    assert torch.allclose(mixed.sum(1), torch.ones(len(rows), dtype=torch.float64))
+    assert torch.allclose(soft, mixed @ functional.one_hot(y, 3).double())  # labels go with the pixels
+    columns = a.reshape(len(rows), -1)
+    for i in range(len(rows)):
+        parents = mixed[i].nonzero()[:, 0].tolist()
+        possible = []
+        for j in range(len(rows)):
+            same = bool((columns[i] == columns[j]).all())
+            known = bool((columns[[i, j]] >= 0).all())
+            fits = (y[i] == y[j] and not same) if p_sel else (y[i] != y[j] and same)
+            if known and fits:
+                possible.append(j)
+        assert set(parents) - {i} <= set(possible)
+        if not possible:
+            assert torch.equal(mixed[i], images[i])
+        else:
+            assert len(parents) == 2
+
+
+def test_lisa_draws_beta_shares_every_partner_and_the_coin() -> None:
+    y, a = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 1, 2, 0])
+    generator = torch.Generator().manual_seed(0)
+    own, partners, within_label = [], set(), 0
+    for _ in range(1500):
+        mixed, soft = lisa_mix(torch.eye(4, dtype=torch.float64), y, a, 2, 2.0, 0.25, generator)
+        if bool((soft[0] == torch.tensor([1.0, 0.0])).all()):
+            within_label += 1
+            partners |= set(mixed[0].nonzero()[:, 0].tolist())
+        own.append(float(mixed[0, 0]))
+    assert partners == {0, 1, 2}
+    assert within_label / 1500 == pytest.approx(0.25, abs=0.05)  # 4.5 standard deviations
+    assert np.mean(own) == pytest.approx(0.5, abs=0.03)
+    assert np.var(own) == pytest.approx(1 / 20, abs=0.008)  # Beta(2, 2)
+
+
+def test_lisa_is_drawn_by_its_generator_alone() -> None:
+    y, a, images = torch.arange(8) % 2, torch.arange(8) // 2 % 2, torch.rand(8, 3, 4, 4)
+
+    def once(seed: int) -> torch.Tensor:
+        return lisa_mix(images, y, a, 2, generator=torch.Generator().manual_seed(seed))[0]
+
+    before = torch.get_rng_state()
+    first = once(3)
+    assert torch.equal(torch.get_rng_state(), before)
+    np.random.seed(0)
+    assert torch.equal(first, once(3))
+    assert not torch.equal(first, once(4))
+
+
+# -- the last layer --------------------------------------------------------------------------------------------------
+
+
+def planted(n: int, rho: float, seed: int, classes: int = 2) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features: a weak core feature block of the class, a strong spurious block of an attribute that follows it, noise."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % classes
+    a = np.where(rng.random(n) < rho, y, rng.integers(0, classes, n))
+    core = np.eye(classes)[y] * 3 + rng.normal(size=(n, classes))
+    spurious = np.eye(classes)[a] * 8 + 0.3 * rng.normal(size=(n, classes))
+    x = np.hstack([core, spurious, rng.normal(size=(n, 8)), np.full((n, 1), 7.0)])
+    return torch.from_numpy(x), torch.from_numpy(y), torch.from_numpy(a)
+
+
+def worst(found: torch.Tensor, y: torch.Tensor, a: torch.Tensor) -> float:
+    return min(float((found == y)[(y == i) & (a == j)].double().mean()) for i in y.unique() for j in a.unique())
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_dfr_finds_the_planted_core_feature_where_logistic_regression_takes_the_shortcut(classes: int) -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    x, y, a = planted(300 * classes, 0.95, 0, classes)
+    test = planted(900, 0.0, 1, classes)
+    plain = LogisticRegression(max_iter=1000).fit(x.numpy(), y.numpy())
+    layer = dfr(x, y, a, c=(1.0, 0.1), subsamples=10)
+    before = worst(torch.from_numpy(plain.predict(test[0].numpy())), test[1], test[2])
+    after = worst(layer.predict(test[0]), test[1], test[2])
+    assert after > before + 0.15
+    assert after > 0.75
+    weight = layer.weight.abs()
+    assert float(weight[:, :classes].sum()) > float(weight[:, classes : 2 * classes].sum())
+    assert layer.weight.shape == (classes, 2 * classes + 9)
+
+
+def test_dfr_on_balanced_data_is_the_l1_logistic_regression_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    x, y, _ = planted(200, 0.0, 2)
+    a = torch.arange(200) // 2 % 2  # four groups of 50: the only balanced subsample is all of it
+    layer = dfr(x, y, a, c=0.3, subsamples=1)
+    scaled = StandardScaler().fit(x.numpy())
+    whole = LogisticRegression(C=0.3, l1_ratio=1.0, solver="liblinear", intercept_scaling=1e4, tol=1e-8, max_iter=5000)
+    whole.fit(scaled.transform(x.numpy()), y.numpy())
+    margin = layer.logits(x)[:, 1] - layer.logits(x)[:, 0]
+    assert margin.numpy() == pytest.approx(whole.decision_function(scaled.transform(x.numpy())), abs=0.05)
+    assert layer.c == 0.3
+
+
+def test_dfr_fits_into_the_net_and_ignores_images_of_no_group() -> None:
+    x, y, a = planted(120, 0.8, 3)
+    layer = dfr(x, y, a, c=0.3, subsamples=3)
+    head = torch.nn.Linear(x.shape[1], 2)
+    layer.write_into(head)
+    assert torch.equal(head(x.float()).argmax(1), layer.predict(x))
+    assert torch.allclose(head(x.float()).double(), layer.logits(x), atol=1e-4)
+    more = torch.cat([x, torch.full((5, x.shape[1]), 1e6)])
+    ignored = dfr(more, torch.cat([y, torch.zeros(5, dtype=torch.long)]), torch.cat([a, torch.full((5,), -1)]), 0.3, 3)
+    assert torch.equal(ignored.weight, layer.weight)
+    assert torch.equal(dfr(x, y, torch.stack([a, a], 1), 0.3, 3).weight, layer.weight)  # the same groups twice
+    assert not torch.equal(dfr(x, y, a, 0.3, 3, seed=1).weight, layer.weight)
+    with pytest.raises(UsageError, match="expected a Linear"):
+        layer.write_into(torch.nn.Linear(3, 2))
+
+
+def test_dfr_chooses_the_penalty_by_the_worst_group() -> None:
+    x, y, a = planted(400, 0.9, 4)
+    assert dfr(x, y, a, c=(1e-6, 0.3), subsamples=1).c == 0.3  # 1e-6 leaves no weight at all
+
+
+# -- the schedule ----------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 5), st.integers(0, 5))
+@quick
+def test_synthetic_first_then_real(first: int, second: int) -> None:
+    epochs = list(from_fake_to_real("made", "real", first, second))
+    assert [e.number for e in epochs] == list(range(first + second))
+    assert [e.data for e in epochs] == ["made"] * first + ["real"] * second
+    assert [e.stage for e in epochs] == ["synthetic"] * first + ["real"] * second
+    assert [e.of_stage for e in epochs] == [*range(first), *range(second)]
+
+
+# -- refusals --------------------------------------------------------------------------------------------------------
+
+X, Y, A = torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: group_weighted_loss(torch.tensor(1.0), A, torch.ones(2)), "reduction='none'"),
+        (lambda: group_weighted_loss(torch.ones(4), A[:3], torch.ones(2)), "one row a sample"),
+        (lambda: group_weighted_loss(torch.ones(4), A.float(), torch.ones(2)), "integer codes"),
+        (lambda: group_weighted_loss(torch.ones(4), A, torch.ones(1)), "above the largest code 1"),
+        (lambda: group_weighted_loss(torch.ones(4), A, torch.tensor([1.0, -1.0])), "at least 0"),
+        (lambda: importance_weights(A, groups=1), "at least 2"),
+        (lambda: importance_weights(torch.stack([A, A], 1)), "codes of their own"),
+        (lambda: importance_weights(A - 2), "or -1 for none, came -2"),
+        (lambda: jtt_weights(torch.rand(4, 2), Y), r"argmax\(1\)"),
+        (lambda: jtt_weights(torch.rand(4), Y), r"argmax\(1\)"),
+        (lambda: jtt_weights(Y, Y, upweight=0.5), "at least 1"),
+        (lambda: soft_target_loss(X, Y), "use erm_loss"),
+        (lambda: soft_target_loss(X, torch.ones(4, 3)), "sum to 1"),
+        (lambda: paired_consistency_loss(X, X[:2], Y), "same pair"),
+        (lambda: paired_consistency_loss(X, X, Y[:2]), "one class a sample"),
+        (lambda: paired_consistency_loss(X.long(), X.long(), Y), "float representations"),
+        (lambda: lisa_mix(X.byte(), Y, A, 2), "expected float"),
+        (lambda: lisa_mix(X, Y, A, 1), "from 0 to 0, came 1"),
+        (lambda: lisa_mix(X, Y, A, 2, alpha=0), "above 0"),
+        (lambda: lisa_mix(X, Y, A, 2, p_sel=1.5), "from 0 to 1"),
+        (lambda: lisa_mix(X, Y, A[:2], 2), "attributes: expected shape"),
+        (lambda: dfr(X[0], Y, A), r"float \(N, D\)"),
+        (lambda: dfr(X * float("nan"), Y, A), "finite"),
+        (lambda: dfr(X, Y * 2, A), "renumber"),
+        (lambda: dfr(X, Y, A), "two or more images of every group"),
+        (lambda: dfr(X, Y, torch.full((4,), -1)), "images with a group"),
+        (lambda: dfr(X, Y, A, c=0.0), "above 0"),
+        (lambda: dfr(X, Y, A, subsamples=0), "at least 1"),
+        (lambda: from_fake_to_real([], [], -1, 2), "synthetic_epochs"),
+        (lambda: from_fake_to_real([], [], 1, 2.0), "real_epochs"),
+    ],
+)  # fmt: skip
+def test_refused_in_one_line(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as refused:
+        call()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_layer_without_bias_is_refused() -> None:
+    with pytest.raises(UsageError, match="without bias"):
+        LastLayer(torch.ones(2, 3), torch.ones(2), 1.0).write_into(torch.nn.Linear(3, 2, bias=False))
