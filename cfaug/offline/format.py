@@ -35,6 +35,7 @@ LOCK = ".lock"
 CARD = "README.md"
 CROISSANT = "croissant.json"
 PLAN_HEADER = "plan.json"
+COLUMNS = "index.bin"  # all indices in another form, for readers; derived
 TAR, INDEX = ".tar", ".index.jsonl"  # what a shard's two files end in
 PARTIAL = ".partial"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,120}", re.ASCII)
@@ -43,6 +44,7 @@ INDEX_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.index\.jsonl", re.ASCII)
 # A USTAR name has 100 bytes and can only be longer across a slash, which a key must not have: 95 plus ".json".
 MAX_KEY = 95  # characters that are written; a reader accepts what KEY says
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
+XXH3 = re.compile(r"[0-9a-f]{16}", re.ASCII)
 SPLITS = ("train", "val", "test")
 PLANNED_NAME = re.compile(rf"cf-({'|'.join(SPLITS)})-([0-9]{{6,}})(\.tar|\.index\.jsonl)", re.ASCII)
 IMAGE_FIELDS = ("png", "webp")
@@ -70,13 +72,24 @@ Value = str | float | None
 Record = dict[str, Any]
 
 
+class SourceHashes(NamedTuple):
+    """``sample_hash`` and ``pixels_hash`` (:mod:`cfaug.data.lookup`) of a sample's source image."""
+
+    sample: int
+    pixels: int
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One image of a shard: `key`, `image` (uint8, height x width x 1 or 3) and the JSON `record`."""
+    """One image of a shard: `key`, `image` (uint8, height x width x 1 or 3) and the JSON `record`.
+
+    `source`: hashes of the source's pixels, for the index; readers give None. Without them the row has no ``xxh3``.
+    """
 
     key: str
     image: npt.NDArray[np.uint8]
     record: Record
+    source: SourceHashes | None = None
 
 
 class Member(NamedTuple):
@@ -87,8 +100,19 @@ class Member(NamedTuple):
     sha256: str
 
 
+class Quick(NamedTuple):
+    """Hashes that cost a reader next to nothing, 16 hex digits each: of the image's bytes, and two of the source's pixels."""
+
+    image: str
+    sample: str
+    pixels: str
+
+
 class IndexRow(NamedTuple):
-    """One sample as the index knows it; enough to match sources without opening the tar. One of `png`, `webp` is None."""
+    """One sample as the index knows it; enough to match sources without opening the tar. One of `png`, `webp` is None.
+
+    Rows that were written before there was `xxh3` do not have it.
+    """
 
     key: str
     source_key: str
@@ -98,6 +122,7 @@ class IndexRow(NamedTuple):
     json: Member
     png: Member | None = None
     webp: Member | None = None
+    xxh3: Quick | None = None
 
     @property
     def image_field(self) -> str:
@@ -118,10 +143,11 @@ class IndexRow(NamedTuple):
         fields = parse_object(line, MAX_LINE, where)
         try:
             (image,) = (name for name in IMAGE_FIELDS if name in fields)
-            row = IndexRow(**{**fields, "json": Member(*fields["json"]), image: Member(*fields[image])})
+            quick = {"xxh3": Quick(*fields["xxh3"])} if "xxh3" in fields else {}
+            row = IndexRow(**{**fields, "json": Member(*fields["json"]), image: Member(*fields[image]), **quick})
             texts = (row.source_key, row.source_digest, row.split)
             sound = bool(KEY.fullmatch(row.key)) and all(isinstance(t, str) for t in texts) and type(row.null) is bool
-            sound = sound and len(fields) == 7
+            sound = sound and len(fields) == 7 + len(quick) and all(XXH3.fullmatch(text) for text in row.xxh3 or ())
             for member, most in ((row.json, MAX_RECORD_BYTES), (row.image, MAX_IMAGE_BYTES)):
                 counts = type(member.offset) is type(member.size) is int and member.offset >= BLOCK
                 sound = sound and counts and 0 < member.size <= most and bool(SHA256.fullmatch(member.sha256))

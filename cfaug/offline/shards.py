@@ -1,10 +1,10 @@
 """Reading counterfactual shards: the one bridge from generation to training.
 
     reader = ShardReader("OUT/shards")       # or a URL: s3://bucket/run/shards
-    reader.image(i), reader.record(i)        # one checked random read each
-    reader.by_source()["img-7.png"]          # the indices of all samples of one source
+    reader.picture(i), reader.record(i)      # one checked random read each
+    reader.by_key.find(key_hash("img-7.png"))          # where the samples of one source are
 
-The manifest, never a directory listing, says what exists, and every byte handed out has the sha256 that the index
+The manifest, never a directory listing, says what exists, and every byte handed out has the hash that the index
 states. Only PNG, WebP and JSON are decoded; nothing is unpickled and nothing is executed. Needs numpy and Pillow, not
 torch, diffusers or webdataset. It does not re-hash whole shards on opening: that is :func:`cfaug.offline.verify`.
 """
@@ -12,42 +12,75 @@ torch, diffusers or webdataset. It does not re-hash whole shards on opening: tha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
+from cfaug.data.datasets import pixel_digest
+from cfaug.data.lookup import Picture, has_pixels, pixels_hash, sample_hash
 from cfaug.errors import ShardError
 from cfaug.offline.destinations.explained import unreadable
-from cfaug.offline.destinations.storage import Storage, open_storage
+from cfaug.offline.destinations.storage import LocalStorage, Storage, open_storage
 from cfaug.offline.format import (
     BLOCK,
     FORMAT,
     KEY,
     MANIFEST,
     RECORD_FIELDS,
+    SPLITS,
     IndexRow,
     ManifestRow,
     Member,
     Record,
     Sample,
+    SourceHashes,
     padded,
     tar_size,
 )
-from cfaug.offline.reading.decoders import decode_image, parse_record
+from cfaug.offline.reading.columns import (
+    DIGEST,
+    IMAGE_MASK,
+    JSON_BITS,
+    JSON_MASK,
+    PIXELS,
+    SAMPLE,
+    WEBP,
+    XXH3,
+    Found,
+    SourceTable,
+    build,
+    fingerprint_of,
+    image_check,
+    key_hash,
+    key_hashes,
+    leading,
+)
+from cfaug.offline.reading.decoders import decode_image, parse_record, picture_of, pixels_of
+from cfaug.offline.reading.descriptors import Descriptors
+from cfaug.offline.reading.indices import Indices, Lazy
+from cfaug.offline.reading.indices import place as place_of
 from cfaug.offline.reading.manifest import COMMITS, read_manifest
 
 __all__ = [
     "FORMAT",
     "KEY",
     "RECORD_FIELDS",
+    "SPLITS",
+    "Found",
     "IndexRow",
     "ManifestRow",
     "Record",
     "Sample",
     "ShardReader",
+    "SourceHashes",
+    "SourceTable",
     "decode_image",
+    "key_hash",
+    "key_hashes",
     "open_shards",
     "parse_record",
     "read_index",
@@ -57,11 +90,11 @@ __all__ = [
 class ShardReader:
     """Every committed sample of a directory of shards, by number 0..len-1, in the order of the manifest's names.
 
-    `place` is a run's output or its ``shards``, a path or a URL. Opening reads the manifest and the indices and
-    compares file sizes; a read checks the sha256 of what it read. Plain data inside: picklable, and safe in forked or
-    spawned workers. Memory: about 1 KB a sample, for the index.
-    Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `index` (one
-    :class:`IndexRow` a sample: key, source_key, source_digest, split, null, image_field, image), `keys`.
+    `place` is a run's output or its ``shards``, a path or a URL. Opening reads the manifest, compares file sizes and reads
+    the indices into fixed columns (:mod:`cfaug.offline.reading.columns`); a read checks the bytes that it read. Picklable,
+    and safe in threads and in forked or spawned workers: files stay open, in each process, and are read by ``pread``.
+    Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `fingerprint` (sha256
+    over the names and digests of the shards), `by_key` and `by_pixels` (the samples of a source, see :class:`SourceTable`).
 
     :class:`ShardError` names the shard, and the key where one sample is at fault; :class:`StorageError` (``transient``)
     where the place did not answer. :class:`UsageError` for a URL whose protocol or package is missing.
@@ -78,66 +111,142 @@ class ShardReader:
             raise ShardError(
                 f"expected {self.directory}/{MANIFEST} with committed shards, found {state}: generate first"
             )
-        self.index: list[IndexRow] = []
-        self._shard: list[int] = []
-        for number, row in enumerate(self.manifest):
+        for row in self.manifest:
             check_size(row.name, row.bytes, sizes)
-            rows = read_index(self.storage, row, sizes)
-            self.index += rows
-            self._shard += [number] * len(rows)
-        self.keys: list[str] = [row.key for row in self.index]
-        if len(set(self.keys)) != len(self.keys):
-            where = self.where(_first_repeated(self.keys))
-            raise ShardError(f"{where}: the key is also in another place: generate with --overwrite")
+        self.fingerprint = fingerprint_of(self.manifest)
+        self._indices = Indices(self.storage, self.manifest)
+        self._files = Descriptors(self.storage.path) if isinstance(self.storage, LocalStorage) else None
+        self._columns = build(self.manifest, lambda row: read_index(self.storage, row, sizes), self.where)
 
     def __len__(self) -> int:
-        return len(self.index)
+        return self._indices.starts[-1]
+
+    @property
+    def index(self) -> Sequence[IndexRow]:
+        """One :class:`IndexRow` a sample (key, source_key, source_digest, split, null, image_field, image), read when it
+        is asked for; going through them in order reads each shard's index once."""
+        return Lazy(len(self), self._indices.row)
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """The samples' keys, likewise."""
+        return Lazy(len(self), self._indices.key)
+
+    @property
+    def nulls(self) -> npt.NDArray[np.bool_]:
+        """(N,) which samples are null interventions; a new array."""
+        return self._columns.nulls
+
+    @property
+    def splits(self) -> npt.NDArray[np.uint8]:
+        """(N,) the samples' splits as places in ``SPLITS`` ("train", "val", "test"); 3: another. A new array."""
+        return self._columns.splits
+
+    @property
+    def by_key(self) -> SourceTable:
+        """The samples of a source by :func:`key_hash` of its key."""
+        return self._columns.by_key
+
+    @property
+    def by_pixels(self) -> SourceTable:
+        """The samples of a source by :meth:`lookup` of its image."""
+        return self._columns.by_pixels
 
     def by_source(self) -> dict[str, list[int]]:
-        """Source key -> the indices of its samples, ascending; null interventions are among them (`index[i].null`)."""
+        """Source key -> the indices of its samples, ascending; null interventions are among them (`index[i].null`).
+
+        Objects for every sample: for small sets; :attr:`by_key` needs none.
+        """
         found: dict[str, list[int]] = {}
         for i, row in enumerate(self.index):
             found.setdefault(row.source_key, []).append(i)
         return found
 
+    def lookup(self, image: Picture) -> int:
+        """The hash under which :attr:`by_pixels` knows `image`, if it is a source's: PIL, or uint8 (H, W) or (H, W, C).
+
+        It only proposes: :meth:`confirms` decides. Which hash it is depends on the shards: the quickest that all of them
+        have and that tells their sources apart. UsageError for anything but an 8-bit image.
+        """
+        if self._columns.lookup == SAMPLE:
+            return sample_hash(image)
+        return pixels_hash(image) if self._columns.lookup == PIXELS else leading(_digest(image))
+
+    def confirms(self, i: int, image: Picture) -> bool:
+        """Whether the source of sample `i` has exactly the pixels of `image`."""
+        expected = self._columns.pixels.item(i)
+        if self._columns.lookup == DIGEST:
+            return leading(_digest(image)) == expected
+        return has_pixels(image, expected)
+
     def where(self, i: int) -> str:
         """How an error names sample `i`: shard and key."""
-        return f"{self.manifest[self._shard[i]].name}, sample {self.index[i].key!r}"
+        return self._indices.where(place_of(i, len(self)))
 
     def record(self, i: int) -> Record:
         """The JSON record of sample `i` (fields: ``RECORD_FIELDS``)."""
-        member = self.index[i].json
-        return self._record(i, self._read(i, member.offset, member.size))
+        i = place_of(i, len(self))
+        columns = self._columns
+        return self._record(i, self._read(i, columns.blocks.item(i) * BLOCK, columns.sizes.item(i) & JSON_MASK))
+
+    def picture(self, i: int) -> Image.Image:
+        """The image of sample `i`, mode L or RGB, decoded."""
+        i = place_of(i, len(self))
+        columns = self._columns
+        sizes = columns.sizes.item(i)
+        offset = columns.blocks.item(i) * BLOCK + padded(sizes & JSON_MASK) + BLOCK
+        return self._picture(i, sizes, self._read(i, offset, sizes >> JSON_BITS & IMAGE_MASK))
 
     def image(self, i: int) -> npt.NDArray[np.uint8]:
         """The image of sample `i`: uint8, height x width x channels (1 or 3), writable."""
-        member = self.index[i].image
-        return self._image(i, self._read(i, member.offset, member.size))
+        return pixels_of(self.picture(i))
 
     def sample(self, i: int) -> Sample:
         """Key, image and record of sample `i`, in one read."""
-        row = self.index[i]
-        first, skipped = row.json.offset, row.image.offset - row.json.offset
-        data = self._read(i, first, skipped + row.image.size)
-        record = self._record(i, data[: row.json.size])
-        return Sample(row.key, self._image(i, data[skipped:]), record)
+        i = place_of(i, len(self))
+        columns = self._columns
+        sizes = columns.sizes.item(i)
+        skipped = padded(sizes & JSON_MASK) + BLOCK
+        data = self._read(i, columns.blocks.item(i) * BLOCK, skipped + (sizes >> JSON_BITS & IMAGE_MASK))
+        record = self._record(i, data[: sizes & JSON_MASK])
+        return Sample(record["key"], pixels_of(self._picture(i, sizes, data[skipped:])), record)
 
     def _record(self, i: int, data: bytes) -> Record:
-        row, where = self.index[i], self.where(i)
-        record = parse_record(vouched(data, row.json, where), where)
-        if record["key"] != row.key:
+        if int.from_bytes(hashlib.sha256(data).digest()[:8], "big") != self._columns.json.item(i):
+            raise self._altered(i, data, self._columns.sizes.item(i) & JSON_MASK)
+        key, where = self._indices.key(i), self.where(i)
+        record = parse_record(data, where)
+        if record["key"] != key:
             raise ShardError(f"{where}: its record says key {record['key']!r:.140}: generate this shard again")
         return record
 
-    def _image(self, i: int, data: bytes) -> npt.NDArray[np.uint8]:
-        row, where = self.index[i], self.where(i)
-        return decode_image(vouched(data, row.image, where), where, row.image_field)
+    def _picture(self, i: int, sizes: int, data: bytes) -> Image.Image:
+        if image_check(data, bool(sizes >> XXH3 & 1)) != self._columns.image.item(i):
+            raise self._altered(i, data, sizes >> JSON_BITS & IMAGE_MASK)
+        return picture_of(data, partial(self.where, i), "webp" if sizes >> WEBP & 1 else "png")
+
+    def _altered(self, i: int, data: bytes, size: int) -> ShardError:
+        return altered(data, size, self.where(i))
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
+        name = self.manifest[self._indices.shard_of(i)].name
         try:
-            return self.storage.read_range(self.manifest[self._shard[i]].name, offset, size)
+            if self._files is not None:
+                return self._files.read(name, offset, size)
+            return self.storage.read_range(name, offset, size)
+        except FileNotFoundError:
+            raise ShardError(
+                f"{self.where(i)}: the shard was there when {self.directory} was opened and is gone now: put it back or "
+                "generate it again, then start again"
+            ) from None
         except OSError as error:
             raise unreadable(error, self.where(i), "run cfaug verify, generate again") from None
+
+
+def _digest(image: Picture) -> str:
+    if isinstance(image, Image.Image):
+        image = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+    return pixel_digest(image)
 
 
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
@@ -158,11 +267,16 @@ def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
 def vouched(data: bytes, member: Member, where: str) -> bytes:
     """`data` itself when it has the sha256 that the index states, else :class:`ShardError`."""
     if hashlib.sha256(data).hexdigest() != member.sha256:
-        came = "other bytes" if len(data) == member.size else f"only {len(data)} of {member.size} bytes"
-        raise ShardError(
-            f"{where}: expected the bytes the index vouches for, found {came}: run cfaug verify, generate again"
-        )
+        raise altered(data, member.size, where)
     return data
+
+
+def altered(data: bytes, size: int, where: str) -> ShardError:
+    """What is wrong with `data` that is not the `size` bytes that were written."""
+    came = "other bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
+    return ShardError(
+        f"{where}: expected the bytes the index vouches for, found {came}: run cfaug verify, generate again"
+    )
 
 
 def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> list[IndexRow]:
@@ -210,8 +324,3 @@ def check_size(name: str, size: int, sizes: Mapping[str, int], what: str = "") -
         raise ShardError(f"{what}{name}: in the manifest, but not there: generate it again")
     if found != size:
         raise ShardError(f"{what}{name}: expected {size} bytes, found {found} (truncated?): generate this shard again")
-
-
-def _first_repeated(keys: list[str]) -> int:
-    seen: set[str] = set()
-    return next(i for i, key in enumerate(keys) if key in seen or seen.add(key))  # type: ignore[func-returns-value]

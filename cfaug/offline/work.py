@@ -24,10 +24,11 @@ import pandas as pd
 from PIL import features
 
 from cfaug.data import AttributeDataset, Schema, pixel_digest
+from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import CfaugError, DataError, UsageError, generating
 from cfaug.offline.destinations.destination import Destination
 from cfaug.offline.destinations.staging import stage_shard
-from cfaug.offline.format import FORMAT, ManifestRow, Record, Sample
+from cfaug.offline.format import FORMAT, ManifestRow, Record, Sample, SourceHashes
 from cfaug.offline.plan import Plan, PlanRow
 
 Environment = dict[str, str | int]
@@ -208,7 +209,7 @@ class ShardWork:
             "model": self.model_digest,
             "quality": quality,
         }
-        return Sample(row.key, image, record)
+        return Sample(row.key, image, record, SourceHashes(sample_hash(source), pixels_hash(source)))
 
 
 def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate | None = None) -> Environment:

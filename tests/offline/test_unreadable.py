@@ -18,6 +18,7 @@ from cfaug.offline import Plan, ShardReader, verify
 from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.plan import PlanRow
 from cfaug.offline.reading.committed import Committed
+from cfaug.offline.reading.descriptors import Descriptors
 from cfaug.offline.reading.scan import scan
 
 Failing = Callable[..., None]
@@ -31,17 +32,17 @@ def shards(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
-    """Make a method of storage fail with an errno, for names that end as given."""
+    """Make a method of storage (or of `owner`) fail with an errno, for names that end as given."""
 
-    def make(method: str, suffix: str = "", code: int = errno.EIO) -> None:
-        whole = getattr(LocalStorage, method)
+    def make(method: str, suffix: str = "", code: int = errno.EIO, owner: type = LocalStorage) -> None:
+        whole = getattr(owner, method)
 
-        def fails(storage: LocalStorage, name: str = "", *rest: Any) -> Any:
+        def fails(storage: Any, name: str = "", *rest: Any) -> Any:
             if name.endswith(suffix):
                 raise OSError(code, os.strerror(code))
             return whole(storage, name, *rest)
 
-        monkeypatch.setattr(LocalStorage, method, fails)
+        monkeypatch.setattr(owner, method, fails)
 
     return make
 
@@ -84,8 +85,8 @@ def passing(caught: pytest.ExceptionInfo[StorageError], where: str) -> None:
 
 def test_random_reads_and_opening(shards: Path, failing: Failing) -> None:
     reader = ShardReader(shards)
-    failing("read_range")
-    for read in (reader.image, reader.record, reader.sample):
+    failing("read", owner=Descriptors)
+    for read in (reader.picture, reader.image, reader.record, reader.sample):
         with pytest.raises(StorageError) as caught:
             read(1)
         passing(caught, f"{damages.NAME}, sample 'train-000000001'")
@@ -101,7 +102,7 @@ def test_random_reads_and_opening(shards: Path, failing: Failing) -> None:
 
 def test_what_stays_wrong_is_still_a_shard_error(shards: Path, failing: Failing) -> None:
     reader = ShardReader(shards)
-    failing("read_range", code=errno.EACCES)
+    failing("read", code=errno.EACCES, owner=Descriptors)
     with pytest.raises(
         ShardError, match=r"sample 'train-000000000': cannot read it: Permission denied: run cfaug verify"
     ):

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 from PIL import Image
 
 from cfaug.data.files import partial_name
@@ -38,6 +39,7 @@ from cfaug.offline.format import (
     IndexRow,
     ManifestRow,
     Member,
+    Quick,
     Sample,
     canonical_json,
     check_record,
@@ -204,10 +206,14 @@ def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, image: st
         data = fields[name]
         members[name] = Member(offset + BLOCK, len(data), hashlib.sha256(data).hexdigest())
         offset += BLOCK + padded(len(data))
-    record = sample.record
+    record, quick = sample.record, None
+    if sample.source is not None:
+        hashes = (xxhash.xxh3_64_intdigest(fields[image]), *sample.source)
+        quick = Quick(*(f"{one:016x}" for one in hashes))
     return IndexRow(
-        sample.key, record["source_key"], record["source_digest"], record["split"], not record["do"], **members
-    )
+        sample.key, record["source_key"], record["source_digest"], record["split"], not record["do"], **members,
+        xxh3=quick,
+    )  # fmt: skip
 
 
 def _same_fields(sample: Sample, first: Any, name: str) -> Any:

@@ -66,20 +66,40 @@ def decode_image(data: bytes, where: str, field: str = "png", vouched: bool = Tr
 
 def decode_png(data: bytes, where: str, vouched: bool = True) -> Pixels:
     """The pixels of a PNG: uint8, height x width x (1 or 3)."""
-    try:
-        mode, size = _png_header(data, vouched)
-    except (ValueError, struct.error) as error:
-        raise _refused("PNG", error, where) from None
-    return _decoded("PNG", mode, size, data, where)
+    return pixels_of(picture_of(data, lambda: where, "png", vouched))
 
 
 def decode_webp(data: bytes, where: str, vouched: bool = True) -> Pixels:
     """The pixels of a lossless WebP: uint8, height x width x 3."""
+    return pixels_of(picture_of(data, lambda: where, "webp", vouched))
+
+
+def pixels_of(picture: Image.Image) -> Pixels:
+    """uint8, height x width x (1 or 3), writable."""
+    pixels = np.array(picture, dtype=np.uint8)
+    return pixels[:, :, None] if pixels.ndim == 2 else pixels
+
+
+def picture_of(data: bytes, where: Callable[[], str], field: str = "png", vouched: bool = True) -> Image.Image:
+    """The decoded picture, mode L or RGB; :class:`ShardError` naming ``where()``, which is asked only then."""
+    kind = field.upper()
     try:
-        size = _webp_header(data)
+        mode, size = _png_header(data, vouched) if field == "png" else ("RGB", _webp_header(data))
     except (ValueError, struct.error) as error:
-        raise _refused("WEBP", error, where) from None
-    return _decoded("WEBP", "RGB", size, data, where)
+        raise _refused(kind, error, where()) from None
+    if len(data) > MAX_IMAGE_BYTES or not 0 < size[0] * size[1] <= MAX_PIXELS:
+        raise ShardError(
+            f"{where()}: expected an image of 1 to {MAX_PIXELS} pixels, found {size[0]}x{size[1]} in {len(data)} bytes: "
+            "generate this shard again"
+        )
+    try:
+        picture = Image.open(io.BytesIO(data), formats=[kind])
+        if picture.mode != mode or picture.size != size:
+            raise ValueError(f"expected {mode} {size[0]}x{size[1]}, found {picture.mode} {picture.size}")
+        picture.load()
+    except Exception as error:  # the decoders' own failures are of many kinds; ours is one
+        raise _refused(kind, error, where()) from None
+    return picture
 
 
 FIELDS: Mapping[str, Field] = MappingProxyType(
@@ -125,22 +145,6 @@ def _webp_header(data: bytes) -> tuple[int, int]:
     if bits >> 28:
         raise ValueError("it has an alpha channel or another version: only RGB is decoded")
     return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-
-
-def _decoded(kind: str, mode: str, size: tuple[int, int], data: bytes, where: str) -> Pixels:
-    if len(data) > MAX_IMAGE_BYTES or not 0 < size[0] * size[1] <= MAX_PIXELS:
-        raise ShardError(
-            f"{where}: expected an image of 1 to {MAX_PIXELS} pixels, found {size[0]}x{size[1]} in {len(data)} bytes: "
-            "generate this shard again"
-        )
-    try:
-        with Image.open(io.BytesIO(data), formats=[kind]) as image:
-            if image.mode != mode or image.size != size:
-                raise ValueError(f"expected {mode} {size[0]}x{size[1]}, found {image.mode} {image.size}")
-            pixels = np.array(image, dtype=np.uint8)
-    except Exception as error:  # the decoders' own failures are of many kinds; ours is one
-        raise _refused(kind, error, where) from None
-    return pixels[:, :, None] if pixels.ndim == 2 else pixels
 
 
 def _refused(kind: str, error: Exception, where: str) -> ShardError:

@@ -14,10 +14,10 @@ from collections.abc import Container, Iterable, Mapping
 from cfaug.errors import ShardError, UsageError
 from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import LocalStorage, Storage
-from cfaug.offline.format import CARD, CROISSANT, MANIFEST, ManifestRow
+from cfaug.offline.format import CARD, COLUMNS, CROISSANT, MANIFEST, ManifestRow
 
 COMMITS = "commits/"
-PUBLISHED = (CARD, CROISSANT)
+PUBLISHED = (CARD, CROISSANT, COLUMNS)
 """What stands beside the shards of a finished run, and goes when they go."""
 Identity = dict[str, str | int]
 
