@@ -1,0 +1,15 @@
+"""Data sets as bases of counterfactuals: ``open_base`` finds out how one makes its items (see ``bases.base``).
+
+| module | what |
+|---|---|
+| ``base`` | ``Base`` and ``open_base``; a base whose user tells its transform |
+| ``known`` | cfaug's data sets, torchvision's folders, WILDS; the order in which kinds are tried |
+| ``nested`` | Subset, ConcatDataset, wrappers of a user's own making |
+| ``huggingface`` | ``datasets.Dataset`` with an Image column (imported only for those) |
+| ``items`` | any other data set, by its ``transform`` or its items |
+| ``images``, ``facts``, ``twins`` | an image among its item; keys, labels, split; a copy that shows another picture |
+"""
+
+from cfaug.learn.bases.base import Base, open_base
+
+__all__ = ["Base", "open_base"]

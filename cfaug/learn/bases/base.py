@@ -1,0 +1,181 @@
+"""Any map-style data set as a base of counterfactuals: its items, or the same items around another picture.
+
+``open_base(dataset)`` finds out how a data set makes its items. ``swapped(i, picture)`` is what ``dataset[i]`` would
+be had its untransformed image been ``picture``; the law that every kind keeps, with deterministic transforms:
+
+    base.swapped(i, base.picture(i)) == dataset[i]        same structure, same types, same bits
+
+The data set's own ``__getitem__`` makes the item wherever possible: a shallow copy of the data set is given another
+loader, inner data set or transform, one that puts the picture where the image was. The user's object is never
+modified; attributes that are set on it later (an epoch, another transform) reach the copy before every item.
+Not promised: data sets that hide both their images and their transform (say ``transform=``), and transforms that are
+switched on after the data set was opened.
+"""
+
+from __future__ import annotations
+
+import operator
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from cfaug.errors import UsageError
+from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, split_of, stored_label
+from cfaug.learn.bases.images import Path, as_mode, as_picture, image_place, is_image_like, said, with_value
+
+
+class Base:
+    """A data set, and what its items would be around other pictures. Pickled as the data set, opened again.
+
+    ``cheap``: whether ``swapped`` works without decoding the image that is replaced.
+    """
+
+    cheap = False
+
+    def __init__(self, dataset: Any, image_key: Any = None) -> None:
+        self.dataset, self.image_key = dataset, image_key
+        self._transform: Callable[[Any], Any] | None = None
+        self._stores_labels: bool | None = None  # not known before the first label is asked for
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open_base, (self.dataset, self._transform, self.image_key)
+
+    def item(self, i: int) -> Any:
+        """``dataset[i]``, untouched."""
+        return self.dataset[i]
+
+    def picture(self, i: int) -> Any:
+        """The untransformed image of item i: PIL, uint8 tensor (C, H, W) or ``tv_tensors.Image``, uint8 array."""
+        raise NotImplementedError
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        """Item i around ``picture`` (mode L or RGB), which is its own from now on.
+
+        Raises DataError when an image that is a tensor or an array has another size, UsageError when no image of the
+        item can be found any more.
+        """
+        raise NotImplementedError
+
+    def label(self, i: int) -> Any:
+        """The label of item i, from what the data set stores or else from the item; None where there is none."""
+        if self._stores_labels is None:
+            with undrawn():
+                stored = stored_label(self.dataset, 0)
+                self._stores_labels = stored is not UNKNOWN and same_label(stored, self._made_label(0))
+        return stored_label(self.dataset, i) if self._stores_labels else self._made_label(i)
+
+    def _made_label(self, i: int) -> Any:
+        item = self.item(i)
+        place = image_place(item, self.image_key, is_image_like)
+        return None if place is None else label_in(item, place)
+
+    def keys(self) -> Sequence[str] | None:
+        """The source key of every item, where the data set knows them; no item is made for it."""
+        return keys_of(self.dataset)
+
+    @property
+    def split(self) -> str | None:
+        """train, val or test, for cfaug's own data sets."""
+        return split_of(self.dataset)
+
+
+class ToldBase(Base):
+    """A base whose user says how a PIL image becomes the image of its items, which may hide everything else."""
+
+    def __init__(self, dataset: Any, transform: Callable[[Any], Any], image_key: Any = None) -> None:
+        super().__init__(dataset, image_key)
+        self._transform = transform
+        try:
+            self._inner: Base | None = open_base(dataset, None, image_key)
+        except UsageError:
+            self._inner = None
+        with undrawn():
+            if len(self) and self._place(self.item(0)) is None:
+                raise UsageError(f"base: expected an image in its items, came {said(self.item(0))}; say image_key=")
+
+    def _place(self, item: Any) -> Path | None:
+        return image_place(item, self.image_key, is_image_like)
+
+    def picture(self, i: int) -> Any:
+        if self._inner is None:
+            raise UsageError(
+                "base: expected PIL or uint8 images to recognise its sources by, it hides them: pass key= (index -> source key)"
+            )
+        return self._inner.picture(i)
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        if self._transform is None:
+            raise UsageError("transform: expected a function from a PIL image to the image of an item, came None")
+        item = self.item(i)
+        place = self._place(item)
+        if place is None:
+            raise UsageError(f"base: expected an image in item {i}, came {said(item)}; say image_key=")
+        if self._inner is not None:  # a transform may tell grey from colour
+            picture = as_mode(picture, as_picture(self._inner.picture(i)).mode)
+        return with_value(item, place, self._transform(picture))
+
+
+def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image_key: Any = None) -> Base:
+    """How ``dataset`` makes its items, found out from its class or by a look at its first item.
+
+    ``transform``: from a PIL image to the image that the data set yields, for one that hides its own. ``image_key``: the
+    key or index of the image in an item that holds several. No random number generator is advanced.
+
+    Raises UsageError (one line) for a data set without len() or [i], for items without an image or with several, and
+    for images that a hidden transform has made into floats.
+    """
+    if isinstance(dataset, Base):
+        return dataset
+    indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
+    if not indexed or isinstance(dataset, IterableDataset):
+        raise UsageError(
+            f"base: expected a dataset with len() and [i], came {type(dataset).__name__}; iterables have no index"
+        )
+    if transform is not None:
+        return ToldBase(dataset, transform, image_key)
+    from cfaug.learn.bases.known import KINDS
+
+    with undrawn():
+        for opened in KINDS:
+            base = opened(dataset, image_key)
+            if base is not None:
+                return base
+    raise UsageError(f"base: expected a dataset of images, came {type(dataset).__name__}")
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Leave the global generators of Python, numpy and torch as they were: looking at a data set must change no draw."""
+    python, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+
+
+def same_label(one: Any, other: Any) -> bool:
+    """Whether two labels are equal, arrays and tensors element by element."""
+    try:
+        return bool(np.array_equal(np.asarray(one), np.asarray(other)))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def is_index(i: Any) -> bool:
+    """Whether i names one item: an int, or a numpy or torch number."""
+    try:
+        operator.index(i)
+    except TypeError:
+        return False
+    return True

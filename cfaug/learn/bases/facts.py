@@ -1,0 +1,127 @@
+"""What a data set knows of its items without opening an image: source keys, labels, the split.
+
+Looked for in places that are public: ``key(i)`` and ``schema`` of cfaug's data sets, ``samples`` and ``root`` of
+torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets; through Subset and ConcatDataset.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import DatasetFolder, VisionDataset
+
+from cfaug.data.datasets import AttributeDataset, FolderDataset
+from cfaug.learn.bases.images import Path, value_at
+
+LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
+UNKNOWN: Any = object()
+
+
+def is_wilds(dataset: Any) -> bool:
+    return callable(getattr(dataset, "get_input", None)) and all(
+        hasattr(dataset, name) for name in ("y_array", "metadata_array", "__getitem__", "__len__")
+    )
+
+
+def keys_of(dataset: Any) -> Sequence[str] | None:
+    """The source keys a data set knows, one an item, or None; no item is made.
+
+    A ConcatDataset has keys only where no two of its sources share one: a key that means two images would find the
+    counterfactuals of the wrong one.
+    """
+    if callable(getattr(dataset, "key", None)):
+        return [str(dataset.key(i)) for i in range(len(dataset))]
+    if isinstance(dataset, DatasetFolder):
+        return _relative([path for path, _ in dataset.samples], os.path.expanduser(os.fspath(dataset.root)))
+    if isinstance(dataset, Subset):
+        inner = keys_of(dataset.dataset)
+        return None if inner is None else [inner[int(i)] for i in dataset.indices]
+    if isinstance(dataset, ConcatDataset):
+        parts = [(part, keys_of(part)) for part in dataset.datasets]
+        of_source: dict[Any, set[str]] = {}
+        every: list[str] = []
+        for part, keys in parts:
+            if keys is None:
+                return None
+            of_source.setdefault(_sources(part), set()).update(keys)
+            every += keys
+        return every if len(set(every)) == sum(map(len, of_source.values())) else None
+    return None
+
+
+def _sources(dataset: Any) -> frozenset[Any]:
+    """What tells the images of data sets apart whose keys may be the same: folders, or else the objects."""
+    if isinstance(dataset, Subset):
+        return _sources(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        return frozenset().union(*map(_sources, dataset.datasets))
+    root = dataset.root if isinstance(dataset, (DatasetFolder, FolderDataset)) else None
+    return frozenset([id(dataset) if root is None else os.path.realpath(root)])
+
+
+def _relative(paths: list[str], root: str) -> list[str]:
+    # a path at a time through os.path.relpath would take seconds for a million files
+    start = os.path.join(root, "")
+    known = [path[len(start) :] if path.startswith(start) else os.path.relpath(path, root) for path in map(str, paths)]
+    return known if os.sep == "/" else [path.replace(os.sep, "/") for path in known]
+
+
+def split_of(dataset: Any) -> str | None:
+    """The split of an AttributeDataset, through Subset and ConcatDataset where all parts agree; None otherwise."""
+    if isinstance(dataset, Subset):
+        return split_of(dataset.dataset)
+    if isinstance(dataset, ConcatDataset):
+        splits = {split_of(part) for part in dataset.datasets}
+        return splits.pop() if len(splits) == 1 else None
+    return str(dataset.split) if isinstance(dataset, AttributeDataset) else None
+
+
+def stored_label(dataset: Any, i: int) -> Any:
+    """The label of item i as the data set stores it, after its ``target_transform``; UNKNOWN where it does not."""
+    if isinstance(dataset, VisionDataset) and _joint(dataset):
+        return UNKNOWN  # may change the label with the image
+    if getattr(dataset, "do_transform_y", False):
+        return UNKNOWN
+    inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
+    if inner is not None and hasattr(dataset, "y_array") and hasattr(inner, "y_array") and indices is not None:
+        return scalar(inner.y_array[indices[i]])  # a WILDS subset's own y_array is made anew each time
+    values = getattr(dataset, "y_array", getattr(dataset, "targets", None))
+    if isinstance(values, (Sequence, np.ndarray, torch.Tensor)) and len(values) == len(dataset):
+        label = scalar(values[i])
+        change = getattr(dataset, "target_transform", None)
+        return label if change is None else change(label)
+    return UNKNOWN
+
+
+def _joint(dataset: VisionDataset[Any]) -> bool:
+    return getattr(dataset, "transforms", None) is not None and not hasattr(dataset.transforms, "target_transform")
+
+
+def label_in(item: Any, image: Path) -> Any:
+    """The label in an item whose image stands at ``image``: what follows it, or the entry named as labels are.
+
+    None for bare images, and for mappings whose label has another name and is not all that is left.
+    """
+    if not image:
+        return None
+    *outer, key = image
+    container = value_at(item, tuple(outer))
+    if isinstance(container, Mapping):
+        named = [name for name in LABELS if name in container]
+        others = [name for name in container if name != key]
+        chosen = named[0] if named else others[0] if len(others) == 1 else None
+        return None if chosen is None else scalar(container[chosen])
+    after: Any = container[key + 1 :] if key >= 0 else ()
+    return scalar(after[0]) if len(after) else label_in(item, tuple(outer))
+
+
+def scalar(value: Any) -> Any:
+    """A tensor or array of one number as that number; anything else as it is."""
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)) and value.ndim == 0:
+        return value.item()
+    return value

@@ -1,0 +1,105 @@
+"""Data sets of Hugging Face: the image column is decoded to the held picture, and everything else is left to them.
+
+A shallow copy of the data set has a feature in place of its ``Image`` that hands out the picture where it would decode,
+so formats, ``with_transform`` functions and column selections are those of the library itself. Imported only for who has
+``datasets`` in use.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from io import BytesIO
+from typing import Any
+
+import datasets
+from PIL import ExifTags, Image
+
+from cfaug.errors import DataError, UsageError
+from cfaug.learn.bases.base import Base
+from cfaug.learn.bases.facts import LABELS, scalar
+from cfaug.learn.bases.images import as_mode
+from cfaug.learn.bases.twins import Held, Seen, Twin
+
+ARRAYS = ("torch", "numpy", "tensorflow", "jax")
+
+
+@dataclass
+class _PictureFeature(datasets.Image):  # type: ignore[misc]
+    """An Image feature that decodes to the picture that is held; the file's header says mode and size."""
+
+    held: Any = field(default=None, repr=False, compare=False)
+    fixed_size: bool = field(default=False, repr=False, compare=False)
+
+    def decode_example(self, value: Any, token_per_repo_id: Any = None) -> Any:
+        held = self.held
+        if held.looking:
+            raise Seen(datasets.Image(mode=self.mode).decode_example(value, token_per_repo_id))
+        picture = held.picture
+        if picture is None or not isinstance(value, dict):
+            return super().decode_example(value, token_per_repo_id)
+        if self.mode and not self.fixed_size:
+            return as_mode(picture, self.mode)
+        source = value["path"] if value["bytes"] is None else BytesIO(value["bytes"])
+        try:
+            with Image.open(source) as header:
+                mode, size = header.mode, header.size
+                if self.fixed_size and header.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+                    size = size[::-1]
+        except FileNotFoundError:  # a remote file: only the library knows how it is fetched
+            whole = super().decode_example(value, token_per_repo_id)
+            mode, size = whole.mode, whole.size
+        if self.fixed_size and picture.size != size:
+            raise DataError(
+                f"a counterfactual: expected {size[1]} x {size[0]} pixels as its source has, came {picture.height} x "
+                f"{picture.width}; use the images that the shards were made from"
+            )
+        return as_mode(picture, self.mode or mode)
+
+
+class ColumnsBase(Base):
+    """A ``datasets.Dataset`` with one Image column in use."""
+
+    cheap = True
+
+    def __init__(self, dataset: datasets.Dataset, column: str, image_key: Any = None) -> None:
+        super().__init__(dataset, image_key)
+        self._held, self._column = Held(), column
+        own = dataset.features[column]
+        self._feature = _PictureFeature(mode=own.mode, decode=True, held=self._held)
+        info = copy.copy(dataset.info)
+        info.features = datasets.Features({**dataset.features, column: self._feature})
+        self._twin = Twin(dataset, _info=info)
+        named = [name for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
+        named += [name for name in LABELS if name in dataset.features and name not in named]
+        self._label = named[0] if named else None
+        others = [name for name in dataset.column_names if name != column]
+        if self._label is None and len(others) == 1:
+            self._label = others[0]
+
+    def picture(self, i: int) -> Any:
+        return self._held.look(self._twin, i)
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        self._feature.fixed_size = self.dataset.format["type"] in ARRAYS
+        return self._held.make(self._twin, i, picture)
+
+    def label(self, i: int) -> Any:
+        if self._label is None:
+            return None
+        return scalar(self.dataset.select_columns(self._label).with_format(None)[i][self._label])
+
+
+def open_columns(dataset: Any, image_key: Any) -> Base | None:
+    """A base of a ``datasets.Dataset`` with an Image column; None for anything else, UsageError for several columns."""
+    if not isinstance(dataset, datasets.Dataset) or dataset.features is None:
+        return None
+    shown = dataset.format["columns"]
+    columns = [n for n, f in dataset.features.items() if isinstance(f, datasets.Image) and f.decode and n in shown]
+    if image_key in columns:
+        return ColumnsBase(dataset, image_key, image_key)
+    if len(columns) > 1:
+        raise UsageError(
+            f"base: expected one image column, came {', '.join(columns)}; say which by image_key= (one of these names)"
+        )
+    return ColumnsBase(dataset, columns[0], image_key) if columns else None

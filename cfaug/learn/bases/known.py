@@ -1,0 +1,162 @@
+"""The kinds of data sets that ``open_base`` tells apart, from the best known to any at all.
+
+Each kind is opened by a function (dataset, image_key) -> Base, or None when the data set is of another kind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets import DatasetFolder
+from torchvision.datasets.folder import default_loader, pil_loader
+
+from cfaug.data.datasets import FORMATS, ArrayDataset, FolderDataset, to_pil
+from cfaug.learn.bases.base import Base
+from cfaug.learn.bases.facts import is_wilds
+from cfaug.learn.bases.images import as_mode, is_plain, is_unloaded, like
+from cfaug.learn.bases.items import anything
+from cfaug.learn.bases.nested import concat, subset, wrapper
+from cfaug.learn.bases.twins import Held, Twin
+
+PROBED = 5  # inputs of a WILDS-style data set that are looked at; all of one mode: taken to be the mode of them all
+
+
+# --- cfaug's own data sets
+
+
+class AdapterBase(Base):
+    """ArrayDataset and FolderDataset: (image, target code), the image through ``transform``."""
+
+    cheap = True
+
+    def __init__(self, dataset: ArrayDataset | FolderDataset, image_key: Any = None) -> None:
+        super().__init__(dataset, image_key)
+        schema = dataset.schema
+        self._targets: list[int] = []
+        if schema.target is not None:
+            self._targets = schema.index(schema.target, dataset.table[schema.target]).tolist()
+        self._grey = np.full(len(dataset), -1, dtype=np.int8)
+
+    def picture(self, i: int) -> Image.Image:
+        return to_pil(self.dataset.image(i))
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        if not self._targets:
+            return self.item(i)  # says that there is no target
+        transform, image = self.dataset.transform, as_mode(picture, self._mode(i))
+        return (image if transform is None else transform(image)), self._targets[i]
+
+    def label(self, i: int) -> int | None:
+        return self._targets[i] if self._targets else None
+
+    def _mode(self, i: int) -> str:
+        if isinstance(self.dataset, ArrayDataset):
+            return "L" if self.dataset.images.shape[3] == 1 else "RGB"
+        if self._grey[i] < 0:  # the header is read once; as FolderDataset does, what is not grey becomes RGB
+            with Image.open(Path(self.dataset.root) / self.dataset.key(i), formats=FORMATS) as picture:
+                self._grey[i] = picture.mode in ("L", "1")
+        return "L" if self._grey[i] else "RGB"
+
+
+def adapter(dataset: Any, image_key: Any) -> Base | None:
+    own = isinstance(dataset, (ArrayDataset, FolderDataset)) and type(dataset).__getitem__ is ArrayDataset.__getitem__
+    return AdapterBase(dataset, image_key) if own else None
+
+
+# --- torchvision's folders
+
+
+class FilesBase(Base):
+    """ImageFolder and DatasetFolder: ``loader(path)`` through the transforms.
+
+    The default loader gives RGB, so no file is opened. Another loader is asked for this very item, whose type and mode
+    count: cheap when it opens lazily, else as dear as decoding.
+    """
+
+    def __init__(self, dataset: DatasetFolder, image_key: Any = None) -> None:
+        super().__init__(dataset, image_key)
+        self._held = Held()
+        self._twin = Twin(dataset, loader=self._load)
+        self.cheap = self._rgb() or (len(dataset) > 0 and is_unloaded(self.picture(0)))
+
+    def _rgb(self) -> bool:
+        import torchvision
+
+        loader = self.dataset.loader
+        return loader is pil_loader or (loader is default_loader and torchvision.get_image_backend() == "PIL")
+
+    def _load(self, path: str) -> Any:
+        held = self._held
+        if held.picture is None:
+            return self.dataset.loader(path)
+        return as_mode(held.picture, "RGB") if self._rgb() else like(held.picture, self.dataset.loader(path), path)
+
+    def picture(self, i: int) -> Any:
+        return self.dataset.loader(self.dataset.samples[i][0])
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        return self._held.make(self._twin, i, picture)
+
+
+def files(dataset: Any, image_key: Any) -> Base | None:
+    # a class of its own making may keep what the loader gave: it must not be given anything else
+    if not isinstance(dataset, DatasetFolder) or type(dataset).__getitem__ is not DatasetFolder.__getitem__:
+        return None
+    base = FilesBase(dataset, image_key)
+    return base if not len(dataset) or base._rgb() or is_plain(base.picture(0)) else None
+
+
+# --- WILDS
+
+
+class WildsBase(Base):
+    """(x, y, metadata) from ``get_input(i)``, ``y_array[i]`` and ``metadata_array[i]``.
+
+    The mode is known where the probed inputs are lazily opened, or all of one mode; else the input is decoded.
+    """
+
+    def __init__(self, dataset: Any, image_key: Any = None) -> None:
+        super().__init__(dataset, image_key)
+        at = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, PROBED)})
+        probed = [dataset.get_input(i) for i in at]
+        lazy = any(is_unloaded(x) for x in probed)
+        modes = {x.mode if isinstance(x, Image.Image) else None for x in probed}
+        self._mode = modes.pop() if len(modes) == 1 and not lazy else None
+        self.cheap = lazy or self._mode is not None
+
+    def picture(self, i: int) -> Any:
+        return self.dataset.get_input(i)
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        data = self.dataset
+        image = like(picture, data.get_input(i)) if self._mode is None else as_mode(picture, self._mode)
+        return image, data.y_array[i], data.metadata_array[i]
+
+
+def wilds(dataset: Any, image_key: Any) -> Base | None:
+    if not is_wilds(dataset) or not len(dataset):
+        return None
+    item = dataset[0]
+    stored = [dataset.y_array[0], dataset.metadata_array[0]]
+    if not isinstance(item, tuple) or len(item) != 3 or not is_plain(item[0]):
+        return None
+    same = all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(item[1:], stored))
+    return WildsBase(dataset, image_key) if same else None
+
+
+def huggingface(dataset: Any, image_key: Any) -> Base | None:
+    if not type(dataset).__module__.startswith("datasets."):
+        return None  # datasets is imported only by those who use it
+    from cfaug.learn.bases.huggingface import open_columns
+
+    return open_columns(dataset, image_key)
+
+
+KINDS: tuple[Callable[[Any, Any], Base | None], ...] = (
+    subset, concat, adapter, files, huggingface, wrapper, wilds, anything,
+)  # fmt: skip
