@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cfaug.learn.assembly import Mixture, TrainingSets, training_set, validation_set
+    from cfaug.learn.draws import Draw
     from cfaug.learn.methods import METHODS, Method
-    from cfaug.learn.mixing import CounterfactualDataset, Draw
+    from cfaug.learn.mixing import CounterfactualDataset
     from cfaug.learn.models import MODELS, SmallCNN
     from cfaug.learn.objectives import GroupDRO
     from cfaug.learn.sources import MixedImages, StreamedImages, TensorImages, TrainingSet
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "CounterfactualDataset": "mixing",
-    "Draw": "mixing",
+    "Draw": "draws",
     "RandomCounterfactual": "transforms",
     "GroupDRO": "objectives",
     "METHODS": "methods",

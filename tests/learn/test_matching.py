@@ -1,0 +1,151 @@
+"""Which samples belong to which image, the leak guard, and one line for whatever does not belong together."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from coloured_shards import N, source, write
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from cfaug.data import ArrayDataset
+from cfaug.errors import DataError, ShardError, UsageError
+from cfaug.learn import CounterfactualDataset
+from cfaug.learn.guard import open_training_shards
+
+
+class Pictures(Dataset[Any]):
+    """PIL images and labels, no key: matched by pixels."""
+
+    def __init__(self, data: ArrayDataset, labels: list[Any] | None = None) -> None:
+        self.data, self.labels = data, labels
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, Any]:
+        image, label = self.data[i]
+        return image, label if self.labels is None else self.labels[i]
+
+
+def test_pixels_find_the_same_samples_as_keys(base: ArrayDataset, shards: Path) -> None:
+    by_key, by_pixels = CounterfactualDataset(base, shards), CounterfactualDataset(Pictures(base), shards)
+    assert (by_key.matches.table, by_pixels.matches.table) == ("by_key", "by_pixels")
+    for epoch in range(3):
+        assert np.array_equal(by_key.draws(epoch)[1], by_pixels.draws(epoch)[1])
+
+
+def test_an_image_folder_is_matched_by_its_paths(tmp_path: Path, base: ArrayDataset) -> None:
+    named = source()
+    named._keys = [f"{i % 2}/{i:02d}.png" for i in range(N)]
+    directory = write(tmp_path / "shards", named)
+    for i in range(N):
+        path = tmp_path / "images" / named.key(i)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(base.image(i)).save(path)
+    folder = ImageFolder(str(tmp_path / "images"))
+    mixed = CounterfactualDataset(folder, directory, p=1.0)
+    assert mixed.matches.table == "by_key"
+    assert mixed.classes == ["0", "1"]
+    for i in (0, 1, N - 1):
+        row = mixed.provenance(i).row
+        assert row is not None
+        assert mixed.reader.record(row)["source_key"] == os.path.relpath(folder.samples[i][0], folder.root)
+        assert mixed[i][1] == folder[i][1]
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    folder = ImageFolder(str(tmp_path / "elsewhere"))
+    assert CounterfactualDataset(folder, directory).matches.table == "by_key"
+
+
+def test_keys_of_another_kind_fall_back_to_pixels(base: ArrayDataset, shards: Path) -> None:
+    renamed = source()
+    renamed._keys = [f"renamed-{i}" for i in range(N)]
+    assert CounterfactualDataset(renamed, shards).matches.table == "by_pixels"
+    with pytest.raises(DataError, match="first key is 'x0'"):  # the caller's own are believed to be meant
+        CounterfactualDataset(renamed, shards, key=lambda i: f"x{i}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ([i % 3 for i in range(N)], "expected one label of the base for each target"),
+        ([0] * N, "expected one target for each label"),
+        (["cat" if i % 4 == 0 else "dog" for i in range(N)], "expected one target for each label, came '1'"),
+    ],
+)
+def test_classes_that_are_not_those_of_the_shards(
+    base: ArrayDataset, shards: Path, labels: list[Any], says: str
+) -> None:
+    with pytest.raises(DataError, match=says):
+        CounterfactualDataset(Pictures(base, labels), shards)
+    mixed = CounterfactualDataset(Pictures(base, labels), shards, p=1.0, guard=False)
+    assert [mixed[i][1] for i in range(N)] == labels
+
+
+@pytest.mark.parametrize("kind", [int, str, np.int64, torch.tensor, lambda c: ("seven", "nine")[c]])
+def test_names_numbers_and_tensors_are_one_to_one(base: ArrayDataset, shards: Path, kind: Callable[[int], Any]) -> None:
+    labels = [kind(1 - i % 2) for i in range(N)]  # in another order, too
+    assert CounterfactualDataset(Pictures(base, labels), shards, p=1.0)[3][1] == labels[3]
+
+
+def test_labels_that_are_no_classes_are_left_alone(base: ArrayDataset, shards: Path) -> None:
+    several = [torch.tensor([i % 2, i % 3]) for i in range(N)]
+    assert torch.equal(CounterfactualDataset(Pictures(base, several), shards, p=1.0)[5][1], several[5])
+
+
+def test_a_validation_split_is_not_augmented(shards: Path) -> None:
+    with pytest.raises(UsageError, match="expected the train split, came split 'val'"):
+        CounterfactualDataset(source("val"), shards)
+
+    class Torchvisions(Pictures):
+        train = False
+
+    with pytest.raises(UsageError, match="came split 'test'"):
+        CounterfactualDataset(Torchvisions(source()), shards)
+
+
+def test_a_test_split_can_be_looked_at_on_purpose(make: Callable[..., Path]) -> None:
+    data = source("test")
+    assert CounterfactualDataset(data, make(data), guard=False).provenance(0).kind in ("real", "counterfactual")
+    assert len(open_training_shards(make(data), guard=False)) == 3 * N
+
+
+def test_a_held_out_image_among_the_sources_is_named(base: ArrayDataset, shards: Path) -> None:
+    with pytest.raises(DataError, match=r"sample 'train-000000-\d', whose source is image 0 of held_out\[1\]"):
+        CounterfactualDataset(base, shards, held_out=[source(seed=5), Pictures(base_of(base, [0, 7]))])
+    changed = base_of(base, [7])
+    changed.images = changed.images.copy()
+    changed.images[0, 0, 0, 0] ^= 1  # the same grid of places cannot tell small images from themselves
+    CounterfactualDataset(base, shards, held_out=[Pictures(changed)])
+
+
+def base_of(data: ArrayDataset, rows: list[int]) -> ArrayDataset:
+    return ArrayDataset(data.images[rows], data.table.iloc[rows], data.schema)
+
+
+def test_a_shard_that_goes_away_is_one_line(tmp_path: Path) -> None:
+    data = source(transform=v2.PILToTensor())
+    mixed = CounterfactualDataset(data, write(tmp_path / "shards", data), p=1.0)
+    (tmp_path / "shards" / "cf-train-000000.tar").unlink()
+    expected = mixed[0]  # this process has the shard open: it goes on with the bytes it knows
+    elsewhere = pickle.loads(pickle.dumps(mixed))  # a worker that is spawned has not
+    with pytest.raises(ShardError, match=r"cf-train-000000\.tar, sample 'train-00000.-.'") as told:
+        elsewhere[0]
+    assert "\n" not in str(told.value)
+    with pytest.raises(ShardError, match=r"cf-train-000000\.tar"):
+        list(DataLoader(elsewhere, 8, num_workers=1))
+    assert torch.equal(mixed[0][0], expected[0])
+
+
+def test_streams_have_no_index(shards: Path) -> None:
+    with pytest.raises(UsageError, match="iterables have no index"):
+        CounterfactualDataset((image for image in ()), shards)

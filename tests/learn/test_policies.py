@@ -1,0 +1,215 @@
+"""The policies through the wrapper: what stands where, in which structure, and what a checkpoint holds."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from coloured_shards import N, source
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from cfaug.data import ArrayDataset, pixel_digest
+from cfaug.errors import UsageError
+from cfaug.learn import CounterfactualDataset, mixing
+from cfaug.offline.destinations.directory import write_shard
+from cfaug.offline.shards import Sample
+
+
+def same(one: Any, other: Any) -> bool:
+    return one[1] == other[1] and np.array_equal(np.asarray(one[0]), np.asarray(other[0]))
+
+
+def test_append_keeps_every_real_image_and_adds_what_was_asked_for(base: ArrayDataset, shards: Path) -> None:
+    mixed = CounterfactualDataset(base, shards, p=0.5, null_p=1.0, policy="append")
+    assert len(mixed) == N + N // 2 + N
+    assert all(same(mixed[i], base[i]) for i in range(N))
+    for i in range(N, len(mixed)):
+        draw = mixed.provenance(i)
+        assert draw.kind == ("counterfactual" if i < N + N // 2 else "null")
+        assert draw.row is not None
+        assert mixed.reader.record(draw.row)["source_key"] == base.key(draw.source)
+        assert np.array_equal(np.asarray(mixed[i][0]), mixed.reader.image(draw.row))
+        assert mixed[i][1] == base[draw.source][1]  # the label of its own source
+    assert same(mixed[-1], mixed[len(mixed) - 1])
+    with pytest.raises(IndexError):
+        mixed[len(mixed)]
+
+
+def test_pairs_show_the_factual_beside_its_counterfactual(base: ArrayDataset, shards: Path) -> None:
+    mixed = CounterfactualDataset(base, shards, policy="pairs")
+    assert len(mixed) == N
+    for i in range(N):
+        factual, counterfactual = mixed[i]
+        row = mixed.provenance(i).row
+        assert same(factual, base[i])
+        assert row is not None
+        assert counterfactual[1] == factual[1]
+        assert np.array_equal(np.asarray(counterfactual[0]), mixed.reader.image(row))
+    tensors = CounterfactualDataset(source(transform=v2.PILToTensor()), shards, policy="pairs", null_p=0.3)
+    (images, targets), (images_cf, targets_cf) = next(iter(DataLoader(tensors, 8)))
+    assert images.shape == images_cf.shape == (8, 3, 8, 8)
+    assert targets.tolist() == targets_cf.tolist()
+    assert {tensors.provenance(i).kind for i in range(N)} == {"counterfactual", "null"}
+
+
+def confounded(directory: Path, n: int = 400) -> ArrayDataset:
+    """Colour follows the digit in nine of ten images; every image has counterfactuals of both colours and a null."""
+    from cfaug.data import Attribute, Schema
+
+    rng = np.random.default_rng(0)
+    digit = rng.integers(0, 2, n)
+    colour = np.where(rng.random(n) < 0.9, digit, 1 - digit)
+    table = pd.DataFrame(
+        {"digit": digit.astype(str), "colour": np.array(["red", "blue"])[colour]},
+        index=pd.Index([f"k{i:03d}" for i in range(n)], dtype=object),
+    )
+    schema = Schema([Attribute("digit"), Attribute("colour")], "digit", ["colour"]).fit(table)
+    data = ArrayDataset(rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8), table, schema)
+    samples = []
+    for i in range(n):
+        factual = dict(table.iloc[i])
+        for r, do in enumerate(({"colour": "red"}, {"colour": "blue"}, {})):
+            key = f"train-{i:06d}-{r}"
+            record = {
+                "schema": 1, "key": key, "source_key": data.key(i), "source_digest": pixel_digest(data.image(i)),
+                "split": "train", "do": do, "attributes": {**factual, **do}, "factual": factual,
+                "target": factual["digit"], "seed": i, "replica": r, "model": "m" * 64, "quality": {"change_l1": 0.0},
+            }  # fmt: skip
+            samples.append(Sample(key, np.full((8, 8, 3), r, np.uint8), record))
+    write_shard(directory, "cf-train-000000.tar", samples, "p" * 64, "m" * 64)
+    return data
+
+
+def dependence(mixed: CounterfactualDataset, data: ArrayDataset, epochs: int = 20) -> float:
+    """Largest difference between the share of red in a class and in all, over what some epochs show."""
+    shown = pd.DataFrame(
+        [(data.table["digit"].iloc[i], mixed.attributes(i, epoch)["colour"]) for epoch in range(epochs) for i in range(len(data))],
+        columns=["digit", "colour"],
+    )  # fmt: skip
+    red = shown["colour"] == "red"
+    return float((red.groupby(shown["digit"]).mean() - red.mean()).abs().max())
+
+
+def test_groups_make_target_and_attribute_independent(tmp_path: Path) -> None:
+    data = confounded(tmp_path)
+    balanced = CounterfactualDataset(data, tmp_path, policy="groups", null_p=0.5)
+    mixture = CounterfactualDataset(data, tmp_path, p=0.5)
+    assert dependence(mixture, data, 5) > 0.15  # half of the images still follow the shortcut
+    assert dependence(balanced, data) < 0.02  # 0.006 is one standard deviation of so many draws
+    kinds = np.concatenate([balanced.draws(epoch)[0] for epoch in range(20)])
+    share = np.bincount(kinds, minlength=3) / len(kinds)
+    assert share[0] == pytest.approx(share[2], abs=0.02)  # half of the real images come as reconstructions
+    assert share[1] > 0.2
+    fast = balanced.materialise()
+    images, _, _ = next(iter(fast.batches(0, [torch.arange(20)])))
+    assert all(np.array_equal(images[i].permute(1, 2, 0).numpy(), np.asarray(balanced[i][0])) for i in range(20))
+
+
+def test_groups_warn_where_a_class_cannot_reach_a_value(
+    base: ArrayDataset, make: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    # do(colour=red) only: class 1 has blue images that can turn red, class 0 has none that are blue
+    CounterfactualDataset(base, make(base, kinds=("cf",)), policy="groups")
+    assert "target and attributes stay dependent" in caplog.text
+
+
+def test_large_datasets_draw_item_by_item_and_show_the_same(
+    base: ArrayDataset, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for policy in ("replace", "append", "pairs", "groups"):
+        small = CounterfactualDataset(base, shards, policy=policy, null_p=0.2)
+        large = CounterfactualDataset(base, shards, policy=policy, null_p=0.2)
+        for epoch in (0, 1):
+            expected = [small.provenance(i, epoch) for i in range(len(small))]
+            with monkeypatch.context() as patched:
+                patched.setattr(mixing, "KEPT", 0)
+                assert [large.provenance(i, epoch) for i in range(len(large))] == expected
+    assert large._drawn is None  # nothing of the epoch's size was made
+
+
+def test_a_checkpoint_continues_in_its_epoch_and_nowhere_else(base: ArrayDataset, shards: Path) -> None:
+    mixed = CounterfactualDataset(base, shards, p=0.5, seed=3)
+    mixed.set_epoch(7)
+    state = pickle.loads(pickle.dumps(mixed.state_dict()))
+    again = CounterfactualDataset(base, shards, p=0.5, seed=3)
+    again.load_state_dict(state)
+    assert again.epoch == 7
+    assert np.array_equal(again.draws(again.epoch)[1], mixed.draws(7)[1])
+    for other in ({"p": 0.4}, {"seed": 4}, {"null_p": 0.1}, {"policy": "append"}):
+        arguments: dict[str, Any] = {"p": 0.5, "seed": 3, **other}
+        with pytest.raises(UsageError, match=f"expected {next(iter(other))}="):
+            CounterfactualDataset(base, shards, **arguments).load_state_dict(state)
+    with pytest.raises(UsageError, match="checkpoint: expected epoch, seed"):
+        again.load_state_dict({"epoch": 1})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"policy": "swap"}, "policy: expected one of replace, append, pairs, groups, came 'swap'"),
+        ({"policy": "groups", "p": 0.5}, "p: expected none with policy 'groups'"),
+        ({"p": "half"}, "p: expected a probability"),
+        ({"p": True}, "p: expected a probability"),
+        ({"p": float("nan")}, "p: expected a probability"),
+        ({"seed": -1}, "seed: expected a whole number"),
+        ({"seed": 1.5}, "seed: expected a whole number"),
+    ],
+)
+def test_arguments_that_cannot_be(base: ArrayDataset, shards: Path, arguments: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        CounterfactualDataset(base, shards, **arguments)
+
+
+def test_an_epoch_below_zero_is_refused(base: ArrayDataset, shards: Path) -> None:
+    with pytest.raises(UsageError, match="epoch: expected"):
+        CounterfactualDataset(base, shards).set_epoch(-1)
+
+
+def test_materialise_needs_fixed_labels(base: ArrayDataset, shards: Path) -> None:
+    with pytest.raises(UsageError, match="materialise: expected policy replace or groups"):
+        CounterfactualDataset(base, shards, policy="append").materialise()
+
+
+def test_the_wrapper_answers_for_its_base(base: ArrayDataset, shards: Path) -> None:
+    mixed = CounterfactualDataset(base, shards)
+    assert mixed.schema is base.schema
+    with pytest.raises(AttributeError, match="nothing_of_this"):
+        _ = mixed.nothing_of_this
+    base.samples = list(range(N))  # type: ignore[attr-defined]
+    assert len(mixed.samples) == N
+    with pytest.raises(AttributeError, match="policy 'append' has"):
+        _ = CounterfactualDataset(base, shards, policy="append").samples
+    del base.samples  # type: ignore[attr-defined]
+
+
+def test_batches_are_asked_of_a_base_that_reads_batches(shards: Path) -> None:
+    asked: list[list[int]] = []
+
+    class Batched(ArrayDataset):
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            asked.append(list(indices))
+            return [self[i] for i in indices]
+
+    plain = source(transform=v2.PILToTensor())
+    batched = Batched(plain.images, plain.table, plain.schema, transform=v2.PILToTensor())
+    ours = CounterfactualDataset(batched, shards, p=0.5)
+    theirs = CounterfactualDataset(plain, shards, p=0.5)
+    for (images, targets), (expected, labels) in zip(DataLoader(ours, 8), DataLoader(theirs, 8), strict=True):
+        assert torch.equal(images, expected)
+        assert torch.equal(targets, labels)
+    assert len(asked) == 5
+    assert sorted(i for batch in asked for i in batch) == [i for i in range(N) if ours.provenance(i).kind == "real"]
+
+
+def test_quiet_when_everything_matches(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        CounterfactualDataset(base, shards, p=0.5, null_p=0.2)
+    assert caplog.text == ""
