@@ -1,71 +1,85 @@
-"""RandomCounterfactual: a torchvision-style transform that swaps a known image for a counterfactual of itself.
+"""RandomCounterfactual: a torchvision transform that swaps a known image for a counterfactual of itself.
 
-It needs no key and no change to the dataset: the input is looked up by the digest of its decoded pixels
-(``cfaug.data.pixel_digest``), so it must come first in the Compose, before anything that touches a pixel. An image it
-does not know passes through and is counted. A transform has neither epoch nor index: it draws from torch's default
-generator, as torchvision's do. Not promised: reproducibility across worker counts; that is CounterfactualDataset's.
+It needs no key and no change to the dataset: the input is recognised by its decoded pixels
+(:mod:`cfaug.learn.lookups`), so it must come first in the Compose, before anything that touches a pixel. An image it
+does not know passes through and is counted. The label is the caller's, and stays as it is.
+
+A transform has neither epoch nor index: it draws from torch's default generator, as torchvision's do, two numbers a
+sample whether or not it knows the image. Not promised: reproducibility across worker counts; that is
+CounterfactualDataset's.
 """
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from cfaug.data.datasets import pixel_digest
 from cfaug.errors import UsageError
-from cfaug.learn.mixing import _like, as_pixels, open_training_shards
+from cfaug.learn.lookups import Counting, open_lookup
 from cfaug.offline.shards import ShardReader
 
-log = logging.getLogger(__name__)
 
-WARN_AFTER = 100  # images seen without one match before the warning: a first batch may well be of another split
+class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
+    """With probability ``p``, replace an image by one of its counterfactuals; with ``null_p``, by a null intervention.
 
+    PIL images (any mode), uint8 tensors (C, H, W), tv_tensors.Image, uint8 arrays (H, W[, C]); what comes out has the
+    type, mode and size of what went in. In a ``v2.Compose`` also whole samples: ``(image, target)``, dicts, nested
+    ones; masks, boxes, labels and everything else are left alone, and all images of one sample share one draw. Which
+    tensor is an image is decided as torchvision does: where a sample has a PIL image or a tv_tensors.Image only those
+    are, else the first plain tensor or array of at least two dimensions. In a v1 Compose: images.
 
-class RandomCounterfactual(nn.Module):
-    """With probability ``p``, replace an image by one of its counterfactuals (null interventions are never drawn).
+    ``shards``: OUT, OUT/shards, a URL or a ShardReader. ``seen``, ``matched``, ``swapped`` count images, those of
+    DataLoader workers too. One warning, with the likeliest reason, when none of the first 100 images is known.
 
-    PIL image in, PIL image of the same mode out; uint8 tensor (C, H, W) in, the same out. ``shards``: OUT, OUT/shards
-    or a ShardReader. ``seen`` and ``matched`` count images in this process (a DataLoader worker counts for itself).
-    Raises UsageError for p outside [0, 1] and for float images, DataError for samples outside the train split.
+    Raises UsageError for probabilities out of range and for images that were transformed already, DataError when the
+    shards lack what is asked for or (``guard``) have samples outside the train split.
     """
 
-    def __init__(self, shards: str | Path | ShardReader, p: float = 0.5) -> None:
+    _transformed_types = (
+        Image.Image, tv_tensors.Image, torch.Tensor, np.ndarray,
+    )  # fmt: skip
+
+    def __init__(
+        self, shards: str | Path | ShardReader, p: float = 0.5, null_p: float = 0.0, guard: bool = True
+    ) -> None:
         super().__init__()
-        if not 0.0 <= p <= 1.0:
-            raise UsageError(f"p: expected a probability from 0 to 1, came {p}")
-        self.p = float(p)
-        self.reader = open_training_shards(shards)
-        self._rows: dict[str, list[int]] = {}
-        for number, row in enumerate(self.reader.index):
-            if not row.null:
-                self._rows.setdefault(row.source_digest, []).append(number)
-        self.seen = 0
-        self.matched = 0
+        self.lookup = open_lookup(shards, p, null_p, guard)
+        self.p, self.null_p = float(p), float(null_p)
 
-    def forward(self, image: Any, *rest: Any) -> Any:
-        """The image or a counterfactual of it; further arguments (a target) pass through unchanged."""
-        chosen = self._swap(image)
-        return (chosen, *rest) if rest else chosen
-
-    def _swap(self, image: Any) -> Any:
-        # both numbers are always drawn, so an unknown image leaves the stream where a known one would
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """The draw of one sample: u, v ~ U[0, 1), and which of its parts are images."""
         u, v = torch.rand(2).tolist()
-        rows = self._rows.get(pixel_digest(as_pixels(image)), [])
-        self.seen += 1
-        self.matched += bool(rows)
-        if self.seen == WARN_AFTER and not self.matched:
-            log.warning(
-                "RandomCounterfactual knew none of the first %d images; put it first in the Compose and give it the "
-                "shards of this dataset's train split (%s)", WARN_AFTER, self.reader.directory,
-            )  # fmt: skip
-        if not rows or u >= self.p:
-            return image
-        row = rows[min(int(v * len(rows)), len(rows) - 1)]
-        return _like(self.reader.image(row), image, self.reader.where(row))
+        return {"u": u, "v": v, "images": _images(flat_inputs)}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """`inpt` itself, or what replaces it."""
+        if not any(inpt is image for image in params["images"]):
+            return inpt
+        made = self.lookup.swap(inpt, params["u"], params["v"], self.p, self.null_p)
+        return inpt if made is None else made
 
     def extra_repr(self) -> str:
-        return f"shards={str(self.reader.directory)!r}, p={self.p}"
+        return f"shards={str(self.lookup.reader.directory)!r}, p={self.p}, null_p={self.null_p}"
+
+
+def _images(parts: list[Any]) -> list[Any]:
+    """The images among the tensors, arrays and PIL images of a sample; UsageError if there is none."""
+    said = [part for part in parts if isinstance(part, Image.Image | tv_tensors.Image)]
+    if said:
+        return said
+    plain = [
+        part for part in parts
+        if getattr(part, "ndim", 0) >= 2 and (isinstance(part, np.ndarray) or type(part) is torch.Tensor)
+    ]  # fmt: skip
+    if not plain:
+        raise UsageError(
+            "RandomCounterfactual: expected an image (PIL, uint8 tensor CHW or uint8 array HWC) in the sample, came none; "
+            "put it first in the Compose that gets the images"
+        )
+    return plain[:1]

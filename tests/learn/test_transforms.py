@@ -1,67 +1,336 @@
-"""RandomCounterfactual knows its images by their pixels and keeps their type."""
+"""RandomCounterfactual knows its images by their pixels, keeps their type, and counts in every worker."""
 
 from __future__ import annotations
 
+import copy
+import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from coloured_shards import source
+from coloured_shards import N, source
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms as v1
+from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import RandomCounterfactual
+from cfaug.learn.lookups import SharedCounts, open_lookup
+from cfaug.offline.shards import ShardReader
+
+COUNTERFACTUALS, NULL = {1, 11}, 21  # what every pixel of a sample of these shards is
 
 
-def test_swaps_known_images_keeps_types_and_counts(base: ArrayDataset, shards: Path) -> None:
+def drawn(image: Any) -> int:
+    """The value of a constant image."""
+    (value,) = np.unique(np.asarray(image)).tolist()
+    return int(value)
+
+
+class Strangers(Dataset[Any]):
+    """Images of any size that no shards know."""
+
+    def __init__(self, n: int, height: int = 8, width: int = 8) -> None:
+        self.n, self.shape = n, (height, width, 3)
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getitem__(self, i: int) -> Image.Image:
+        return Image.fromarray(np.random.default_rng([77, i]).integers(0, 255, self.shape, dtype=np.uint8))
+
+
+class Transformed(Dataset[Any]):
+    """The first `known` images are those of a base, the others strangers; all through one transform."""
+
+    def __init__(self, base: Any, known: int, unknown: int, transform: Any) -> None:
+        self.base, self.known, self.strangers, self.transform = base, known, Strangers(unknown), transform
+
+    def __len__(self) -> int:
+        return self.known + len(self.strangers)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        image = self.base[i][0] if i < self.known else self.strangers[i - self.known]
+        made: torch.Tensor = self.transform(image)
+        return made
+
+
+def test_swaps_known_images_and_counts(base: ArrayDataset, shards: Path) -> None:
     swap = RandomCounterfactual(shards, p=1.0)
-    picture = swap(base[0][0])
-    assert isinstance(picture, Image.Image)
-    assert picture.mode == "RGB"
-    drawn = {int(np.asarray(RandomCounterfactual(shards, p=1.0)(base[0][0])).flat[0]) for _ in range(30)}
-    assert drawn == {1, 11}  # both counterfactuals, never the null sample (21)
-    tensor = torch.from_numpy(base.image(0)).permute(2, 0, 1)
-    assert swap(tensor).dtype == torch.uint8
-    assert swap(tensor).flatten()[0] in (1, 11)
-    stranger = source(seed=5)[0][0]
+    # both counterfactuals, never the null sample
+    assert {drawn(swap(base[0][0])) for _ in range(30)} == COUNTERFACTUALS
+    stranger = Strangers(1)[0]
     assert swap(stranger) is stranger
-    assert (swap.seen, swap.matched) == (4, 3)
+    assert (swap.seen, swap.matched, swap.swapped) == (31, 30, 30)
+    nulls = RandomCounterfactual(shards, p=0.0, null_p=1.0)
+    assert {drawn(nulls(base[i][0])) for i in range(10)} == {NULL}
+    untouched = RandomCounterfactual(shards, p=0.0)
+    image = base[0][0]
+    assert untouched(image) is image
+    assert (untouched.matched, untouched.swapped) == (1, 0)
 
 
-def test_composes_draws_from_torch_and_pickles(base: ArrayDataset, shards: Path) -> None:
-    pipeline = v2.Compose([RandomCounterfactual(shards, p=0.5), v2.PILToTensor()])
+def test_the_sample_is_one_of_this_very_image(shards: Path, base: ArrayDataset) -> None:
+    lookup = open_lookup(shards, p=1.0)
+    for i in range(N):
+        counterfactuals, nulls = lookup.find(base[i][0])
+        records = [lookup.reader.record(int(row)) for row in (*counterfactuals, *nulls)]
+        assert [r["source_key"] for r in records] == [base.key(i)] * 3
+        assert [r["replica"] for r in records] == [0, 1, 2]
 
-    def run(steps: v2.Compose) -> list[int]:
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "YCbCr", "HSV"])
+def test_pil_images_keep_their_mode(shards: Path, base: ArrayDataset, mode: str) -> None:
+    colour = base[0][0]
+    if mode == "RGBA":
+        colour.putalpha(Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)))
+    swap = RandomCounterfactual(shards, p=1.0)
+    # a round trip through some modes changes pixels, and what is looked up are the pixels that come
+    image = colour if mode in ("RGB", "RGBA") else colour.convert(mode)
+    made = swap(image)
+    assert (made.mode, made.size) == (mode, image.size)
+    if mode == "RGBA":
+        assert drawn(made.convert("RGB")) in COUNTERFACTUALS
+        assert np.array_equal(np.asarray(made)[..., 3], np.arange(64).reshape(8, 8))  # alpha is the image's own
+
+
+def grey_shards(make: Callable[..., Path]) -> tuple[ArrayDataset, Path]:
+    colour = source()
+    grey = colour.images[..., :1] // 128 * 255  # black and white: survives mode 1
+    data = ArrayDataset(grey, colour.table, colour.schema, "train")
+    return data, make(data)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGB"])
+def test_grey_sources_are_known_in_every_mode(make: Callable[..., Path], mode: str) -> None:
+    data, shards = grey_shards(make)
+    image = Image.fromarray(data.image(0)[..., 0]).convert(mode)
+    swap = RandomCounterfactual(shards, p=1.0)
+    made = swap(image)
+    assert (made.mode, made.size, swap.swapped) == (mode, (8, 8), 1)
+    assert drawn(made.convert("L")) in (COUNTERFACTUALS if mode != "1" else {0})
+
+
+def test_tensors_and_arrays_keep_type_and_channels(make: Callable[..., Path]) -> None:
+    data, shards = grey_shards(make)
+    swap = RandomCounterfactual(shards, p=1.0)
+    flat = data.image(0)[..., 0]
+    for image in (flat, flat[..., None], np.repeat(flat[..., None], 3, axis=2)):
+        tensor = torch.from_numpy(image.reshape(8, 8, -1)).permute(2, 0, 1)
+        for given_image in (image, tensor, tv_tensors.Image(tensor)):
+            made = swap(given_image)
+            assert type(made) is type(given_image)
+            assert (made.shape, made.dtype) == (given_image.shape, given_image.dtype)
+            assert drawn(made) in COUNTERFACTUALS
+            made[...] = 0  # its own memory
+    assert drawn(swap(flat)) in COUNTERFACTUALS
+
+
+def test_samples_of_any_structure(base: ArrayDataset, shards: Path) -> None:
+    pipeline = v2.Compose([RandomCounterfactual(shards, p=1.0), v2.Identity()])
+    picture, label = base[0][0], torch.tensor(4)
+    made, target = pipeline(picture, 7)
+    assert (drawn(made) in COUNTERFACTUALS, target) == (True, 7)
+    mask, boxes = tv_tensors.Mask(torch.ones(8, 8)), tv_tensors.BoundingBoxes([[0, 0, 3, 3]], format="XYXY", canvas_size=(8, 8))  # type: ignore[call-overload]  # fmt: skip
+    nested = {"image": picture, "annotations": {"mask": mask, "boxes": boxes, "more": [label, "text"]}}
+    out = pipeline(nested)
+    assert drawn(out["image"]) in COUNTERFACTUALS
+    assert out["annotations"]["mask"] is mask
+    assert out["annotations"]["boxes"] is boxes
+    assert out["annotations"]["more"] == [label, "text"]
+    # plain tensors and arrays: the first that can be an image, the rest is left alone
+    tensor, other = torch.from_numpy(base.image(0)).permute(2, 0, 1), torch.zeros(3, 8, 8)
+    made, again = pipeline(tensor, other)
+    assert drawn(made) in COUNTERFACTUALS
+    assert again is other
+    made, code = pipeline(base.image(0), label)
+    assert (drawn(made) in COUNTERFACTUALS, code) == (True, label)
+    # an array beside an explicit image is a target
+    array = np.zeros((2, 8, 8), np.uint8)
+    assert pipeline(picture, array)[1] is array
+
+
+def test_v1_compose_draws_from_torch_and_pickles(base: ArrayDataset, shards: Path) -> None:
+    pipeline = v1.Compose([RandomCounterfactual(shards, p=0.5), v1.PILToTensor()])
+
+    def run(steps: Any) -> list[int]:
         torch.manual_seed(3)
         return [int(steps(base[i][0]).sum()) for i in range(20)]
 
-    assert run(pipeline) == run(pipeline) == run(pickle.loads(pickle.dumps(pipeline)))
-    swapped = sum(np.asarray(base[i][0]).sum() != s for i, s in enumerate(run(pipeline)))
+    assert run(pipeline) == run(pipeline) == run(pickle.loads(pickle.dumps(pipeline))) == run(copy.deepcopy(pipeline))
+    swapped = sum(int(base.image(i).sum()) != s for i, s in enumerate(run(pipeline)))
     assert 3 < swapped < 17
+    assert "p=0.5, null_p=0.0" in repr(pipeline)
 
 
-def test_p_zero_and_targets_pass_through(base: ArrayDataset, shards: Path) -> None:
-    image, target = RandomCounterfactual(shards, p=0.0)(base[0][0], 7)
-    assert np.array_equal(np.asarray(image), base.image(0))
-    assert target == 7
+def test_the_stream_does_not_depend_on_what_is_known(base: ArrayDataset, shards: Path) -> None:
+    swap = RandomCounterfactual(shards, p=0.5)
+    after = []
+    for image in (base[0][0], Strangers(1)[0]):
+        torch.manual_seed(1)
+        swap(image)
+        after.append(torch.rand(1).item())
+    torch.manual_seed(1)
+    torch.rand(2)
+    assert after == [torch.rand(1).item()] * 2
 
 
-def test_warns_once_when_it_knows_nothing(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
-    swap, stranger = RandomCounterfactual(shards), source(seed=5)[0][0]
-    for _ in range(250):
-        swap(stranger)
+@settings(max_examples=60, deadline=None)
+@given(
+    u=st.floats(0, 1, exclude_max=True), v=st.floats(0, 1, exclude_max=True), p=st.floats(0, 1), rest=st.floats(0, 1)
+)
+def test_the_rule(u: float, v: float, p: float, rest: float) -> None:
+    null_p = (1 - p) * rest
+    made = _LOOKUP.swap(_BASE[0][0], u, v, p, null_p)
+    if u < p:
+        assert drawn(made) == (1 if v < 0.5 else 11)
+    elif u < p + null_p:
+        assert drawn(made) == NULL
+    else:
+        assert made is None
+
+
+_BASE = source()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _lookup(shards: Path) -> None:
+    global _LOOKUP
+    _LOOKUP = open_lookup(shards, 0.5, 0.5)
+
+
+def test_a_refuted_proposal_is_an_unknown_image(
+    base: ArrayDataset, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = ShardReader(shards).lookup(base[0][0])
+    monkeypatch.setattr(ShardReader, "lookup", lambda self, image: known)  # every image has the grid of this one
+    swap = RandomCounterfactual(shards, p=1.0)
+    other = base[1][0]
+    assert swap(other) is other
+    assert (swap.seen, swap.matched, swap.swapped) == (1, 0, 0)
+    assert drawn(swap(base[0][0])) in COUNTERFACTUALS
+
+
+@pytest.mark.parametrize(("workers", "start"), [(0, None), (2, "fork"), (2, "spawn")])
+def test_counts_are_the_truth_in_every_worker(
+    base: ArrayDataset, shards: Path, workers: int, start: str | None
+) -> None:
+    swap = RandomCounterfactual(shards, p=0.5)
+    data = Transformed(base, N, 24, v2.Compose([swap, v2.PILToTensor()]))
+    loader = DataLoader(
+        data, batch_size=4, num_workers=workers, persistent_workers=workers > 0,
+        multiprocessing_context=start,
+    )  # fmt: skip
+    images = torch.cat([batch for _ in range(2) for batch in loader])
+    truth = sum(len(np.unique(image)) == 1 for image in images.numpy())
+    assert (swap.seen, swap.matched, swap.swapped) == (128, 80, truth)
+    assert 20 < truth < 60
+
+
+def test_counts_of_many_processes_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = SharedCounts()
+    for process in (5, 5 + SharedCounts.ROWS, 6, 5):  # the second falls on the row of the first
+        monkeypatch.setattr("cfaug.learn.lookups.os.getpid", lambda process=process: process)
+        counts.add(matched=True, swapped=False)
+    owners = counts._table[:-1, SharedCounts.OWNER]
+    assert sorted(owners[owners > 0].tolist()) == [5, 6, 5 + SharedCounts.ROWS]
+    assert [counts.total(column) for column in (1, 2, 3)] == [4, 4, 0]
+    copied = pickle.loads(pickle.dumps(counts))
+    assert [copied.total(column) for column in (1, 2, 3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [((8, 8), "other pixels: a flip or a colour change"), ((6, 5), "they are 5 x 6 pixels, the shards' sources 8 x 8")],
+)
+def test_warns_once_and_says_why(
+    shards: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, int], reason: str
+) -> None:
+    swap = RandomCounterfactual(shards)
+    for image in (Strangers(250, *shape)[i] for i in range(250)):
+        swap(image)
     assert caplog.text.count("knew none of the first 100") == 1
+    assert reason in caplog.text
+    assert swap.seen == 250
 
 
-def test_refusals(shards: Path, make: Callable[..., Path]) -> None:
-    with pytest.raises(UsageError, match="p: expected"):
-        RandomCounterfactual(shards, p=2)
-    with pytest.raises(UsageError, match="expected an untransformed image"):
-        RandomCounterfactual(shards)(torch.rand(3, 8, 8))
+def test_no_warning_once_one_matched(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    swap = RandomCounterfactual(shards)
+    swap(base[0][0])
+    for i in range(150):
+        swap(Strangers(150)[i])
+    assert not caplog.records
+
+
+def test_workers_warn_once_together(shards: Path, tmp_path: Path) -> None:
+    swap = RandomCounterfactual(shards)
+    data = Transformed(None, 0, 300, v2.Compose([swap, v2.PILToTensor()]))
+    handler = logging.FileHandler(tmp_path / "log")  # forked workers append to the same file
+    logging.getLogger("cfaug.learn.lookups").addHandler(handler)
+    try:
+        for _ in DataLoader(data, batch_size=10, num_workers=3, multiprocessing_context="fork"):
+            pass
+    finally:
+        logging.getLogger("cfaug.learn.lookups").removeHandler(handler)
+        handler.close()
+    assert (tmp_path / "log").read_text().count("knew none of the first 100") == 1
+    assert (swap.seen, swap.matched) == (300, 0)
+
+
+def test_a_transform_behind_a_crop_says_so(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pipeline = v2.Compose([v2.RandomCrop(6), RandomCounterfactual(shards, p=1.0)])
+    for i in range(110):
+        assert pipeline(base[i % N][0]).size == (6, 6)
+    assert "a crop or a resize stands before it" in caplog.text
+
+
+@pytest.mark.parametrize("mode", ["I", "I;16", "F", "LAB"])
+def test_images_that_no_source_can_be_pass_through(shards: Path, mode: str) -> None:
+    image = Image.new(mode, (8, 8))
+    swap = RandomCounterfactual(shards, p=1.0)
+    assert swap(image) is image
+    assert (swap.seen, swap.matched) == (1, 0)
+
+
+def test_refusals(shards: Path, make: Callable[..., Path], base: ArrayDataset) -> None:
+    for wrong, said in (
+        ({"p": 2}, "p: expected"), ({"p": -0.1}, "p: expected"), ({"null_p": 1.5}, "null_p: expected"),
+        ({"p": 0.7, "null_p": 0.4}, "came 0.7"), ({"p": float("nan")}, "p: expected"),
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=said):
+            RandomCounterfactual(shards, **wrong)
+    swap = RandomCounterfactual(shards)
+    for late in (torch.rand(3, 8, 8), np.zeros((8, 8, 3), np.float32), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)):
+        with pytest.raises(UsageError, match="before ToDtype, ToTensor or Normalize") as caught:
+            swap(late)
+        assert "\n" not in str(caught.value)
+    for none in ("a/path.png", (torch.tensor(1), "text")):
+        with pytest.raises(UsageError, match="expected an image"):
+            swap(none)
+    test_shards = make(source("test"))
     with pytest.raises(DataError, match="split 'test'"):
-        RandomCounterfactual(make(source("test")))
+        RandomCounterfactual(test_shards)
+    assert drawn(RandomCounterfactual(test_shards, p=1.0, guard=False)(source("test")[0][0])) in COUNTERFACTUALS
+
+
+def test_shards_without_what_is_asked_for(make: Callable[..., Path], base: ArrayDataset) -> None:
+    only = make(base, kinds=("cf",))
+    with pytest.raises(DataError, match="expected null samples, it has none"):
+        RandomCounterfactual(only, p=0.2, null_p=0.2)
+    RandomCounterfactual(only, p=0.2)
+
+
+def test_a_sample_of_another_size_is_refused(make: Callable[..., Path], base: ArrayDataset) -> None:
+    rng = np.random.default_rng(0)
+    wide = ArrayDataset(rng.integers(0, 255, (N, 8, 9, 3), dtype=np.uint8), base.table, base.schema, "train")
+    with pytest.raises(DataError, match="expected the size of its source, 9 x 8 pixels, came 8 x 8"):
+        RandomCounterfactual(make(wide), p=1.0)(wide[0][0])
