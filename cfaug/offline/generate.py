@@ -24,10 +24,12 @@ from cfaug.errors import CfaugError, DataError, StorageError, UsageError
 from cfaug.offline.about.card import card
 from cfaug.offline.about.croissant import croissant
 from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.engines import Engine, Outcome, make_engine
 from cfaug.offline.format import CARD, CROISSANT, ManifestRow
 from cfaug.offline.plan import Plan, sources_digest
 from cfaug.offline.progress import Progress
+from cfaug.offline.reading.column_file import publish_columns
 from cfaug.offline.work import Environment, Gate, Model, ShardDone, ShardWork, canvas_of, environment_of
 
 log = logging.getLogger(__name__)
@@ -228,7 +230,7 @@ class _Run:
 
 
 def _publish(work: ShardWork, shared: bool) -> bool:
-    """Whether every shard of the plan is committed; if so the manifest, the card and Croissant are written.
+    """Whether every shard of the plan is committed; if so the manifest, the card and Croissant are written, and index.bin.
 
     :class:`StorageError` where some are not and nobody else is at work: workers wrote to a place of their own.
     """
@@ -247,6 +249,9 @@ def _publish(work: ShardWork, shared: bool) -> bool:
     text = card(plan, model.schema, padded=padded, image=work.image, example=rows[names[0]])
     metadata = croissant(plan, model.schema, rows.values(), work.image)
     destination.publish(names, {CARD: text.encode(), CROISSANT: metadata}, rows)
+    if isinstance(destination.storage, LocalStorage):
+        with destination.staging():  # nobody sweeps up what is being written
+            publish_columns(destination.storage, sorted(rows.values(), key=lambda row: row.name))
     return True
 
 

@@ -12,9 +12,10 @@ torch, diffusers or webdataset. It does not re-hash whole shards on opening: tha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ from cfaug.data.datasets import pixel_digest
 from cfaug.data.lookup import Picture, has_pixels, pixels_hash, sample_hash
 from cfaug.errors import ShardError
 from cfaug.offline.destinations.explained import unreadable
-from cfaug.offline.destinations.storage import LocalStorage, Storage, open_storage
+from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.format import (
     BLOCK,
     FORMAT,
@@ -34,13 +35,12 @@ from cfaug.offline.format import (
     SPLITS,
     IndexRow,
     ManifestRow,
-    Member,
     Record,
     Sample,
     SourceHashes,
     padded,
-    tar_size,
 )
+from cfaug.offline.reading.column_file import Mapped, Unusable, columns_of, map_columns
 from cfaug.offline.reading.columns import (
     DIGEST,
     IMAGE_MASK,
@@ -52,7 +52,6 @@ from cfaug.offline.reading.columns import (
     XXH3,
     Found,
     SourceTable,
-    build,
     fingerprint_of,
     image_check,
     key_hash,
@@ -63,7 +62,8 @@ from cfaug.offline.reading.decoders import decode_image, parse_record, picture_o
 from cfaug.offline.reading.descriptors import Descriptors
 from cfaug.offline.reading.indices import Indices, Lazy
 from cfaug.offline.reading.indices import place as place_of
-from cfaug.offline.reading.manifest import COMMITS, read_manifest
+from cfaug.offline.reading.manifest import read_manifest
+from cfaug.offline.reading.opening import altered, check_size, open_shards, read_index
 
 __all__ = [
     "FORMAT",
@@ -113,10 +113,25 @@ class ShardReader:
             )
         for row in self.manifest:
             check_size(row.name, row.bytes, sizes)
+            check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
         self.fingerprint = fingerprint_of(self.manifest)
         self._indices = Indices(self.storage, self.manifest)
         self._files = Descriptors(self.storage.path) if isinstance(self.storage, LocalStorage) else None
-        self._columns = build(self.manifest, lambda row: read_index(self.storage, row, sizes), self.where)
+        self._columns = columns_of(self.storage, self.manifest, sizes, self.where)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self._columns, Mapped):  # a copy maps the same file, without reading it
+            mapped = self._columns
+            return {**self.__dict__, "_columns": (mapped.path, mapped.fingerprint, mapped.digest)}
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self._columns, tuple):
+            try:
+                self._columns = map_columns(*self._columns)
+            except Unusable:  # removed meanwhile
+                self._columns = columns_of(self.storage, self.manifest, self.storage.sizes(), self.where)
 
     def __len__(self) -> int:
         return self._indices.starts[-1]
@@ -247,80 +262,3 @@ def _digest(image: Picture) -> str:
     if isinstance(image, Image.Image):
         image = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
     return pixel_digest(image)
-
-
-def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
-    """The storage that holds the manifest, `place` itself or its ``shards``, and the sizes of the blobs there."""
-    try:
-        storage = open_storage(place)
-        sizes = storage.sizes()
-        if MANIFEST not in sizes and not storage.sizes(COMMITS):
-            inside = storage.within("shards")
-            found = inside.sizes()
-            if found or inside.sizes(COMMITS):
-                return inside, found
-        return storage, sizes
-    except OSError as error:
-        raise unreadable(error, str(place), "check the path") from None
-
-
-def vouched(data: bytes, member: Member, where: str) -> bytes:
-    """`data` itself when it has the sha256 that the index states, else :class:`ShardError`."""
-    if hashlib.sha256(data).hexdigest() != member.sha256:
-        raise altered(data, member.size, where)
-    return data
-
-
-def altered(data: bytes, size: int, where: str) -> ShardError:
-    """What is wrong with `data` that is not the `size` bytes that were written."""
-    came = "other bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
-    return ShardError(
-        f"{where}: expected the bytes the index vouches for, found {came}: run cfaug verify, generate again"
-    )
-
-
-def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> list[IndexRow]:
-    """The index of one shard, checked against its manifest row, and its offsets against the layout of a tar of ours.
-
-    `sizes` is a listing of `storage`: an index is read only when it has the size that the manifest states.
-
-    Raises:
-        ShardError: it is not what the manifest vouches for, or cannot be read.
-        StorageError: the place did not answer (``transient``).
-    """
-    check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
-    try:
-        content = storage.read(row.index)
-    except OSError as error:
-        raise unreadable(error, f"{row.name}, its index {row.index}", "generate this shard again") from None
-    if hashlib.sha256(content).hexdigest() != row.index_sha256:
-        raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
-    lines = content.splitlines()
-    if len(lines) != row.count:
-        raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(lines)}: generate again")
-    rows = [IndexRow.parse(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
-    at = 0
-    for sample in rows:
-        image = sample.json.offset + padded(sample.json.size) + BLOCK
-        if (sample.json.offset, sample.image.offset) != (at + BLOCK, image):
-            raise ShardError(
-                f"{row.name}, sample {sample.key!r}: expected its bytes right behind those of the sample before, found "
-                "them elsewhere in the tar: generate this shard again"
-            )
-        if sample.image_field != rows[0].image_field:
-            raise ShardError(
-                f"{row.name}, sample {sample.key!r}: expected {rows[0].image_field} as in the samples before"
-            )
-        at = image + padded(sample.image.size)
-    if tar_size(at) != row.bytes:
-        raise ShardError(f"{row.name}: its samples make a tar of {tar_size(at)} bytes, the manifest says {row.bytes}")
-    return rows
-
-
-def check_size(name: str, size: int, sizes: Mapping[str, int], what: str = "") -> None:
-    """:class:`ShardError` unless `sizes` has `name` with exactly `size` bytes: the cheap half of verification."""
-    found = sizes.get(name)
-    if found is None:
-        raise ShardError(f"{what}{name}: in the manifest, but not there: generate it again")
-    if found != size:
-        raise ShardError(f"{what}{name}: expected {size} bytes, found {found} (truncated?): generate this shard again")

@@ -41,8 +41,8 @@ from cfaug.offline.format import (
 from cfaug.offline.plan import Plan
 from cfaug.offline.reading.decoders import decode_image, parse_record
 from cfaug.offline.reading.manifest import COMMITS, read_manifest
+from cfaug.offline.reading.opening import check_size, open_shards, read_index, vouched
 from cfaug.offline.reading.scan import read_exactly, scan
-from cfaug.offline.shards import check_size, open_shards, read_index, vouched
 
 MOST = 20  # lines about one shard, and about any other one thing
 TOLD = 1000  # lines about shards

@@ -20,7 +20,7 @@ from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import IndexRow, ManifestRow, Member, Record
 from cfaug.offline.reading.decoders import decode_image, parse_record
 from cfaug.offline.reading.manifest import read_manifest
-from cfaug.offline.shards import check_size, open_shards, read_index, vouched
+from cfaug.offline.reading.opening import check_size, open_shards, read_index, vouched
 
 
 @dataclass(frozen=True)
