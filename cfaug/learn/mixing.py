@@ -29,8 +29,8 @@ from torch.utils.data import Dataset
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import open_base
 from cfaug.learn.draws import KINDS, Append, Draw, Drawn, Kind, Policy, Replace, Uniforms
-from cfaug.learn.guard import open_training_shards as open_training_shards
-from cfaug.learn.guard import refuse_split
+from cfaug.learn.epochs import Epochs
+from cfaug.learn.guard import open_training_shards, refuse_split
 from cfaug.learn.independence import Independent
 from cfaug.learn.matching import Matches, match
 from cfaug.offline.shards import ShardReader
@@ -48,7 +48,7 @@ KEPT = 1 << 20  # items up to which an epoch's draw is held in memory (10 bytes 
 PER_ITEM = frozenset({"targets", "samples", "imgs", "labels", "indices", "data"})  # as long as the base is
 
 
-class CounterfactualDataset(Dataset[Any]):
+class CounterfactualDataset(Epochs, Dataset[Any]):
     """A map-style wrapper that yields what ``base`` yields, some images swapped for counterfactuals of themselves.
 
     ``base``: anything with ``len`` and ``base[i]`` -> (image, target), (image, target, metadata), a dict, ...: torchvision
@@ -91,8 +91,7 @@ class CounterfactualDataset(Dataset[Any]):
         if guard:
             refuse_split(base)
         self.reader = open_training_shards(shards, guard, held_out)
-        # shared memory: a worker that was spawned once sees the epoch that the training loop sets later
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        Epochs.__init__(self)
         self._drawn: tuple[int, Drawn] | None = None
         self.matches: Matches = match(self.opened, self.reader, key, guard)
         self._tell_missing()
@@ -128,16 +127,8 @@ class CounterfactualDataset(Dataset[Any]):
             )
         return getattr(self.base, name)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch whose draw is shown."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Show epoch ``epoch``'s draw from now on, in every worker."""
-        if epoch < 0:
-            raise UsageError(f"epoch: expected a whole number of at least 0, came {epoch}")
-        self._epoch.fill_(int(epoch))
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_drawn": None}  # every worker draws the epoch itself: what is sent stays small
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to show the same again: the epoch, and what the draw depends on besides."""
@@ -247,26 +238,3 @@ def checked_shares(p: float | None, null_p: float, policy: str = "replace") -> t
     if policy != "append" and chosen + null_p > 1.0 + 1e-9:
         raise UsageError(f"p + null_p: expected at most 1 (the rest is the real fraction), came {chosen} + {null_p}")
     return float(chosen), float(null_p)
-
-
-# for cfaug.learn.transforms until it reads pictures itself
-from PIL import Image  # noqa: E402
-
-from cfaug.data.datasets import to_pil  # noqa: E402
-from cfaug.learn.pictures import as_pixels as as_pixels  # noqa: E402
-from cfaug.learn.pool import _same_shape  # noqa: E402
-
-
-def _like(pixels: npt.NDArray[np.uint8], factual: Any, where: str) -> Any:
-    """The shard's pixels in the type and mode of the factual image (float images: as PIL, for the transform)."""
-    if isinstance(factual, torch.Tensor) and factual.dtype == torch.uint8:
-        pixels = _same_shape(pixels, factual.permute(1, 2, 0).numpy(), where)
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-    if isinstance(factual, np.ndarray) and factual.dtype == np.uint8:
-        flat = factual.ndim == 2
-        pixels = _same_shape(pixels, factual[..., None] if flat else factual, where)
-        return pixels[..., 0] if flat else pixels
-    picture = to_pil(pixels)
-    return (
-        picture.convert(factual.mode) if isinstance(factual, Image.Image) and factual.mode != picture.mode else picture
-    )
