@@ -11,14 +11,14 @@ process makes one changes nothing in it.
 
 Equally many batches for every rank: the last batch may be short, and the fewer than ``world`` batches left when every rank
 has had the same number are dropped, in every epoch others (world 1 drops nothing). Not promised: that a ``transform`` that
-draws at random draws the same in another worker; that samples of shards far apart in the order meet in one batch (a window is
-all that is mixed, and all that is read at a time); reading a remote shard in one request: each sample is one.
+draws at random draws the same in another worker; that samples of shards far apart in the order meet in one batch: a window is all
+that is mixed, and all that is read at a time. Of a remote shard each sample is one request, a batch's side by side.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ from cfaug.offline.shards import Sample, ShardReader
 
 StreamKind = Literal["counterfactual", "null"]
 KINDS: tuple[StreamKind, ...] = ("counterfactual", "null")
+REQUESTS = 16  # at a time, to shards on no local disk: each takes a round trip
 STATE = ("seed", "epoch", "consumed", "fingerprint", "batch_size", "window", "kinds")
 
 
@@ -148,7 +149,7 @@ class CounterfactualStream(IterableDataset[Any]):
         self.kinds: tuple[StreamKind, ...] = tuple(kind for kind in KINDS if kind in kinds)
         self._item, self._transform, self._collate = item, transform, collate
         self._codes = _codes(classes)
-        null = _nulls(self.reader)
+        null = self.reader.nulls
         self._chosen = null == ("null" in kinds) if len(self.kinds) == 1 else np.ones(len(null), bool)
         self._starts = np.cumsum([0, *(row.count for row in self.reader.manifest)], dtype=np.int64)
         self._total = int(np.count_nonzero(self._chosen))
@@ -218,10 +219,16 @@ class CounterfactualStream(IterableDataset[Any]):
         worker = get_worker_info()
         mine, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for start, stop in dealt(self._total, self.batch_size, world, rank, first, mine, workers):
-            yield self._collated([self._made(int(row)) for row in order.rows(start, stop)])
+            rows = order.rows(start, stop).tolist()
+            yield self._collated([self._made(row, sample) for row, sample in zip(rows, self._read(rows), strict=True)])
 
-    def _made(self, row: int) -> Any:
-        sample = self.reader.sample(row)
+    def _read(self, rows: list[int]) -> Iterable[Sample]:
+        if "://" not in str(self.reader.directory):
+            return map(self.reader.sample, rows)
+        with ThreadPoolExecutor(min(REQUESTS, len(rows))) as pool:
+            return list(pool.map(self.reader.sample, rows))
+
+    def _made(self, row: int, sample: Sample) -> Any:
         if self._item is not None:
             return self._item(sample)
         target = sample.record["target"]
@@ -261,7 +268,7 @@ class CounterfactualStream(IterableDataset[Any]):
 
     def _identity(self) -> dict[str, Any]:
         return {
-            "seed": self.seed, "fingerprint": _fingerprint(self.reader), "batch_size": self.batch_size, "window": self.window,
+            "seed": self.seed, "fingerprint": self.reader.fingerprint, "batch_size": self.batch_size, "window": self.window,
             "kinds": list(self.kinds),
         }  # fmt: skip
 
@@ -340,14 +347,3 @@ def _codes(classes: Sequence[str] | Mapping[str, int] | None) -> dict[Any, int]:
     if classes is not None and not isinstance(classes, Mapping) and len(codes) != len(classes):
         raise UsageError(f"classes: expected every name once, came {list(classes)!r}")
     return codes
-
-
-def _nulls(reader: ShardReader) -> npt.NDArray[np.bool_]:
-    nulls = getattr(reader, "nulls", None)
-    return np.array([row.null for row in reader.index], bool) if nulls is None else np.asarray(nulls, bool)
-
-
-def _fingerprint(reader: ShardReader) -> str:
-    own = getattr(reader, "fingerprint", None)
-    rows = "".join(f"{row.name} {row.sha256}\n" for row in reader.manifest)
-    return hashlib.sha256(rows.encode()).hexdigest() if own is None else str(own)

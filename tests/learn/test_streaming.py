@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 import signal
@@ -301,6 +302,7 @@ def test_a_killed_worker_is_an_error_and_no_silence(reader: ShardReader, workers
     loader = CounterfactualStream(reader, 4, item=killed, collate=list).loader(num_workers=workers)
     with pytest.raises(RuntimeError, match=r"DataLoader worker .*(killed by signal|exited unexpectedly)"):
         list(loader)
+    gc.collect()  # else torch's iterator goes in a later test, and waits there for workers that inherited this one's pipe
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -316,10 +318,9 @@ def test_a_shard_removed_while_it_runs_is_one_line(tmp_path: Path, workers: int)
 
 
 def test_an_unknown_target_names_the_sample(reader: ShardReader) -> None:
-    for workers in (0, 1):
-        with pytest.raises(DataError, match=r"cf-train-.*sample 'train-.*classes a, c, came 'b'") as caught:
-            list(CounterfactualStream(reader, 4, classes=["a", "c"]).loader(num_workers=workers))
-        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=r"cf-train-.*sample 'train-.*classes a, c, came 'b'") as caught:
+        list(CounterfactualStream(reader, 4, classes=["a", "c"]).loader())
+    assert "\n" not in str(caught.value)
 
 
 def test_the_leak_guard_names_the_sample(tmp_path: Path) -> None:
