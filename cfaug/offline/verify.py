@@ -23,10 +23,11 @@ import numpy as np
 
 from cfaug.errors import ShardError, StorageError
 from cfaug.offline.destinations.explained import unreadable
-from cfaug.offline.destinations.storage import Storage, open_storage
+from cfaug.offline.destinations.storage import LocalStorage, Storage, open_storage
 from cfaug.offline.format import (
     BLOCK,
     CARD,
+    COLUMNS,
     INDEX,
     MANIFEST,
     PARTIAL,
@@ -39,6 +40,8 @@ from cfaug.offline.format import (
     padded,
 )
 from cfaug.offline.plan import Plan
+from cfaug.offline.reading.column_file import Unusable, map_columns
+from cfaug.offline.reading.columns import fingerprint_of, image_check
 from cfaug.offline.reading.decoders import decode_image, parse_record
 from cfaug.offline.reading.manifest import COMMITS, read_manifest
 from cfaug.offline.reading.opening import check_size, open_shards, read_index, vouched
@@ -121,12 +124,13 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
         problems += unreadable_plan
     if plan is not None:
         problems += _against_plan(sizes, manifest, plan)
+    notes = _of_columns(storage, manifest, sizes)
     if plan is not None or CARD in sizes:  # the card comes with the last shard
-        return VerifyReport(tuple(problems), counts, leftovers)
+        return VerifyReport(tuple(problems), counts, leftovers, notes)
     if MANIFEST not in sizes:  # an object store gets it with the last shard
         problems.append(f"the run is not finished, {len(manifest)} shards are committed so far: generate again")
     note = f"no plan beside the shards and no {CARD}: whether shards are missing is not known; give the run's directory"
-    return VerifyReport(tuple(problems), counts, leftovers, (note,))
+    return VerifyReport(tuple(problems), counts, leftovers, (*notes, note))
 
 
 def _of_shard(storage: Storage, row: ManifestRow, sizes: dict[str, int]) -> tuple[list[str], list[IndexRow]]:
@@ -210,7 +214,10 @@ def _sample_problems(row: ManifestRow, sample: IndexRow, payloads: list[bytes], 
     except ShardError as error:
         yield str(error)
     try:
-        decode_image(vouched(payloads[1], sample.image, where), where, sample.image_field)
+        image = vouched(payloads[1], sample.image, where)
+        if sample.xxh3 is not None and image_check(image, True) != int(sample.xxh3.image, 16):
+            yield f"{where}: its image does not have the xxh3 that the index states: generate this shard again"
+        decode_image(image, where, sample.image_field)
     except ShardError as error:
         yield str(error)
 
@@ -238,6 +245,17 @@ def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) ->
     except OSError as error:
         problems.append(str(unreadable(error, row.name, "generate this shard again")))
     return problems
+
+
+def _of_columns(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, int]) -> tuple[str, ...]:
+    """A note where index.bin is of no use; it is derived, so nothing is lost."""
+    if COLUMNS not in sizes or not isinstance(storage, LocalStorage) or not manifest:
+        return ()
+    try:
+        map_columns(storage.path / COLUMNS, fingerprint_of(manifest))
+        return ()
+    except Unusable as reason:
+        return (f"{COLUMNS}: {reason}: readers do without it; remove it, and generate again writes it anew",)
 
 
 def _most(problems: Iterable[str], more: str) -> list[str]:
