@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import operator
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,14 +26,15 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, split_of, stored_label
-from cfaug.learn.bases.images import Path, as_mode, as_picture, image_place, is_image_like, said, with_value
+from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, sources_of, split_of, stored_label
+from cfaug.learn.bases.images import Path, as_mode, as_picture, image_place, is_image_like, places, said, with_value
 
 
 class Base:
     """A data set, and what its items would be around other pictures. Pickled as the data set, opened again.
 
-    ``cheap``: whether ``swapped`` works without decoding the image that is replaced.
+    ``cheap``: whether ``swapped`` works without decoding the image that is replaced. ``sources``: where the images come
+    from; equal keys of equal sources are the same image.
     """
 
     cheap = False
@@ -41,6 +42,7 @@ class Base:
     def __init__(self, dataset: Any, image_key: Any = None) -> None:
         self.dataset, self.image_key = dataset, image_key
         self._transform: Callable[[Any], Any] | None = None
+        self.sources = sources_of(dataset)
         self._stores_labels: bool | None = None  # not known before the first label is asked for
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class Base:
 
     def label(self, i: int) -> Any:
         """The label of item i, from what the data set stores or else from the item; None where there is none."""
-        if self._stores_labels is None:
+        if self._stores_labels is None and len(self):
             with undrawn():
                 stored = stored_label(self.dataset, 0)
                 self._stores_labels = stored is not UNKNOWN and same_label(stored, self._made_label(0))
@@ -75,8 +77,7 @@ class Base:
 
     def _made_label(self, i: int) -> Any:
         item = self.item(i)
-        place = image_place(item, self.image_key, is_image_like)
-        return None if place is None else label_in(item, place)
+        return label_in(item, next(places(item, is_image_like), (0,)))  # an image that was flattened: the usual place
 
     def keys(self) -> Sequence[str] | None:
         """The source key of every item, where the data set knows them; no item is made for it."""
@@ -112,6 +113,9 @@ class ToldBase(Base):
             )
         return self._inner.picture(i)
 
+    def keys(self) -> Sequence[str] | None:
+        return super().keys() if self._inner is None else self._inner.keys()
+
     def swapped(self, i: int, picture: Image.Image) -> Any:
         if self._transform is None:
             raise UsageError("transform: expected a function from a PIL image to the image of an item, came None")
@@ -139,6 +143,10 @@ def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image
     if not indexed or isinstance(dataset, IterableDataset):
         raise UsageError(
             f"base: expected a dataset with len() and [i], came {type(dataset).__name__}; iterables have no index"
+        )
+    if isinstance(dataset, Mapping):
+        raise UsageError(
+            f"base: expected one dataset, came {type(dataset).__name__} of {', '.join(map(str, dataset))}; choose one"
         )
     if transform is not None:
         return ToldBase(dataset, transform, image_key)

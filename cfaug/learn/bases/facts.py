@@ -1,7 +1,7 @@
 """What a data set knows of its items without opening an image: source keys, labels, the split.
 
 Looked for in places that are public: ``key(i)`` and ``schema`` of cfaug's data sets, ``samples`` and ``root`` of
-torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets; through Subset and ConcatDataset.
+torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets; below a Subset.
 """
 
 from __future__ import annotations
@@ -12,28 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import Subset
 from torchvision.datasets import DatasetFolder, VisionDataset
 
 from cfaug.data.datasets import AttributeDataset, FolderDataset
-from cfaug.learn.bases.images import Path, value_at
+from cfaug.learn.bases.images import Path, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
 UNKNOWN: Any = object()
 
 
 def is_wilds(dataset: Any) -> bool:
+    """Whether a data set has what WILDS' data sets have (Koh et al., WILDS, 2021), which need not be installed."""
     return callable(getattr(dataset, "get_input", None)) and all(
         hasattr(dataset, name) for name in ("y_array", "metadata_array", "__getitem__", "__len__")
     )
 
 
 def keys_of(dataset: Any) -> Sequence[str] | None:
-    """The source keys a data set knows, one an item, or None; no item is made.
-
-    A ConcatDataset has keys only where no two of its sources share one: a key that means two images would find the
-    counterfactuals of the wrong one.
-    """
+    """The source keys a data set knows, one an item, or None; no item is made."""
     if callable(getattr(dataset, "key", None)):
         return [str(dataset.key(i)) for i in range(len(dataset))]
     if isinstance(dataset, DatasetFolder):
@@ -41,25 +38,11 @@ def keys_of(dataset: Any) -> Sequence[str] | None:
     if isinstance(dataset, Subset):
         inner = keys_of(dataset.dataset)
         return None if inner is None else [inner[int(i)] for i in dataset.indices]
-    if isinstance(dataset, ConcatDataset):
-        parts = [(part, keys_of(part)) for part in dataset.datasets]
-        of_source: dict[Any, set[str]] = {}
-        every: list[str] = []
-        for part, keys in parts:
-            if keys is None:
-                return None
-            of_source.setdefault(_sources(part), set()).update(keys)
-            every += keys
-        return every if len(set(every)) == sum(map(len, of_source.values())) else None
     return None
 
 
-def _sources(dataset: Any) -> frozenset[Any]:
-    """What tells the images of data sets apart whose keys may be the same: folders, or else the objects."""
-    if isinstance(dataset, Subset):
-        return _sources(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        return frozenset().union(*map(_sources, dataset.datasets))
+def sources_of(dataset: Any) -> frozenset[Any]:
+    """What tells apart the images of data sets that share keys: the folder they come from, or else the object."""
     root = dataset.root if isinstance(dataset, (DatasetFolder, FolderDataset)) else None
     return frozenset([id(dataset) if root is None else os.path.realpath(root)])
 
@@ -72,12 +55,9 @@ def _relative(paths: list[str], root: str) -> list[str]:
 
 
 def split_of(dataset: Any) -> str | None:
-    """The split of an AttributeDataset, through Subset and ConcatDataset where all parts agree; None otherwise."""
+    """The split of an AttributeDataset, also below a Subset; None otherwise."""
     if isinstance(dataset, Subset):
         return split_of(dataset.dataset)
-    if isinstance(dataset, ConcatDataset):
-        splits = {split_of(part) for part in dataset.datasets}
-        return splits.pop() if len(splits) == 1 else None
     return str(dataset.split) if isinstance(dataset, AttributeDataset) else None
 
 
@@ -103,21 +83,21 @@ def _joint(dataset: VisionDataset[Any]) -> bool:
 
 
 def label_in(item: Any, image: Path) -> Any:
-    """The label in an item whose image stands at ``image``: what follows it, or the entry named as labels are.
+    """The label in an item whose image stands at ``image``: the entry named as labels are, or what follows the image.
 
-    None for bare images, and for mappings whose label has another name and is not all that is left.
+    None for bare images, for mappings whose label has another name and is not all that is left, and for masks.
     """
-    if not image:
-        return None
-    *outer, key = image
-    container = value_at(item, tuple(outer))
-    if isinstance(container, Mapping):
-        named = [name for name in LABELS if name in container]
-        others = [name for name in container if name != key]
-        chosen = named[0] if named else others[0] if len(others) == 1 else None
-        return None if chosen is None else scalar(container[chosen])
-    after: Any = container[key + 1 :] if key >= 0 else ()
-    return scalar(after[0]) if len(after) else label_in(item, tuple(outer))
+    if isinstance(item, Mapping):
+        others = [name for name in item if name not in image]
+        chosen = next((name for name in LABELS if name in item), others[0] if len(others) == 1 else None)
+        found = None if chosen is None else item[chosen]
+        return None if any(True for _ in places(found, is_image_like)) else scalar(found)
+    for depth in range(len(image) - 1, -1, -1):
+        container = value_at(item, image[:depth])
+        after = container[image[depth] + 1 :] if isinstance(container, (tuple, list)) else ()
+        if len(after) and not any(True for _ in places(after[0], is_image_like)):
+            return scalar(after[0])
+    return None
 
 
 def scalar(value: Any) -> Any:

@@ -44,7 +44,9 @@ class _PictureFeature(datasets.Image):  # type: ignore[misc]
         try:
             with Image.open(source) as header:
                 mode, size = header.mode, header.size
-                if self.fixed_size and header.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+                # of a PNG the orientation is known only after decoding: asked for when the size cannot be right else
+                asked = self.fixed_size and (header.format != "PNG" or picture.size != size)
+                if asked and header.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
                     size = size[::-1]
         except FileNotFoundError:  # a remote file: only the library knows how it is fetched
             whole = super().decode_example(value, token_per_repo_id)
@@ -69,10 +71,11 @@ class ColumnsBase(Base):
         self._feature = _PictureFeature(mode=own.mode, decode=True, held=self._held)
         info = copy.copy(dataset.info)
         info.features = datasets.Features({**dataset.features, column: self._feature})
-        self._twin = Twin(dataset, _info=info)
+        self._twin = Twin(dataset, {"_info": info})
         named = [name for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
         named += [name for name in LABELS if name in dataset.features and name not in named]
         self._label = named[0] if named else None
+        self._labels: datasets.Dataset | None = None
         others = [name for name in dataset.column_names if name != column]
         if self._label is None and len(others) == 1:
             self._label = others[0]
@@ -87,7 +90,9 @@ class ColumnsBase(Base):
     def label(self, i: int) -> Any:
         if self._label is None:
             return None
-        return scalar(self.dataset.select_columns(self._label).with_format(None)[i][self._label])
+        if self._labels is None:
+            self._labels = self.dataset.select_columns(self._label).with_format(None)
+        return scalar(self._labels[i][self._label])
 
 
 def open_columns(dataset: Any, image_key: Any) -> Base | None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 from torchvision.datasets import VisionDataset
 
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, one_line
 from cfaug.learn.bases.base import Base
 from cfaug.learn.bases.images import (
     Path,
@@ -20,11 +20,14 @@ from cfaug.learn.bases.images import (
     is_plain,
     is_unloaded,
     like,
+    places,
     said,
     value_at,
     with_value,
 )
 from cfaug.learn.bases.twins import Held, Seen, Twin
+
+TRANSFORMS = ("transform", "transforms")
 
 
 class _Hook:
@@ -36,7 +39,9 @@ class _Hook:
     def __call__(self, *args: Any, **named: Any) -> Any:
         transform, held = getattr(self._owner, self._name), self._held
         picture = held.picture
-        place = None if picture is None and not held.looking else self._place(args, named)
+        # what an inner data set has swapped is not swapped again: it may have been cut out of the picture since
+        idle = (picture is None and not held.looking) or held.inner is not None
+        place = None if idle else self._place(args, named)
         if place is None:
             return transform(*args, **named)
         factual = value_at((args, named), place)
@@ -47,10 +52,11 @@ class _Hook:
             raise Seen(factual)
         if held.replaced is not None and not _same(held.replaced, factual):
             raise UsageError(
-                f"base: expected one image an item, {type(self._owner).__name__} transforms several; pass transform= and image_key="
+                f"base: expected one image an item, the transform of {type(self._owner).__name__} is given several; "
+                "open it without its transform, and apply that after the swap"
             )
-        held.replaced = factual
-        args, named = with_value((args, named), place, like(picture, factual))
+        held.replaced, held.instead = factual, like(picture, factual)
+        args, named = with_value((args, named), place, held.instead)
         return transform(*args, **named)
 
     def _place(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Path | None:
@@ -76,29 +82,57 @@ def _same(one: Any, other: Any) -> bool:
 
 
 class ItemBase(Base):
-    """Any data set: the picture replaces the image on its way into ``transform`` or ``transforms``, or in the item."""
+    """Any data set: the picture replaces the image on its way into ``transform`` or ``transforms``, or in the item.
 
-    def __init__(self, dataset: Any, image_key: Any = None) -> None:
+    A data set may call its transform several times with one image (views); all of them show the picture then.
+    """
+
+    def __init__(self, dataset: Any, image_key: Any = None, exchanged: Mapping[str, Any] | None = None) -> None:
         super().__init__(dataset, image_key)
         self._held = Held()
-        hooks = {
-            name: _Hook(self._held, dataset, name, image_key)
-            for name in ("transform", "transforms")
-            if callable(getattr(dataset, name, None))
-        }
-        try:
-            self._twin: Twin | None = Twin(dataset, **hooks) if hooks else None
-        except AttributeError:  # a property
-            self._twin = None
-        if len(dataset):
-            image = self.picture(0)
-            held_in_memory = isinstance(dataset, TensorDataset) or (
-                isinstance(dataset, VisionDataset)
-                and isinstance(getattr(dataset, "data", None), (np.ndarray, torch.Tensor))
-            )
-            self.cheap = self._held.lazy or is_unloaded(image) or held_in_memory
+        self._place: Path | None = None
+        applied = [name for name in TRANSFORMS if callable(getattr(dataset, name, None))]
+        hooks = {name: _Hook(self._held, dataset, name, image_key) for name in applied}
+        self._twin = Twin(dataset, {**hooks, **(exchanged or {})})
+
+    def look(self) -> None:
+        """Look at the first item: UsageError where it has no image that could be swapped."""
+        if not len(self):
+            return
+        image, data = self.picture(0), self.dataset
+        in_memory = isinstance(data, VisionDataset) and isinstance(
+            getattr(data, "data", None), (np.ndarray, torch.Tensor)
+        )
+        self.cheap = self._held.lazy or is_unloaded(image) or in_memory or isinstance(data, TensorDataset)
+
+    def picture(self, i: int) -> Any:
+        seen = self._held.look(self._twin, i)
+        if seen is not None:
+            return seen
+        item = self.item(i)
+        return value_at(item, self._image(item, i))
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        held = self._held
+        item = held.make(self._twin, i, picture)
+        if held.inner is not None:
+            return item
+        if held.replaced is None:
+            place = self._image(item, i)
+            return with_value(item, place, like(picture, value_at(item, place)))
+        factual, instead = held.replaced, held.instead
+        held.replaced = held.instead = None
+        for place in list(places(item, lambda value: value is factual, depth=1)):
+            item = with_value(item, place, instead)  # the untransformed image, given beside the transformed one
+        return item
 
     def _image(self, item: Any, i: int) -> Path:
+        if self._place is not None:  # where it was in the last item: a search would go through every box of a list
+            try:
+                if is_plain(value_at(item, self._place)):
+                    return self._place
+            except (KeyError, IndexError, TypeError):
+                pass
         place = image_place(item, self.image_key)
         if place is None:
             hidden = image_place(item, self.image_key, is_image_like)
@@ -107,28 +141,22 @@ class ItemBase(Base):
                     f"base: expected PIL or uint8 images, came {said(value_at(item, hidden))} by a transform that it "
                     "hides: pass transform= (from a PIL image to what it yields) and key="
                 )
-            raise UsageError(f"base: expected items with an image, came {said(item)} at {i}; see cfaug.learn.bases")
+            raise UsageError(
+                f"base: expected items with an image (PIL, or uint8), came {said(item)} at {i} without one; give a "
+                "dataset of images, or transform= and key= for one that hides them"
+            )
+        self._place = place
         return place
-
-    def picture(self, i: int) -> Any:
-        seen = None if self._twin is None else self._held.look(self._twin, i)
-        if seen is not None:
-            return seen
-        item = self.item(i)
-        return value_at(item, self._image(item, i))
-
-    def swapped(self, i: int, picture: Image.Image) -> Any:
-        item: Any
-        if self._twin is None:
-            item = self.item(i)
-        else:
-            item = self._held.make(self._twin, i, picture)
-            if self._held.replaced is not None:
-                self._held.replaced = None
-                return item
-        place = self._image(item, i)
-        return with_value(item, place, like(picture, value_at(item, place)))
 
 
 def anything(dataset: Any, image_key: Any) -> Base:
-    return ItemBase(dataset, image_key)
+    """The base of any data set at all; UsageError where its first item has no image."""
+    try:
+        base = ItemBase(dataset, image_key)
+    except (AttributeError, TypeError) as error:
+        raise UsageError(
+            f"base: {type(dataset).__name__} does not let a copy of itself have another transform "
+            f"({one_line(error)}); pass transform= (from a PIL image to what it yields) and key="
+        ) from error
+    base.look()
+    return base

@@ -58,8 +58,11 @@ class AdapterBase(Base):
         if isinstance(self.dataset, ArrayDataset):
             return "L" if self.dataset.images.shape[3] == 1 else "RGB"
         if self._grey[i] < 0:  # the header is read once; as FolderDataset does, what is not grey becomes RGB
-            with Image.open(Path(self.dataset.root) / self.dataset.key(i), formats=FORMATS) as picture:
-                self._grey[i] = picture.mode in ("L", "1")
+            try:
+                with Image.open(Path(self.dataset.root) / self.dataset.key(i), formats=FORMATS) as header:
+                    self._grey[i] = header.mode in ("L", "1")
+            except OSError:  # a file that is gone or damaged: the data set says which
+                self._grey[i] = self.picture(i).mode == "L"
         return "L" if self._grey[i] else "RGB"
 
 
@@ -81,7 +84,7 @@ class FilesBase(Base):
     def __init__(self, dataset: DatasetFolder, image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         self._held = Held()
-        self._twin = Twin(dataset, loader=self._load)
+        self._twin = Twin(dataset, {"loader": self._load})
         self.cheap = self._rgb() or (len(dataset) > 0 and is_unloaded(self.picture(0)))
 
     def _rgb(self) -> bool:
@@ -101,6 +104,10 @@ class FilesBase(Base):
 
     def swapped(self, i: int, picture: Image.Image) -> Any:
         return self._held.make(self._twin, i, picture)
+
+    def label(self, i: int) -> Any:
+        label, change = self.dataset.samples[i][1], self.dataset.target_transform
+        return label if change is None else change(label)
 
 
 def files(dataset: Any, image_key: Any) -> Base | None:

@@ -11,10 +11,12 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
+from cfaug.data.datasets import ArrayDataset, FolderDataset
 from cfaug.errors import UsageError
 from cfaug.learn.bases.base import Base, is_index, open_base
 from cfaug.learn.bases.facts import is_wilds, keys_of
-from cfaug.learn.bases.twins import Held, Seen, Twin
+from cfaug.learn.bases.items import ItemBase
+from cfaug.learn.bases.twins import Held, Seen
 
 CHECKED = 16  # indices at which a wrapper is asked which item of its data set it takes
 
@@ -25,7 +27,10 @@ class SubsetBase(Base):
     def __init__(self, dataset: Subset[Any], image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         self._inner = open_base(dataset.dataset, None, image_key)
-        self.cheap = self._inner.cheap
+        self.cheap, self.sources = self._inner.cheap, self._inner.sources
+
+    def item(self, i: int) -> Any:
+        return self._inner.item(self.dataset.indices[i])
 
     def picture(self, i: int) -> Any:
         return self._inner.picture(self.dataset.indices[i])
@@ -34,22 +39,36 @@ class SubsetBase(Base):
         return self._inner.swapped(self.dataset.indices[i], picture)
 
     def label(self, i: int) -> Any:
-        return self._inner.label(self.dataset.indices[i])
+        return self._inner.label(int(self.dataset.indices[i]))
+
+    def keys(self) -> Sequence[str] | None:
+        inner = self._inner.keys()
+        return None if inner is None else [inner[int(i)] for i in self.dataset.indices]
+
+    @property
+    def split(self) -> str | None:
+        return self._inner.split
 
 
 def subset(dataset: Any, image_key: Any) -> Base | None:
+    """A base of a torch Subset that makes items as torch does."""
     plain = isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__
     return SubsetBase(dataset, image_key) if plain else None
 
 
 class ConcatBase(Base):
-    """torch's ConcatDataset of any bases."""
+    """torch's ConcatDataset of any bases.
+
+    It has keys only where no two of its sources share one: a key that means two images would find the counterfactuals
+    of the wrong one. It has a split where all parts agree.
+    """
 
     def __init__(self, dataset: ConcatDataset[Any], image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         opened = {id(part): open_base(part, None, image_key) for part in dataset.datasets}
         self._parts = [opened[id(part)] for part in dataset.datasets]
         self.cheap = all(part.cheap for part in self._parts)
+        self.sources = frozenset().union(*(part.sources for part in self._parts))
 
     def _within(self, i: int) -> tuple[Base, int]:
         i = range(len(self))[i]
@@ -68,17 +87,34 @@ class ConcatBase(Base):
         part, j = self._within(i)
         return part.label(j)
 
+    def keys(self) -> Sequence[str] | None:
+        of_source: dict[Any, set[str]] = {}
+        every: list[str] = []
+        for part in self._parts:
+            keys = part.keys()
+            if keys is None:
+                return None
+            of_source.setdefault(part.sources, set()).update(keys)
+            every += keys
+        return every if len(set(every)) == sum(map(len, of_source.values())) else None
+
+    @property
+    def split(self) -> str | None:
+        splits = {part.split for part in self._parts}
+        return splits.pop() if len(splits) == 1 else None
+
 
 def concat(dataset: Any, image_key: Any) -> Base | None:
+    """A base of a torch ConcatDataset that makes items as torch does."""
     plain = isinstance(dataset, ConcatDataset) and type(dataset).__getitem__ is ConcatDataset.__getitem__
     return ConcatBase(dataset, image_key) if plain else None
 
 
 class _Stand:
-    """Takes the place of a data set inside a wrapper, and gives the wrapper a swapped item when one is held."""
+    """Takes the place of a data set inside a wrapper, and gives the wrapper a swapped item when a picture is held."""
 
-    def __init__(self, inner: Base, held: Held) -> None:
-        self._inner, self._held = inner, held
+    def __init__(self, inner: Base) -> None:
+        self._inner, self._held = inner, Held()
 
     def __len__(self) -> int:
         return len(self._inner)
@@ -89,9 +125,9 @@ class _Stand:
             return self._inner.dataset[i]
         if held.looking:
             raise Seen(int(i))
-        if held.picture is None or held.replaced not in (None, int(i)):
-            return self._inner.item(i)  # a second image of the same item, of a wrapper that mixes two: as it is
-        held.replaced = int(i)
+        if held.picture is None or held.inner not in (None, int(i)):
+            return self._inner.item(i)  # a second image in the same item, of a wrapper that mixes two: as it is
+        held.inner = int(i)
         return self._inner.swapped(i, held.picture)
 
     def __getattr__(self, name: str) -> Any:
@@ -100,36 +136,23 @@ class _Stand:
         return getattr(self._inner.dataset, name)
 
 
-class WrapperBase(Base):
+class WrapperBase(ItemBase):
     """A data set that holds one other data set and makes its items of the other's: its own code does so here too."""
 
     def __init__(self, dataset: Any, name: str, inner: Base, image_key: Any = None) -> None:
-        super().__init__(dataset, image_key)
-        self._held, self._inner = Held(), inner
-        self._twin = Twin(dataset, **{name: _Stand(inner, self._held)})
-        self.cheap = inner.cheap
+        stand = _Stand(inner)
+        super().__init__(dataset, image_key, {name: stand})
+        stand._held = self._held
+        self._inner, self.cheap, self.sources = inner, inner.cheap, inner.sources
 
     def takes(self, i: int) -> int | None:
-        """Which item of the inner data set item i is made of."""
+        """Which item of the inner data set item i is made of; None when it asks the inner data set for none."""
         place = self._held.look(self._twin, i)
-        return None if place is None else int(place)
+        return int(place) if isinstance(place, int) else None
 
     def picture(self, i: int) -> Any:
-        return self._inner.picture(self._taken(i))
-
-    def swapped(self, i: int, picture: Image.Image) -> Any:
-        item = self._held.make(self._twin, i, picture)
-        if self._held.replaced is None:
-            self._taken(i)
-        return item
-
-    def _taken(self, i: int) -> int:
         place = self.takes(i)
-        if place is None:
-            raise UsageError(
-                f"base: {type(self.dataset).__name__} made item {i} without its inner data set; pass transform= and key="
-            )
-        return place
+        return super().picture(i) if place is None else self._inner.picture(place)
 
     def keys(self) -> Sequence[str] | None:
         """Those of the inner data set: by ``indices``, or the same places where the wrapper was seen to keep them."""
@@ -138,36 +161,38 @@ class WrapperBase(Base):
         if inner is None:
             return known
         indices = getattr(self.dataset, "indices", None)
-        mapped = range(len(self)) if indices is None or len(indices) != len(self) else indices
-        if indices is None and len(self) != len(inner):
+        mapped: Sequence[Any] = range(len(inner)) if indices is None else indices
+        if len(mapped) != len(self):
             return None
         checked = np.linspace(0, len(self) - 1, min(CHECKED, len(self))).astype(int)
         if any(self.takes(int(i)) != int(mapped[int(i)]) for i in checked):
             return None
         return [inner[int(j)] for j in mapped]
 
+    @property
+    def split(self) -> str | None:
+        return super().split or self._inner.split
+
 
 def wrapper(dataset: Any, image_key: Any) -> Base | None:
+    """A base of a data set with one attribute that is a data set of images, when it makes its items of them."""
     held = [name for name, value in getattr(dataset, "__dict__", {}).items() if _is_dataset(value)]
     if len(held) != 1 or not len(dataset):
         return None
-    try:
-        inner = open_base(getattr(dataset, held[0]), None, None)
-    except UsageError:
+    for key in (None, image_key):
         try:
-            inner = open_base(getattr(dataset, held[0]), None, image_key)
-        except UsageError:
-            return None
-    try:
-        base = WrapperBase(dataset, held[0], inner, image_key)
-    except AttributeError:  # the attribute cannot be set on a copy
-        return None
-    return base if base.takes(0) is not None else None
+            base = WrapperBase(dataset, held[0], open_base(getattr(dataset, held[0]), None, key), image_key)
+        except (UsageError, AttributeError):  # not of images; or attributes that cannot be set on a copy
+            continue
+        return base if base.takes(0) is not None else None
+    return None
 
 
 def _is_dataset(value: Any) -> bool:
     if isinstance(value, (type, Base)):
         return False
     huggingface = modules.get("datasets")
-    known = isinstance(value, Dataset) or (huggingface is not None and isinstance(value, huggingface.Dataset))
+    known = isinstance(value, (Dataset, ArrayDataset, FolderDataset)) or (
+        huggingface is not None and isinstance(value, huggingface.Dataset)
+    )
     return known or is_wilds(value)

@@ -1,0 +1,494 @@
+"""An item around another picture is the item that the data set would have made of it: for every kind of data set."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import base_cases
+import datasets
+import numpy as np
+import pytest
+import torch
+from base_cases import CASES, TO_FLOAT, N, Plain, exactly, image_folder, write_pngs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as nps
+from PIL import Image, ImageFile
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+from cfaug.errors import CfaugError, DataError, UsageError
+from cfaug.learn.bases import open_base
+from cfaug.learn.bases.images import as_picture, like, with_value
+
+IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
+OTHERS = np.random.default_rng(1).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
+IMAGES.setflags(write=False)
+LAZY_OR_KEPT = {  # swapped() decodes nothing; for the others the type or size of the image must be seen
+    "ImageFolder", "ImageFolder, transforms", "ImageFolder, lazy loader", "ImageFolder, wrapped for v2", "MNIST",
+    "MNIST, bare", "CIFAR10", "ArrayDataset", "ArrayDataset, grey", "FolderDataset", "Subset", "Subset of Subset",
+    "ConcatDataset", "HF", "HF, mode L", "HF, torch", "HF, numpy", "HF, columns", "HF, transform", "HF, shuffled",
+    "HF in a torch Dataset", "WILDS", "WILDS, lazy", "WILDS subset", "WILDS subset, joint", "Subset of a WILDS subset",
+    "lazily opened", "lazily opened, transform", "TensorDataset", "cached",
+}  # fmt: skip
+
+
+GREY = {"MNIST", "MNIST, bare", "ArrayDataset, grey"}
+
+
+def place_of(name: str, dataset: Any, i: int) -> int:
+    """Which of the N images item i shows."""
+    if isinstance(dataset, ConcatDataset):
+        return i if i < N else int(dataset.datasets[1].indices[i - N])
+    if name == "HF, shuffled":
+        return int(base_cases.columns(IMAGES).add_column("at", list(range(N))).shuffle(seed=1)[i]["at"])
+    while hasattr(dataset, "indices"):
+        i, dataset = int(dataset.indices[i]), dataset.dataset
+    return i
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_swapped_is_what_the_data_set_of_the_other_images_yields(name: str, tmp_path: Path) -> None:
+    dataset, other = CASES[name](IMAGES, tmp_path / "a"), CASES[name](OTHERS, tmp_path / "b")
+    base = open_base(dataset)
+    for i in range(len(dataset)):
+        shown = OTHERS[place_of(name, dataset, i)]
+        picture = Image.fromarray(shown[..., 0] if name in GREY else shown)
+        assert exactly(base.swapped(i, picture), other[i]), i
+        assert exactly(base.item(i), dataset[i])  # nothing stays behind, in caches neither
+    assert not exactly(base.swapped(0, Image.fromarray(OTHERS[0])), dataset[0])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_swapped_with_its_own_picture_is_the_item(name: str, tmp_path: Path) -> None:
+    dataset = CASES[name](IMAGES, tmp_path)
+    for base in (open_base(dataset), pickle.loads(pickle.dumps(open_base(dataset)))):
+        assert len(base) == len(dataset)
+        for i in range(len(dataset)):
+            assert exactly(base.swapped(i, as_picture(base.picture(i))), dataset[i])
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many image files were decoded; headers do not count."""
+    count, load = [0], ImageFile.ImageFile.load
+
+    def counting(image: ImageFile.ImageFile) -> Any:
+        count[0] += bool(image.tile)
+        return load(image)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counting)
+    for plugin in Image.registered_extensions() and Image.OPEN:
+        own = Image.OPEN[plugin][0]
+        if isinstance(own, type) and "load" in vars(own):
+            monkeypatch.setattr(own, "load", _counting(own.load, count))
+    return count
+
+
+def _counting(load: Callable[..., Any], count: list[int]) -> Callable[..., Any]:
+    def counting(image: Any, *args: Any) -> Any:
+        count[0] += bool(image.tile)
+        return load(image, *args)
+
+    return counting
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_cheap_bases_decode_nothing_for_a_swap(name: str, tmp_path: Path, decoded: list[int]) -> None:
+    dataset = CASES[name](IMAGES, tmp_path)
+    base = open_base(dataset)
+    assert base.cheap == (name in LAZY_OR_KEPT)
+    if not base.cheap:
+        return
+    base.label(0)  # may look once whether stored labels are those of the items
+    before = decoded[0]
+    for i in range(len(dataset)):
+        base.swapped(i, Image.fromarray(OTHERS[0]))
+        base.keys()
+    assert decoded[0] == before
+
+
+def test_decodes_are_counted(tmp_path: Path, decoded: list[int]) -> None:
+    base = open_base(image_folder(IMAGES, tmp_path))
+    base.item(3)
+    assert decoded[0] == 1
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_labels_are_those_of_the_items(name: str, tmp_path: Path) -> None:
+    dataset = CASES[name](IMAGES, tmp_path)
+    base = open_base(dataset)
+    for i in range(len(dataset)):
+        item, label = dataset[i], base.label(i)
+        if isinstance(item, dict):
+            want = next(item[key] for key in ("label", "labels", "y") if key in item)
+        elif name in ("bare", "joint transforms"):
+            want = None
+        else:
+            want = item[2] if name == "image second" else item[1]
+            want = item[0][1] if name == "nested" else want  # what follows the image
+        assert exactly(label, want) or label == want
+
+
+def test_labels_need_no_decoding(tmp_path: Path, decoded: list[int]) -> None:
+    for number, name in enumerate(["ImageFolder, transforms", "Subset", "FolderDataset", "HF", "WILDS subset"]):
+        dataset = CASES[name](IMAGES, tmp_path / str(number))
+        base = open_base(dataset)
+        base.label(0)
+        before = decoded[0]
+        assert len({base.label(i) for i in range(len(dataset))}) > 1 or name == "WILDS subset"
+        assert decoded[0] == before
+
+
+def test_stored_labels_that_are_not_the_items_are_not_believed(tmp_path: Path) -> None:
+    dataset = Plain(IMAGES, base_cases.pair)
+    dataset.targets = [7] * N
+    assert [open_base(dataset).label(i) for i in range(4)] == [0, 1, 0, 1]
+    assert open_base(Plain(IMAGES, base_cases.bare)).label(0) is None
+
+
+def test_keys_are_those_that_the_data_set_knows(tmp_path: Path, decoded: list[int]) -> None:
+    folder = image_folder(IMAGES, tmp_path / "a")
+    names = [f"class_{2 * i // N}/{i}.png" for i in range(N)]
+    assert open_base(folder).keys() == names
+    assert open_base(Subset(folder, [5, 2])).keys() == [names[5], names[2]]
+    assert open_base(ConcatDataset([folder, Subset(folder, [1])])).keys() == [*names, names[1]]
+    second = image_folder(IMAGES, tmp_path / "b")  # the same names mean other images there
+    assert open_base(ConcatDataset([folder, second])).keys() is None
+    array = base_cases.array_dataset(IMAGES)
+    assert open_base(array).keys() == [f"k{i}" for i in range(N)]
+    assert open_base(base_cases.folder_dataset(IMAGES, tmp_path / "c")).keys() == names
+    assert open_base(ConcatDataset([folder, array])).keys() == [*names, *(f"k{i}" for i in range(N))]
+    assert open_base(base_cases.Cached(folder, TO_FLOAT)).keys() == names
+    assert open_base(Reversed(folder)).keys() is None  # nobody knows which item it takes
+    assert open_base(Plain(IMAGES, base_cases.pair)).keys() is None
+    assert open_base(Subset(base_cases.Cached(array, TO_FLOAT), [3])).keys() == ["k3"]
+
+
+class Reversed(Dataset):
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.inner[len(self) - 1 - i]
+
+
+def test_a_wrapper_that_takes_other_places_swaps_the_right_item(tmp_path: Path) -> None:
+    base = open_base(Reversed(image_folder(IMAGES, tmp_path)))
+    assert exactly(base.picture(0), Image.fromarray(IMAGES[N - 1]))
+    image, label = base.swapped(0, Image.fromarray(OTHERS[0]))
+    assert label == 1
+    assert exactly(image, Image.fromarray(OTHERS[0]))
+
+
+def test_split_is_that_of_cfaugs_data_sets(tmp_path: Path) -> None:
+    array = base_cases.array_dataset(IMAGES)
+    val = copy.copy(array)
+    val.split = "val"
+    assert open_base(array).split == "train"
+    assert open_base(Subset(val, [0])).split == "val"
+    assert open_base(base_cases.Cached(Subset(val, [0, 1]), TO_FLOAT)).split == "val"
+    assert open_base(ConcatDataset([array, val])).split is None
+    assert open_base(image_folder(IMAGES, tmp_path)).split is None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_users_data_set_is_not_touched(name: str, tmp_path: Path) -> None:
+    dataset = CASES[name](IMAGES, tmp_path)
+    before = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
+    base = open_base(dataset)
+    for i in range(len(dataset)):
+        base.swapped(i, Image.fromarray(OTHERS[i % N]))
+    base.keys()
+    after = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
+    assert {key: after[key] for key in before} == before
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, (list, dict, set)) else -1
+
+
+def test_no_generator_is_advanced_by_opening(tmp_path: Path) -> None:
+    def noisy(image: Any) -> torch.Tensor:
+        return v2.functional.pil_to_tensor(image) + torch.rand(1) + np.random.rand() + random.random()
+
+    for dataset in (Plain(IMAGES, base_cases.pair, noisy), Hidden(noisy)):
+        states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        open_base(dataset, transform=TO_FLOAT if isinstance(dataset, Hidden) else None)
+        assert torch.equal(torch.get_rng_state(), states[0])
+        assert np.array_equal(np.random.get_state()[1], states[1])
+        assert random.getstate() == states[2]
+
+
+def test_what_is_set_on_the_data_set_later_is_seen(tmp_path: Path) -> None:
+    folder, plain = image_folder(IMAGES, tmp_path, transform=TO_FLOAT), Plain(IMAGES, base_cases.pair, TO_FLOAT)
+    rows = base_cases.columns(IMAGES)
+    bases = [open_base(folder), open_base(plain), open_base(Subset(folder, range(N))), open_base(rows)]
+    folder.transform = plain.transform = v2.PILToTensor()
+    rows.set_format("torch")
+    for base in bases:
+        item = base.swapped(1, Image.fromarray(OTHERS[1]))
+        image = item["image"] if isinstance(item, dict) else item[0]
+        assert exactly(image, v2.PILToTensor()(Image.fromarray(OTHERS[1])))
+
+
+class Hidden(Dataset):
+    """Floats by a transform that nobody sees."""
+
+    def __init__(self, hidden: Any = TO_FLOAT) -> None:
+        self._hidden, self.transform = hidden, None
+
+    def __len__(self) -> int:
+        return N
+
+    def key(self, i: int) -> str:
+        return f"h{i}"
+
+    def __getitem__(self, i: int) -> Any:
+        return self._hidden(Image.fromarray(IMAGES[i])), i % 2, f"note {i}"
+
+
+def test_hidden_floats_need_transform(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"pass transform= .* and key=") as caught:
+        open_base(Hidden())
+    assert "\n" not in str(caught.value)
+    base = open_base(Hidden(), transform=TO_FLOAT)
+    assert not base.cheap
+    for again in (base, pickle.loads(pickle.dumps(base))):
+        assert exactly(again.swapped(3, Image.fromarray(IMAGES[3])), Hidden()[3])
+        assert again.label(3) == 1
+        assert again.keys() == [f"h{i}" for i in range(N)]
+    with pytest.raises(UsageError, match="pass key="):
+        base.picture(0)
+    assert open_base(Subset(Hidden(), [4]), transform=TO_FLOAT).keys() == ["h4"]
+    # a base that could have been opened without: the transform that is told counts
+    told = open_base(image_folder(IMAGES, tmp_path, transform=TO_FLOAT), transform=v2.PILToTensor())
+    assert exactly(told.swapped(0, Image.fromarray(OTHERS[0]))[0], v2.PILToTensor()(Image.fromarray(OTHERS[0])))
+    assert exactly(told.picture(0), Image.fromarray(IMAGES[0]))
+
+
+class Two(Dataset):
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> Any:
+        return {"before": Image.fromarray(IMAGES[i]), "after": Image.fromarray(OTHERS[i]), "label": i % 2}
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Iterator[int]:
+        return iter(())
+
+
+class Text(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> Any:
+        return "a word", 1
+
+
+class Deep(Dataset):
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, i: int) -> Any:
+        return Image.new("I;16", (5, 6)), 1
+
+
+def two_columns() -> datasets.Dataset:
+    return base_cases.columns(IMAGES).add_column("other", [None] * N).cast_column("other", datasets.Image())
+
+
+@pytest.mark.parametrize(
+    ("dataset", "said"),
+    [
+        (Two(), "images at 'before', 'after'; say which by image_key="),
+        (Stream(), "expected a dataset with len"),
+        (iter([1]), "iterables have no index"),
+        (Text(), "expected items with an image"),
+        (two_columns(), "one image column, came image, other"),
+        (datasets.DatasetDict(train=base_cases.columns(IMAGES)), "came DatasetDict of train; choose one"),
+    ],
+)  # fmt: skip
+def test_bad_bases_are_told_in_one_line(dataset: Any, said: str) -> None:
+    with pytest.raises(CfaugError, match=said) as caught:
+        open_base(dataset)
+    assert "\n" not in str(caught.value)
+
+
+def test_image_key_chooses_among_images() -> None:
+    for key, rest in (("before", "after"), ("after", "before")):
+        item = open_base(Two(), image_key=key).swapped(2, Image.new("L", (5, 6), 9))
+        assert exactly(item[key], Image.new("RGB", (5, 6), (9, 9, 9)))
+        assert exactly(item[rest], Two()[2][rest])
+    rows = open_base(two_columns(), image_key="image")
+    assert rows.swapped(0, Image.fromarray(OTHERS[0]))["other"] is None
+    with pytest.raises(UsageError, match="image_key: expected where"):
+        open_base(Two(), image_key="middle")
+
+
+def test_deep_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="8 bits a channel"):
+        open_base(Deep()).swapped(0, Image.new("L", (5, 6)))
+    large = Image.new("RGB", (9, 9))
+    for number, name in enumerate(["uint8 tensor", "tv_tensor", "array", "HF, torch", "DatasetFolder of tensors"]):
+        with pytest.raises(DataError, match="expected 6 x 5 pixels as its source has, came 9 x 9"):
+            open_base(CASES[name](IMAGES, tmp_path / str(number))).swapped(0, large)
+
+
+def test_pictures_take_the_mode_of_the_image(tmp_path: Path) -> None:
+    grey = Image.fromarray(OTHERS[0]).convert("L")
+    assert open_base(image_folder(IMAGES, tmp_path)).swapped(0, grey)[0].mode == "RGB"
+    for mode in ("L", "RGB", "RGBA", "P", "1", "LA", "CMYK"):
+        assert like(grey, Image.new(mode, (5, 6))).mode == mode
+
+
+class Mixed(Dataset):
+    """Grey and coloured by turns; a file handle it opens for itself; two items asked of another data set."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths, self.handle, self.opened = paths, None, []
+        self.transform = v2.Compose([v2.ToImage()])
+        self.opened.append("at first")
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: int) -> Any:
+        if self.handle is None:
+            self.handle = object()
+            self.opened.append("again")
+        image = Image.open(self.paths[i]).convert("L" if i % 2 else "RGB")
+        return self.transform(image), i % 2
+
+
+def test_modes_that_differ_and_handles_opened_once(tmp_path: Path) -> None:
+    dataset = Mixed(write_pngs(IMAGES, tmp_path))
+    base = open_base(dataset)
+    for i in range(N):
+        assert base.swapped(i, Image.fromarray(OTHERS[i]))[0].shape[0] == (1 if i % 2 else 3)
+    assert dataset.handle is None
+    assert dataset.opened.count("again") == 1
+
+
+class Mix(Dataset):
+    """Averages two items of another data set."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, i: int) -> Any:
+        (one, label), (other, _) = self.inner[i], self.inner[(i + 1) % len(self)]
+        return Image.blend(one, other, 0.5), label
+
+
+def test_a_wrapper_that_mixes_two_swaps_the_first(tmp_path: Path) -> None:
+    base = open_base(Mix(image_folder(IMAGES, tmp_path)))
+    want = Image.blend(Image.fromarray(OTHERS[2]), Image.fromarray(IMAGES[3]), 0.5)
+    assert exactly(base.swapped(2, Image.fromarray(OTHERS[2]))[0], want)
+
+
+def test_a_transform_given_two_images_is_refused() -> None:
+    class Both(Plain):
+        def __getitem__(self, i: int) -> Any:
+            return self.transform(Image.fromarray(IMAGES[i])), self.transform(Image.fromarray(OTHERS[i]))
+
+    with pytest.raises(UsageError, match="one image an item"):
+        open_base(Both(IMAGES, base_cases.pair, TO_FLOAT)).swapped(0, Image.fromarray(OTHERS[0]))
+
+
+class Swapping(Dataset):
+    def __init__(self, base: Any) -> None:
+        self.base = base
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.base.swapped(i, Image.fromarray(OTHERS[i]))
+
+
+def test_spawned_workers_swap_the_same(tmp_path: Path) -> None:
+    folder = image_folder(IMAGES, tmp_path / "a", transform=TO_FLOAT)
+    rows = base_cases.Rows(base_cases.columns(IMAGES), TO_FLOAT)
+    pairs = Plain(IMAGES, base_cases.pair, TO_FLOAT)
+    wilds = base_cases.WildsSubset(base_cases.Wilds(IMAGES, tmp_path / "b"), np.arange(N), TO_FLOAT)
+    every = [Swapping(open_base(each)) for each in (folder, rows, pairs, wilds)]
+    together = DataLoader(_Zipped(every), 4, num_workers=2, multiprocessing_context="spawn", collate_fn=torch.stack)
+    shown = torch.cat(list(together))
+    for k, each in enumerate(every):
+        for i in range(N):
+            item = each[i]
+            assert torch.equal(shown[i, k], item["x"] if isinstance(item, dict) else item[0])
+
+
+class _Zipped(Dataset):
+    """All of them at once: one pair of workers is spawned, not four."""
+
+    def __init__(self, every: list[Swapping]) -> None:
+        self.every = every
+
+    def __len__(self) -> int:
+        return N
+
+    def __getitem__(self, i: int) -> Any:
+        items = [each[i] for each in self.every]
+        return torch.stack([item["x"] if isinstance(item, dict) else item[0] for item in items])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    pixels=nps.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]))),
+    form=st.sampled_from(["pil", "tensor", "tv", "array"]),
+)
+def test_like_keeps_every_pixel_in_every_form(pixels: np.ndarray, form: str) -> None:
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    chw = torch.from_numpy(pixels).permute(2, 0, 1)
+    factual = {"pil": image, "tensor": chw, "tv": tv_tensors.Image(chw), "array": pixels}[form]
+    assert exactly(like(as_picture(factual), factual), factual)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    item=st.recursive(
+        st.integers(),
+        lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+        max_leaves=8,
+    ),
+    data=st.data(),
+)  # fmt: skip
+def test_with_value_changes_one_place_and_no_other(item: Any, data: st.DataObject) -> None:
+    before, path, at = copy.deepcopy(item), (), item
+    while isinstance(at, (list, tuple, dict)) and len(at) and data.draw(st.booleans()):
+        key = data.draw(st.sampled_from(list(at) if isinstance(at, dict) else range(len(at))))
+        path, at = (*path, key), at[key]
+    mark = object()
+    changed = with_value(item, path, mark)
+    assert exactly(item, before)
+    assert exactly(with_value(changed, path, at), before)
+    for key in path:
+        changed = changed[key]
+    assert changed is mark
+
+
+def test_datasets_is_imported_only_for_its_users() -> None:
+    import subprocess
+    import sys
+
+    code = "import cfaug.learn.bases, sys; print('datasets' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
