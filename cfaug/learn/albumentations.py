@@ -26,6 +26,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from cfaug.errors import UsageError
+from cfaug.learn.epochs import Epochs
 from cfaug.learn.lookups import Counting, open_lookup
 from cfaug.offline.shards import ShardReader
 
@@ -69,7 +70,7 @@ class RandomCounterfactual(Counting, A.ImageOnlyTransform):  # type: ignore[misc
         return img if made is None else made
 
 
-class SeededAugmentation(Dataset[Any]):
+class SeededAugmentation(Epochs, Dataset[Any]):
     """``base`` with an albumentations ``transform`` whose randomness comes from (seed, epoch, index) alone.
 
     Item i is ``base[i]`` with ``transform(image=...)`` in its image's place: the first element of a tuple, list or
@@ -91,23 +92,17 @@ class SeededAugmentation(Dataset[Any]):
                 f"transform: expected an albumentations transform or Compose, came {type(transform).__name__}; "
                 "torchvision's draw from torch's generator, which DataLoader seeds in every worker"
             )
+        super().__init__()
         self.base, self.transform, self.seed = base, transform, int(seed)
         self.inside, self.image_key = inside, image_key
         self._python = random.Random()
-        # shared memory: a worker that was spawned once sees the epoch that the training loop sets later
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.base)
 
-    @property
-    def epoch(self) -> int:
-        """The epoch whose numbers are drawn."""
-        return int(self._epoch)
-
     def set_epoch(self, epoch: int) -> None:
         """Draw epoch `epoch`'s numbers from now on, in every worker; the base's too, where it has epochs."""
-        self._epoch.fill_(int(epoch))
+        super().set_epoch(epoch)
         if hasattr(self.base, "set_epoch"):
             self.base.set_epoch(epoch)
 

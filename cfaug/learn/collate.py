@@ -19,11 +19,12 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from cfaug.errors import UsageError
+from cfaug.learn.epochs import Epochs
 from cfaug.learn.lookups import Counting, open_lookup
 from cfaug.offline.shards import ShardReader
 
 
-class MixingCollate(Counting):
+class MixingCollate(Counting, Epochs):
     """A ``collate_fn`` (of a DataLoader, of ``wds.batched``) over untransformed samples; picklable, safe under spawn.
 
     Samples: ``(image, ...)`` or dicts, the image PIL or uint8, not transformed yet. ``p``, ``null_p``: the rule of
@@ -46,20 +47,10 @@ class MixingCollate(Counting):
         guard: bool = True,
         image_key: str | None = None,
     ) -> None:
+        super().__init__()
         self.lookup = open_lookup(shards, p, null_p, guard)
         self.p, self.null_p, self.seed = float(p), float(null_p), int(seed)
         self.transform, self.then, self.image_key = transform, then, image_key
-        # shared memory: a worker that was spawned once sees the epoch that the training loop sets later
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose draw is shown."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Show epoch `epoch`'s draw from now on, in every worker."""
-        self._epoch.fill_(int(epoch))
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         batch = default_collate([self._mixed(sample) for sample in samples])

@@ -18,6 +18,8 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +56,10 @@ class SharedCounts:
 
     def add(self, matched: bool, swapped: bool) -> None:
         """One more image."""
-        row = self._table[self._mine()]
-        row[self.SEEN] += 1
-        row[self.MATCHED] += matched
-        row[self.SWAPPED] += swapped
+        at = 4 * self._mine()
+        self._numbers[at + self.SEEN] += 1
+        self._numbers[at + self.MATCHED] += matched
+        self._numbers[at + self.SWAPPED] += swapped
 
     def total(self, column: int) -> int:
         """The sum over all processes."""
@@ -92,6 +94,8 @@ class SharedCounts:
     def _share(self, table: torch.Tensor) -> None:
         self._held = table if table.is_shared() else table.zero_().share_memory_()  # type: ignore[no-untyped-call]
         self._table: npt.NDArray[np.int64] = self._held.numpy()
+        # the same memory, ten times as quick to count in
+        self._numbers = memoryview(self._table.reshape(-1))  # type: ignore[arg-type]
         self._process, self._row = -1, -1
 
     def __getstate__(self) -> torch.Tensor:
@@ -120,12 +124,13 @@ class PixelLookup:
 
     def find(self, image: Any) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.uint32]]:
         """(rows of counterfactuals, rows of null interventions) that are proposed for an image; nothing is counted."""
-        table, key = self.reader.by_pixels, self.key(image)
-        if key is None:
-            return table.rows[:0], table.rows[:0]
-        start, counterfactuals, nulls = table.find(key)
-        middle = start + counterfactuals
-        return table.rows[start:middle], table.rows[middle : middle + nulls]
+        start, counterfactuals, nulls = self._proposed(_recognisable(image))
+        rows, middle = self.reader.by_pixels.rows, start + counterfactuals
+        return rows[start:middle], rows[middle : middle + nulls]
+
+    def _proposed(self, picture: Any) -> tuple[int, int, int]:
+        key = _key(self.reader, picture)
+        return (0, 0, 0) if key is None else self.reader.by_pixels.find(key)
 
     def swap(self, image: Any, u: float, v: float, p: float, null_p: float = 0.0) -> Any | None:
         """What stands in for `image`, of the same type, mode and size; None where it stays. Counts, and may warn.
@@ -137,13 +142,13 @@ class PixelLookup:
             ShardError, StorageError: the sample drawn cannot be read.
         """
         picture = _recognisable(image)
-        counterfactuals, nulls = self.find(picture)
-        known = bool(len(counterfactuals) or len(nulls))
-        wanted = counterfactuals if u < p else nulls if u < p + null_p else counterfactuals[:0]
-        row = int(wanted[min(int(v * len(wanted)), len(wanted) - 1)]) if len(wanted) else None
-        if row is not None and not self.reader.confirms(row, picture):
-            known, row = False, None
-        made = None if row is None else like(self.reader.picture(row), image, self.reader.where(row))
+        start, counterfactuals, nulls = self._proposed(picture)
+        known, made = counterfactuals + nulls > 0, None
+        first, many = (start, counterfactuals) if u < p else (start + counterfactuals, nulls if u < p + null_p else 0)
+        if many:
+            row: int = self.reader.by_pixels.rows.item(first + min(int(v * many), many - 1))
+            known = self.reader.confirms(row, picture)
+            made = like(self.reader.picture(row), image, partial(self.reader.where, row)) if known else None
         self.counts.add(known, made is not None)
         if not self._settled:
             self._settle(known, picture)
@@ -222,7 +227,7 @@ def open_lookup(shards: str | Path | ShardReader, p: float, null_p: float = 0.0,
     return PixelLookup(reader)
 
 
-def like(picture: Image.Image, factual: Any, where: str) -> Any:
+def like(picture: Image.Image, factual: Any, where: Callable[[], str]) -> Any:
     """A sample's picture (mode L or RGB) as what stands at its source's place: same type, mode, channels, device.
 
     Alpha and EXIF (a rotation that a later step undoes) are the factual image's: an intervention is on neither.
@@ -230,7 +235,7 @@ def like(picture: Image.Image, factual: Any, where: str) -> Any:
     """
     if picture.size != _size(factual):
         raise DataError(
-            f"{where}: expected the size of its source, {_sizes({_size(factual)})}, came {_sizes({picture.size})}; "
+            f"{where()}: expected the size of its source, {_sizes({_size(factual)})}, came {_sizes({picture.size})}; "
             "generate again"
         )
     if isinstance(factual, Image.Image):

@@ -52,6 +52,12 @@ class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
         self.lookup = open_lookup(shards, p, null_p, guard)
         self.p, self.null_p = float(p), float(null_p)
 
+    def forward(self, *inputs: Any) -> Any:
+        """The sample with its images swapped or not; a lone image takes the short way, without taking samples apart."""
+        if len(inputs) == 1 and isinstance(inputs[0], Image.Image | torch.Tensor | np.ndarray):
+            return self.transform(inputs[0], self.make_params([*inputs]))
+        return super().forward(*inputs)
+
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """The draw of one sample: u, v ~ U[0, 1), and which of its parts are images."""
         u, v = torch.rand(2).tolist()

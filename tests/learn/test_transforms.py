@@ -6,6 +6,7 @@ import copy
 import logging
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
+from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import RandomCounterfactual
 from cfaug.learn.lookups import SharedCounts, open_lookup
-from cfaug.offline.shards import ShardReader
+from cfaug.offline.destinations.directory import write_shard
+from cfaug.offline.shards import ShardReader, SourceHashes
 
 COUNTERFACTUALS, NULL = {1, 11}, 21  # what every pixel of a sample of these shards is
 
@@ -34,6 +37,18 @@ def drawn(image: Any) -> int:
     """The value of a constant image."""
     (value,) = np.unique(np.asarray(image)).tolist()
     return int(value)
+
+
+@pytest.fixture(scope="module")
+def shards(shards: Path, base: ArrayDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same shards with the quick hashes of their sources; those without are what test_albumentations.py reads."""
+    reader, samples = ShardReader(shards), []
+    for i in range(len(reader)):
+        image = base.image(i // 3)
+        samples.append(replace(reader.sample(i), source=SourceHashes(sample_hash(image), pixels_hash(image))))
+    directory = tmp_path_factory.mktemp("hashed")
+    write_shard(directory, "cf-train-000000.tar", samples, "p" * 64, "m" * 64)
+    return directory
 
 
 class Strangers(Dataset[Any]):
