@@ -11,7 +11,6 @@ torch, diffusers or webdataset. It does not re-hash whole shards on opening: tha
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -52,8 +51,8 @@ from cfaug.offline.reading.columns import (
     XXH3,
     Found,
     SourceTable,
+    agrees,
     fingerprint_of,
-    image_check,
     key_hash,
     key_hashes,
     leading,
@@ -227,16 +226,17 @@ class ShardReader:
         return Sample(record["key"], pixels_of(self._picture(i, sizes, data[skipped:])), record)
 
     def _record(self, i: int, data: bytes) -> Record:
-        if int.from_bytes(hashlib.sha256(data).digest()[:8], "big") != self._columns.json.item(i):
+        if not agrees(data, self._columns.json.item(i)):
             raise self._altered(i, data, self._columns.sizes.item(i) & JSON_MASK)
-        key, where = self._indices.key(i), self.where(i)
+        key = self._indices.key(i)
+        where = f"{self.manifest[self._indices.shard_of(i)].name}, sample {key!r}"
         record = parse_record(data, where)
         if record["key"] != key:
             raise ShardError(f"{where}: its record says key {record['key']!r:.140}: generate this shard again")
         return record
 
     def _picture(self, i: int, sizes: int, data: bytes) -> Image.Image:
-        if image_check(data, bool(sizes >> XXH3 & 1)) != self._columns.image.item(i):
+        if not agrees(data, self._columns.image.item(i), bool(sizes >> XXH3 & 1)):
             raise self._altered(i, data, sizes >> JSON_BITS & IMAGE_MASK)
         return picture_of(data, partial(self.where, i), "webp" if sizes >> WEBP & 1 else "png")
 

@@ -41,7 +41,7 @@ from cfaug.offline.format import (
 )
 from cfaug.offline.plan import Plan
 from cfaug.offline.reading.column_file import Unusable, map_columns
-from cfaug.offline.reading.columns import fingerprint_of, image_check
+from cfaug.offline.reading.columns import agrees, fingerprint_of
 from cfaug.offline.reading.decoders import decode_image, parse_record
 from cfaug.offline.reading.manifest import COMMITS, read_manifest
 from cfaug.offline.reading.opening import check_size, open_shards, read_index, vouched
@@ -215,7 +215,7 @@ def _sample_problems(row: ManifestRow, sample: IndexRow, payloads: list[bytes], 
         yield str(error)
     try:
         image = vouched(payloads[1], sample.image, where)
-        if sample.xxh3 is not None and image_check(image, True) != int(sample.xxh3.image, 16):
+        if sample.xxh3 is not None and not agrees(image, int(sample.xxh3.image, 16), xxh3=True):
             yield f"{where}: its image does not have the xxh3 that the index states: generate this shard again"
         decode_image(image, where, sample.image_field)
     except ShardError as error:

@@ -27,10 +27,11 @@ from cfaug.offline import Plan, PlanRow, ShardReader, generate, verify, write_sh
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.staging import stage_shard
 from cfaug.offline.destinations.storage import LocalStorage
-from cfaug.offline.format import COLUMNS, SPLITS, Sample, SourceHashes
-from cfaug.offline.reading import column_file, columns, descriptors, indices
+from cfaug.offline.format import COLUMNS, SPLITS, IndexRow, Member, Quick, Sample, SourceHashes
+from cfaug.offline.reading import column_file, columns, descriptors, indices, plain
 from cfaug.offline.reading.column_file import BYTES, HEADER, publish_columns
 from cfaug.offline.reading.columns import Columns
+from cfaug.offline.reading.plain import parse_row
 from cfaug.offline.shards import SourceTable, key_hash, key_hashes
 
 LOG = "cfaug.offline.reading.column_file"
@@ -469,12 +470,44 @@ def test_a_wrong_xxh3_in_an_index_is_refused_and_verified(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("xxh3", ['["1"]', '["' + "0" * 16 + '"]', "[1,2,3]", '"' + "0" * 16 + '"', "null", "{}"])
 def test_an_index_row_with_another_xxh3_is_refused(xxh3: str) -> None:
-    from cfaug.offline.format import IndexRow, Member
-
     row = IndexRow("k", "s", "d", "train", False, Member(512, 1, "0" * 64), Member(1536, 1, "0" * 64))
     line = row.line().rstrip(b"}\n") + b',"xxh3":%s}' % xxh3.encode()
     with pytest.raises(ShardError, match="expected an index row"):
         IndexRow.parse(line, "here")
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_a_plain_row_is_what_json_says(data: st.DataObject) -> None:
+    """Whatever the line, also one that was edited in a place: the quick way says what the slow one says, or nothing."""
+    text = st.text(max_size=6) | st.sampled_from(["[" * 201, "a/b.png", '"', "\\", "{}"])
+    hexes = [data.draw(st.text("0123456789abcdef", min_size=n, max_size=n)) for n in (64, 64, 64, 16, 16, 16)]
+    row = IndexRow(
+        "k-1", data.draw(text), hexes[0], data.draw(st.sampled_from([*SPLITS, "other"])), data.draw(st.booleans()),
+        Member(data.draw(st.sampled_from([0, 511, 512, 1 << 40])), data.draw(st.sampled_from([0, 1, 1 << 20, 1 << 21])), hexes[1]),
+        Member(512, data.draw(st.sampled_from([1, 1 << 26, (1 << 26) + 1])), hexes[2]),
+        xxh3=Quick(*hexes[3:]) if data.draw(st.booleans()) else None,
+    )  # fmt: skip
+    try:
+        line = row.line().replace(b'"png"', data.draw(st.sampled_from([b'"png"', b'"webp"', b'"gif"'])))
+    except UnicodeEncodeError:
+        return
+    if data.draw(st.booleans()):
+        at = data.draw(st.integers(0, len(line) - 1))
+        line = line[:at] + data.draw(st.binary(max_size=2)) + line[at + 1 :]
+    found = []
+    for parse in (IndexRow.parse, parse_row):
+        try:
+            found.append(repr(parse(line, "here")))
+        except ShardError as error:
+            found.append(str(error))
+    assert found[0] == found[1]
+
+
+def test_the_quick_way_is_taken() -> None:
+    row = IndexRow("k", "a/b c.png", "0" * 64, "val", True, Member(512, 1, "0" * 64), Member(1536, 9, "f" * 64))
+    for one in (row, row._replace(xxh3=Quick("0" * 16, "1" * 16, "2" * 16)), row._replace(png=None, webp=row.png)):
+        assert plain._plain(one.line()) == plain._plain(one.line().strip()) == one
 
 
 def test_generation_writes_the_field_and_the_file(tmp_path: Path) -> None:

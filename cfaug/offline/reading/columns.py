@@ -64,11 +64,11 @@ def leading(hexadecimal: str) -> int:
     return int(hexadecimal[:16], 16) if SHA256.fullmatch(hexadecimal) else key_hash(hexadecimal)
 
 
-def image_check(data: bytes, xxh3: bool) -> int:
-    """What the column `image` says of `data`."""
+def agrees(data: bytes, check: int, xxh3: bool = False) -> bool:
+    """Whether `data` has the xxh3-64 `check`, or a sha256 that begins with it."""
     if xxh3:
-        return int(xxhash.xxh3_64_intdigest(data))
-    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
+        return int(xxhash.xxh3_64_intdigest(data)) == check
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") == check
 
 
 class Found(NamedTuple):

@@ -14,6 +14,7 @@ from cfaug.errors import CfaugError, ShardError
 from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import KEY, IndexRow, ManifestRow
+from cfaug.offline.reading.plain import parse_row
 
 KEPT = 1 << 26  # bytes of index files; at least one file is kept
 _START = b'{"key":"'
@@ -40,7 +41,7 @@ class Indices:
     def row(self, i: int) -> IndexRow:
         """The index row of sample `i`, 0 <= i < len; ShardError, StorageError where its file cannot be read."""
         shard = self.shard_of(i)
-        return IndexRow.parse(self._line(i, shard), f"{self.manifest[shard].name}, its index")
+        return parse_row(self._line(i, shard), f"{self.manifest[shard].name}, its index")
 
     def key(self, i: int) -> str:
         """The key of sample `i`: its line begins with it, as cfaug writes it."""

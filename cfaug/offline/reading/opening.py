@@ -11,6 +11,7 @@ from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage, open_storage
 from cfaug.offline.format import BLOCK, MANIFEST, IndexRow, ManifestRow, Member, padded, tar_size
 from cfaug.offline.reading.manifest import COMMITS
+from cfaug.offline.reading.plain import parse_row
 
 
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
@@ -62,7 +63,7 @@ def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> 
     lines = content.splitlines()
     if len(lines) != row.count:
         raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(lines)}: generate again")
-    rows = [IndexRow.parse(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
+    rows = [parse_row(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
     at = 0
     for sample in rows:
         image = sample.json.offset + padded(sample.json.size) + BLOCK
