@@ -11,8 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import albumentations
-import datasets
 import numpy as np
 import pandas as pd
 import torch
@@ -159,6 +157,12 @@ class Albumented(Plain):
 
     def __getitem__(self, i: int) -> Any:
         return self.transform(image=self.images[i])["image"], i % 2
+
+
+def albumented(images: np.ndarray) -> Albumented:
+    import albumentations
+
+    return Albumented(images, pair, albumentations.Compose([albumentations.Transpose(p=1.0)]))
 
 
 class Sample(Plain):
@@ -327,7 +331,10 @@ def cifar(images: np.ndarray, **options: Any) -> CIFAR10:
     return data
 
 
-def columns(images: np.ndarray, mode: str | None = None) -> datasets.Dataset:
+def columns(images: np.ndarray, mode: str | None = None) -> Any:
+    """A datasets.Dataset in memory."""
+    import datasets
+
     rows = {"label": [i % 2 for i in range(N)], "image": [Image.fromarray(image) for image in images]}
     features = datasets.Features(
         {"label": datasets.ClassLabel(names=["even", "odd"]), "image": datasets.Image(mode=mode)}
@@ -386,12 +393,26 @@ CASES: dict[str, Callable[[np.ndarray, Path], Any]] = {
     "array": lambda x, d: Plain(x, array),
     "flat array": lambda x, d: Plain(x, flat_array),
     "mask beside": lambda x, d: Plain(x, with_mask),
-    "TensorDataset": lambda x, d: TensorDataset(torch.from_numpy(x).permute(0, 3, 1, 2), torch.arange(N) % 2),
-    "albumentations": lambda x, d: Albumented(x, pair, albumentations.Compose([albumentations.Transpose(p=1.0)])),
+    "TensorDataset": lambda x, d: TensorDataset(torch.from_numpy(x.copy()).permute(0, 3, 1, 2), torch.arange(N) % 2),
+    "albumentations": lambda x, d: albumented(x),
     "whole sample": lambda x, d: Sample(x, pair, v2.Compose([v2.ToImage(), v2.RandomHorizontalFlip(1.0)])),
     "views": lambda x, d: Views(x, pair, TO_FLOAT),
     "cached": lambda x, d: Cached(image_folder(x, d), TO_FLOAT),
 }
+
+
+class Zipped(Dataset):
+    """The images of several bases' items, swapped for the others: (bases, C, H, W)."""
+
+    def __init__(self, bases: list[Any], images: np.ndarray) -> None:
+        self.bases, self.images = bases, images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        items = [base.swapped(i, Image.fromarray(self.images[i])) for base in self.bases]
+        return torch.stack([item["pixel_values"] if isinstance(item, dict) else item[0] for item in items])
 
 
 def exactly(one: Any, other: Any) -> bool:

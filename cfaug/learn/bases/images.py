@@ -128,7 +128,8 @@ def as_mode(picture: Image.Image, mode: str) -> Image.Image:
 def like(picture: Image.Image, factual: Any, what: str = "a counterfactual") -> Any:
     """The picture in the type, mode and axes of a plain image, whose pixels are not looked at.
 
-    UsageError when ``factual`` is not plain; DataError when it is a tensor or an array of another size.
+    Arrays are taken to be RGB; a data set of BGR arrays must turn them after the swap, in its transform. UsageError when
+    ``factual`` is not plain; DataError when it is a tensor or an array of another size.
     """
     if isinstance(factual, Image.Image):
         return as_mode(picture, factual.mode)
@@ -148,7 +149,9 @@ def like(picture: Image.Image, factual: Any, what: str = "a counterfactual") -> 
     pixels = np.array(as_mode(picture, CHANNELS[channels]))
     if isinstance(factual, np.ndarray):
         return pixels.reshape(factual.shape)
-    tensor = torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1).contiguous()
+    tensor = torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1)
+    if factual.is_contiguous():  # else as pil_to_tensor gives it, and a third of the time
+        tensor = tensor.contiguous()
     return tv_tensors.wrap(tensor, like=factual) if isinstance(factual, tv_tensors.Image) else tensor
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 from torchvision.datasets import VisionDataset
 
 from cfaug.errors import UsageError, one_line
-from cfaug.learn.bases.base import Base
+from cfaug.learn.bases.base import Base, undrawn
 from cfaug.learn.bases.images import (
     Path,
     image_place,
@@ -93,6 +93,7 @@ class ItemBase(Base):
         self._place: Path | None = None
         applied = [name for name in TRANSFORMS if callable(getattr(dataset, name, None))]
         hooks = {name: _Hook(self._held, dataset, name, image_key) for name in applied}
+        self._transforms = bool(hooks)
         self._twin = Twin(dataset, {**hooks, **(exchanged or {})})
 
     def look(self) -> None:
@@ -119,12 +120,22 @@ class ItemBase(Base):
             return item
         if held.replaced is None:
             place = self._image(item, i)
-            return with_value(item, place, like(picture, value_at(item, place)))
+            factual = value_at(item, place)
+            if self._transforms and self._is_kept(i, place, factual):
+                raise UsageError(
+                    f"base: {type(self.dataset).__name__} kept item {i} as its transform left it; keep images before they are "
+                    "transformed, or pass transform= (from a PIL image to what it yields)"
+                )
+            return with_value(item, place, like(picture, factual))
         factual, instead = held.replaced, held.instead
         held.replaced = held.instead = None
         for place in list(places(item, lambda value: value is factual, depth=1)):
             item = with_value(item, place, instead)  # the untransformed image, given beside the transformed one
         return item
+
+    def _is_kept(self, i: int, place: Path, image: Any) -> bool:
+        with undrawn():
+            return value_at(self._twin[i], place) is image
 
     def _image(self, item: Any, i: int) -> Path:
         if self._place is not None:  # where it was in the last item: a search would go through every box of a list

@@ -67,7 +67,8 @@ class AdapterBase(Base):
 
 
 def adapter(dataset: Any, image_key: Any) -> Base | None:
-    own = isinstance(dataset, (ArrayDataset, FolderDataset)) and type(dataset).__getitem__ is ArrayDataset.__getitem__
+    made, kind = type(dataset), ArrayDataset if isinstance(dataset, ArrayDataset) else FolderDataset
+    own = isinstance(dataset, kind) and made.__getitem__ is kind.__getitem__ and made.image is kind.image
     return AdapterBase(dataset, image_key) if own else None
 
 

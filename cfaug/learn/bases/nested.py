@@ -8,13 +8,15 @@ from sys import modules
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from cfaug.data.datasets import ArrayDataset, FolderDataset
 from cfaug.errors import UsageError
-from cfaug.learn.bases.base import Base, is_index, open_base
+from cfaug.learn.bases.base import Base, is_index, open_base, undrawn
 from cfaug.learn.bases.facts import is_wilds, keys_of
+from cfaug.learn.bases.images import as_picture, places, value_at
 from cfaug.learn.bases.items import ItemBase
 from cfaug.learn.bases.twins import Held, Seen
 
@@ -150,6 +152,15 @@ class WrapperBase(ItemBase):
         place = self._held.look(self._twin, i)
         return int(place) if isinstance(place, int) else None
 
+    def shows(self) -> bool:
+        """Whether another picture makes another item: a wrapper may want the label alone of its inner data set."""
+        size, made = as_picture(self.picture(0)).size, []
+        for grey in (0, 255):
+            with undrawn():
+                item = self.swapped(0, Image.new("L", size, grey))
+            made.append([np.asarray(value_at(item, path)) for path in places(item, _is_array)])
+        return not all(map(np.array_equal, *made))
+
     def picture(self, i: int) -> Any:
         place = self.takes(i)
         return super().picture(i) if place is None else self._inner.picture(place)
@@ -184,8 +195,12 @@ def wrapper(dataset: Any, image_key: Any) -> Base | None:
             base = WrapperBase(dataset, held[0], open_base(getattr(dataset, held[0]), None, key), image_key)
         except (UsageError, AttributeError):  # not of images; or attributes that cannot be set on a copy
             continue
-        return base if base.takes(0) is not None else None
+        return base if base.takes(0) is not None and base.shows() else None
     return None
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Image.Image, torch.Tensor, np.ndarray))
 
 
 def _is_dataset(value: Any) -> bool:

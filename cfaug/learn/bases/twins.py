@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 from PIL import Image
@@ -17,37 +18,91 @@ class Seen(BaseException):
         self.what = what
 
 
+class _Written(list[Any]):
+    """A list that knows where it was written to, and forgets it on demand."""
+
+    written: dict[int, Any]
+
+    def __setitem__(self, i: Any, value: Any) -> None:
+        if isinstance(i, int):
+            self.written.setdefault(i, self[i])
+        super().__setitem__(i, value)
+
+    def forget(self) -> None:
+        for i, value in self.written.items():
+            super().__setitem__(i, value)
+        self.written = {}
+
+
 class Twin:
     """A shallow copy of a data set with other attributes, kept in step with what is set on the original.
 
-    Only what has changed on the original is carried over: what the copy opened for itself (a file) it keeps. Containers
-    that are empty are the copy's own: a data set that fills them as a cache would else show its user counterfactuals.
+    Only what has changed on the original is carried over: what the copy opened for itself (a file) it keeps. What it
+    puts into containers, as caches are filled, is taken out again after every item, else the data set would show its
+    user counterfactuals: from a dict or list that grew, from the places of a list that were None, and, of an OrderedDict
+    or a mapping of another kind, by giving the copy one of its own. Caches below other attributes are not found.
     AttributeError for a data set whose attributes cannot be set.
     """
 
     def __init__(self, original: Any, exchanged: Mapping[str, Any]) -> None:
-        self.original = original
+        self.original, self._exchanged = original, exchanged
         self._copy = copy.copy(original)
-        self._known = dict(getattr(original, "__dict__", {}))
-        own = {name: copy.copy(value) for name, value in self._known.items() if _is_empty(value)}
-        self._exchanged = frozenset([*exchanged, *own])
-        for name, value in {**own, **exchanged}.items():
+        self._known: dict[str, Any] = {}
+        self._growing: dict[str, Any] = {}
+        self._renewed: dict[str, Any] = {}
+        for name, value in exchanged.items():
+            setattr(self._copy, name, value)
+        self._follow()
+
+    def _follow(self) -> None:
+        known = self._known
+        for name, value in getattr(self.original, "__dict__", known).items():
+            if known.get(name, known) is value:
+                continue
+            known[name] = value
+            self._growing.pop(name, None)
+            self._renewed.pop(name, None)
+            if name in self._exchanged:
+                continue
+            if isinstance(value, list) and type(value) is list and None in value:
+                own = _Written(value)
+                own.written = {}
+                self._renewed[name] = value = own
+            elif isinstance(value, MutableMapping) and (isinstance(value, OrderedDict) or not isinstance(value, dict)):
+                self._renewed[name] = value = copy.copy(value)
+            elif isinstance(value, (dict, list)):
+                self._growing[name] = value
             setattr(self._copy, name, value)
 
     def __getitem__(self, i: int) -> Any:
-        known = self._known
-        for name, value in getattr(self.original, "__dict__", known).items():
-            if known.get(name, known) is not value:
-                known[name] = value
-                if name not in self._exchanged:
-                    setattr(self._copy, name, value)
-        return self._copy[i]
+        self._follow()
+        before = [(container, len(container)) for container in self._growing.values()]
+        try:
+            return self._copy[i]
+        finally:
+            for container, length in before:
+                if len(container) > length:
+                    _shorten(container, length)
+            for name, own in self._renewed.items():
+                if isinstance(own, _Written):
+                    own.forget()
+                elif not _same_ends(own, self._known[name]):
+                    self._renewed[name] = copy.copy(self._known[name])
+                    setattr(self._copy, name, self._renewed[name])
 
 
-def _is_empty(value: Any) -> bool:
-    if not isinstance(value, (dict, list, set)):
+def _shorten(container: Any, length: int) -> None:
+    if isinstance(container, list):
+        del container[length:]
+    while len(container) > length:
+        container.popitem()  # a dict's last
+
+
+def _same_ends(one: Any, other: Any) -> bool:
+    """Whether two ordered dicts have as many keys and the same last one; False for what has no order."""
+    if not isinstance(one, OrderedDict) or len(one) != len(other):
         return False
-    return not value or (isinstance(value, list) and value[0] is None and all(part is None for part in value))
+    return not one or next(reversed(one)) is next(reversed(other))
 
 
 class Held(threading.local):
