@@ -342,7 +342,9 @@ def test_deep_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="8 bits a channel"):
         open_base(Deep()).swapped(0, Image.new("L", (5, 6)))
     large = Image.new("RGB", (9, 9))
-    for number, name in enumerate(["uint8 tensor", "tv_tensor", "array", "HF, torch", "DatasetFolder of tensors"]):
+    for number, name in enumerate(
+        ["uint8 tensor", "tv_tensor", "array", "HF, torch", "DatasetFolder of tensors", "pair, transform"]
+    ):
         with pytest.raises(DataError, match="expected 6 x 5 pixels as its source has, came 9 x 9"):
             open_base(CASES[name](IMAGES, tmp_path / str(number))).swapped(0, large)
 

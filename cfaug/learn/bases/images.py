@@ -129,23 +129,26 @@ def like(picture: Image.Image, factual: Any, what: str = "a counterfactual") -> 
     """The picture in the type, mode and axes of a plain image, whose pixels are not looked at.
 
     Arrays are taken to be RGB; a data set of BGR arrays must turn them after the swap, in its transform. UsageError when
-    ``factual`` is not plain; DataError when it is a tensor or an array of another size.
+    ``factual`` is not plain; DataError when it is of another size: a data set that has cropped it
+    would show the whole picture (of a PIL image that is not decoded yet, the size does not count).
     """
-    if isinstance(factual, Image.Image):
-        return as_mode(picture, factual.mode)
     if not is_plain(factual):
         raise UsageError(
             f"base: expected an untransformed image, came {said(factual)}; open it again when its transform has changed"
         )
-    if isinstance(factual, torch.Tensor):
+    if isinstance(factual, Image.Image):
+        height, width = (picture if is_unloaded(factual) else factual).size[::-1]
+    elif isinstance(factual, torch.Tensor):
         channels, height, width = factual.shape
     else:
         height, width, channels = (*factual.shape, 1)[:3]
     if (picture.height, picture.width) != (height, width):
         raise DataError(
             f"{what}: expected {height} x {width} pixels as its source has, came {picture.height} x {picture.width}; "
-            "use the images that the shards were made from"
+            "use the images that the shards were made from, and crop or resize them in the transform only"
         )
+    if isinstance(factual, Image.Image):
+        return as_mode(picture, factual.mode)
     pixels = np.array(as_mode(picture, CHANNELS[channels]))
     if isinstance(factual, np.ndarray):
         return pixels.reshape(factual.shape)
