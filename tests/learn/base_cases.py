@@ -364,6 +364,7 @@ CASES: dict[str, Callable[[np.ndarray, Path], Any]] = {
     "Subset of Subset": lambda x, d: Subset(Subset(array_dataset(x), np.array([6, 1, 3])), torch.tensor([2, 0])),
     "ConcatDataset": lambda x, d: ConcatDataset([image_folder(x, d), Subset(cifar(x), [4, 3])]),
     "HF": lambda x, d: columns(x),
+    "HF, grey": lambda x, d: columns(x[..., 0]),
     "HF, mode L": lambda x, d: columns(x, "L"),
     "HF, torch": lambda x, d: columns(x).with_format("torch"),
     "HF, numpy": lambda x, d: columns(x).with_format("numpy"),
