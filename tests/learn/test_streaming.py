@@ -119,6 +119,9 @@ def test_an_epoch_is_a_permutation_that_moves_with_seed_and_epoch(reader: ShardR
     loader = streams[0].loader()
     assert [flat(list(loader)) for _ in range(3)] == [list(order) for order in orders[:3]]  # each begins the next
     shard = np.repeat(range(5), COUNTS)
+    assert any(
+        not {0, 1} & set(shard[list(order[:7])].tolist()) for order in orders
+    )  # the shards themselves are permuted
     for order in orders:  # locality: two shards a window, so what is read at a time is of two shards
         met = list(dict.fromkeys(shard[list(order)].tolist()))
         windows = [met[:2], met[2:4], met[4:]]
