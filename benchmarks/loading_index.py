@@ -6,9 +6,9 @@
   PNG in a folder. The pictures are crops of photographs. The two take turns at 16 pictures each, in random order; the median
   over the turns of the ratio of their processor seconds. `xxh3`: whether the index rows have the quick hashes.
 - `index`: 10 000 shards of 1000 samples whose tars are sparse files of the right size, four samples a source. Bytes a sample of
-  index.bin, seconds (and processor seconds: the machine may be busy) to build it from the indices and to open the shards in a fresh process (page cache warm; imports
-  apart), and that process's memory before and after opening and after 200 000 random lookups of sources and rows: private
-  (anonymous) and shared (pages of files, of which the system has one for all processes).
+  index.bin; seconds, and processor seconds (the machine may be busy), to build it from the indices and to open the shards in
+  a fresh process (page cache warm; imports apart); and that process's memory before and after opening and after 200 000
+  random lookups of sources and rows: private (anonymous) and shared (pages of files, one for all processes).
 """
 
 from __future__ import annotations
