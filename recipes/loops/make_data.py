@@ -6,7 +6,7 @@
                                    in train the colour is the digit's own with probability --rho
     DATA/test/5/0456-red.png       other digits, each once in every colour: the colour says nothing
     DATA/*/metadata.csv            file_name, split, digit, colour
-    DATA/counterfactuals/          shards: every training image in two colours, the same number of each colour in a digit
+    DATA/counterfactuals/          shards: two counterfactuals of every training image, each colour as often as the others in a digit
 
 The images are grey times colour, and every colour has a channel of 255, so the grey can be read back exactly and the
 recolouring model below is an EXACT counterfactual. It stands in for a trained decoder: the loops show where the line goes,

@@ -142,6 +142,7 @@ def test_the_stand_in_for_a_decoder_is_exact(made: Any, data: Path) -> None:
         assert np.array_equal(reader.image(i), made.paint(source.max(2), colour))
         counts[record["target"], colour] = counts.get((record["target"], colour), 0) + 1
     assert len(counts) == 16
+    assert len(reader) == 2 * made.TRAIN
     per_digit = [[n for (digit, _), n in counts.items() if digit == d] for d in "3589"]
     assert all(max(found) - min(found) <= 1 for found in per_digit)
 
