@@ -95,7 +95,7 @@ class SharedCounts:
         self._held = table if table.is_shared() else table.zero_().share_memory_()  # type: ignore[no-untyped-call]
         self._table: npt.NDArray[np.int64] = self._held.numpy()
         # the same memory, ten times as quick to count in
-        self._numbers = memoryview(self._table.reshape(-1))  # type: ignore[arg-type]
+        self._numbers: memoryview = self._table.reshape(-1).data
         self._process, self._row = -1, -1
 
     def __getstate__(self) -> torch.Tensor:

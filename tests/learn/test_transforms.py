@@ -169,6 +169,10 @@ def test_samples_of_any_structure(base: ArrayDataset, shards: Path) -> None:
     assert again is other
     made, code = pipeline(base.image(0), label)
     assert (drawn(made) in COUNTERFACTUALS, code) == (True, label)
+    depth = np.zeros((8, 8), np.float32)
+    made, same = pipeline(base.image(0), depth)
+    assert drawn(made) in COUNTERFACTUALS
+    assert same is depth
     # an array beside an explicit image is a target
     array = np.zeros((2, 8, 8), np.uint8)
     assert pipeline(picture, array)[1] is array
