@@ -11,7 +11,7 @@
 
 The columns vouch for what a random read hands out, as the index they were built from does, with 64 bits: that tells every
 accident. Against who writes the directory nothing here protects (see :mod:`cfaug.offline.format`). Built in bounded memory:
-one shard's index, the columns, and about as much again while the tables are sorted (1.3 GB for 10 million samples).
+one shard's index, the columns, and about as much again while the tables are sorted (1.6 GB at most for 10 million samples).
 """
 
 from __future__ import annotations
