@@ -173,6 +173,21 @@ def test_the_readme_shows_every_diff_and_has_no_dead_link() -> None:
         assert "://" in target or (LOOPS / target).exists(), target
 
 
+def test_the_readme_has_the_measured_numbers() -> None:
+    rows = [json.loads(line) for line in (ROOT / "benchmarks/results/loops.jsonl").read_text().splitlines()]
+    text = (LOOPS / "README.md").read_text(encoding="utf-8")
+    for loop in NAMES:
+        cells = []
+        for version in ("before", "after"):
+            own = [row for row in rows if (row["loop"], row["version"]) == (loop, version)]
+            assert [row["seed"] for row in own] == [0, 1, 2]
+            cells += [f"{np.mean([row[name] for row in own]):.2f}" for name in ("average", "worst_group")]
+        assert re.search(rf"\[{loop}\]\({loop}\) \| " + r" \| ".join(map(re.escape, cells)), text), (loop, cells)
+    own = [row for row in rows if row["version"] == "dfr"]
+    average, worst = (f"{np.mean([row[name] for row in own]):.2f}" for name in ("average", "worst_group"))
+    assert f"{average} on average, {worst} in the worst group" in text
+
+
 def test_the_loops_are_shipped() -> None:
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg")
