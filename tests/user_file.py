@@ -96,27 +96,32 @@ from cfaug.judge import (
 from cfaug.learn import (
     METHODS,
     MODELS,
+    Base,
     CounterfactualDataset,
+    CounterfactualStream,
     Draw,
     GroupDRO,
     Method,
     MixedImages,
+    MixingCollate,
     Mixture,
     RandomCounterfactual,
     SmallCNN,
     StreamedImages,
+    StreamLoader,
     TensorImages,
     TrainedClassifier,
     TrainingSet,
     TrainingSets,
     TrainSettings,
     Validation,
+    open_base,
+    open_training_shards,
     predict,
     train_classifier,
     training_set,
     validation_set,
 )
-from cfaug.learn.streaming import CounterfactualStream, StreamLoader
 from cfaug.offline import (
     Engine,
     GenerateReport,
@@ -282,6 +287,14 @@ def loops(base: Any, reader: ShardReader) -> Iterator[torch.Tensor]:
         for batch, _ in loader:
             yield change(batch)
     print(draw.kind, len(held))
+
+
+def pipelines(
+    reader: ShardReader, base: torch.utils.data.Dataset[Any], validation: torch.utils.data.Dataset[Any]
+) -> MixingCollate:
+    opened = assert_type(open_base(base), Base)
+    print(opened.cheap, opened.keys(), opened.label(0))
+    return MixingCollate(open_training_shards(reader, held_out=[validation]), p=0.5, transform=to_tensor, seed=1)
 
 
 def streams(reader: ShardReader, state: dict[str, Any]) -> Iterator[torch.Tensor]:

@@ -7,17 +7,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cfaug.learn.assembly import Mixture, TrainingSets, training_set, validation_set
+    from cfaug.learn.bases import Base, open_base
+    from cfaug.learn.collate import MixingCollate
     from cfaug.learn.draws import Draw
+    from cfaug.learn.guard import open_training_shards
     from cfaug.learn.methods import METHODS, Method
     from cfaug.learn.mixing import CounterfactualDataset
     from cfaug.learn.models import MODELS, SmallCNN
     from cfaug.learn.objectives import GroupDRO
     from cfaug.learn.sources import MixedImages, StreamedImages, TensorImages, TrainingSet
+    from cfaug.learn.streaming import CounterfactualStream, StreamLoader
     from cfaug.learn.train import TrainedClassifier, TrainSettings, Validation, predict, train_classifier
     from cfaug.learn.transforms import RandomCounterfactual
 
 _HOMES = {
     "CounterfactualDataset": "mixing",
+    "CounterfactualStream": "streaming",
+    "StreamLoader": "streaming",
+    "MixingCollate": "collate",
+    "Base": "bases",
+    "open_base": "bases",
+    "open_training_shards": "guard",
     "Draw": "draws",
     "RandomCounterfactual": "transforms",
     "GroupDRO": "objectives",
@@ -43,14 +53,18 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "MODELS",
+    "Base",
     "CounterfactualDataset",
+    "CounterfactualStream",
     "Draw",
     "GroupDRO",
     "Method",
     "MixedImages",
+    "MixingCollate",
     "Mixture",
     "RandomCounterfactual",
     "SmallCNN",
+    "StreamLoader",
     "StreamedImages",
     "TensorImages",
     "TrainSettings",
@@ -58,6 +72,8 @@ __all__ = [
     "TrainingSet",
     "TrainingSets",
     "Validation",
+    "open_base",
+    "open_training_shards",
     "predict",
     "train_classifier",
     "training_set",

@@ -19,9 +19,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -89,18 +91,22 @@ class SourceTable:
     def __init__(self, hashes: U64, rows: U32, sizes: U64) -> None:
         self.rows = rows
         self._hashes, self._sizes = hashes, sizes
+        # views that hand out plain integers: between two images numpy's own ways are no longer in the processor's caches,
+        # and a search by them takes 100 us where this takes 15
+        self._views = tuple(memoryview(column) for column in (hashes, rows, sizes))  # type: ignore[arg-type]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._hashes, self.rows, self._sizes)
 
     def find(self, hash: int) -> Found:
         """Where the rows of the source are; (0, 0, 0) for a hash that no source has."""
-        wanted = np.uint64(hash)
-        start = int(self._hashes.searchsorted(wanted))
-        end = start
-        if start < len(self._hashes) and self._hashes[start] == wanted:
-            end = int(self._hashes.searchsorted(wanted, "right"))
-        if start == end:
-            return Found(0, 0, 0)
-        nulls = int(_bit(self._sizes[self.rows[start:end]], NULL).sum())
-        return Found(start, end - start - nulls, nulls)
+        hashes, rows, sizes = self._views
+        start = end = bisect_left(hashes, hash)
+        nulls = 0
+        while end < len(hashes) and hashes[end] == hash:
+            nulls += sizes[rows[end]] >> NULL & 1
+            end += 1
+        return Found(start, end - start - nulls, nulls) if end > start else Found(0, 0, 0)
 
     def find_many(self, hashes: U64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """(M,) hashes -> start, counterfactuals, nulls, (M,) int64 each: :meth:`find` of each."""
@@ -146,11 +152,11 @@ class Columns:
         """(N,) places in SPLITS; 3 for a split that is none of them. A new array."""
         return (self.sizes >> np.uint64(SPLIT)).astype(np.uint8) & np.uint8(3)
 
-    @property
+    @cached_property
     def by_key(self) -> SourceTable:
         return SourceTable(self.key_hashes, self.key_rows, self.sizes)
 
-    @property
+    @cached_property
     def by_pixels(self) -> SourceTable:
         return SourceTable(self.pixel_hashes, self.pixel_rows, self.sizes)
 
