@@ -24,8 +24,8 @@ LOOPS = ROOT / "recipes" / "loops"
 NAMES = sorted(path.parent.name for path in LOOPS.glob("*/before.py"))
 TWO = "torch.distributed.run --standalone --nproc_per_node 2"
 EPOCHS = {"plain_pytorch": 6, "torchvision_reference": 4, "hf_trainer": 4, "hf_accelerate": 8}
-# run by its after.py in the default suite too, by the test of two processes
-RUN = [pytest.param(name, marks=pytest.mark.slow) if name == "hf_accelerate" else name for name in NAMES]
+# an import of transformers takes as long as a training: of the hf_ loops the default suite runs only what has cfaug in it
+RUN = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("hf_") else name for name in NAMES]
 
 
 def module(path: Path) -> Any:
@@ -78,6 +78,11 @@ def test_the_loop_runs_and_its_worst_group_gets_better_with_cfaug(loop: str, dat
     assert before[1] < 0.1  # the shortcut is taken
     assert after[1] > before[1] + 0.3
     assert after[0] > before[0] + 0.2
+
+
+def test_the_trainer_runs_with_cfaug(data: Path) -> None:
+    pytest.importorskip("transformers")
+    assert accuracies("hf_trainer", "after", data)[1] > 0.3
 
 
 def test_two_processes_share_the_indices_and_draw_what_one_process_draws(data: Path, tmp_path: Path) -> None:
