@@ -95,6 +95,9 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "Any setting can be changed: --train.epochs=5, --decoder.seconds=60, ... (see --print_config)"
 
 
+LOOPS = "loops"  # recipes/loops: training loops with and without cfaug
+
+
 def shipped_recipes() -> dict[str, Path]:
     """Name to path of the recipes that came with the package."""
     folder = resources.files("cfaug.recipes")
@@ -292,16 +295,20 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _recipes(arguments: argparse.Namespace) -> int:
     shipped = shipped_recipes()
     if arguments.action == "ls":
-        _print("\n".join(shipped), sorted(shipped), arguments.json)
+        _print("\n".join([*shipped, LOOPS]), sorted([*shipped, LOOPS]), arguments.json)
         return 0
-    if arguments.name not in shipped:
+    if arguments.name not in (*shipped, LOOPS):
         raise UsageError(
-            f"expected one of the shipped recipes {', '.join(shipped)}, but {arguments.name or 'no name'} came; write `cfaug recipes cp demo`"
+            f"expected one of the shipped recipes {', '.join([*shipped, LOOPS])}, but {arguments.name or 'no name'} came; write `cfaug recipes cp demo`"
         )
-    target = Path(f"{arguments.name}.yaml")
+    target = Path(LOOPS if arguments.name == LOOPS else f"{arguments.name}.yaml")
     if target.exists():
         raise UsageError(f"{target} exists already and is not overwritten; move it away first")
-    shutil.copyfile(shipped[arguments.name], target)
+    if arguments.name == LOOPS:  # a folder of programs, not a configuration
+        with resources.as_file(resources.files("cfaug.recipes") / LOOPS) as folder:
+            shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", "ruff.toml"))
+    else:
+        shutil.copyfile(shipped[arguments.name], target)
     _print(str(target), {"recipe": str(target)}, arguments.json)
     return 0
 

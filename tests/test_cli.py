@@ -318,12 +318,15 @@ def test_doctor(run: Path, capsys: Any) -> None:
 def test_recipes(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert set(shipped_recipes()) >= {"demo", "double_colored_mnist", "folder"}
-    assert json.loads(call(capsys, "recipes", "ls", "--json").out) == sorted(shipped_recipes())
+    assert json.loads(call(capsys, "recipes", "ls", "--json").out) == sorted([*shipped_recipes(), "loops"])
     assert "demo" in call(capsys, "recipes", "ls").out.splitlines()
     for name in shipped_recipes():
         assert call(capsys, "recipes", "cp", name).code == 0
         assert call(capsys, "run", f"{name}.yaml", "--print_config").code == 0
         assert yaml.safe_load((tmp_path / f"{name}.yaml").read_text())["name"] == name
+    assert call(capsys, "recipes", "cp", "loops").code == 0
+    assert (tmp_path / "loops" / "plain_pytorch" / "after.py").is_file()
+    assert "exists already" in call(capsys, "recipes", "cp", "loops").complaint
     (tmp_path / "demo.yaml").write_text("mine")
     answer = call(capsys, "recipes", "cp", "demo")
     assert answer.code == 2

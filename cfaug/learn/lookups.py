@@ -4,7 +4,7 @@
     p <= u < p + null_p   a null intervention (reconstruction) of it
     else                  the image itself; so too where it has no sample of the kind that was drawn, or is unknown
 
-A 32 x 32 grid of the pixels proposes a source (``ShardReader.lookup``), all of them confirm it before anything is
+A 16 x 16 grid of the pixels proposes a source (``ShardReader.lookup``), all of them confirm it before anything is
 swapped (``ShardReader.confirms``). ``seen``, ``matched`` and ``swapped`` are counted in memory that forked and spawned
 DataLoader workers share with the process that made the lookup. ``matched`` counts proposals that were not refuted: an
 image is compared in full only when it is to be swapped.

@@ -1,7 +1,7 @@
 """Which samples of the shards belong to which image of a data set: by key where keys are known, else by pixels.
 
     keys    the caller's function, else what the data set knows (key(i), or a path below the root of an ImageFolder)
-    pixels  the 32 x 32 grid proposes, all pixels confirm (cfaug.data.lookup); decodes every image once
+    pixels  a 16 x 16 grid proposes, all pixels confirm (cfaug.data.lookup); decodes every image once
 
 A match by key is believed only after the pixels of some images were compared, and the labels are: target names and the
 base's labels must correspond one to one wherever they are looked at. Not promised: that an image which was matched by key

@@ -27,13 +27,14 @@ class Pictures(Dataset[Any]):
     """PIL images and labels, no key: matched by pixels."""
 
     def __init__(self, data: ArrayDataset, labels: list[Any] | None = None) -> None:
-        self.data, self.labels = data, labels
+        self.items = [data[i] for i in range(len(data))]
+        self.labels = labels
 
     def __len__(self) -> int:
-        return len(self.data)
+        return len(self.items)
 
     def __getitem__(self, i: int) -> tuple[Image.Image, Any]:
-        image, label = self.data[i]
+        image, label = self.items[i]
         return image, label if self.labels is None else self.labels[i]
 
 
