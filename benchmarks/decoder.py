@@ -31,7 +31,6 @@ import torch
 from rows import cpu, record
 
 from cfaug.causal import SCM
-from cfaug.cli import shipped_recipes
 from cfaug.config import Recipe, load_recipe
 from cfaug.data import Schema
 from cfaug.data.sets import mnist
@@ -42,6 +41,7 @@ from cfaug.judge import gap_closed
 from cfaug.judge.accuracy import read_results
 from cfaug.judge.axioms import l1
 from cfaug.judge.tables import summarise
+from cfaug.shipped import shipped_recipes
 from cfaug.stages.inputs import open_inputs
 from cfaug.stages.pipeline import Pipeline
 from cfaug.stages.pools import balanced_acts, make_pool

@@ -24,10 +24,10 @@ from typing import Any
 
 from rows import cpu, record
 
-from cfaug.cli import shipped_recipes
 from cfaug.config import load_recipe
 from cfaug.offline import generate
 from cfaug.offline.engines import Outcome, make_engine
+from cfaug.shipped import shipped_recipes
 from cfaug.stages import Pipeline
 
 HERE = Path(__file__).resolve()

@@ -20,11 +20,11 @@ from pathlib import Path
 
 from rows import cpu, record
 
-from cfaug.cli import shipped_recipes
 from cfaug.config import load_recipe
 from cfaug.offline import generate
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.work import ShardWork
+from cfaug.shipped import shipped_recipes
 from cfaug.stages import Pipeline
 
 SETTINGS = ["--decoder.max_steps=10", "--generate.samples_per_shard=400"]

@@ -16,12 +16,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cfaug import __version__
 from cfaug.errors import CfaugError, UsageError
+from cfaug.shipped import copy_shipped, shipped_names, shipped_recipes
 
 STAGES = {
     "run": "every stage; resumes where it stopped",
@@ -93,19 +93,6 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="start over; `plan` and `generate` keep a model that still fits"
     )
     parser.epilog = "Any setting can be changed: --train.epochs=5, --decoder.seconds=60, ... (see --print_config)"
-
-
-LOOPS = "loops"  # recipes/loops: training loops with and without cfaug
-
-
-def shipped_recipes() -> dict[str, Path]:
-    """Name to path of the recipes that came with the package."""
-    folder = resources.files("cfaug.recipes")
-    return {
-        entry.name.removesuffix(".yaml"): Path(str(entry))
-        for entry in sorted(folder.iterdir(), key=lambda e: e.name)
-        if entry.name.endswith(".yaml")
-    }
 
 
 def _overrides(rest: Sequence[str]) -> list[str]:
@@ -293,22 +280,10 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _recipes(arguments: argparse.Namespace) -> int:
-    shipped = shipped_recipes()
     if arguments.action == "ls":
-        _print("\n".join([*shipped, LOOPS]), sorted([*shipped, LOOPS]), arguments.json)
+        _print("\n".join(shipped_names()), sorted(shipped_names()), arguments.json)
         return 0
-    if arguments.name not in (*shipped, LOOPS):
-        raise UsageError(
-            f"expected one of the shipped recipes {', '.join([*shipped, LOOPS])}, but {arguments.name or 'no name'} came; write `cfaug recipes cp demo`"
-        )
-    target = Path(LOOPS if arguments.name == LOOPS else f"{arguments.name}.yaml")
-    if target.exists():
-        raise UsageError(f"{target} exists already and is not overwritten; move it away first")
-    if arguments.name == LOOPS:  # a folder of programs, not a configuration
-        with resources.as_file(resources.files("cfaug.recipes") / LOOPS) as folder:
-            shutil.copytree(folder, target, ignore=shutil.ignore_patterns("__pycache__", "ruff.toml"))
-    else:
-        shutil.copyfile(shipped[arguments.name], target)
+    target = copy_shipped(arguments.name)
     _print(str(target), {"recipe": str(target)}, arguments.json)
     return 0
 

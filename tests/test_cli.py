@@ -18,8 +18,9 @@ from PIL import Image
 from tiny_run import Answer, call, contents, folder, folder_recipe
 
 from cfaug import __version__
-from cfaug.cli import STAGES, main, shipped_recipes
+from cfaug.cli import STAGES, main
 from cfaug.config import load_recipe
+from cfaug.shipped import shipped_recipes
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ FLOORS = {
     "data": 0,
     "checks": 0,
     "config": 0,
+    "shipped": 0,
     "causal": 1,
     "decode": 2,
     "offline": 2,

@@ -91,6 +91,6 @@ def test_every_package_on_disk_is_packaged() -> None:
 
 
 def test_recipes_are_found_in_this_installation() -> None:
-    from cfaug.cli import shipped_recipes
+    from cfaug.shipped import shipped_recipes
 
     assert {"demo", "double_colored_mnist", "folder"} <= set(shipped_recipes())
