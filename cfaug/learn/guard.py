@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.pictures import recognisable
-from cfaug.offline.shards import ShardReader
+from cfaug.offline.shards import SPLITS, ShardReader
 
 TRAIN = "train"
 PATIENCE = 5.0  # seconds before a progress bar appears
@@ -36,12 +36,13 @@ def open_training_shards(
     """
     reader = shards if isinstance(shards, ShardReader) else ShardReader(shards)
     if guard:
-        for row in reader.index:
-            if row.split != TRAIN:
-                raise DataError(
-                    f"{reader.directory}: expected counterfactuals of the train split only, came sample {row.key!r} of "
-                    f"split {row.split!r}; training on it would leak, generate from the train split"
-                )
+        others = np.flatnonzero(reader.splits != SPLITS.index(TRAIN))
+        if len(others):
+            row = reader.index[int(others[0])]
+            raise DataError(
+                f"{reader.directory}: expected counterfactuals of the train split only, came sample {row.key!r} of "
+                f"split {row.split!r}; training on it would leak, generate from the train split"
+            )
     for number, dataset in enumerate(held_out):
         _refuse_sources(reader, dataset, number)
     return reader

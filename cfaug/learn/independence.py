@@ -98,6 +98,7 @@ def fit_independent(source: npt.NDArray[np.int64], classes: Any, cells: Any) -> 
             break
         before = residual if number % LOOK == LOOK - 1 else before
         weights = weights * np.divide(wanted, shown, out=np.ones_like(wanted), where=shown > 0)[group]
+        weights = np.maximum(weights, 1e-200)  # where there is no solution they fade: never to 0 / 0
     return weights / np.bincount(source, weights)[source], residual
 
 

@@ -65,7 +65,7 @@ def shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 2
     Up to ``most`` images of each kind, drawn at random; the counterfactuals are the shards', where a classifier looks.
     """
     generator = np.random.default_rng(seed)
-    generated = [i for i in range(len(shards)) if not shards.index[i].null]
+    generated = np.flatnonzero(~shards.nulls).tolist()
     count = min(most, len(generated), len(inputs.train))
 
     def drawn(rows: Sequence[int]) -> list[int]:

@@ -23,7 +23,7 @@ def shard_confounding(inputs: Inputs, shards: ShardReader) -> dict[str, float]:
     """Normalised mutual information of target and spurious attributes among the generated counterfactuals (no reconstructions)."""
     import pandas as pd
 
-    rows = [shards.record(i)["attributes"] for i in range(len(shards)) if not shards.index[i].null]
+    rows = [shards.record(i)["attributes"] for i in np.flatnonzero(~shards.nulls).tolist()]
     table = pd.DataFrame(rows, index=[str(i) for i in range(len(rows))])
     return confounding(inputs.schema.canonical(table), inputs.schema)
 

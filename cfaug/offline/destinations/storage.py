@@ -95,12 +95,12 @@ class LocalStorage:
         return {name: self.read(name) for name in names}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        folder = self.path / prefix.rpartition("/")[0]
+        below = prefix.rpartition("/")[0]
+        start = f"{below}/" if below else ""
         try:
-            entries = [(entry.relative_to(self.path).as_posix(), entry) for entry in folder.iterdir()]
-            return {
-                name: entry.stat().st_size for name, entry in entries if name.startswith(prefix) and entry.is_file()
-            }
+            with os.scandir(self.path / below) as entries:  # tens of thousands of shards: half the time of pathlib
+                files = [(start + entry.name, entry) for entry in entries if entry.is_file()]
+                return {name: entry.stat().st_size for name, entry in files if name.startswith(prefix)}
         except FileNotFoundError:
             return {}
 
