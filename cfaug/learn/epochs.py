@@ -1,26 +1,64 @@
-"""The epoch that a training loop sets and every worker sees."""
+"""The epoch that a training loop sets and every worker sees, and a word to the loop that forgets to."""
 
 from __future__ import annotations
 
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from cfaug.errors import UsageError
 
+log = logging.getLogger(__name__)
+
+EPOCH, SET, SERVED, TOLD = range(4)
+FORGOTTEN = (
+    3  # times as many items as there are, all in one epoch: one pass may be a look at the data, this is training
+)
+
 
 class Epochs:
     """``epoch`` and ``set_epoch`` of whatever draws anew every epoch: in shared memory, so that a worker which was started once
-    (``persistent_workers=True``), by fork or by spawn, sees the epoch that is set later. A pickled copy has its own."""
+    (``persistent_workers=True``), by fork or by spawn, sees the epoch that is set later. A pickled copy has its own.
+
+    Whoever never sets it sees the same draw in every epoch, and nothing fails: then there is one warning.
+    """
 
     def __init__(self) -> None:
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._clock = torch.zeros(4, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._view: npt.NDArray[np.int64] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_view": None}
 
     @property
     def epoch(self) -> int:
         """The epoch whose draw is shown."""
-        return int(self._epoch)
+        return int(self._shared()[EPOCH])
 
     def set_epoch(self, epoch: int) -> None:
         """Show epoch ``epoch``'s draw from now on, in every worker; UsageError below 0."""
         if isinstance(epoch, bool) or int(epoch) != epoch or epoch < 0:
             raise UsageError(f"epoch: expected a whole number of at least 0, came {epoch!r}")
-        self._epoch.fill_(int(epoch))
+        shared = self._shared()
+        shared[EPOCH], shared[SET] = int(epoch), 1
+
+    def _serve(self, items: int, length: int) -> None:
+        """``items`` more of ``length`` were given out. The count is shared and unlocked: what it loses does not matter here."""
+        shared = self._shared()
+        if shared[SET] or shared[TOLD]:
+            return
+        shared[SERVED] += items
+        if shared[SERVED] > FORGOTTEN * length:
+            shared[TOLD] = 1
+            log.warning(
+                "%s has shown its %d items %d times and set_epoch was never called: every epoch shows the same draw; call "
+                "set_epoch(epoch) at the head of each", type(self).__name__, length, FORGOTTEN,
+            )  # fmt: skip
+
+    def _shared(self) -> npt.NDArray[np.int64]:
+        if self._view is None:
+            self._view = self._clock.numpy()
+        return self._view

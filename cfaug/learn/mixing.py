@@ -96,6 +96,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         self.matches: Matches = match(self.opened, self.reader, key, guard)
         self._tell_missing()
         self._policy = self._chosen()
+        self._drawing = policy == "groups" or self.p + self.null_p > 0
 
     def _chosen(self) -> Policy:
         uniforms = Uniforms(self.seed)
@@ -128,7 +129,10 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         return getattr(self.base, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_drawn": None}  # every worker draws the epoch itself: what is sent stays small
+        return {
+            **super().__getstate__(),
+            "_drawn": None,
+        }  # every worker draws the epoch itself: what is sent stays small
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to show the same again: the epoch, and what the draw depends on besides."""
@@ -186,6 +190,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         return int(i) % len(self)
 
     def __getitem__(self, i: int) -> Any:
+        if self._drawing:
+            self._serve(1, len(self))
         draw = self.provenance(i)
         shown = self._shown(draw)
         return (self.opened.item(draw.source), shown) if self.policy == "pairs" else shown
@@ -200,6 +206,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         together = getattr(self.base, "__getitems__", None)
         if together is None or self.policy == "pairs":
             return [self[i] for i in indices]
+        if self._drawing:
+            self._serve(len(indices), len(self))
         draws = [self.provenance(i) for i in indices]
         real = iter(together([draw.source for draw in draws if draw.row is None]))
         return [next(real) if draw.row is None else self._shown(draw) for draw in draws]

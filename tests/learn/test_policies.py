@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from cfaug.data import ArrayDataset, pixel_digest
 from cfaug.errors import UsageError
 from cfaug.learn import CounterfactualDataset, mixing
+from cfaug.learn.epochs import TOLD
 from cfaug.offline.destinations.directory import write_shard
 from cfaug.offline.shards import Sample
 
@@ -213,3 +214,20 @@ def test_quiet_when_everything_matches(base: ArrayDataset, shards: Path, caplog:
     with caplog.at_level(logging.WARNING):
         CounterfactualDataset(base, shards, p=0.5, null_p=0.2)
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loop_that_never_sets_the_epoch_is_told_once(
+    shards: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = source(transform=v2.PILToTensor())
+    for forgets, p in ((True, 0.5), (False, 0.5), (False, 0.0)):
+        caplog.clear()
+        mixed = CounterfactualDataset(data, shards, p=p)
+        for epoch in range(6):
+            if not forgets and p:
+                mixed.set_epoch(epoch)
+            list(DataLoader(mixed, 8, num_workers=workers))
+        assert bool(mixed._shared()[TOLD]) == forgets  # in whichever process
+        if not workers:
+            assert caplog.text.count("set_epoch was never called") == forgets
