@@ -26,6 +26,7 @@ from torchvision.transforms import v2
 
 from cfaug.errors import CfaugError, DataError, UsageError
 from cfaug.learn.bases import open_base
+from cfaug.learn.bases.facts import splits_of
 from cfaug.learn.bases.images import as_picture, like, with_value
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
@@ -202,6 +203,26 @@ def test_split_is_that_of_cfaugs_data_sets(tmp_path: Path) -> None:
     assert open_base(base_cases.Cached(Subset(val, [0, 1]), TO_FLOAT)).split == "val"
     assert open_base(ConcatDataset([array, val])).split is None
     assert open_base(image_folder(IMAGES, tmp_path)).split is None
+
+
+def test_splits_are_found_below_whatever_holds_the_data_set(tmp_path: Path) -> None:
+    array = base_cases.array_dataset(IMAGES)
+    val, half = copy.copy(array), base_cases.columns(IMAGES)
+    val.split = "val"
+    half._split = datasets.NamedSplit("test[:50%]")
+    assert splits_of(array) == {"train"}
+    assert splits_of(Subset(Subset(val, [0, 1]), [1])) == {"val"}
+    assert splits_of(base_cases.Cached(Subset(val, [0, 1]), TO_FLOAT)) == {"val"}
+    assert splits_of(ConcatDataset([array, Subset(val, [0])])) == {"train", "val"}
+    assert splits_of(base_cases.Rows(half, TO_FLOAT)) == {"test[:50%]"}
+    half._split = datasets.NamedSplit("train+test")
+    assert splits_of(half) == {"train", "test"}
+    assert splits_of(Subset(base_cases.mnist(IMAGES, tmp_path / "mnist", train=False), [0])) == {"test"}
+    assert splits_of(base_cases.cifar(IMAGES)) == {"train"}
+    assert splits_of(image_folder(IMAGES, tmp_path / "folder")) == set()
+    mine = Plain(IMAGES, base_cases.pair)
+    mine.inner = mine  # that holds itself
+    assert splits_of(mine) == set()
 
 
 @pytest.mark.parametrize("name", CASES)

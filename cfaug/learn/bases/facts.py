@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from sys import modules
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import DatasetFolder, VisionDataset
 
-from cfaug.data.datasets import AttributeDataset, FolderDataset
+from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
 from cfaug.learn.bases.images import Path, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
@@ -59,6 +60,48 @@ def split_of(dataset: Any) -> str | None:
     if isinstance(dataset, Subset):
         return split_of(dataset.dataset)
     return str(dataset.split) if isinstance(dataset, AttributeDataset) else None
+
+
+def splits_of(dataset: Any) -> set[str]:
+    """Every split that a data set says its images are of, in its own words; empty where it says none.
+
+    It says so by ``split`` ("train", "test[:50%]"; of Hugging Face's "train+test" both) or by torchvision's ``train``,
+    where False is "test". Below a Subset, a ConcatDataset and whatever holds one data set, that is asked too.
+    """
+    found: set[str] = set()
+    asked: dict[int, Any] = {}
+    waiting = [dataset]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in asked:
+            continue
+        asked[id(one)] = one  # kept: an id is given again once its object is gone
+        split, train = getattr(one, "split", None), getattr(one, "train", None)
+        if split is not None and not callable(split):
+            found.update(part.strip() for part in str(split).split("+"))
+        if isinstance(train, bool):
+            found.add("train" if train else "test")
+        if isinstance(one, ConcatDataset):
+            waiting += one.datasets
+        else:
+            inner = list(held_datasets(one).values())
+            waiting += inner if len(inner) == 1 else []
+    return found
+
+
+def held_datasets(dataset: Any) -> dict[str, Any]:
+    """The attributes of a data set that are map-style data sets themselves, by name."""
+    return {name: value for name, value in getattr(dataset, "__dict__", {}).items() if _is_dataset(value)}
+
+
+def _is_dataset(value: Any) -> bool:
+    if isinstance(value, type):
+        return False
+    huggingface = modules.get("datasets")
+    known = isinstance(value, (Dataset, ArrayDataset, FolderDataset)) or (
+        huggingface is not None and isinstance(value, huggingface.Dataset)
+    )
+    return known or is_wilds(value)
 
 
 def stored_label(dataset: Any, i: int) -> Any:

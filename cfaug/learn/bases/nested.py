@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from sys import modules
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Subset
 
-from cfaug.data.datasets import ArrayDataset, FolderDataset
 from cfaug.errors import UsageError
 from cfaug.learn.bases.base import Base, is_index, open_base, undrawn
-from cfaug.learn.bases.facts import is_wilds, keys_of
+from cfaug.learn.bases.facts import held_datasets, keys_of
 from cfaug.learn.bases.images import as_picture, places, value_at
 from cfaug.learn.bases.items import ItemBase
 from cfaug.learn.bases.twins import Held, Seen
@@ -187,7 +185,7 @@ class WrapperBase(ItemBase):
 
 def wrapper(dataset: Any, image_key: Any) -> Base | None:
     """A base of a data set with one attribute that is a data set of images, when it makes its items of them."""
-    held = [name for name, value in getattr(dataset, "__dict__", {}).items() if _is_dataset(value)]
+    held = list(held_datasets(dataset))
     if len(held) != 1 or not len(dataset):
         return None
     for key in (None, image_key):
@@ -201,13 +199,3 @@ def wrapper(dataset: Any, image_key: Any) -> Base | None:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, (Image.Image, torch.Tensor, np.ndarray))
-
-
-def _is_dataset(value: Any) -> bool:
-    if isinstance(value, (type, Base)):
-        return False
-    huggingface = modules.get("datasets")
-    known = isinstance(value, (Dataset, ArrayDataset, FolderDataset)) or (
-        huggingface is not None and isinstance(value, huggingface.Dataset)
-    )
-    return known or is_wilds(value)
