@@ -8,10 +8,10 @@ whoever has it open.
 from __future__ import annotations
 
 import os
-from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from cfaug.offline.reading.latest import Latest
 
 MOST = 128  # descriptors; a process may have 1024 by default
 
@@ -34,20 +34,15 @@ class Descriptors:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._held: OrderedDict[str, _Open] = OrderedDict()
+        self._files: Latest[str, _Open] = Latest(MOST, lambda name: _Open(directory / name))
+
+    def __len__(self) -> int:
+        return len(self._files)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.directory,)
 
     def read(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes from `offset`, fewer where the file ends before; OSError where it cannot be opened or read."""
-        held = self._held.get(name)
-        if held is None:
-            held = self._held[name] = _Open(self.directory / name)
-            while len(self._held) > MOST:
-                with suppress(KeyError):  # another thread was faster
-                    self._held.popitem(last=False)
-        else:
-            with suppress(KeyError):
-                self._held.move_to_end(name)
+        held = self._files.get(name)  # a name of its own, so that nobody closes it during the read
         return os.pread(held.fd, size, offset)

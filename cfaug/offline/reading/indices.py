@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, TypeVar, overload
 
@@ -14,6 +13,7 @@ from cfaug.errors import CfaugError, ShardError
 from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import KEY, IndexRow, ManifestRow
+from cfaug.offline.reading.latest import Latest
 from cfaug.offline.reading.plain import parse_row
 
 KEPT = 1 << 26  # bytes of index files; at least one file is kept
@@ -28,11 +28,12 @@ class Indices:
         self.storage, self.manifest = storage, manifest
         self.starts = [0, *accumulate(row.count for row in manifest)]
         """Number of the first sample of each shard; the last entry is how many there are."""
-        self._kept: OrderedDict[int, list[bytes]] = OrderedDict()
-        self._bytes = 0
+        self._kept: Latest[int, list[bytes]] = Latest(
+            KEPT, partial(_lines, storage, manifest), lambda shard: manifest[shard].index_bytes
+        )
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_kept": OrderedDict(), "_bytes": 0}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.storage, self.manifest)
 
     def shard_of(self, i: int) -> int:
         """Place in the manifest of the shard of sample `i`, 0 <= i < len."""
@@ -61,29 +62,20 @@ class Indices:
             return f"{self.manifest[shard].name}, sample number {i - self.starts[shard]}"
 
     def _line(self, i: int, shard: int) -> bytes:
-        lines = self._kept.get(shard)
-        if lines is None:
-            lines = self._read(self.manifest[shard])
-            self._kept[shard] = lines
-            self._bytes += self.manifest[shard].index_bytes
-            while self._bytes > KEPT and len(self._kept) > 1:
-                with suppress(KeyError):  # another thread was faster
-                    self._bytes -= self.manifest[self._kept.popitem(last=False)[0]].index_bytes
-        else:
-            with suppress(KeyError):
-                self._kept.move_to_end(shard)
-        return lines[i - self.starts[shard]]
+        return self._kept.get(shard)[i - self.starts[shard]]
 
-    def _read(self, shard: ManifestRow) -> list[bytes]:
-        try:
-            content = self.storage.read_range(shard.index, 0, shard.index_bytes)
-        except OSError as error:
-            raise unreadable(error, f"{shard.name}, its index {shard.index}", "generate this shard again") from None
-        if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-            raise ShardError(
-                f"{shard.name}: its index {shard.index} is not the one in the manifest: generate this shard again"
-            )
-        return content.splitlines()
+
+def _lines(storage: Storage, manifest: Sequence[ManifestRow], number: int) -> list[bytes]:
+    shard = manifest[number]
+    try:
+        content = storage.read_range(shard.index, 0, shard.index_bytes)
+    except OSError as error:
+        raise unreadable(error, f"{shard.name}, its index {shard.index}", "generate this shard again") from None
+    if hashlib.sha256(content).hexdigest() != shard.index_sha256:
+        raise ShardError(
+            f"{shard.name}: its index {shard.index} is not the one in the manifest: generate this shard again"
+        )
+    return content.splitlines()
 
 
 class Lazy(Sequence[T], Generic[T]):
