@@ -39,7 +39,7 @@ class Matches:
 
     reader: ShardReader
     table: Literal["by_key", "by_pixels"]
-    start: Int32s
+    start: npt.NDArray[np.uint32]
     counterfactuals: Int32s
     nulls: Int32s
 
@@ -60,7 +60,11 @@ class Matches:
         counterfactuals = self.counterfactuals[sources].astype(np.int64)
         null = kind == "null"
         count = self.nulls[sources].astype(np.int64) if null else counterfactuals
-        place = self.start[sources] + (counterfactuals if null else 0) + (fraction * count).astype(np.int64)
+        place = (
+            self.start[sources].astype(np.int64)
+            + (counterfactuals if null else 0)
+            + (fraction * count).astype(np.int64)
+        )
         chosen = self.rows[np.minimum(place, len(self.rows) - 1)].astype(np.int64)
         return np.where(count > 0, chosen, -1)
 
@@ -102,6 +106,8 @@ def _by_pixels(base: Base, reader: ShardReader) -> Matches:
     known = np.zeros(len(base), dtype=bool)
     for i in tqdm(range(len(base)), desc="matching images with their counterfactuals", delay=PATIENCE, leave=False):
         image = recognisable(base.picture(i))
+        if image is None:
+            continue
         hashes[i] = reader.lookup(image)
         found = reader.by_pixels.find(int(hashes[i]))
         if found.counterfactuals + found.nulls:
@@ -111,19 +117,24 @@ def _by_pixels(base: Base, reader: ShardReader) -> Matches:
 
 
 def _matches(reader: ShardReader, table: Literal["by_key", "by_pixels"], found: Sequence[Any]) -> Matches:
-    start, counterfactuals, nulls = (np.asarray(column, dtype=np.int32) for column in found)
-    return Matches(reader, table, start, counterfactuals, nulls)
+    start, counterfactuals, nulls = found
+    return Matches(reader, table, *_narrow(start, counterfactuals, nulls))
+
+
+def _narrow(start: Any, *counts: Any) -> Any:
+    """The columns in four bytes a number: as many rows as a reader can have fit uint32, those of one image int32."""
+    return np.asarray(start, dtype=np.uint32), *(np.asarray(count, dtype=np.int32) for count in counts)
 
 
 def _check_pixels(
     base: Base, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64], keys: Sequence[str]
 ) -> None:
-    for i in matched[:: max(1, len(matched) // PIXELS_CHECKED)].tolist():
+    for i in _spread(matched, PIXELS_CHECKED):
         try:
             factual = recognisable(base.picture(i))
         except UsageError:
             return  # the base shows floats only: there are no pixels to compare
-        if not reader.confirms(int(found.rows[found.start[i]]), factual):
+        if factual is None or not reader.confirms(int(found.rows[found.start[i]]), factual):
             raise DataError(
                 f"{reader.directory}: image {keys[i]!r} differs from the source of its samples; "
                 "use the same version of the images, or generate again"
@@ -134,11 +145,11 @@ def _check_labels(base: Base, reader: ShardReader, found: Matches, matched: npt.
     """Targets in records and labels of the base, one to one, on at most LABELS_CHECKED images spread over all."""
     targets: dict[Hashable, tuple[Any, str]] = {}
     labels: dict[Any, tuple[Hashable, str]] = {}
-    for i in matched[:: max(1, len(matched) // LABELS_CHECKED)].tolist():
+    for i in _spread(matched, LABELS_CHECKED):
         row = int(found.rows[found.start[i]])
         label, target = scalar(base.label(i)), reader.record(row)["target"]
         if label is None or target is None or isinstance(label, float) or isinstance(target, float):
-            return  # no classes: a multi-label or continuous target, or none
+            continue  # no class: several labels, a continuous target, or none
         where = reader.where(row)
         for mine, other, seen in ((label, target, labels), (target, label, targets)):
             before, first = seen.setdefault(mine, (other, where))
@@ -156,6 +167,11 @@ def scalar(label: Any) -> Hashable | None:
     if hasattr(label, "item") and getattr(label, "ndim", 0) == 0:
         label = label.item()
     return label if isinstance(label, int | float | str) else None
+
+
+def _spread(matched: npt.NDArray[np.int64], most: int) -> list[int]:
+    """At most ``most`` of them, evenly spread."""
+    return [int(i) for i in matched[:: -(-len(matched) // most)]]
 
 
 def _first(keys: Sequence[str] | None) -> str:

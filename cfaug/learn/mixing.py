@@ -44,8 +44,23 @@ log = logging.getLogger(__name__)
 
 PolicyName = Literal["replace", "append", "pairs", "groups"]
 POLICIES: tuple[str, ...] = get_args(PolicyName)
-KEPT = 1 << 20  # items up to which an epoch's draw is held in memory (10 bytes each); above, every item draws its own
-PER_ITEM = frozenset({"targets", "samples", "imgs", "labels", "indices", "data"})  # as long as the base is
+KEPT = 1 << 21  # items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
+PER_ITEM = frozenset(  # as long as the base is
+    (
+        "targets",
+        "samples",
+        "imgs",
+        "labels",
+        "indices",
+        "data",
+        "table",
+        "key",
+        "image",
+        "images",
+        "y_array",
+        "metadata_array",
+    )
+)
 
 
 class CounterfactualDataset(Epochs, Dataset[Any]):
@@ -105,7 +120,11 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         return (Append if self.policy == "append" else Replace)(self.matches, uniforms, self.p, self.null_p)
 
     def _tell_missing(self) -> None:
-        wanted = (("counterfactual", self.matches.counterfactuals, self.p), ("null", self.matches.nulls, self.null_p))
+        balanced = self.policy == "groups"
+        wanted = (
+            ("counterfactual", self.matches.counterfactuals, 1.0 if balanced else self.p),
+            ("null", self.matches.nulls, self.null_p),
+        )
         for kind, count, share in wanted:
             without = int((count == 0).sum())
             if share and without == len(count):
@@ -113,7 +132,11 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
                     f"{self.reader.directory}: expected {kind} samples, it has none; plan them or set that p to 0"
                 )
             if share and without:
-                log.warning("%d of %d images have no %s sample: they stay real", without, len(count), kind)
+                log.warning(
+                    "%d of %d images have no %s sample: they stay real%s", without, len(count), kind,
+                    ", and their attributes follow the target as before; plan them too, or train on those that have some"
+                    if balanced and kind == "counterfactual" else "",
+                )  # fmt: skip
 
     def __len__(self) -> int:
         return self._policy.length
@@ -127,6 +150,14 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
                 f"{name!r} of the base has {len(self.opened)} entries, policy 'append' has {len(self)}"
             )
         return getattr(self.base, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # what a loop sets on its dataset (a transform) is meant for the base, whose attributes are read through the wrapper
+        own = "_drawing" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
+        if own or not hasattr(self.base, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.base, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         return {
@@ -190,8 +221,9 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         return int(i) % len(self)
 
     def __getitem__(self, i: int) -> Any:
-        if self._drawing:
-            self._serve(1, len(self))
+        if not self._drawing and self.policy == "replace":
+            return self.base[self._index(i)]
+        self._serve(1, len(self))
         draw = self.provenance(i)
         shown = self._shown(draw)
         return (self.opened.item(draw.source), shown) if self.policy == "pairs" else shown

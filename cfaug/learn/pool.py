@@ -65,7 +65,7 @@ class _PoolDraw:
 
 
 def _drawable(
-    rows: npt.NDArray[np.uint32], start: npt.NDArray[np.int32], total: npt.NDArray[np.int32]
+    rows: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32], total: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.int64]:
     parts = [rows[first : first + count] for first, count in zip(start.tolist(), total.tolist()) if count]
     return np.unique(np.concatenate(parts)).astype(np.int64)

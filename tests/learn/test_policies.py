@@ -61,23 +61,33 @@ def test_pairs_show_the_factual_beside_its_counterfactual(base: ArrayDataset, sh
     assert {tensors.provenance(i).kind for i in range(N)} == {"counterfactual", "null"}
 
 
-def confounded(directory: Path, n: int = 400) -> ArrayDataset:
-    """Colour follows the digit in nine of ten images; every image has counterfactuals of both colours and a null."""
+def confounded(directory: Path, n: int = 400, every: int = 1) -> ArrayDataset:
+    """Colour follows the digit in nine of ten images; every image (or every n-th) has counterfactuals of both colours and two
+    nulls. Thickness follows the digit too, and is five more in the counterfactual of digit 0, five less in that of 1."""
     from cfaug.data import Attribute, Schema
 
     rng = np.random.default_rng(0)
     digit = rng.integers(0, 2, n)
     colour = np.where(rng.random(n) < 0.9, digit, 1 - digit)
     table = pd.DataFrame(
-        {"digit": digit.astype(str), "colour": np.array(["red", "blue"])[colour]},
+        {
+            "digit": digit.astype(str),
+            "colour": np.array(["red", "blue"])[colour],
+            "thickness": 5 * digit + rng.normal(size=n),
+        },
         index=pd.Index([f"k{i:03d}" for i in range(n)], dtype=object),
     )
-    schema = Schema([Attribute("digit"), Attribute("colour")], "digit", ["colour"]).fit(table)
+    schema = Schema(
+        [Attribute("digit"), Attribute("colour"), Attribute("thickness", "continuous")], "digit", ["colour"]
+    )
+    schema = schema.fit(table)
     data = ArrayDataset(rng.integers(0, 256, (n, 8, 8, 3), dtype=np.uint8), table, schema)
     samples = []
-    for i in range(n):
-        factual = dict(table.iloc[i])
-        for r, do in enumerate(({"colour": "red"}, {"colour": "blue"}, {})):
+    for i in range(0, n, every):
+        factual = {name: value if isinstance(value, str) else float(value) for name, value in table.iloc[i].items()}
+        other = {"thickness": float(factual["thickness"] + (5 if factual["digit"] == "0" else -5))}
+        interventions = ({"colour": "red"}, {"colour": "blue"}, {}, {}) if directory.name != "thick" else (other, {})
+        for r, do in enumerate(interventions):
             key = f"train-{i:06d}-{r}"
             record = {
                 "schema": 1, "key": key, "source_key": data.key(i), "source_digest": pixel_digest(data.image(i)),
@@ -112,6 +122,42 @@ def test_groups_make_target_and_attribute_independent(tmp_path: Path) -> None:
     fast = balanced.materialise()
     images, _, _ = next(iter(fast.batches(0, [torch.arange(20)])))
     assert all(np.array_equal(images[i].permute(1, 2, 0).numpy(), np.asarray(balanced[i][0])) for i in range(20))
+
+
+def test_every_null_intervention_of_a_source_is_shown(tmp_path: Path) -> None:
+    balanced = CounterfactualDataset(confounded(tmp_path, n=40), tmp_path, policy="groups", null_p=0.6)
+    shown = np.concatenate([balanced.draws(epoch)[1] for epoch in range(100)])
+    often = np.bincount(shown[shown >= 0] % 4, minlength=4)  # rows 2 and 3 of every source
+    assert often[2] == pytest.approx(often[3], rel=0.1)
+
+
+def test_groups_balance_a_continuous_attribute_by_its_quartiles(tmp_path: Path) -> None:
+    data = confounded(tmp_path / "thick")
+    balanced = CounterfactualDataset(data, tmp_path / "thick", policy="groups")
+    edges = np.quantile(data.table["thickness"], [0.25, 0.5, 0.75])
+    table = pd.DataFrame(
+        [(data.table["digit"].iloc[i], np.searchsorted(edges, balanced.attributes(i, epoch)["thickness"]))
+         for epoch in range(10) for i in range(len(data))],
+        columns=["digit", "quartile"],
+    )  # fmt: skip
+    shares = pd.crosstab(table["digit"], table["quartile"], normalize="index")
+    assert shares.shape == (2, 4)
+    assert float((shares.loc["0"] - shares.loc["1"]).abs().max()) < 0.06
+    assert float(np.abs(shares.to_numpy() - 0.25).max()) < 0.06
+
+
+def test_groups_say_when_some_images_have_no_counterfactual(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CounterfactualDataset(confounded(tmp_path, n=40, every=2), tmp_path, policy="groups")
+    assert "20 of 40 images have no counterfactual sample: they stay real, and their attributes follow" in caplog.text
+
+
+def test_what_is_set_on_the_wrapper_reaches_the_base(shards: Path) -> None:
+    mixed = CounterfactualDataset(source(transform=v2.PILToTensor()), shards, p=0.5)
+    mixed.transform = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
+    assert {mixed[i][0].dtype for i in range(N)} == {torch.float32}  # real and swapped alike
+    mixed.note = "mine"
+    assert not hasattr(mixed.base, "note")
+    assert mixed.note == "mine"
 
 
 def test_groups_warn_where_a_class_cannot_reach_a_value(
