@@ -4,9 +4,10 @@
     reader.picture(i), reader.record(i)      # one checked random read each
     reader.by_key.find(key_hash("img-7.png"))          # where the samples of one source are
 
-The manifest, never a directory listing, says what exists, and every byte handed out has the hash that the index
-states. Only PNG, WebP and JSON are decoded; nothing is unpickled and nothing is executed. Needs numpy and Pillow, not
-torch, diffusers or webdataset. It does not re-hash whole shards on opening: that is :func:`cfaug.offline.verify`.
+The manifest, never a directory listing, says what exists, and every byte handed out agrees with 64 bits of the hash that
+the index states (:mod:`cfaug.offline.reading.columns`). Only PNG, WebP and JSON are decoded; nothing is unpickled and
+nothing is executed. Needs numpy and Pillow, not torch, diffusers or webdataset. It does not re-hash whole shards on
+opening: that is :func:`cfaug.offline.verify`.
 """
 
 from __future__ import annotations
@@ -89,9 +90,10 @@ __all__ = [
 class ShardReader:
     """Every committed sample of a directory of shards, by number 0..len-1, in the order of the manifest's names.
 
-    `place` is a run's output or its ``shards``, a path or a URL. Opening reads the manifest, compares file sizes and reads
-    the indices into fixed columns (:mod:`cfaug.offline.reading.columns`); a read checks the bytes that it read. Picklable,
-    and safe in threads and in forked or spawned workers: files stay open, in each process, and are read by ``pread``.
+    `place` is a run's output or its ``shards``, a path or a URL. Opening reads the manifest, compares file sizes and
+    maps the samples' columns from ``index.bin``, building them from the indices where there is none
+    (:mod:`cfaug.offline.reading.column_file`); a read checks the bytes that it read. Picklable, and safe
+    in threads and in forked or spawned workers: files stay open, in each process, and are read by ``pread``.
     Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `fingerprint` (sha256
     over the names and digests of the shards), `by_key` and `by_pixels` (the samples of a source, see :class:`SourceTable`).
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from cfaug.data import lookup
 from cfaug.data.datasets import to_pil
@@ -77,3 +80,26 @@ def test_the_short_way_through_pillow_and_its_public_one_agree(monkeypatch: pyte
     assert lookup._grid(pictures[1]) is not None  # the Pillow that is installed still has what it uses
     monkeypatch.setattr(lookup, "_grid", lambda picture: None)
     assert [sample_hash(picture) for picture in pictures] == short
+
+
+class _Backwards:
+    """An encoder of Pillow's that gives another order to who asks for just the bytes of a grid; tobytes asks for more."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.setimage, self.cleanup, self._encode = encoder.setimage, encoder.cleanup, encoder.encode
+
+    def encode(self, size: int) -> tuple[int, int, bytes]:
+        used, code, content = self._encode(size)
+        return used, code, content[::-1] if size == lookup.GRID**2 * 3 else content
+
+
+def test_a_pillow_whose_internals_give_something_else_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = to_pil(image(50, 70, 3, 0))
+    expected, short = sample_hash(picture), Image._getencoder  # type: ignore[attr-defined]
+    monkeypatch.setattr(Image, "_getencoder", lambda *rest: _Backwards(short(*rest)))
+    lookup._short_way_holds.cache_clear()
+    try:
+        assert sample_hash(picture) == expected == sample_hash(np.asarray(picture))
+    finally:
+        monkeypatch.undo()
+        lookup._short_way_holds.cache_clear()

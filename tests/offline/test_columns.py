@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import multiprocessing
@@ -9,6 +10,7 @@ import os
 import pickle
 import shutil
 import tempfile
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -330,7 +332,7 @@ def test_large_sets_without_the_file_are_cached(
     monkeypatch.setattr(column_file, "IN_MEMORY", 11)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     assert is_mapped(ShardReader(shards))
-    (cached,) = (tmp_path / "cache" / "cfaug").iterdir()
+    (cached,) = (tmp_path / "cache" / "cfaug").glob("*.bin")
     assert cached.read_bytes() == truth
     assert not (shards / COLUMNS).exists()
     cached.write_bytes(truth[:-5])
@@ -349,6 +351,47 @@ def test_large_sets_without_the_file_are_cached(
     assert not is_mapped(reader)
     assert "could not be kept" in caplog.text
     assert reader.record(3)["key"] == "k3"
+
+
+def _open_and_count(shards: Path, built: Path, barrier: Any, queue: Any) -> None:
+    def counted(*rest: Any) -> Columns:
+        with built.open("a") as file:
+            file.write("x")
+        time.sleep(0.5)
+        return columns.build(*rest)
+
+    column_file.build = counted  # in this process
+    barrier.wait(60)
+    reader = ShardReader(shards)
+    queue.put((is_mapped(reader), list(reader.keys)))
+
+
+def test_ranks_that_open_together_build_once(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (shards / COLUMNS).unlink()
+    monkeypatch.setattr(column_file, "IN_MEMORY", 11)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    context: Any = multiprocessing.get_context("fork")
+    queue, barrier, built = context.Queue(), context.Barrier(4), tmp_path / "built"
+    ranks = [context.Process(target=_open_and_count, args=(shards, built, barrier, queue)) for _ in range(4)]
+    for rank in ranks:
+        rank.start()
+    assert [queue.get(timeout=60) for _ in ranks] == [(True, [f"k{i}" for i in range(12)])] * 4
+    for rank in ranks:
+        rank.join()
+    assert built.read_text() == "x"
+
+
+def test_where_nothing_can_be_locked_the_columns_are_built_all_the_same(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    (shards / COLUMNS).unlink()
+    monkeypatch.setattr(column_file, "IN_MEMORY", 11)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("fcntl.flock", refused)
+    assert is_mapped(ShardReader(shards))
 
 
 def _read(reader: ShardReader) -> tuple[list[str], bytes, tuple[int, ...], bool]:

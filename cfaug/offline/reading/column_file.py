@@ -10,19 +10,23 @@ is touched by that, and processes share those that lookups touch. Whatever else 
 Written whole under a partial name, then renamed; nobody may change a file in place that others have mapped.
 
 A finished run has it beside its shards. Elsewhere (an object store, shards that were copied without it) up to `IN_MEMORY`
-samples are held in memory, and more are written once to ``$XDG_CACHE_HOME/cfaug`` (``~/.cache/cfaug``), by fingerprint.
+samples are held in memory, and more are written to ``$XDG_CACHE_HOME/cfaug`` (``~/.cache/cfaug``), by fingerprint: once,
+however many processes of one machine open them together, for the others wait at a lock beside the file (``flock``; where
+there is none each builds for itself, which is as right). Nothing removes files of shards that are gone: 60 bytes a sample.
 """
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import mmap
 import os
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import xxhash
@@ -75,14 +79,20 @@ def columns_of(
             return map_columns(beside, fingerprint)
         except Unusable as reason:
             log.warning("%s is not used, %s: the columns are built from the indices", beside, reason)
+    if count <= IN_MEMORY:
+        return build(manifest, _reading(storage, sizes), where)
     cached = _cache() / f"index-{fingerprint}.bin"
-    if count > IN_MEMORY and cached.exists():
-        try:
-            return map_columns(cached, fingerprint)
-        except Unusable as reason:
-            log.warning("%s is not used, %s: the columns are built from the indices", cached, reason)
-    columns = build(manifest, _reading(storage, sizes), where)
-    if count > IN_MEMORY:
+    try:
+        return map_columns(cached, fingerprint)
+    except Unusable:
+        pass  # looked at again, and told of, once no other process is writing it
+    with _alone(cached.with_suffix(".lock")):
+        if cached.exists():
+            try:
+                return map_columns(cached, fingerprint)
+            except Unusable as reason:
+                log.warning("%s is not used, %s: the columns are built from the indices", cached, reason)
+        columns = build(manifest, _reading(storage, sizes), where)
         try:
             cached.parent.mkdir(parents=True, exist_ok=True)
             write_columns(cached, columns, fingerprint)
@@ -90,6 +100,21 @@ def columns_of(
         except (OSError, Unusable) as error:
             log.warning("%s could not be kept (%s): %d MB stay in memory", cached, one_line(error), count * BYTES >> 20)
     return columns
+
+
+def _alone(lock: Path) -> AbstractContextManager[Any]:
+    """Held by one process or thread of this machine at a time; by none where nothing can be locked."""
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        handle = lock.open("wb")
+    except OSError:
+        return nullcontext()
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:
+        handle.close()
+        return nullcontext()
+    return handle  # closing it lets the next one in
 
 
 def publish_columns(storage: LocalStorage, manifest: Sequence[ManifestRow]) -> None:

@@ -208,7 +208,7 @@ def build(
             lookup, by_pixels = PIXELS, None
     if by_pixels is None:
         by_pixels = _table(pixels, nulls)
-    if (two := _different(_sorted_by(by_pixels[1], pixels), by_pixels[1], other)) is not None:
+    if (two := _different(pixels[by_pixels[1]], by_pixels[1], other)) is not None:
         raise _shared(two, "pixels", manifest, rows_of)
     return Columns(
         lookup, sizes, held.take("json"), held.take("image"), pixels, by_key[0], by_pixels[0], held.take("blocks").astype(np.uint32, copy=False),
@@ -262,10 +262,6 @@ def _table(hashes: U64, nulls: npt.NDArray[np.bool_]) -> tuple[U64, U32]:
     hashes = hashes[arranged]
     order = np.argsort(hashes, kind="stable")
     return hashes[order], arranged[order]
-
-
-def _sorted_by(rows: U32, column: U64) -> U64:
-    return column[rows]
 
 
 def _different(hashes: U64, rows: U32, pixels: U64) -> tuple[int, int] | None:
