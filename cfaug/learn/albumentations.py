@@ -26,8 +26,10 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from cfaug.errors import UsageError
+from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
-from cfaug.learn.lookups import Counting, open_lookup
+from cfaug.learn.lookups import open_lookup
+from cfaug.learn.pictures import as_pixels
 from cfaug.offline.shards import ShardReader
 
 
@@ -56,7 +58,7 @@ class RandomCounterfactual(Counting, A.ImageOnlyTransform):  # type: ignore[misc
         self._applied = False
         made = super().__call__(*args, force_apply=force_apply, **kwargs)
         if not self._applied and kwargs.get("image") is not None:
-            self.lookup.swap(kwargs["image"], 0.0, 0.0, p=0.0)
+            self.lookup.swap(kwargs["image"], lambda _: (0.0, 0.0), p=0.0)
         return made
 
     def get_params(self) -> dict[str, float]:
@@ -66,7 +68,7 @@ class RandomCounterfactual(Counting, A.ImageOnlyTransform):  # type: ignore[misc
     def apply(self, img: npt.NDArray[np.uint8], *args: Any, choice: float = 0.0, **params: Any) -> Any:
         """The image, or the counterfactual of it that `choice` names."""
         self._applied = True
-        made = self.lookup.swap(img, 0.0, choice, p=1.0)
+        made = self.lookup.swap(img, lambda _: (0.0, choice), p=1.0)
         return img if made is None else made
 
 
@@ -146,7 +148,7 @@ def reseed(transform: Any, python: random.Random, seed: int, epoch: int, index: 
 def _array(value: Any) -> Any:
     """A PIL image or uint8 tensor (C, H, W) as an array (H, W[, C]); anything else as it is."""
     if isinstance(value, Image.Image):
-        return np.array(value if value.mode in ("L", "RGB") else value.convert("RGB"))
+        return np.array(value if value.mode == "L" else as_pixels(value))
     if isinstance(value, torch.Tensor) and value.dtype == torch.uint8 and value.ndim == 3:
-        return np.ascontiguousarray(value.permute(1, 2, 0).numpy())
+        return np.ascontiguousarray(as_pixels(value))
     return value

@@ -19,8 +19,9 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from cfaug.errors import UsageError
+from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
-from cfaug.learn.lookups import Counting, open_lookup
+from cfaug.learn.lookups import open_lookup
 from cfaug.offline.shards import ShardReader
 
 
@@ -72,9 +73,7 @@ class MixingCollate(Counting, Epochs):
         return self._image(sample)
 
     def _image(self, image: Any) -> Any:
-        pixels = self.lookup.key(image)
-        u, v = (0.0, 0.0) if pixels is None else np.random.default_rng([self.seed, self.epoch, pixels]).random(2)
-        made = self.lookup.swap(image, u, v, self.p, self.null_p)
+        made = self.lookup.swap(image, self._drawn, self.p, self.null_p)
         image = image if made is None else made
         if self.transform is not None:
             return self.transform(image)
@@ -83,6 +82,10 @@ class MixingCollate(Counting, Epochs):
                 "transform: expected one that makes tensors of PIL images, came none; batches hold tensors"
             )
         return image
+
+    def _drawn(self, pixels: int) -> tuple[float, float]:
+        u, v = np.random.default_rng([self.seed, self.epoch, pixels]).random(2).tolist()
+        return u, v
 
 
 def _only_image(sample: Mapping[str, Any]) -> str:

@@ -65,6 +65,8 @@ def _refuse_sources(reader: ShardReader, dataset: Any, number: int) -> None:
     base = open_base(dataset)
     for i in tqdm(range(len(base)), desc="comparing held-out images with the shards", delay=PATIENCE, leave=False):
         image = recognisable(base.picture(i))
+        if image is None:
+            continue
         found = reader.by_pixels.find(reader.lookup(image))
         rows = reader.by_pixels.rows[found.start : found.start + found.counterfactuals + found.nulls]
         for row in np.asarray(rows).tolist():

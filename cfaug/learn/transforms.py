@@ -21,7 +21,8 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cfaug.errors import UsageError
-from cfaug.learn.lookups import Counting, open_lookup
+from cfaug.learn.counts import Counting
+from cfaug.learn.lookups import open_lookup
 from cfaug.offline.shards import ShardReader
 
 
@@ -67,7 +68,7 @@ class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
         """`inpt` itself, or what replaces it."""
         if not any(inpt is image for image in params["images"]):
             return inpt
-        made = self.lookup.swap(inpt, params["u"], params["v"], self.p, self.null_p)
+        made = self.lookup.swap(inpt, lambda _: (params["u"], params["v"]), self.p, self.null_p)
         return inpt if made is None else made
 
     def extra_repr(self) -> str:

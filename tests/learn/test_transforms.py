@@ -26,7 +26,8 @@ from cfaug.data import ArrayDataset
 from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import RandomCounterfactual
-from cfaug.learn.lookups import SharedCounts, open_lookup
+from cfaug.learn.counts import SharedCounts
+from cfaug.learn.lookups import open_lookup
 from cfaug.offline.destinations.directory import write_shard
 from cfaug.offline.shards import ShardReader, SourceHashes
 
@@ -97,8 +98,10 @@ def test_swaps_known_images_and_counts(base: ArrayDataset, shards: Path) -> None
 def test_the_sample_is_one_of_this_very_image(shards: Path, base: ArrayDataset) -> None:
     lookup = open_lookup(shards, p=1.0)
     for i in range(N):
-        counterfactuals, nulls = lookup.find(base[i][0])
-        records = [lookup.reader.record(int(row)) for row in (*counterfactuals, *nulls)]
+        table = lookup.reader.by_pixels
+        start, *many = table.find(lookup.reader.lookup(base[i][0]))
+        assert many == [2, 1]
+        records = [lookup.reader.record(row) for row in table.rows[start : start + 3].tolist()]
         assert [r["source_key"] for r in records] == [base.key(i)] * 3
         assert [r["replica"] for r in records] == [0, 1, 2]
 
@@ -209,7 +212,7 @@ def test_the_stream_does_not_depend_on_what_is_known(base: ArrayDataset, shards:
 )
 def test_the_rule(u: float, v: float, p: float, rest: float) -> None:
     null_p = (1 - p) * rest
-    made = _LOOKUP.swap(_BASE[0][0], u, v, p, null_p)
+    made = _LOOKUP.swap(_BASE[0][0], lambda _: (u, v), p, null_p)
     if u < p:
         assert drawn(made) == (1 if v < 0.5 else 11)
     elif u < p + null_p:
@@ -258,7 +261,7 @@ def test_counts_are_the_truth_in_every_worker(
 def test_counts_of_many_processes_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = SharedCounts()
     for process in (5, 5 + SharedCounts.ROWS, 6, 5):  # the second falls on the row of the first
-        monkeypatch.setattr("cfaug.learn.lookups.os.getpid", lambda process=process: process)
+        monkeypatch.setattr("cfaug.learn.counts.os.getpid", lambda process=process: process)
         counts.add(matched=True, swapped=False)
     owners = counts._table[:-1, SharedCounts.OWNER]
     assert sorted(owners[owners > 0].tolist()) == [5, 6, 5 + SharedCounts.ROWS]
