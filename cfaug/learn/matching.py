@@ -11,16 +11,21 @@ and not looked at has the pixels of its source.
 from __future__ import annotations
 
 import logging
+import random
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from tqdm.auto import tqdm
 
+from cfaug.data.lookup import sample_hash
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import Base
+from cfaug.learn.bases.base import undrawn
 from cfaug.learn.guard import PATIENCE
 from cfaug.learn.pictures import recognisable
 from cfaug.offline.shards import ShardReader, key_hashes
@@ -29,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PIXELS_CHECKED = 16  # sources whose pixels are compared when matching was by key
 LABELS_CHECKED = 256  # sources whose label is compared with the target in their record
+NOISE = 0.1  # share of them that may disagree: labels are corrected, and some are wrong
 Int32s = npt.NDArray[np.int32]
 
 
@@ -71,6 +77,9 @@ class Matches:
 
 def match(base: Base, reader: ShardReader, key: Callable[[int], str] | None = None, guard: bool = True) -> Matches:
     """The samples of every image of ``base``; DataError when none has any, or when what was compared differs."""
+    if key is not None and not callable(key):
+        raise UsageError(f"key: expected a function from an index to a source key, came {type(key).__name__}")
+    _refuse_random(base)
     keys: Sequence[str] | None = [str(key(i)) for i in range(len(base))] if key is not None else base.keys()
     found = None if keys is None else _by_key(keys, reader)
     if found is not None and not found.total.any() and key is None:
@@ -92,9 +101,30 @@ def match(base: Base, reader: ShardReader, key: Callable[[int], str] | None = No
 
 
 _WHY_NO_PIXELS = (
-    "no image has the pixels of a source; a base that resizes or crops before its transform hides them, and so does "
-    "compressing them again; pass key= if you know the source keys"
+    "no image has the pixels of a source; a base that resizes, crops or recolours (grey, a palette) before its transform "
+    "hides them, and so does compressing them again; pass key= if you know the source keys"
 )
+
+
+def _refuse_random(base: Base) -> None:
+    """UsageError for a base that augments before its transform: what it does would be missing in counterfactuals alone."""
+    for i in _spread(np.arange(len(base)), PIXELS_CHECKED):
+        shown = []
+        for seed in (2 * i, 2 * i + 1):
+            with undrawn():
+                random.seed(seed)
+                np.random.seed(seed)
+                torch.manual_seed(seed)
+                try:
+                    image = recognisable(base.picture(i))
+                except UsageError:
+                    return  # it shows floats only
+                shown.append(None if image is None else sample_hash(image))
+        if shown[0] != shown[1]:
+            raise UsageError(
+                f"base: expected the same untransformed image {i} whenever it is read, came two: an augmentation before its "
+                "transform would be missing in counterfactuals; move it into the transform"
+            )
 
 
 def _by_key(keys: Sequence[str], reader: ShardReader) -> Matches:
@@ -133,7 +163,8 @@ def _check_pixels(
         try:
             factual = recognisable(base.picture(i))
         except UsageError:
-            return  # the base shows floats only: there are no pixels to compare
+            log.warning("keys are believed unseen: the base shows no untransformed pixels to compare with the sources")
+            return
         if factual is None or not reader.confirms(int(found.rows[found.start[i]]), factual):
             raise DataError(
                 f"{reader.directory}: image {keys[i]!r} differs from the source of its samples; "
@@ -142,24 +173,47 @@ def _check_pixels(
 
 
 def _check_labels(base: Base, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64]) -> None:
-    """Targets in records and labels of the base, one to one, on at most LABELS_CHECKED images spread over all."""
-    targets: dict[Hashable, tuple[Any, str]] = {}
-    labels: dict[Any, tuple[Hashable, str]] = {}
+    """Targets in records and labels of the base, one to one, on at most LABELS_CHECKED images spread over all.
+
+    A few that disagree (labels that somebody corrected) are told; more are other classes: DataError.
+    """
+    pairs: Counter[tuple[Hashable, Any]] = Counter()
+    seen: dict[tuple[Hashable, Any], str] = {}
     for i in _spread(matched, LABELS_CHECKED):
         row = int(found.rows[found.start[i]])
         label, target = scalar(base.label(i)), reader.record(row)["target"]
         if label is None or target is None or isinstance(label, float) or isinstance(target, float):
             continue  # no class: several labels, a continuous target, or none
-        where = reader.where(row)
-        for mine, other, seen in ((label, target, labels), (target, label, targets)):
-            before, first = seen.setdefault(mine, (other, where))
-            if before != other:
-                what = "target" if seen is labels else "label of the base"
-                raise DataError(
-                    f"{reader.directory}: expected one {what} for each {'label' if seen is labels else 'target'}, came "
-                    f"{before!r} ({first}) and {other!r} ({where}) for {mine!r}: these are not the classes that the shards "
-                    "were made for (guard=False if you regrouped them on purpose)"
-                )
+        pairs[label, target] += 1
+        seen.setdefault((label, target), reader.where(row))
+    agreed: dict[Hashable, Any] = {}
+    for label, target in [pair for pair, _ in pairs.most_common()]:
+        if label not in agreed and target not in agreed.values():
+            agreed[label] = target
+    others = [(label, target) for label, target in pairs if agreed.get(label, _NONE) != target]
+    if not others:
+        return
+    odd = sum(pairs[pair] for pair in others)
+    label, target = max(others, key=lambda pair: pairs[pair])
+    same_label = [pair for pair in pairs if pair[0] == label and pair != (label, target)]
+    other = (
+        same_label[0] if same_label else next(pair for pair in pairs if pair[1] == target and pair != (label, target))
+    )
+    what, of = ("target", f"label {label!r}") if same_label else ("label of the base", f"target {target!r}")
+    said = [repr(pair[1] if same_label else pair[0]) + f" ({seen[pair]})" for pair in (other, (label, target))]
+    line = f"expected one {what} for each {of.split()[0]}, came {said[0]} and {said[1]} for {of}"
+    if odd <= NOISE * pairs.total():
+        log.warning(
+            "%s: %s; so in %d of %d images: the base's label counts", reader.directory, line, odd, pairs.total()
+        )
+        return
+    raise DataError(
+        f"{reader.directory}: {line}: these are not the classes that the shards were made for ({odd} of {pairs.total()} images "
+        "disagree; check_labels=False if you regrouped them on purpose)"
+    )
+
+
+_NONE = object()
 
 
 def scalar(label: Any) -> Hashable | None:

@@ -17,6 +17,7 @@ That is what the null control and the counterfactuals-only control are for.
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -32,6 +33,7 @@ from cfaug.learn.draws import KINDS, Append, Draw, Drawn, Kind, Policy, Replace,
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.guard import open_training_shards, refuse_split
 from cfaug.learn.independence import Independent
+from cfaug.learn.inner import inner_datasets, mark_of, marks_of
 from cfaug.learn.matching import Matches, match
 from cfaug.offline.shards import ShardReader
 
@@ -45,22 +47,9 @@ log = logging.getLogger(__name__)
 PolicyName = Literal["replace", "append", "pairs", "groups"]
 POLICIES: tuple[str, ...] = get_args(PolicyName)
 KEPT = 1 << 21  # items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
-PER_ITEM = frozenset(  # as long as the base is
-    (
-        "targets",
-        "samples",
-        "imgs",
-        "labels",
-        "indices",
-        "data",
-        "table",
-        "key",
-        "image",
-        "images",
-        "y_array",
-        "metadata_array",
-    )
-)
+IN_PLACE = frozenset(
+    {"set_transform", "set_format", "reset_format", "unique"}
+)  # methods of HF datasets that make no other
 
 
 class CounterfactualDataset(Epochs, Dataset[Any]):
@@ -75,7 +64,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     ``policy``: see above. Sources are matched by ``key(i)`` (given here, or what the base knows), else by pixels.
     ``transform``: how a PIL image becomes the image that ``base`` yields; needed only when the base hides its own.
     ``image_key``: which field holds the image, where that is not clear. ``held_out``: data sets none of whose images may be
-    a source (:func:`cfaug.learn.guard.open_training_shards`). ``guard=False`` lets other splits and other classes pass.
+    a source (:func:`cfaug.learn.guard.open_training_shards`). ``guard=False`` lets other splits pass, ``check_labels=False``
+    classes that do not correspond one to one.
 
     Attributes of the base (``classes``, ``class_to_idx``, ...) are the wrapper's too. ``set_epoch(e)`` changes the draw, in
     persistent workers too. Raises UsageError for probabilities out of range or a base without length, DataError when nothing
@@ -97,18 +87,26 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         image_key: str | int | None = None,
         held_out: Iterable[Any] = (),
         guard: bool = True,
+        check_labels: bool = True,
     ) -> None:
         self.p, self.null_p = checked_shares(p, null_p, policy)
         if isinstance(seed, bool) or int(seed) != seed or seed < 0:
             raise UsageError(f"seed: expected a whole number of at least 0, came {seed!r}")
         self.base, self.seed, self.policy = base, int(seed), policy
+        if any(isinstance(part, CounterfactualDataset) for part in inner_datasets(base)):
+            raise UsageError(
+                "base: expected a data set without counterfactuals, came one that is wrapped already; wrap once"
+            )
         self.opened = open_base(base, transform, image_key)
+        if not len(self.opened):
+            raise DataError("base: expected images, came an empty data set; check its path or its split")
         if guard:
             refuse_split(base)
         self.reader = open_training_shards(shards, guard, held_out)
         Epochs.__init__(self)
         self._drawn: tuple[int, Drawn] | None = None
-        self.matches: Matches = match(self.opened, self.reader, key, guard)
+        self.matches: Matches = match(self.opened, self.reader, key, guard and check_labels)
+        self._marks = marks_of(base)
         self._tell_missing()
         self._policy = self._chosen()
         self._drawing = policy == "groups" or self.p + self.null_p > 0
@@ -141,15 +139,27 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     def __len__(self) -> int:
         return self._policy.length
 
+    def __repr__(self) -> str:
+        known = int(np.count_nonzero(self.matches.total))
+        return (
+            f"CounterfactualDataset({type(self.base).__name__}, {str(self.reader.directory)!r}, policy={self.policy!r}, p={self.p}, "
+            f"null_p={self.null_p}, seed={self.seed}): {len(self)} items, {known} of {len(self.opened)} images have samples"
+        )
+
     def __getattr__(self, name: str) -> Any:
         # only what the wrapper itself lacks comes here; `base` is missing while an object is being unpickled
         if name.startswith("_") or "base" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        if name in PER_ITEM and "_policy" in self.__dict__ and len(self) != len(self.opened):
+        value = getattr(self.base, name)
+        if "_policy" in self.__dict__ and len(self) != len(self.opened) and _per_item(name, value, len(self.opened)):
             raise AttributeError(
-                f"{name!r} of the base has {len(self.opened)} entries, policy 'append' has {len(self)}"
+                f"{name!r} of the base is of its {len(self.opened)} items, policy 'append' has {len(self)}"
             )
-        return getattr(self.base, name)
+        if callable(value) and type(self.base).__module__.startswith("datasets.") and name not in IN_PLACE:
+            raise AttributeError(
+                f"{name!r} of a Hugging Face dataset makes one without counterfactuals: call it before wrapping, or on .base"
+            )
+        return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         # what a loop sets on its dataset (a transform) is meant for the base, whose attributes are read through the wrapper
@@ -165,6 +175,14 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
             "_drawn": None,
         }  # every worker draws the epoch itself: what is sent stays small
 
+    def set_epoch(self, epoch: int) -> None:
+        """Show epoch ``epoch``'s draw from now on, in every worker; a base that has epochs is told too (as ever, not one that a
+        persistent worker holds)."""
+        super().set_epoch(epoch)
+        for part in inner_datasets(self.base):
+            if callable(getattr(part, "set_epoch", None)):
+                part.set_epoch(epoch)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to show the same again: the epoch, and what the draw depends on besides."""
         return {
@@ -175,15 +193,18 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue in the checkpoint's epoch; UsageError where seed, policy, shares, length or shards are others."""
         mine = self.state_dict()
-        if set(state) != set(mine):
-            raise UsageError(f"checkpoint: expected {', '.join(mine)}, came {', '.join(map(str, state)) or 'nothing'}")
+        if not isinstance(state, Mapping) or set(state) != set(mine):
+            came = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+            raise UsageError(
+                f"checkpoint: expected {', '.join(mine)}, came {came or 'nothing'}; pass what state_dict() gave"
+            )
         for name, value in mine.items():
             if name != "epoch" and state[name] != value:
                 raise UsageError(
                     f"checkpoint: expected {name}={value!s:.40} as in this dataset, came {state[name]!s:.40}; the draws would "
                     "be others: build the dataset as it was"
                 )
-        self.set_epoch(int(state["epoch"]))
+        self.set_epoch(state["epoch"])
 
     def draws(self, epoch: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
         """(kinds, rows) of all items: kind 0 real, 1 counterfactual, 2 null; the shard row, -1 for real."""
@@ -216,9 +237,15 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         return dict(table_of(self.base).iloc[draw.source])
 
     def _index(self, i: int) -> int:
+        try:
+            i = operator.index(i)
+        except TypeError:
+            raise TypeError(
+                f"expected the index of one item, came {i!r}; torch.utils.data.Subset takes many, .base has the columns"
+            ) from None
         if not -len(self) <= i < len(self):
-            raise IndexError(i)
-        return int(i) % len(self)
+            raise IndexError(f"expected an index below {len(self)}, came {i}")
+        return i % len(self)
 
     def __getitem__(self, i: int) -> Any:
         if not self._drawing and self.policy == "replace":
@@ -231,6 +258,11 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     def _shown(self, draw: Draw) -> Any:
         if draw.row is None:
             return self.opened.item(draw.source)
+        if self._marks is not None and mark_of(self.base, draw.source) != self._marks[draw.source]:
+            raise DataError(
+                f"base: expected at index {draw.source} the image that was there when it was wrapped, came another; it was "
+                "reordered since: wrap it again"
+            )
         return self.opened.swapped(draw.source, self.reader.picture(draw.row))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
@@ -241,7 +273,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         if self._drawing:
             self._serve(len(indices), len(self))
         draws = [self.provenance(i) for i in indices]
-        real = iter(together([draw.source for draw in draws if draw.row is None]))
+        wanted = [draw.source for draw in draws if draw.row is None]
+        real = iter(together(wanted) if wanted else ())  # a transform that stacks cannot make an empty batch
         return [next(real) if draw.row is None else self._shown(draw) for draw in draws]
 
     def materialise(
@@ -278,3 +311,10 @@ def checked_shares(p: float | None, null_p: float, policy: str = "replace") -> t
     if policy != "append" and chosen + null_p > 1.0 + 1e-9:
         raise UsageError(f"p + null_p: expected at most 1 (the rest is the real fraction), came {chosen} + {null_p}")
     return float(chosen), float(null_p)
+
+
+def _per_item(name: str, value: Any, items: int) -> bool:
+    """Whether an attribute of a base holds one value an item, or takes an index: of no use to who has more items."""
+    if callable(value):
+        return name in ("key", "image")
+    return not isinstance(value, str | dict) and hasattr(value, "__len__") and len(value) == items

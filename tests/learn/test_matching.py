@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from coloured_shards import N, source, write
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from cfaug.data import ArrayDataset
+from cfaug.data import ArrayDataset, Attribute, Schema, pixel_digest
+from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn.guard import open_training_shards
+from cfaug.offline.destinations.directory import write_shard
+from cfaug.offline.shards import Sample, SourceHashes
 
 
 class Pictures(Dataset[Any]):
@@ -78,7 +82,7 @@ def test_keys_of_another_kind_fall_back_to_pixels(base: ArrayDataset, shards: Pa
 @pytest.mark.parametrize(
     ("labels", "says"),
     [
-        ([i % 3 for i in range(N)], "expected one label of the base for each target"),
+        ([i % 3 for i in range(N)], "expected one (label of the base|target) for each (target|label)"),
         ([0] * N, "expected one target for each label"),
         (["cat" if i % 4 == 0 else "dog" for i in range(N)], "expected one target for each label, came '1'"),
     ],
@@ -88,7 +92,7 @@ def test_classes_that_are_not_those_of_the_shards(
 ) -> None:
     with pytest.raises(DataError, match=says):
         CounterfactualDataset(Pictures(base, labels), shards)
-    mixed = CounterfactualDataset(Pictures(base, labels), shards, p=1.0, guard=False)
+    mixed = CounterfactualDataset(Pictures(base, labels), shards, p=1.0, check_labels=False)
     assert [mixed[i][1] for i in range(N)] == labels
 
 
@@ -98,9 +102,90 @@ def test_names_numbers_and_tensors_are_one_to_one(base: ArrayDataset, shards: Pa
     assert CounterfactualDataset(Pictures(base, labels), shards, p=1.0)[3][1] == labels[3]
 
 
+def test_a_few_labels_may_be_others(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    labels = [1 - i % 2 if i in (3, 20) else i % 2 for i in range(N)]
+    assert CounterfactualDataset(Pictures(base, labels), shards, p=1.0)[3][1] == labels[3]
+    assert "so in 2 of 40 images: the base's label counts" in caplog.text
+
+
 def test_labels_that_are_no_classes_are_left_alone(base: ArrayDataset, shards: Path) -> None:
     several = [torch.tensor([i % 2, i % 3]) for i in range(N)]
     assert torch.equal(CounterfactualDataset(Pictures(base, several), shards, p=1.0)[5][1], several[5])
+
+
+def large(directory: Path) -> ArrayDataset:
+    """Four images of 40 x 40 pixels that agree on the grid by which images are recognised; samples of the first two."""
+    rng = np.random.default_rng(0)
+    images = np.repeat(rng.integers(0, 255, (1, 40, 40, 3), dtype=np.uint8), 4, axis=0)
+    images[:, 0, 0, 0] = [1, 2, 3, 4]  # the grid begins at (1, 1)
+    table = pd.DataFrame({"digit": ["0", "1"] * 2}, index=[f"large-{i}" for i in range(4)])
+    data = ArrayDataset(images, table, Schema([Attribute("digit")], "digit").fit(table))
+    assert len({sample_hash(image) for image in images}) == 1
+    samples = []
+    for i in range(2):
+        record = {
+            "schema": 1, "key": f"train-{i}", "source_key": data.key(i), "source_digest": pixel_digest(images[i]),
+            "split": "train", "do": {"colour": "red"}, "attributes": {"colour": "red"}, "factual": {"colour": "blue"},
+            "target": str(i), "seed": i, "replica": 0, "model": "m" * 64, "quality": {},
+        }  # fmt: skip
+        hashes = SourceHashes(sample_hash(images[i]), pixels_hash(images[i]))
+        samples.append(Sample(f"train-{i}", np.full((40, 40, 3), i, np.uint8), record, hashes))
+    write_shard(directory / "both", "cf-train-000000.tar", samples, "p" * 64, "m" * 64)
+    write_shard(directory / "one", "cf-train-000000.tar", samples[:1], "p" * 64, "m" * 64)
+    return data
+
+
+def test_a_shared_grid_is_no_match(tmp_path: Path) -> None:
+    data = large(tmp_path)
+    for shards, known in (("one", [True, False, False, False]), ("both", [True, True, False, False])):
+        mixed = CounterfactualDataset(Pictures(data), tmp_path / shards, p=1.0)
+        assert (mixed.matches.total > 0).tolist() == known
+        rows = [mixed.provenance(i).row for i in range(4)]
+        assert rows == [i if known[i] else None for i in range(4)]
+        CounterfactualDataset(Pictures(data), tmp_path / shards, held_out=[Pictures(base_of(data, [2, 3]))])
+    with pytest.raises(DataError, match="sample 'train-1', whose source is image 1"):
+        open_training_shards(tmp_path / "both", held_out=[Pictures(base_of(data, [3, 1]))])
+
+
+class Flipping(Pictures):
+    """Augments by itself, before anything that could be called a transform."""
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, Any]:
+        image, label = super().__getitem__(i)
+        return (image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if torch.rand(()) < 0.5 else image), label
+
+
+def test_an_augmentation_before_the_transform_is_refused(base: ArrayDataset, shards: Path) -> None:
+    state = torch.get_rng_state()
+    with pytest.raises(UsageError, match="an augmentation before its transform would be missing in counterfactuals"):
+        CounterfactualDataset(Flipping(base), shards)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_base_that_is_reordered_afterwards_is_refused(tmp_path: Path, base: ArrayDataset) -> None:
+    part = Subset(base, list(range(N)))
+    mixed = CounterfactualDataset(part, write(tmp_path / "shards", base), p=1.0)
+    first = mixed[0]
+    assert first[1] == base[0][1]
+    part.indices.reverse()
+    with pytest.raises(DataError, match="it was reordered since: wrap it again"):
+        mixed[0]
+    part.indices.reverse()
+    assert np.array_equal(np.asarray(mixed[0][0]), np.asarray(first[0]))
+
+
+def test_a_wrapped_base_is_not_wrapped_again(base: ArrayDataset, shards: Path) -> None:
+    wrapped = CounterfactualDataset(base, shards)
+    for again in (wrapped, Subset(wrapped, [0, 1]), ConcatDataset([wrapped, wrapped])):
+        with pytest.raises(UsageError, match="wrapped already"):
+            CounterfactualDataset(again, shards)
+
+
+def test_an_empty_base_is_one_line(base: ArrayDataset, shards: Path) -> None:
+    with pytest.raises(DataError, match="came an empty data set"):
+        CounterfactualDataset(Subset(base, []), shards)
+    with pytest.raises(UsageError, match="key: expected a function"):
+        CounterfactualDataset(base, shards, key=["a"])  # type: ignore[arg-type]
 
 
 def test_a_validation_split_is_not_augmented(shards: Path) -> None:

@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import torch
 from coloured_shards import N, source
-from torch.utils.data import DataLoader
+from datasets import Dataset as Table
+from datasets import Image as Picture
+from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset, pixel_digest
@@ -230,11 +232,14 @@ def test_the_wrapper_answers_for_its_base(base: ArrayDataset, shards: Path) -> N
     assert mixed.schema is base.schema
     with pytest.raises(AttributeError, match="nothing_of_this"):
         _ = mixed.nothing_of_this
-    base.samples = list(range(N))  # type: ignore[attr-defined]
-    assert len(mixed.samples) == N
-    with pytest.raises(AttributeError, match="policy 'append' has"):
-        _ = CounterfactualDataset(base, shards, policy="append").samples
-    del base.samples  # type: ignore[attr-defined]
+    base.weights = np.ones(N)  # type: ignore[attr-defined]
+    assert len(mixed.weights) == N
+    longer = CounterfactualDataset(base, shards, policy="append")
+    for name in ("weights", "table", "key", "image", "images"):
+        with pytest.raises(AttributeError, match="policy 'append' has"):
+            getattr(longer, name)
+    assert longer.schema is base.schema
+    del base.weights  # type: ignore[attr-defined]
 
 
 def test_batches_are_asked_of_a_base_that_reads_batches(shards: Path) -> None:
@@ -254,6 +259,54 @@ def test_batches_are_asked_of_a_base_that_reads_batches(shards: Path) -> None:
         assert torch.equal(targets, labels)
     assert len(asked) == 5
     assert sorted(i for batch in asked for i in batch) == [i for i in range(N) if ours.provenance(i).kind == "real"]
+
+
+def test_a_batch_without_a_real_image_asks_the_base_for_none(shards: Path) -> None:
+    class Stacking(ArrayDataset):
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            together = torch.stack([torch.from_numpy(self.image(i)) for i in indices])  # fails on nothing
+            return [(image.permute(2, 0, 1), self[i][1]) for image, i in zip(together, indices)]
+
+    plain = source(transform=v2.PILToTensor())
+    mixed = CounterfactualDataset(
+        Stacking(plain.images, plain.table, plain.schema, transform=plain.transform), shards, p=1.0
+    )
+    assert sum(len(images) for images, _ in DataLoader(mixed, 4)) == N
+
+
+def test_the_epoch_reaches_a_base_that_has_one(shards: Path) -> None:
+    class Curriculum(ArrayDataset):
+        epoch = -1
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epoch = epoch
+
+    plain = source()
+    base = Curriculum(plain.images, plain.table, plain.schema)
+    CounterfactualDataset(Subset(base, range(10)), shards).set_epoch(4)
+    assert base.epoch == 4
+
+
+def test_methods_that_would_drop_the_counterfactuals_are_refused(base: ArrayDataset, shards: Path) -> None:
+    table = Table.from_dict({"image": [base[i][0] for i in range(N)], "label": [base[i][1] for i in range(N)]})
+    mixed = CounterfactualDataset(table.cast_column("image", Picture()), shards, p=1.0)
+    assert set(mixed[0]) == {"image", "label"}
+    assert mixed.column_names == ["image", "label"]
+    for name in ("shuffle", "filter", "with_transform", "train_test_split"):
+        with pytest.raises(AttributeError, match="makes one without counterfactuals: call it before wrapping"):
+            getattr(mixed, name)
+    mixed.set_transform(lambda batch: {"label": batch["label"]})
+    assert set(mixed.base[0]) == {"label"}
+
+
+def test_an_index_is_one_number(base: ArrayDataset, shards: Path) -> None:
+    mixed = CounterfactualDataset(base, shards)
+    assert mixed[np.int64(3)][1] == mixed[torch.tensor(3)][1] == base[3][1]
+    for wrong in (slice(0, 3), "label", 1.0, [1, 2]):
+        with pytest.raises(TypeError, match="expected the index of one item"):
+            mixed[wrong]  # type: ignore[index]
+    assert "policy='replace', p=0.5" in repr(mixed)
+    assert "40 of 40 images have samples" in repr(mixed)
 
 
 def test_quiet_when_everything_matches(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:

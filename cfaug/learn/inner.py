@@ -1,0 +1,51 @@
+"""What the wrapper must know of the data sets inside its base: which image stands where, who draws epochs, who is wrapped already."""
+
+from __future__ import annotations
+
+import bisect
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import DatasetFolder
+
+from cfaug.data.datasets import AttributeDataset
+
+
+def inner_datasets(dataset: Any) -> Iterator[Any]:
+    """The data set itself, and those that its Subsets and ConcatDatasets are made of."""
+    yield dataset
+    if isinstance(dataset, Subset):
+        yield from inner_datasets(dataset.dataset)
+    elif isinstance(dataset, ConcatDataset):
+        for part in dataset.datasets:
+            yield from inner_datasets(part)
+
+
+def mark_of(dataset: Any, i: int) -> int | None:
+    """32 bits of what names the image at index i (its path, its key), None where the data set has no such name.
+
+    A data set whose list of files is shuffled after it was matched would show the counterfactual of one image with the label
+    of another.
+    """
+    if isinstance(dataset, Subset):
+        return mark_of(dataset.dataset, int(dataset.indices[i]))
+    if isinstance(dataset, ConcatDataset):
+        part = bisect.bisect_right(dataset.cumulative_sizes, i)
+        return mark_of(dataset.datasets[part], i - (dataset.cumulative_sizes[part - 1] if part else 0))
+    if isinstance(dataset, DatasetFolder):
+        return zlib.crc32(str(dataset.samples[i][0]).encode()) if i < len(dataset.samples) else -1
+    if isinstance(dataset, AttributeDataset):
+        return zlib.crc32(dataset.key(i).encode())
+    return None
+
+
+def marks_of(dataset: Any) -> npt.NDArray[np.uint32] | None:
+    """(N,) :func:`mark_of` every index; None where the data set has no names."""
+    if not len(dataset) or mark_of(dataset, 0) is None:
+        return None
+    marks = [mark_of(dataset, i) for i in range(len(dataset))]
+    return None if None in marks else np.array(marks, dtype=np.uint32)
