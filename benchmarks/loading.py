@@ -2,7 +2,9 @@
 
     python benchmarks/loading.py                  # everything; about fifteen minutes on two quiet cores
     python benchmarks/loading.py wrapper          # one part: wrapper, lookup, index or order
-    python benchmarks/loading.py --quick          # the same on less, to see that it runs
+    python benchmarks/loading.py --quick --out F  # the same on less, to see that it runs
+
+A part that is run again replaces its rows in results/loading.jsonl.
 
 `wrapper`, here: an ImageFolder of 224 px JPEG photographs with PILToTensor, read by a DataLoader with 0 and 2 workers. Both sides
 are read in turns of one epoch each, so both see the same machine; the figure is the median over the turns of the ratio of
@@ -27,18 +29,16 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rows import cpu, record
+from rows import cpu, forget, record
+from samples import counterfactual
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 from writing import photograph
 
-from cfaug.data import pixel_digest
-from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.learn import CounterfactualDataset
 from cfaug.offline import write_shard
-from cfaug.offline.shards import Sample, SourceHashes
 
 RESULTS = Path(__file__).parent / "results" / "loading.jsonl"
 OTHERS = {"lookup": "loading_lookup", "index": "loading_index", "order": "loading_order"}
@@ -55,14 +55,7 @@ def write(directory: Path, images: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(photograph(PIXELS, rng)).save(path, quality=90)
         source = np.asarray(default_loader(str(path)))
-        made = photograph(PIXELS, rng)
-        key = f"train-{i:09d}"
-        record = {
-            "schema": 1, "key": key, "source_key": name, "source_digest": pixel_digest(source), "split": "train",
-            "do": {"colour": "red"}, "attributes": {"colour": "red"}, "factual": {"colour": "blue"}, "target": "ab"[i % 2],
-            "seed": i, "replica": 0, "model": "0" * 64, "quality": {"change_l1": 0.25},
-        }  # fmt: skip
-        samples.append(Sample(key, made, record, SourceHashes(sample_hash(source), pixels_hash(source))))
+        samples.append(counterfactual(i, name, source, photograph(PIXELS, rng), target="ab"[i % 2]))
     (directory / "made").mkdir()
     write_shard(directory / "shards", "cf-train-000000.tar", samples, "0" * 64, "0" * 64)
     for i, sample in enumerate(samples):
@@ -121,6 +114,9 @@ def compared(ours: Dataset[Any], theirs: Dataset[Any], workers: int, turns: int)
 
 
 def wrapper(out: Path, quick: bool) -> None:
+    """Write the rows of `wrapper` to `out`, in place of those that are there."""
+    command = "python benchmarks/loading.py wrapper" + (" --quick" if quick else "")
+    forget(out, command)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         write(place, 96 if quick else 640)
@@ -137,7 +133,7 @@ def wrapper(out: Path, quick: bool) -> None:
                 ("p0.5", compared(mixed, direct, workers, turns)),
             ):
                 row = {"what": what, "pixels": PIXELS, "images": len(bare), "workers": workers, **found}
-                record(out, row, command="python benchmarks/loading.py wrapper", cpu=cpu())
+                record(out, row, command=command, cpu=cpu())
 
 
 def main() -> None:

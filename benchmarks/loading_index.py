@@ -4,11 +4,15 @@
 
 - `random access`: one picture by number from a shard, checked and decoded, over ``Image.open(path).convert("RGB")`` of the same
   PNG in a folder. The pictures are crops of photographs. The two take turns at 16 pictures each, in random order; the median
-  over the turns of the ratio of their processor seconds. `xxh3`: whether the index rows have the quick hashes.
+  over the turns of the ratio of their processor seconds. `xxh3`: whether the index rows have the quick hashes. 256 pictures (64
+  from 200 px on), all in the page cache: this compares work of the processor, not disks.
 - `index`: 10 000 shards of 1000 samples whose tars are sparse files of the right size, four samples a source. Bytes a sample of
   index.bin; seconds, and processor seconds (the machine may be busy), to build it from the indices and to open the shards in
   a fresh process (page cache warm; imports apart); and that process's memory before and after opening and after 200 000
   random lookups of sources and rows: private (anonymous) and shared (pages of files, one for all processes).
+- `opening`: of the same set by what a training loop opens, in fresh processes (imports apart, page cache warm): RandomCounterfactual,
+  CounterfactualStream, and CounterfactualDataset over a base of a million images that knows their keys. Each opens the reader
+  too. The tars are empty, so the 16 sources and 256 records that CounterfactualDataset compares are read and then believed.
 """
 
 from __future__ import annotations
@@ -30,12 +34,12 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests" / "offline")]
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
-from rows import cpu, record  # noqa: E402
+from rows import cpu, forget, record  # noqa: E402
 
 from cfaug.offline import ShardReader, write_shard  # noqa: E402
 from cfaug.offline.destinations.storage import LocalStorage  # noqa: E402
 from cfaug.offline.format import COLUMNS, ManifestRow, Sample, SourceHashes, tar_size  # noqa: E402
-from cfaug.offline.reading.column_file import BYTES, publish_columns  # noqa: E402
+from cfaug.offline.reading.column_file import BYTES, HEADER, publish_columns  # noqa: E402
 from cfaug.offline.shards import key_hash  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "loading.jsonl"
@@ -44,14 +48,18 @@ BLOCK = 16  # pictures in a turn
 LOOKUPS = 200_000
 JSON_BYTES, IMAGE_BYTES = 700, 3000  # of a sample of the large set; in the tar 1536 and 3584
 PER_SOURCE = 4
+BASE = 1_000_000  # images of the data set that is wrapped
+USERS = ("RandomCounterfactual", "CounterfactualStream", "CounterfactualDataset")
 
 
 def measure(out: Path, quick: bool) -> None:
-    """Append the rows of both measurements to `out`."""
+    """Write the rows of the three measurements to `out`, in place of those that are there."""
+    forget(out, _command(quick))
     for pixels in PIXELS[:3] if quick else PIXELS:
         for xxh3 in (True, False):
             record(out, random_access(pixels, xxh3, 40 if quick else 200), command=_command(quick), cpu=cpu())
-    record(out, index(100 if quick else 10_000, 1000), command=_command(quick), cpu=cpu())
+    for row in index(100 if quick else 10_000, 1000, BASE // (100 if quick else 1)):
+        record(out, row, command=_command(quick), cpu=cpu())
 
 
 def random_access(pixels: int, xxh3: bool, turns: int) -> dict[str, Any]:
@@ -131,31 +139,45 @@ def _row(number: int, at: tuple[int, int], hexes: str) -> str:
     )
 
 
-def index(shards: int, per_shard: int, repeats: int = 5) -> dict[str, Any]:
-    """One row about a set of `shards` times `per_shard` samples."""
+def index(shards: int, per_shard: int, images: int, repeats: int = 5) -> list[dict[str, Any]]:
+    """The rows about a set of `shards` times `per_shard` samples, and what opens them for a base of `images`."""
     with tempfile.TemporaryDirectory(dir=".") as place:
         directory = Path(place)
         synthetic(directory, shards, per_shard)
         built = _apart("build", directory)
         size = (directory / COLUMNS).stat().st_size
         opened = [_apart("open", directory) for _ in range(repeats)]
+        used = {name: [_apart(f"use={name}:{images}", directory) for _ in range(3)] for name in USERS}
         indices = sum(path.stat().st_size for path in directory.glob("*.index.jsonl"))
     seconds = [one["seconds"] for one in opened]
     samples = shards * per_shard
     middle = sorted(opened, key=lambda one: one["seconds"])[repeats // 2]
-    return {
-        "what": "index", "samples": samples, "shards": shards, "index_bytes_a_sample": round(indices / samples, 1),
+    about = {"samples": samples, "page_cache": "warm"}
+    users = [
+        {
+            "what": "opening", "of": name, **about, **({"base_images": images} if name == "CounterfactualDataset" else {}),
+            "open_median_s": statistics.median(one["seconds"] for one in found),
+            "open_cpu_s": statistics.median(one["cpu"] for one in found),
+            "private_mb": statistics.median(one["private_mb"] for one in found),
+            "peak_rise_mb": statistics.median(one["peak_rise_mb"] for one in found),
+        }
+        for name, found in used.items()
+    ]  # fmt: skip
+    row = {
+        "what": "index", **about, "shards": shards, "index_bytes_a_sample": round(indices / samples, 1),
         "bytes_a_sample": round(size / samples, 4), "build_s": built["seconds"],
         "build_cpu_s": built["cpu"], "build_peak_mb": built["peak_mb"],
         "open_median_s": statistics.median(seconds), "open_best_s": min(seconds),
         "open_cpu_s": statistics.median(one["cpu"] for one in opened), "parts_s": middle["parts"],
         "imports_s": middle["imports"], "memory_mb": middle["memory"], "lookup_us": middle["lookup_us"],
     }  # fmt: skip
+    return [row, *users]
 
 
 def _apart(what: str, directory: Path) -> dict[str, Any]:
     """What a process of its own finds."""
-    command = [sys.executable, str(HERE), f"--{what}", str(directory)]
+    option, _, how = what.partition("=")
+    command = [sys.executable, str(HERE), f"--{option}", str(directory), *([how] if how else [])]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -167,9 +189,66 @@ def _build(directory: Path) -> dict[str, Any]:
     manifest, began, spent = read_manifest(LocalStorage(directory)), time.perf_counter(), time.process_time()
     publish_columns(LocalStorage(directory), manifest)
     seconds, spent = time.perf_counter() - began, time.process_time() - spent
+    return {"seconds": round(seconds, 1), "cpu": round(spent, 1), "peak_mb": round(_peak())}
+
+
+class Holes(ShardReader):
+    """Shards whose tars are holes: the few records and sources that an opening compares are read, and told to be right."""
+
+    def _record(self, i: int, data: bytes) -> Any:
+        return {"key": self.keys[i], "target": "a"}
+
+    def confirms(self, i: int, image: Any) -> bool:
+        super().confirms(i, image)
+        return True
+
+
+class Keyed:
+    """A base that knows its images' keys, as one that was listed in a table does."""
+
+    def __init__(self, images: int) -> None:
+        self.images, self.image = images, Image.fromarray(np.zeros((8, 8, 3), np.uint8))
+
+    def __len__(self) -> int:
+        return self.images
+
+    def __getitem__(self, i: int) -> tuple[Image.Image, int]:
+        return self.image, 0
+
+    def key(self, i: int) -> str:
+        return f"n{i % 1000:08d}/n{i:08d}.JPEG"
+
+
+def _use(directory: Path, name: str, images: int) -> dict[str, Any]:
+    """What opening costs for what a training loop opens."""
+    from cfaug import learn
+
+    of, base = getattr(learn, name), Keyed(images)
+    arguments: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
+        "RandomCounterfactual": ((), {"p": 0.5}),
+        "CounterfactualStream": ((64,), {"classes": ["a"]}),
+        "CounterfactualDataset": ((), {"p": 0.5}),
+    }
+    rest, named = arguments[name]
+    before, peak = _resident()["private"], _peak()
+    began, spent = time.perf_counter(), time.process_time()
+    first = (base,) if name == "CounterfactualDataset" else ()
+    opened = of(*first, Holes(directory), *rest, **named)
+    seconds, spent = time.perf_counter() - began, time.process_time() - spent
+    found = {
+        "seconds": round(seconds, 3),
+        "cpu": round(spent, 3),
+        "private_mb": round(_resident()["private"] - before, 1),
+    }
+    if name == "CounterfactualDataset" and int(opened.matches.total.sum()) != PER_SOURCE * images:
+        raise SystemExit("expected all samples of every image")
+    return {**found, "peak_rise_mb": round(_peak() - peak, 1)}
+
+
+def _peak() -> float:
+    """MB that this process had at most."""
     status = Path("/proc/self/status").read_text().splitlines()
-    peak = int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
-    return {"seconds": round(seconds, 1), "cpu": round(spent, 1), "peak_mb": round(peak)}
+    return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
 
 def _open(directory: Path, imports: float) -> dict[str, Any]:
@@ -177,7 +256,7 @@ def _open(directory: Path, imports: float) -> dict[str, Any]:
     from cfaug.offline.reading.columns import fingerprint_of
     from cfaug.offline.reading.manifest import read_manifest
 
-    storage, count = LocalStorage(directory), (directory / COLUMNS).stat().st_size // BYTES
+    storage, count = LocalStorage(directory), ((directory / COLUMNS).stat().st_size - HEADER) // BYTES
     numbers = np.random.default_rng(0).integers(0, count, LOOKUPS).tolist()
     keys = [key_hash(f"n{n // PER_SOURCE % 1000:08d}/n{n // PER_SOURCE:08d}.JPEG") for n in numbers]
     memory = {"before": _resident()}
@@ -224,11 +303,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--open", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--use", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.build:
         print(json.dumps(_build(options.build)))
     elif options.open:
         print(json.dumps(_open(options.open, IMPORTED)))
+    elif options.use:
+        name, images = options.use[1].split(":")
+        print(json.dumps(_use(Path(options.use[0]), name, int(images))))
     else:
         measure(options.results, options.quick)
 

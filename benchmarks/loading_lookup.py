@@ -27,36 +27,37 @@ from typing import Any
 import albumentations as A
 import numpy as np
 from PIL import Image
-from rows import cpu, record
+from rows import cpu, forget, record
+from samples import counterfactual
 from torch.utils.data import DataLoader, Dataset
 from torchvision.datasets.folder import default_loader
 from torchvision.transforms import v2
 from writing import photograph
 
-from cfaug.data import pixel_digest
-from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.learn import RandomCounterfactual
 from cfaug.learn.albumentations import SeededAugmentation, reseed
 from cfaug.offline import write_shard
 from cfaug.offline.reading.columns import SourceTable
-from cfaug.offline.shards import Sample, ShardReader, SourceHashes
+from cfaug.offline.shards import ShardReader
 
 SIZE, HEIGHT, QUALITY = 500, 375, 90
 SOURCES = (100_000, 1_000_000)
 WORKERS, EPOCHS, ITEMS = (0, 1, 2, 4), 3, 512
-ABOUT = {"command": "python benchmarks/loading.py lookup", "cpu": cpu()}
+COMMAND = "python benchmarks/loading.py lookup"
 
 
 def measure(out: Path, quick: bool) -> None:
-    """Append the rows of `lookup`, `reseeding` and `streams` to `out`."""
+    """Write the rows of `lookup`, `reseeding` and `streams` to `out`, in place of those that are there."""
+    about = {"command": COMMAND + (" --quick" if quick else ""), "cpu": cpu()}
+    forget(out, about["command"])
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         files = write(place, 8 if quick else 48)
         for sources in SOURCES[: 1 if quick else None]:
-            record(out, lookup(files, place / "shards", sources, turns=5 if quick else 30), **ABOUT)
-    record(out, reseeding(200 if quick else 3000), **ABOUT)
+            record(out, lookup(files, place / "shards", sources, turns=5 if quick else 30), **about)
+    record(out, reseeding(200 if quick else 3000), **about)
     for workers in WORKERS[: 2 if quick else None]:
-        record(out, streams(workers), **ABOUT)
+        record(out, streams(workers), **about)
 
 
 def write(directory: Path, images: int) -> list[str]:
@@ -66,14 +67,7 @@ def write(directory: Path, images: int) -> list[str]:
         path = directory / f"{i:06d}.jpg"
         Image.fromarray(photograph(SIZE, rng)[:HEIGHT]).save(path, quality=QUALITY)
         source = np.asarray(default_loader(str(path)))
-        key = f"train-{i:09d}"
-        about = {
-            "schema": 1, "key": key, "source_key": path.name, "source_digest": pixel_digest(source), "split": "train",
-            "do": {"colour": "red"}, "attributes": {"colour": "red"}, "factual": {"colour": "blue"}, "target": "a",
-            "seed": i, "replica": 0, "model": "0" * 64, "quality": {"change_l1": 0.25},
-        }  # fmt: skip
-        hashes = SourceHashes(sample_hash(source), pixels_hash(source))
-        samples.append(Sample(key, 255 - source, about, hashes))
+        samples.append(counterfactual(i, path.name, source, 255 - source))
         files.append(str(path))
     write_shard(directory / "shards", "cf-train-000000.tar", samples, "0" * 64, "0" * 64)
     return files

@@ -21,13 +21,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from rows import cpu, record
+from rows import cpu, forget, record
+from samples import record_of
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 from writing import photograph
 
-from cfaug.data import pixel_digest
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn.streaming import CounterfactualStream
 from cfaug.offline import write_shard
@@ -50,12 +50,11 @@ def write(place: Path) -> None:
         v2.functional.to_pil_image(source).save(path)
         for replica in range(3):
             key = f"train-{i:06d}-{replica}"
-            row = {
-                "schema": 1, "key": key, "source_key": name, "source_digest": pixel_digest(source), "split": "train",
-                "do": {"colour": f"c{replica}"} if replica else {}, "attributes": {"colour": f"c{replica}"},
-                "factual": {"colour": "c0"}, "target": CLASSES[i % 2], "seed": i, "replica": replica, "model": "0" * 64,
-                "quality": {},
-            }  # fmt: skip
+            colour = {"colour": f"c{replica}"}
+            row = record_of(
+                i, name, source, key=key, do=colour if replica else {}, attributes=colour, factual={"colour": "c0"},
+                target=CLASSES[i % 2], replica=replica,
+            )  # fmt: skip
             samples.append(Sample(key, photograph(PIXELS, rng), row))
     each = len(samples) // SHARDS
     for shard in range(SHARDS):
@@ -230,7 +229,9 @@ def resumed_dataset(place: Path, quick: bool) -> dict[str, Any]:
 
 
 def measure(out: Path, quick: bool) -> None:
-    """The rows of this module, appended to ``out``."""
+    """The rows of this module, written to ``out`` in place of those that are there."""
+    command = COMMAND + (" --quick" if quick else "")
+    forget(out, command)
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         write(place)
@@ -243,6 +244,6 @@ def measure(out: Path, quick: bool) -> None:
             "batch": BATCH,
         }
         for row in draws(place, seeds):
-            record(out, {**row, **about}, command=COMMAND, cpu=cpu())
+            record(out, {**row, **about}, command=command, cpu=cpu())
         for resumed in (resumed_stream, resumed_dataset):
-            record(out, {**resumed(place, quick), "images": IMAGES, "batch": BATCH}, command=COMMAND, cpu=cpu())
+            record(out, {**resumed(place, quick), "images": IMAGES, "batch": BATCH}, command=command, cpu=cpu())

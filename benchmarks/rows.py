@@ -16,6 +16,14 @@ def record(path: Path, found: Mapping[str, Any], **about: Any) -> None:
     print(json.dumps(found), flush=True)
 
 
+def forget(path: Path, command: str) -> None:
+    """Take the rows of `command` out of ``path``: what it writes now replaces what it wrote before."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line).get("command") != command]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
 def cpu() -> str:
     """The processor's name, as far as the system tells."""
     info = Path("/proc/cpuinfo")

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rows import cpu, record
+from samples import record_of
 
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.staging import _png, stage_shard
@@ -51,13 +52,11 @@ def samples(size: int, make: Any) -> list[Sample]:
     images = [make(size, rng) for _ in range(20)]
     found = []
     for i in range(SAMPLES[size]):
-        key = f"train-{i:09d}"
-        made = {
-            "schema": 1, "key": key, "source_key": f"images/{i:06d}.png", "source_digest": "0" * 64, "split": "train",
-            "do": {"colour": "red", "ground": "dark"}, "attributes": ATTRIBUTES, "factual": ATTRIBUTES, "target": "1",
-            "seed": i, "replica": 0, "model": "0" * 64, "quality": {"change_l1": 0.25},
-        }  # fmt: skip
-        found.append(Sample(key, images[i % 20], made))
+        made = record_of(
+            i, f"images/{i:06d}.png", do={"colour": "red", "ground": "dark"}, attributes=ATTRIBUTES, factual=ATTRIBUTES,
+            target="1",
+        )  # fmt: skip
+        found.append(Sample(made["key"], images[i % 20], made))
     return found
 
 
