@@ -293,12 +293,12 @@ def pipelines(
     reader: ShardReader, base: torch.utils.data.Dataset[Any], validation: torch.utils.data.Dataset[Any]
 ) -> MixingCollate:
     opened = assert_type(open_base(base), Base)
-    print(opened.cheap, opened.keys(), opened.label(0))
+    print(opened.keys(), opened.label(0))
     return MixingCollate(open_training_shards(reader, held_out=[validation]), p=0.5, transform=to_tensor, seed=1)
 
 
 def streams(reader: ShardReader, state: dict[str, Any]) -> Iterator[torch.Tensor]:
-    stream = CounterfactualStream(reader, 64, to_tensor, classes=["landbird", "waterbird"], kinds=["counterfactual"])
+    stream = CounterfactualStream(reader, 64, transform=to_tensor, classes=["landbird", "waterbird"], kinds=["counterfactual"])
     stream.load_state_dict(state)
     loader = assert_type(stream.loader(num_workers=4), StreamLoader)
     for images, _ in loader:

@@ -198,6 +198,21 @@ def turn_both(image: Any, mask: Any) -> Any:
     return TO_FLOAT(image.transpose(Image.Transpose.ROTATE_90)), mask.transpose(Image.Transpose.ROTATE_90)
 
 
+class Listed(Dataset):
+    """A list of arrays, and one of tables beside it."""
+
+    def __init__(self, images: np.ndarray, transform: Any = None) -> None:
+        self.images, self.transform = [image.copy() for image in images], transform
+        self.tables = [pd.DataFrame({"label": [i % 2]}) for i in range(N)]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> Any:
+        image, label = self.images[i], int(self.tables[i]["label"][0])
+        return (image if self.transform is None else self.transform(image)), label
+
+
 class Rows(Dataset):
     """What people write around a Hugging Face data set, or around any other: its rows, transformed."""
 
@@ -393,6 +408,8 @@ CASES: dict[str, Callable[[np.ndarray, Path], Any]] = {
     "tv_tensor": lambda x, d: Plain(x, tv_image),
     "array": lambda x, d: Plain(x, array),
     "flat array": lambda x, d: Plain(x, flat_array),
+    "list of arrays": lambda x, d: Listed(x),
+    "list of arrays, transform": lambda x, d: Listed(x, TO_FLOAT),
     "mask beside": lambda x, d: Plain(x, with_mask),
     "TensorDataset": lambda x, d: TensorDataset(torch.from_numpy(x.copy()).permute(0, 3, 1, 2), torch.arange(N) % 2),
     "albumentations": lambda x, d: albumented(x),

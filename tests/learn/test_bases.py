@@ -7,6 +7,7 @@ import pickle
 import random
 from collections import OrderedDict, UserDict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from cfaug.learn.bases.images import as_picture, like, with_value
 IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
 OTHERS = np.random.default_rng(1).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
 IMAGES.setflags(write=False)
-LAZY_OR_KEPT = {  # swapped() decodes nothing; for the others the type or size of the image must be seen
+LAZY_OR_KEPT = {  # swapped() decodes nothing; of the others the type or size of the image must be seen
     "ImageFolder", "ImageFolder, transforms", "ImageFolder, lazy loader", "ImageFolder, wrapped for v2", "MNIST",
     "MNIST, bare", "CIFAR10", "ArrayDataset", "ArrayDataset, grey", "FolderDataset", "Subset", "Subset of Subset",
     "ConcatDataset", "HF", "HF, grey", "HF, mode L", "HF, torch", "HF, numpy", "HF, columns", "HF, transform", "HF, shuffled",
@@ -103,13 +104,10 @@ def _counting(load: Callable[..., Any], count: list[int]) -> Callable[..., Any]:
     return counting
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_cheap_bases_decode_nothing_for_a_swap(name: str, tmp_path: Path, decoded: list[int]) -> None:
+@pytest.mark.parametrize("name", sorted(LAZY_OR_KEPT))
+def test_these_bases_decode_nothing_for_a_swap(name: str, tmp_path: Path, decoded: list[int]) -> None:
     dataset = CASES[name](IMAGES, tmp_path)
     base = open_base(dataset)
-    assert base.cheap == (name in LAZY_OR_KEPT)
-    if not base.cheap:
-        return
     base.label(0)  # may look once whether stored labels are those of the items
     before = decoded[0]
     for i in range(len(dataset)):
@@ -194,17 +192,6 @@ def test_a_wrapper_that_takes_other_places_swaps_the_right_item(tmp_path: Path) 
     assert exactly(image, Image.fromarray(OTHERS[0]))
 
 
-def test_split_is_that_of_cfaugs_data_sets(tmp_path: Path) -> None:
-    array = base_cases.array_dataset(IMAGES)
-    val = copy.copy(array)
-    val.split = "val"
-    assert open_base(array).split == "train"
-    assert open_base(Subset(val, [0])).split == "val"
-    assert open_base(base_cases.Cached(Subset(val, [0, 1]), TO_FLOAT)).split == "val"
-    assert open_base(ConcatDataset([array, val])).split is None
-    assert open_base(image_folder(IMAGES, tmp_path)).split is None
-
-
 def test_splits_are_found_below_whatever_holds_the_data_set(tmp_path: Path) -> None:
     array = base_cases.array_dataset(IMAGES)
     val, half = copy.copy(array), base_cases.columns(IMAGES)
@@ -286,7 +273,6 @@ def test_hidden_floats_need_transform(tmp_path: Path) -> None:
         open_base(Hidden())
     assert "\n" not in str(caught.value)
     base = open_base(Hidden(), transform=TO_FLOAT)
-    assert not base.cheap
     for again in (base, pickle.loads(pickle.dumps(base))):
         assert exactly(again.swapped(3, Image.fromarray(IMAGES[3])), Hidden()[3])
         assert again.label(3) == 1
@@ -430,28 +416,37 @@ def test_a_wrapper_that_mixes_two_swaps_the_first(tmp_path: Path) -> None:
     assert exactly(base.swapped(2, Image.fromarray(OTHERS[2]))[0], want)
 
 
+class Mapped(UserDict):
+    """A mapping that is no dict, as files and the caches of libraries are: it cannot be copied."""
+
+    def __copy__(self) -> Any:
+        raise TypeError("cannot be copied")
+
+
 class Keeping(Dataset):
-    """Keeps what it has opened, in one of the ways people do."""
+    """Keeps the last three images that it has opened, in one of the ways people do."""
 
     def __init__(self, kept: Any, transform: Any) -> None:
-        self.kept, self.transform, self.most = kept, transform, 3
+        self.kept, self.transform = kept, transform
 
     def __len__(self) -> int:
         return N
 
-    def _keep(self, i: int) -> Any:
-        if isinstance(self.kept, list):
-            if self.kept[i] is None:
-                self.kept[i] = Image.fromarray(IMAGES[i]), i % 2
-            return self.kept[i]
-        if i not in self.kept:
-            if len(self.kept) == self.most and isinstance(self.kept, OrderedDict):
-                self.kept.popitem(last=False)
-            self.kept[i] = Image.fromarray(IMAGES[i]), i % 2
-        return self.kept[i]
+    def _remembered(self, i: int, make: Callable[[], Any]) -> Any:
+        kept = self.kept["below"] if isinstance(self.kept, dict) and "below" in self.kept else self.kept
+        if isinstance(kept, list):
+            if kept[i] is None:
+                if sum(one is not None for one in kept) == 3:
+                    kept[next(j for j, one in enumerate(kept) if one is not None)] = None
+                kept[i] = make()
+        elif i not in kept:
+            if len(kept) == 3:
+                kept.pop(next(iter(kept)))
+            kept[i] = make()
+        return kept[i]
 
     def __getitem__(self, i: int) -> Any:
-        image, label = self._keep(i)
+        image, label = self._remembered(i, lambda: (Image.fromarray(IMAGES[i]), i % 2))
         return (image if self.transform is None else self.transform(image)), label
 
 
@@ -459,39 +454,145 @@ class KeepingItems(Keeping):
     """Keeps them transformed."""
 
     def __getitem__(self, i: int) -> Any:
-        known = self.kept[i] is not None if isinstance(self.kept, list) else i in self.kept
-        if not known:
-            if len(self.kept) == self.most and isinstance(self.kept, OrderedDict):
-                self.kept.popitem(last=False)
-            self.kept[i] = self.transform(Image.fromarray(IMAGES[i])), i % 2
-        return self.kept[i]
+        return self._remembered(i, lambda: (self.transform(Image.fromarray(IMAGES[i])), i % 2))
 
 
-class Mapped(UserDict):
-    """A mapping that is no dict, as the caches of libraries are."""
+class KeepingInner(Keeping):
+    """Keeps the items of another data set."""
+
+    def __init__(self, kept: Any, transform: Any) -> None:
+        super().__init__(kept, transform)
+        self.inner = Plain(IMAGES, base_cases.pair)
+
+    def __getitem__(self, i: int) -> Any:
+        image, label = self._remembered(i, lambda: self.inner[i])
+        return (image if self.transform is None else self.transform(image)), label
 
 
-@pytest.mark.parametrize("kept", [dict, OrderedDict, Mapped, lambda: [None] * N])
-@pytest.mark.parametrize("form", [Keeping, KeepingItems])
-def test_caches_never_hold_counterfactuals(kept: Callable[[], Any], form: type) -> None:
-    def whiten(image: Image.Image) -> Image.Image:
-        return image.point(lambda value: 255 - value)
+CACHES: dict[str, Callable[[], Any]] = {
+    "dict": dict,
+    "OrderedDict": OrderedDict,
+    "list": lambda: [None] * N,
+    "no dict": Mapped,
+    "deeper": lambda: {"below": {}},
+}
 
-    dataset = form(kept(), whiten)
-    want = [dataset[0], dataset[5]]  # people look at an item or two first
+
+def whiten(image: Image.Image) -> Image.Image:
+    return image.point(lambda value: 255 - value)
+
+
+@pytest.mark.parametrize("looked", [(), (5,), (0, 5, 6)])
+@pytest.mark.parametrize("kept", CACHES)
+@pytest.mark.parametrize("transform", [None, whiten])
+@pytest.mark.parametrize("form", [Keeping, KeepingInner])
+def test_caches_never_hold_counterfactuals(form: Any, transform: Any, kept: str, looked: tuple[int, ...]) -> None:
+    def shown(images: np.ndarray, i: int) -> Any:
+        image = Image.fromarray(images[i])
+        return (image if transform is None else transform(image)), i % 2
+
+    dataset = form(CACHES[kept](), transform)
+    for i in looked:  # people look at an item or two first
+        dataset[i]
     base = open_base(dataset)
     for i in (0, 1, 2, 5, 1, 2, 0, 1):
-        # what a list keeps after it was opened the base does not know of, and need not
-        known = i in (0, 5) if isinstance(dataset.kept, list) else i in dataset.kept
-        picture = Image.fromarray(OTHERS[i])
-        if form is Keeping or not known:
-            assert exactly(base.swapped(i, picture), (whiten(picture), i % 2))
-        else:  # kept as the transform left it
-            with pytest.raises(UsageError, match="kept item"):
-                base.swapped(i, picture)
-        assert exactly(dataset[i], (whiten(Image.fromarray(IMAGES[i])), i % 2))
-        assert exactly(base.picture(i), Image.fromarray(IMAGES[i])) or form is KeepingItems
-    assert exactly([dataset[0], dataset[5]], want)
+        for images in (OTHERS, OTHERS[::-1]):
+            assert exactly(base.swapped(i, Image.fromarray(images[i])), shown(images, i))
+            assert exactly(base.picture(i), Image.fromarray(IMAGES[i]))
+        if i != 2:
+            assert exactly(dataset[i], shown(IMAGES, i))
+    assert exactly([dataset[i] for i in range(N)], [shown(IMAGES, i) for i in range(N)])
+
+
+@pytest.mark.parametrize("looked", [(), (5,), (0, 5, 6)])
+@pytest.mark.parametrize("kept", CACHES)
+def test_who_keeps_finished_items_is_refused(kept: str, looked: tuple[int, ...]) -> None:
+    dataset = KeepingItems(CACHES[kept](), whiten)
+    want = [dataset[i] for i in looked]
+    with pytest.raises(UsageError, match="kept item 0 as its transform left it"):
+        open_base(dataset)
+    assert exactly([dataset[i] for i in looked], want)
+    assert exactly(dataset[0], (whiten(Image.fromarray(IMAGES[0])), 0))
+
+
+@pytest.mark.parametrize("kept", ["dict", "list"])
+@pytest.mark.parametrize("inner", [TO_FLOAT, whiten, v2.Resize((3, 3))])
+def test_who_keeps_what_another_data_set_has_transformed_is_refused(kept: str, inner: Any) -> None:
+    for transform in (None, copy.copy):
+        dataset = KeepingInner(CACHES[kept](), transform)
+        dataset.inner.transform = inner
+        with pytest.raises(UsageError, match="kept item 0 as its transform left it"):
+            open_base(dataset)
+        told = open_base(dataset, transform=TO_FLOAT)
+        assert exactly(told.swapped(1, Image.fromarray(OTHERS[1])), (TO_FLOAT(Image.fromarray(OTHERS[1])), 1))
+
+
+class Minority(Plain):
+    """Transforms one class only."""
+
+    def __getitem__(self, i: int) -> Any:
+        image = Image.fromarray(self.images[i])
+        return (self.transform(image) if i % 2 else image), i % 2
+
+
+def test_a_transform_may_pass_items_over() -> None:
+    for places in (range(N), range(1, N)):  # the first item is one that is not transformed, or one that is
+        base = open_base(Subset(Minority(IMAGES, base_cases.pair, whiten), places))
+        for i, place in enumerate(places):
+            picture = Image.fromarray(OTHERS[place])
+            assert exactly(base.swapped(i, picture), (whiten(picture) if place % 2 else picture, place % 2))
+
+
+class Drawing:
+    """A transform with a generator of its own."""
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        return image.rotate(self.generator.integers(360))
+
+
+def test_opening_draws_nothing_from_a_transforms_own_generator() -> None:
+    transform, fresh = Drawing(), Drawing()
+    open_base(Plain(IMAGES, base_cases.pair, transform))
+    assert transform.generator.random() == fresh.generator.random()
+
+
+def test_threads_swap_their_own_pictures() -> None:
+    for form in (Keeping, KeepingInner):
+        kept = {i: (Image.fromarray(IMAGES[i]), i % 2) for i in range(0, N, 2)}
+        dataset = form({}, whiten)
+        dataset._remembered = lambda i, make, kept=kept: (
+            kept.get(i) or make()
+        )  # no eviction: popping is not safe in threads
+        base = open_base(dataset)
+
+        def work(k: int, base: Any = base) -> bool:
+            image = Image.fromarray(np.full((6, 5, 3), k % 256, dtype=np.uint8))
+            return exactly(base.swapped(k % N, image), (whiten(image), k % N % 2))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(work, range(400)))
+
+
+def test_a_told_base_decodes_once_a_swap(tmp_path: Path, decoded: list[int]) -> None:
+    base = open_base(image_folder(IMAGES, tmp_path), transform=TO_FLOAT)
+    base.swapped(0, Image.fromarray(OTHERS[0]))
+    before = decoded[0]
+    for i in range(N):
+        base.swapped(i, Image.fromarray(OTHERS[i]).convert("L"))
+    assert decoded[0] == before + N
+
+
+def test_a_told_base_tells_grey_from_colour(tmp_path: Path) -> None:
+    for first in (0, 1):  # grey and coloured by turns, or all grey
+        told = open_base(
+            Subset(Mixed(write_pngs(IMAGES, tmp_path / str(first))), range(first, N, 1 + first)), v2.ToImage()
+        )
+        for i in range(len(told)):
+            grey = (first + i * (1 + first)) % 2 == 1
+            assert told.swapped(i, Image.fromarray(OTHERS[i]))[0].shape[0] == (1 if grey else 3)
 
 
 class LabelOf(Plain):

@@ -26,18 +26,17 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, sources_of, split_of, stored_label
+from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, sources_of, stored_label
 from cfaug.learn.bases.images import Path, as_mode, as_picture, image_place, is_image_like, places, said, with_value
+
+PROBED = 5  # images of a data set that are looked at for their mode
 
 
 class Base:
     """A data set, and what its items would be around other pictures. Pickled as the data set, opened again.
 
-    ``cheap``: whether ``swapped`` works without decoding the image that is replaced. ``sources``: where the images come
-    from; equal keys of equal sources are the same image.
+    ``sources``: where the images come from; equal keys of equal sources are the same image.
     """
-
-    cheap = False
 
     def __init__(self, dataset: Any, image_key: Any = None) -> None:
         self.dataset, self.image_key = dataset, image_key
@@ -83,11 +82,6 @@ class Base:
         """The source key of every item, where the data set knows them; no item is made for it."""
         return keys_of(self.dataset)
 
-    @property
-    def split(self) -> str | None:
-        """train, val or test, for cfaug's own data sets."""
-        return split_of(self.dataset)
-
 
 class ToldBase(Base):
     """A base whose user says how a PIL image becomes the image of its items, which may hide everything else."""
@@ -99,6 +93,7 @@ class ToldBase(Base):
             self._inner: Base | None = open_base(dataset, None, image_key)
         except UsageError:
             self._inner = None
+        self._modes: set[str] = set()  # of the images looked at: all of one mode, taken to be the mode of them all
         with undrawn():
             if len(self) and self._place(self.item(0)) is None:
                 raise UsageError(f"base: expected an image in its items, came {said(self.item(0))}; say image_key=")
@@ -123,9 +118,16 @@ class ToldBase(Base):
         place = self._place(item)
         if place is None:
             raise UsageError(f"base: expected an image in item {i}, came {said(item)}; say image_key=")
-        if self._inner is not None:  # a transform may tell grey from colour
-            picture = as_mode(picture, as_picture(self._inner.picture(i)).mode)
-        return with_value(item, place, self._transform(picture))
+        return with_value(item, place, self._transform(as_mode(picture, self._mode(i, picture))))
+
+    def _mode(self, i: int, picture: Image.Image) -> str:
+        if self._inner is None:
+            return picture.mode
+        if not self._modes:  # a transform may tell grey from colour
+            inner, looked = self._inner, np.linspace(0, len(self) - 1, PROBED).astype(int)
+            with undrawn():
+                self._modes = {as_picture(inner.picture(j)).mode for j in {*looked.tolist()}}
+        return next(iter(self._modes)) if len(self._modes) == 1 else as_picture(self._inner.picture(i)).mode
 
 
 def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image_key: Any = None) -> Base:

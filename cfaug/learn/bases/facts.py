@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import DatasetFolder, VisionDataset
 
-from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
+from cfaug.data.datasets import ArrayDataset, FolderDataset
 from cfaug.learn.bases.images import Path, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
@@ -53,13 +53,6 @@ def _relative(paths: list[str], root: str) -> list[str]:
     start = os.path.join(root, "")
     known = [path[len(start) :] if path.startswith(start) else os.path.relpath(path, root) for path in map(str, paths)]
     return known if os.sep == "/" else [path.replace(os.sep, "/") for path in known]
-
-
-def split_of(dataset: Any) -> str | None:
-    """The split of an AttributeDataset, also below a Subset; None otherwise."""
-    if isinstance(dataset, Subset):
-        return split_of(dataset.dataset)
-    return str(dataset.split) if isinstance(dataset, AttributeDataset) else None
 
 
 def splits_of(dataset: Any) -> set[str]:

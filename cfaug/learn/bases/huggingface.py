@@ -62,8 +62,6 @@ class _PictureFeature(datasets.Image):  # type: ignore[misc]
 class ColumnsBase(Base):
     """A ``datasets.Dataset`` with one Image column in use."""
 
-    cheap = True
-
     def __init__(self, dataset: datasets.Dataset, column: str, image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         self._held, self._column = Held(), column
@@ -71,7 +69,7 @@ class ColumnsBase(Base):
         self._feature = _PictureFeature(mode=own.mode, decode=True, held=self._held)
         info = copy.copy(dataset.info)
         info.features = datasets.Features({**dataset.features, column: self._feature})
-        self._twin = Twin(dataset, {"_info": info})
+        self._twin = Twin(dataset, {"_info": info}, shared=True)
         named = [name for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)]
         named += [name for name in LABELS if name in dataset.features and name not in named]
         self._label = named[0] if named else None

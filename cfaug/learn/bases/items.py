@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import TensorDataset
-from torchvision.datasets import VisionDataset
 
 from cfaug.errors import UsageError, one_line
 from cfaug.learn.bases.base import Base, undrawn
 from cfaug.learn.bases.images import (
     Path,
+    as_picture,
     image_place,
     is_image_like,
     is_plain,
-    is_unloaded,
     like,
     places,
     said,
@@ -46,7 +45,6 @@ class _Hook:
             return transform(*args, **named)
         factual = value_at((args, named), place)
         if picture is None:
-            held.lazy = is_unloaded(factual)
             if isinstance(factual, Image.Image):
                 factual.load()  # its file may be closed on the way out
             raise Seen(factual)
@@ -57,7 +55,7 @@ class _Hook:
             )
         held.replaced, held.instead = factual, like(picture, factual)
         args, named = with_value((args, named), place, held.instead)
-        return transform(*args, **named)
+        return (_another(transform) if held.trying else transform)(*args, **named)
 
     def _place(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Path | None:
         if args and is_plain(args[0]):  # torchvision's order: the image, then its target
@@ -73,6 +71,14 @@ class _Hook:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(getattr(self._owner, self._name), name)
+
+
+def _another(transform: Any) -> Any:
+    """A transform that does the same, and draws from another generator where it has one of its own."""
+    try:
+        return copy.deepcopy(transform)
+    except Exception:  # whatever a user's class raises: nothing is promised of its generator then
+        return transform
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -94,20 +100,44 @@ class ItemBase(Base):
         applied = [name for name in TRANSFORMS if callable(getattr(dataset, name, None))]
         hooks = {name: _Hook(self._held, dataset, name, image_key) for name in applied}
         self._transforms = bool(hooks)
-        self._twin = Twin(dataset, {**hooks, **(exchanged or {})})
+        self._unused = False  # whether the transform was seen to be called for no item
+        self._exchanged = {**hooks, **(exchanged or {})}
+        self._twin = Twin(dataset, self._exchanged)
 
     def look(self) -> None:
-        """Look at the first item: UsageError where it has no image that could be swapped."""
+        """Look at the first item: UsageError where it has no image that could be swapped, or is kept when finished."""
         if not len(self):
             return
-        image, data = self.picture(0), self.dataset
-        in_memory = isinstance(data, VisionDataset) and isinstance(
-            getattr(data, "data", None), (np.ndarray, torch.Tensor)
-        )
-        self.cheap = self._held.lazy or is_unloaded(image) or in_memory or isinstance(data, TensorDataset)
+        own, held = as_picture(self.picture(0)), self._held
+        if not self._transforms:
+            return
+        with self.trial():  # its own picture: a cache that is shared may keep what this leaves behind
+            item = held.make(self._twin, 0, own)
+        if held.replaced is not None:
+            kept = held.look(self._twin, 0) is None
+        else:
+            place = self._image(item, 0)
+            kept = self._is_kept(0, place, value_at(item, place))
+            self._unused = True
+        if kept:
+            raise self.keeps(0)
+
+    @contextmanager
+    def trial(self) -> Iterator[None]:
+        """Make items that change no draw of the global generators, nor of the transform's own."""
+        self._held.trying = True
+        try:
+            with undrawn():
+                yield
+        finally:
+            self._held.trying = False
 
     def picture(self, i: int) -> Any:
-        seen = self._held.look(self._twin, i)
+        return self.own_picture(self._twin, i)
+
+    def own_picture(self, twin: Twin, i: int) -> Any:
+        """The image that a twin's transform is given, or else the one in the item."""
+        seen = self._held.look(twin, i)
         if seen is not None:
             return seen
         item = self.item(i)
@@ -121,11 +151,9 @@ class ItemBase(Base):
         if held.replaced is None:
             place = self._image(item, i)
             factual = value_at(item, place)
-            if self._transforms and self._is_kept(i, place, factual):
-                raise UsageError(
-                    f"base: {type(self.dataset).__name__} kept item {i} as its transform left it; keep images before they are "
-                    "transformed, or pass transform= (from a PIL image to what it yields)"
-                )
+            # a transform that is never called is none; one that passes some items over makes them anew
+            if self._transforms and not self._unused and self._is_kept(i, place, factual):
+                raise self.keeps(i)
             return with_value(item, place, like(picture, factual))
         factual, instead = held.replaced, held.instead
         held.replaced = held.instead = None
@@ -136,6 +164,13 @@ class ItemBase(Base):
     def _is_kept(self, i: int, place: Path, image: Any) -> bool:
         with undrawn():
             return value_at(self._twin[i], place) is image
+
+    def keeps(self, i: int) -> UsageError:
+        """The error for a data set that keeps finished items."""
+        return UsageError(
+            f"base: {type(self.dataset).__name__} kept item {i} as its transform left it; keep images before they are "
+            "transformed, or pass transform= (from a PIL image to what it yields)"
+        )
 
     def _image(self, item: Any, i: int) -> Path:
         if self._place is not None:  # where it was in the last item: a search would go through every box of a list

@@ -10,21 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import default_loader, pil_loader
 
 from cfaug.data.datasets import FORMATS, ArrayDataset, FolderDataset, to_pil
-from cfaug.learn.bases.base import Base
+from cfaug.learn.bases.base import PROBED, Base
 from cfaug.learn.bases.facts import is_wilds
 from cfaug.learn.bases.images import as_mode, is_plain, is_unloaded, like
 from cfaug.learn.bases.items import anything
 from cfaug.learn.bases.nested import concat, subset, wrapper
 from cfaug.learn.bases.twins import Held, Twin
-
-PROBED = 5  # inputs of a WILDS-style data set that are looked at; all of one mode: taken to be the mode of them all
-
 
 # --- cfaug's own data sets
 
@@ -32,27 +30,25 @@ PROBED = 5  # inputs of a WILDS-style data set that are looked at; all of one mo
 class AdapterBase(Base):
     """ArrayDataset and FolderDataset: (image, target code), the image through ``transform``."""
 
-    cheap = True
-
     def __init__(self, dataset: ArrayDataset | FolderDataset, image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         schema = dataset.schema
-        self._targets: list[int] = []
+        self._targets: npt.NDArray[np.integer[Any]] | None = None
         if schema.target is not None:
-            self._targets = schema.index(schema.target, dataset.table[schema.target]).tolist()
+            self._targets = np.asarray(schema.index(schema.target, dataset.table[schema.target]))
         self._grey = np.full(len(dataset), -1, dtype=np.int8)
 
     def picture(self, i: int) -> Image.Image:
         return to_pil(self.dataset.image(i))
 
     def swapped(self, i: int, picture: Image.Image) -> Any:
-        if not self._targets:
+        if self._targets is None:
             return self.item(i)  # says that there is no target
         transform, image = self.dataset.transform, as_mode(picture, self._mode(i))
-        return (image if transform is None else transform(image)), self._targets[i]
+        return (image if transform is None else transform(image)), int(self._targets[i])
 
     def label(self, i: int) -> int | None:
-        return self._targets[i] if self._targets else None
+        return None if self._targets is None else int(self._targets[i])
 
     def _mode(self, i: int) -> str:
         if isinstance(self.dataset, ArrayDataset):
@@ -79,14 +75,13 @@ class FilesBase(Base):
     """ImageFolder and DatasetFolder: ``loader(path)`` through the transforms.
 
     The default loader gives RGB, so no file is opened. Another loader is asked for this very item, whose type and mode
-    count: cheap when it opens lazily, else as dear as decoding.
+    count: nothing is decoded when it opens lazily.
     """
 
     def __init__(self, dataset: DatasetFolder, image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         self._held = Held()
-        self._twin = Twin(dataset, {"loader": self._load})
-        self.cheap = self._rgb() or (len(dataset) > 0 and is_unloaded(self.picture(0)))
+        self._twin = Twin(dataset, {"loader": self._load}, shared=True)
 
     def _rgb(self) -> bool:
         import torchvision
@@ -135,7 +130,6 @@ class WildsBase(Base):
         lazy = any(is_unloaded(x) for x in probed)
         modes = {x.mode if isinstance(x, Image.Image) else None for x in probed}
         self._mode = modes.pop() if len(modes) == 1 and not lazy else None
-        self.cheap = lazy or self._mode is not None
 
     def picture(self, i: int) -> Any:
         return self.dataset.get_input(i)

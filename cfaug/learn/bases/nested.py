@@ -12,11 +12,11 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.base import Base, is_index, open_base, undrawn
+from cfaug.learn.bases.base import Base, is_index, open_base
 from cfaug.learn.bases.facts import held_datasets, keys_of
-from cfaug.learn.bases.images import as_picture, places, value_at
+from cfaug.learn.bases.images import as_picture, image_place, is_image_like, is_plain, places, value_at
 from cfaug.learn.bases.items import ItemBase
-from cfaug.learn.bases.twins import Held, Seen
+from cfaug.learn.bases.twins import Held, Seen, Twin
 
 CHECKED = 16  # indices at which a wrapper is asked which item of its data set it takes
 
@@ -27,7 +27,7 @@ class SubsetBase(Base):
     def __init__(self, dataset: Subset[Any], image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         self._inner = open_base(dataset.dataset, None, image_key)
-        self.cheap, self.sources = self._inner.cheap, self._inner.sources
+        self.sources = self._inner.sources
 
     def item(self, i: int) -> Any:
         return self._inner.item(self.dataset.indices[i])
@@ -45,10 +45,6 @@ class SubsetBase(Base):
         inner = self._inner.keys()
         return None if inner is None else [inner[int(i)] for i in self.dataset.indices]
 
-    @property
-    def split(self) -> str | None:
-        return self._inner.split
-
 
 def subset(dataset: Any, image_key: Any) -> Base | None:
     """A base of a torch Subset that makes items as torch does."""
@@ -60,14 +56,13 @@ class ConcatBase(Base):
     """torch's ConcatDataset of any bases.
 
     It has keys only where no two of its sources share one: a key that means two images would find the counterfactuals
-    of the wrong one. It has a split where all parts agree.
+    of the wrong one.
     """
 
     def __init__(self, dataset: ConcatDataset[Any], image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         opened = {id(part): open_base(part, None, image_key) for part in dataset.datasets}
         self._parts = [opened[id(part)] for part in dataset.datasets]
-        self.cheap = all(part.cheap for part in self._parts)
         self.sources = frozenset().union(*(part.sources for part in self._parts))
 
     def _within(self, i: int) -> tuple[Base, int]:
@@ -97,11 +92,6 @@ class ConcatBase(Base):
             of_source.setdefault(part.sources, set()).update(keys)
             every += keys
         return every if len(set(every)) == sum(map(len, of_source.values())) else None
-
-    @property
-    def split(self) -> str | None:
-        splits = {part.split for part in self._parts}
-        return splits.pop() if len(splits) == 1 else None
 
 
 def concat(dataset: Any, image_key: Any) -> Base | None:
@@ -137,31 +127,54 @@ class _Stand:
 
 
 class WrapperBase(ItemBase):
-    """A data set that holds one other data set and makes its items of the other's: its own code does so here too."""
+    """A data set that holds one other data set and makes its items of the other's: its own code does so here too.
+
+    What it keeps of items around other pictures stays in the copy that made them; another copy is looked at.
+    """
 
     def __init__(self, dataset: Any, name: str, inner: Base, image_key: Any = None) -> None:
         stand = _Stand(inner)
         super().__init__(dataset, image_key, {name: stand})
         stand._held = self._held
-        self._inner, self.cheap, self.sources = inner, inner.cheap, inner.sources
+        self._inner, self.sources = inner, inner.sources
+        self._seen = Twin(dataset, self._exchanged)
 
     def takes(self, i: int) -> int | None:
         """Which item of the inner data set item i is made of; None when it asks the inner data set for none."""
-        place = self._held.look(self._twin, i)
+        place = self._held.look(self._seen, i)
         return int(place) if isinstance(place, int) else None
 
-    def shows(self) -> bool:
-        """Whether another picture makes another item: a wrapper may want the label alone of its inner data set."""
-        size, made = as_picture(self.picture(0)).size, []
-        for grey in (0, 255):
-            with undrawn():
-                item = self.swapped(0, Image.new("L", size, grey))
+    def fits(self, i: int) -> bool:
+        """Whether item i can be made around another picture, by a look at it.
+
+        Not where the wrapper wants the label alone of its inner data set, or keeps the inner items in what a copy of it
+        shares. UsageError where it keeps items that the inner data set has transformed.
+        """
+        own, made = as_picture(self.picture(i)), []
+        for picture in (own, _noise(own.size)):  # its own first: what is shared may keep it
+            with self.trial():
+                item = self.swapped(i, picture)
             made.append([np.asarray(value_at(item, path)) for path in places(item, _is_array)])
+            if picture is own:
+                self._refuse_kept(i, own)
+                if self.takes(i) is None:
+                    return False
         return not all(map(np.array_equal, *made))
+
+    def _refuse_kept(self, i: int, own: Image.Image) -> None:
+        kept = self._held.look(self._twin, i)
+        if isinstance(kept, int):  # the inner data set is asked again
+            return
+        if kept is None:
+            item = self._twin[i]
+            place = image_place(item, self.image_key, is_image_like)
+            kept = None if place is None else value_at(item, place)
+        if not is_plain(kept) or not np.array_equal(np.asarray(as_picture(kept)), np.asarray(own)):
+            raise self.keeps(i)
 
     def picture(self, i: int) -> Any:
         place = self.takes(i)
-        return super().picture(i) if place is None else self._inner.picture(place)
+        return self.own_picture(self._seen, i) if place is None else self._inner.picture(place)
 
     def keys(self) -> Sequence[str] | None:
         """Those of the inner data set: by ``indices``, or the same places where the wrapper was seen to keep them."""
@@ -178,10 +191,6 @@ class WrapperBase(ItemBase):
             return None
         return [inner[int(j)] for j in mapped]
 
-    @property
-    def split(self) -> str | None:
-        return super().split or self._inner.split
-
 
 def wrapper(dataset: Any, image_key: Any) -> Base | None:
     """A base of a data set with one attribute that is a data set of images, when it makes its items of them."""
@@ -191,10 +200,16 @@ def wrapper(dataset: Any, image_key: Any) -> Base | None:
     for key in (None, image_key):
         try:
             base = WrapperBase(dataset, held[0], open_base(getattr(dataset, held[0]), None, key), image_key)
-        except (UsageError, AttributeError):  # not of images; or attributes that cannot be set on a copy
+        except (UsageError, AttributeError, TypeError):  # not of images; or attributes that no copy can have
             continue
-        return base if base.takes(0) is not None and base.shows() else None
+        return base if base.takes(0) is not None and base.fits(0) else None
     return None
+
+
+def _noise(size: tuple[int, int]) -> Image.Image:
+    """A picture that no data set holds, which stays itself through crops, scaling and standardisation."""
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.NEAREST)
 
 
 def _is_array(value: Any) -> bool:

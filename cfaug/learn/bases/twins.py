@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import OrderedDict
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any
 
 from PIL import Image
@@ -18,38 +17,21 @@ class Seen(BaseException):
         self.what = what
 
 
-class _Written(list[Any]):
-    """A list that knows where it was written to, and forgets it on demand."""
-
-    written: dict[int, Any]
-
-    def __setitem__(self, i: Any, value: Any) -> None:
-        if isinstance(i, int):
-            self.written.setdefault(i, self[i])
-        super().__setitem__(i, value)
-
-    def forget(self) -> None:
-        for i, value in self.written.items():
-            super().__setitem__(i, value)
-        self.written = {}
-
-
 class Twin:
     """A shallow copy of a data set with other attributes, kept in step with what is set on the original.
 
-    Only what has changed on the original is carried over: what the copy opened for itself (a file) it keeps. What it
-    puts into containers, as caches are filled, is taken out again after every item, else the data set would show its
-    user counterfactuals: from a dict or list that grew, from the places of a list that were None, and, of an OrderedDict
-    or a mapping of another kind, by giving the copy one of its own. Caches below other attributes are not found.
-    AttributeError for a data set whose attributes cannot be set.
+    The copy owns its containers: of every dict and list (of subclasses too) among its attributes it has a shallow copy,
+    so that what it puts into a cache never reaches its user. Everything else is shared: arrays, files, mappings that are
+    no dicts (h5py, zarr), and what lies deeper. Only what is set on the original is carried over, not what is changed
+    inside a container there; what the copy opened for itself (a file) it keeps. A cache may so be filled twice, and a
+    list costs 8 bytes an entry more; ``shared=True`` for a data set that is known to keep nothing. As safe in threads as
+    the original. AttributeError or TypeError for a data set whose attributes cannot be set or copied.
     """
 
-    def __init__(self, original: Any, exchanged: Mapping[str, Any]) -> None:
-        self.original, self._exchanged = original, exchanged
+    def __init__(self, original: Any, exchanged: Mapping[str, Any], shared: bool = False) -> None:
+        self.original, self._exchanged, self._shared = original, exchanged, shared
         self._copy = copy.copy(original)
         self._known: dict[str, Any] = {}
-        self._growing: dict[str, Any] = {}
-        self._renewed: dict[str, Any] = {}
         for name, value in exchanged.items():
             setattr(self._copy, name, value)
         self._follow()
@@ -59,50 +41,14 @@ class Twin:
         for name, value in getattr(self.original, "__dict__", known).items():
             if known.get(name, known) is value:
                 continue
+            if name not in self._exchanged:
+                own = isinstance(value, (dict, list)) and not self._shared
+                setattr(self._copy, name, copy.copy(value) if own else value)
             known[name] = value
-            self._growing.pop(name, None)
-            self._renewed.pop(name, None)
-            if name in self._exchanged:
-                continue
-            if isinstance(value, list) and type(value) is list and None in value:
-                own = _Written(value)
-                own.written = {}
-                self._renewed[name] = value = own
-            elif isinstance(value, MutableMapping) and (isinstance(value, OrderedDict) or not isinstance(value, dict)):
-                self._renewed[name] = value = copy.copy(value)
-            elif isinstance(value, (dict, list)):
-                self._growing[name] = value
-            setattr(self._copy, name, value)
 
     def __getitem__(self, i: int) -> Any:
         self._follow()
-        before = [(container, len(container)) for container in self._growing.values()]
-        try:
-            return self._copy[i]
-        finally:
-            for container, length in before:
-                if len(container) > length:
-                    _shorten(container, length)
-            for name, own in self._renewed.items():
-                if isinstance(own, _Written):
-                    own.forget()
-                elif not _same_ends(own, self._known[name]):
-                    self._renewed[name] = copy.copy(self._known[name])
-                    setattr(self._copy, name, self._renewed[name])
-
-
-def _shorten(container: Any, length: int) -> None:
-    if isinstance(container, list):
-        del container[length:]
-    while len(container) > length:
-        container.popitem()  # a dict's last
-
-
-def _same_ends(one: Any, other: Any) -> bool:
-    """Whether two ordered dicts have as many keys and the same last one; False for what has no order."""
-    if not isinstance(one, OrderedDict) or len(one) != len(other):
-        return False
-    return not one or next(reversed(one)) is next(reversed(other))
+        return self._copy[i]
 
 
 class Held(threading.local):
@@ -110,7 +56,7 @@ class Held(threading.local):
 
     picture: Image.Image | None = None
     looking = False
-    lazy = False  # whether the image that was looked at last had not been decoded
+    trying = False  # a transform with a generator of its own is to draw nothing from it
     replaced: Any = None  # the image that made way for the picture, ...
     instead: Any = None  # ... and the picture in its type
     inner: int | None = None  # or the item of an inner data set that was swapped
@@ -125,7 +71,7 @@ class Held(threading.local):
 
     def look(self, twin: Twin, i: int) -> Any:
         """What the twin would replace in item i: an image, or the index in an inner data set; None: nothing."""
-        self.looking, self.lazy, self.inner = True, False, None
+        self.looking, self.inner = True, None
         try:
             twin[i]
         except Seen as seen:
