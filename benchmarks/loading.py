@@ -126,6 +126,8 @@ def wrapper(out: Path, quick: bool) -> None:
             untouched = CounterfactualDataset(bare, place / "shards", p=0.0)
             same = compared(bare, bare, workers, turns)
             mixed = CounterfactualDataset(bare, place / "shards", p=0.5)
+            for dataset in (untouched, mixed):
+                dataset.set_epoch(0)  # the one draw that Mix is told
             direct = Mix(bare, place / "made", mixed.draws(0)[0] == 1)
             for what, found in (
                 ("bare_over_bare", same),

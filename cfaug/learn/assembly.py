@@ -27,7 +27,7 @@ from cfaug.learn.methods import method_named
 from cfaug.learn.mixing import CounterfactualDataset
 from cfaug.learn.sources import MixedImages, TensorImages, TrainingSet
 from cfaug.learn.train import Validation
-from cfaug.offline.shards import ShardReader
+from cfaug.offline.shards import TRAIN, ShardReader
 
 Grouping = Literal["cross", "each"]
 
@@ -87,9 +87,9 @@ class TrainingSets:
         grouping: Grouping = "cross",
         oracle: AttributeDataset | None = None,
     ) -> None:
-        if dataset.split != "train":
+        if dataset.split != TRAIN:
             raise UsageError(
-                f"training expected split 'train', came {dataset.split!r}; validation and test never train"
+                f"training expected split {TRAIN!r}, came {dataset.split!r}; validation and test never train"
             )
         self.shards = shards if shards is None or isinstance(shards, ShardReader) else ShardReader(shards)
         self._sources = {"real": dataset, "oracle": oracle}

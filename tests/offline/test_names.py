@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import cfaug.offline
 from cfaug import checks
 from cfaug.config import PlanConfig
+from cfaug.data import datasets
 from cfaug.errors import one_line
 from cfaug.offline import engines, format
 from cfaug.offline.format import (
@@ -20,6 +21,7 @@ from cfaug.offline.format import (
     MAX_SAMPLES,
     SPLITS,
     TAR_NAME,
+    TRAIN,
     index_name,
     planned,
     shard_name,
@@ -78,3 +80,9 @@ def test_whatever_is_said_becomes_one_short_line() -> None:
     assert one_line("a\n  b\tc\r\n") == "a b c"
     assert len(one_line(ValueError("x" * 1000))) == 300
     assert (one_line(ValueError()), one_line("")) == ("ValueError", "")
+
+
+def test_the_splits_of_data_sets_and_of_shards_are_the_same() -> None:
+    """Offline's are on disk, by place in index.bin, so they are not taken from a data set's module."""
+    assert SPLITS == datasets.SPLITS == ("train", "val", "test")
+    assert TRAIN == "train"
