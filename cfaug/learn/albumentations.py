@@ -14,7 +14,8 @@ once this module has been imported.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -26,49 +27,70 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from cfaug.errors import UsageError
+from cfaug.learn.checks import whole
 from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.lookups import open_lookup
 from cfaug.learn.pictures import as_pixels
 from cfaug.offline.shards import ShardReader
 
+_APPLIED: ContextVar[bool] = ContextVar("applied", default=False)  # of the call that this thread is in
+
 
 class RandomCounterfactual(Counting, A.ImageOnlyTransform):  # type: ignore[misc]
-    """With probability ``p``, replace an image by one of its counterfactuals; ``shards``: OUT, OUT/shards or a URL.
+    """With probability ``p``, replace an image by one of its counterfactuals; with ``null_p``, by a null intervention.
 
     Images: uint8 (H, W, 3) RGB, (H, W) or (H, W, 1), before anything that changes a pixel; what comes out has the same
-    shape. Unknown images pass through. Draws from albumentations' own generators, one or two numbers an image whether
-    or not it is known. ``seen``, ``matched``, ``swapped`` and the warning: as in :mod:`cfaug.learn.lookups`.
+    shape. Unknown images pass through. Draws from albumentations' own generators, one to three numbers an image whether
+    or not it is known. ``shards``: OUT, OUT/shards or a URL; ``held_out`` is looked at once and not saved. ``seen``, ``matched``, ``swapped`` and the warning: as in :mod:`cfaug.learn.lookups`.
 
-    Raises UsageError for p outside [0, 1] and for float images, DataError when the shards have no counterfactuals or
-    (``guard``) samples outside the train split.
+    Raises UsageError for probabilities out of range and for float images, DataError when the shards lack what is asked
+    for, (``guard``) have samples outside the train split, or have samples of images in the data sets ``held_out``.
     """
 
-    def __init__(self, shards: str | Path | ShardReader, p: float = 0.5, guard: bool = True) -> None:
-        lookup = open_lookup(shards, p, guard=guard)  # first: it says in one line what is wrong with p
+    def __init__(
+        self,
+        shards: str | Path | ShardReader,
+        p: float = 0.5,
+        *,
+        null_p: float = 0.0,
+        guard: bool = True,
+        held_out: Iterable[Any] = (),
+    ) -> None:
+        lookup = open_lookup(shards, p, null_p, guard, held_out)  # first: it says in one line what is wrong with p
         super().__init__(p=p)
-        self.lookup = lookup
+        self.lookup, self.null_p = lookup, float(null_p)
         # text: what A.to_dict writes down and A.from_dict opens again
         self.shards = str(shards.directory if isinstance(shards, ShardReader) else shards)
         self.guard = guard
-        self._applied = False
 
     def __call__(self, *args: Any, force_apply: bool = False, **kwargs: Any) -> Any:
         """As every albumentations transform; images that the draw leaves real are counted too."""
-        self._applied = False
+        _APPLIED.set(False)
         made = super().__call__(*args, force_apply=force_apply, **kwargs)
-        if not self._applied and kwargs.get("image") is not None:
+        if not _APPLIED.get() and kwargs.get("image") is not None:
             self.lookup.swap(kwargs["image"], lambda _: (0.0, 0.0), p=0.0)
         return made
 
-    def get_params(self) -> dict[str, float]:
-        """``choice`` ~ U[0, 1): which of the counterfactuals."""
-        return {"choice": self.py_random.random()}
+    def should_apply(self, force_apply: bool = False) -> bool:
+        """True with probability p + null_p, or where it is forced (then in their proportion)."""
+        asked = self.p + self.null_p
+        if asked <= 0.0:
+            return False
+        return asked >= 1.0 or force_apply or bool(self.py_random.random() < asked)
 
-    def apply(self, img: npt.NDArray[np.uint8], *args: Any, choice: float = 0.0, **params: Any) -> Any:
-        """The image, or the counterfactual of it that `choice` names."""
-        self._applied = True
-        made = self.lookup.swap(img, lambda _: (0.0, choice), p=1.0)
+    def get_params(self) -> dict[str, Any]:
+        """``choice`` ~ U[0, 1): which of the samples; ``null``: of which kind."""
+        choice = self.py_random.random()
+        null = self.null_p > 0 and self.py_random.random() * (self.p + self.null_p) >= self.p
+        return {"choice": choice, "null": null}
+
+    def apply(
+        self, img: npt.NDArray[np.uint8], *args: Any, choice: float = 0.0, null: bool = False, **params: Any
+    ) -> Any:
+        """The image, or the sample of it that `choice` names."""
+        _APPLIED.set(True)
+        made = self.lookup.swap(img, lambda _: (0.0, choice), p=float(not null), null_p=float(null))
         return img if made is None else made
 
 
@@ -85,7 +107,7 @@ class SeededAugmentation(Epochs, Dataset[Any]):
     """
 
     def __init__(
-        self, base: Any, transform: Any, seed: int = 0, inside: bool = False, image_key: str = "image"
+        self, base: Any, transform: Any, seed: int = 0, *, inside: bool = False, image_key: str = "image"
     ) -> None:
         if not hasattr(base, "__len__") or not hasattr(base, "__getitem__"):
             raise UsageError(f"base: expected a dataset with len() and [i], came {type(base).__name__}")
@@ -95,7 +117,7 @@ class SeededAugmentation(Epochs, Dataset[Any]):
                 "torchvision's draw from torch's generator, which DataLoader seeds in every worker"
             )
         super().__init__()
-        self.base, self.transform, self.seed = base, transform, int(seed)
+        self.base, self.transform, self.seed = base, transform, whole("seed", seed)
         self.inside, self.image_key = inside, image_key
         self._python = random.Random()
 
@@ -110,7 +132,7 @@ class SeededAugmentation(Epochs, Dataset[Any]):
 
     def __getitem__(self, i: int) -> Any:
         if not -len(self) <= i < len(self):
-            raise IndexError(i)
+            raise IndexError(f"expected an index below {len(self)}, came {i}")
         i %= len(self)
         reseed(self.transform, self._python, self.seed, self.epoch, i)
         return self.base[i] if self.inside else self._augmented(self.base[i])

@@ -9,7 +9,7 @@ v2.MixUp, which draw from torch's generator as they always do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from cfaug.errors import UsageError
+from cfaug.learn.checks import whole
 from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.lookups import open_lookup
@@ -34,31 +35,40 @@ class MixingCollate(Counting, Epochs):
     ``image_key``: needed only when a dict has more than one image. ``set_epoch`` is seen by persistent workers.
 
     Raises UsageError for probabilities out of range, samples without an image, or images that were transformed already;
-    DataError when the shards lack what is asked for or (``guard``) have samples outside the train split.
+    DataError when the shards lack what is asked for, (``guard``) have samples outside the train split, or have samples of
+    images in the data sets ``held_out``.
     """
 
     def __init__(
         self,
         shards: str | Path | ShardReader,
         p: float = 0.5,
+        *,
         transform: Callable[[Any], Any] | None = None,
         then: Callable[..., Any] | None = None,
         null_p: float = 0.0,
         seed: int = 0,
         guard: bool = True,
+        held_out: Iterable[Any] = (),
         image_key: str | None = None,
     ) -> None:
         super().__init__()
-        self.lookup = open_lookup(shards, p, null_p, guard)
-        self.p, self.null_p, self.seed = float(p), float(null_p), int(seed)
+        self.lookup = open_lookup(shards, p, null_p, guard, held_out, owner="MixingCollate")
+        self.p, self.null_p, self.seed = float(p), float(null_p), whole("seed", seed)
         self.transform, self.then, self.image_key = transform, then, image_key
 
     def __call__(self, samples: Sequence[Any]) -> Any:
         batch = default_collate([self._mixed(sample) for sample in samples])
         if self.then is None:
             return batch
-        if not isinstance(batch, list | tuple):
+        if isinstance(batch, Mapping):
             return self.then(batch)
+        if not isinstance(batch, list | tuple):
+            batch = [batch]
+        if len(batch) < 2:
+            raise UsageError(
+                "then: expected samples of an image and a label, came images alone; let the pipeline yield both"
+            )
         images, labels, *rest = batch
         return [*self.then(images, labels), *rest]
 

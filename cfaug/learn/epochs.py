@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cfaug.errors import UsageError
+from cfaug.learn.checks import whole
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,8 @@ class Epochs:
 
     def set_epoch(self, epoch: int) -> None:
         """Show epoch ``epoch``'s draw from now on, in every worker; UsageError below 0."""
-        if isinstance(epoch, bool) or int(epoch) != epoch or epoch < 0:
-            raise UsageError(f"epoch: expected a whole number of at least 0, came {epoch!r}")
-        shared = self._shared()
-        shared[EPOCH], shared[SET] = int(epoch), 1
+        number, shared = whole("epoch", epoch), self._shared()
+        shared[EPOCH], shared[SET] = number, 1
 
     def _serve(self, items: int, length: int) -> None:
         """``items`` more of ``length`` were given out. The count is shared and unlocked: what it loses does not matter here."""

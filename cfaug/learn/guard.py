@@ -1,7 +1,7 @@
 """The leak guard: nothing that validation or test is made of reaches training, and the error names the sample.
 
     the shards     every sample's source is of the train split                      always looked at
-    the base       a data set that says which split it is says train                where it has a ``split``
+    the base       a data set that says which split it is says train                and those inside it: ``split``, ``train``
     held out       no image of the data sets named is the source of a sample        where they are given
 
 On by default wherever shards enter a training loop; ``guard=False`` is for looking at counterfactuals of a test split, on
@@ -49,13 +49,14 @@ def open_training_shards(
 
 
 def refuse_split(dataset: Any) -> None:
-    """UsageError for a data set that says that it is validation or test (``split``, or torchvision's ``train=False``)."""
-    split = getattr(dataset, "split", None)
-    said = "test" if getattr(dataset, "train", None) is False else "" if split is None else str(split)
-    if said in ("val", "valid", "validation", "test"):
+    """UsageError for a data set that says that it, or one inside it, is validation or test (``split``, ``train=False``)."""
+    from cfaug.learn.bases.facts import splits_of
+
+    said = sorted(split for split in splits_of(dataset) if split.lower().startswith(("val", "test")))
+    if said:
         raise UsageError(
-            f"base: expected the train split, came split {said!r}; validation and test are not augmented (guard=False "
-            "where that is what you want)"
+            f"base: expected the train split, came split {', '.join(map(repr, said))}; validation and test are not augmented "
+            "(guard=False where that is what you want)"
         )
 
 

@@ -16,14 +16,15 @@ at zero and counts for itself.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cfaug.errors import CfaugError, DataError, UsageError
+from cfaug.errors import CfaugError
+from cfaug.learn.checks import has_kinds, shares
 from cfaug.learn.counts import SharedCounts
 from cfaug.learn.guard import open_training_shards
 from cfaug.learn.pictures import like, recognisable, said_sizes, size_of
@@ -116,20 +117,21 @@ class PixelLookup:
         )
 
 
-def open_lookup(shards: str | Path | ShardReader, p: float, null_p: float = 0.0, guard: bool = True) -> PixelLookup:
-    """A lookup in shards that have what `p` and `null_p` ask for, all of the train split unless ``guard=False``.
+def open_lookup(
+    shards: str | Path | ShardReader,
+    p: float,
+    null_p: float = 0.0,
+    guard: bool = True,
+    held_out: Iterable[Any] = (),
+    owner: str = "RandomCounterfactual",
+) -> PixelLookup:
+    """A lookup in shards that have what `p` and `null_p` ask for and pass :func:`cfaug.learn.guard.open_training_shards`.
 
     Raises:
         UsageError: a probability outside [0, 1], or a sum above 1.
-        DataError: no sample of a kind that is asked for, or (guard) one that is not of the train split.
+        DataError: no sample of a kind that is asked for, or (guard) one that is not of the train split, or is held out.
     """
-    for name, value in (("p", p), ("null_p", null_p)):
-        if not 0.0 <= value <= 1.0:
-            raise UsageError(f"{name}: expected a probability from 0 to 1, came {value}")
-    if p + null_p > 1.0 + 1e-9:
-        raise UsageError(f"p + null_p: expected at most 1 (the rest is the real fraction), came {p} + {null_p}")
-    reader = open_training_shards(shards, guard=guard)
-    for kind, asked, there in (("counterfactual", p, not reader.nulls.all()), ("null", null_p, reader.nulls.any())):
-        if asked and not there:
-            raise DataError(f"{reader.directory}: expected {kind} samples, it has none; plan them or set that p to 0")
-    return PixelLookup(reader)
+    p, null_p = shares(p, null_p)
+    reader = open_training_shards(shards, guard=guard, held_out=held_out)
+    has_kinds(reader, p > 0, null_p > 0)
+    return PixelLookup(reader, owner)

@@ -20,7 +20,7 @@ import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import open_base
+from cfaug.learn.checks import PolicyName, policy_shares, same_state, whole
 from cfaug.learn.draws import KINDS, Append, Draw, Drawn, Kind, Policy, Replace, Uniforms
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.guard import open_training_shards, refuse_split
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PolicyName = Literal["replace", "append", "pairs", "groups"]
-POLICIES: tuple[str, ...] = get_args(PolicyName)
 KEPT = 1 << 21  # items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
 IN_PLACE = frozenset(
     {"set_transform", "set_format", "reset_format", "unique"}
@@ -89,10 +88,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         guard: bool = True,
         check_labels: bool = True,
     ) -> None:
-        self.p, self.null_p = checked_shares(p, null_p, policy)
-        if isinstance(seed, bool) or int(seed) != seed or seed < 0:
-            raise UsageError(f"seed: expected a whole number of at least 0, came {seed!r}")
-        self.base, self.seed, self.policy = base, int(seed), policy
+        self.p, self.null_p = policy_shares(p, null_p, policy)
+        self.base, self.seed, self.policy = base, whole("seed", seed), policy
         if any(isinstance(part, CounterfactualDataset) for part in inner_datasets(base)):
             raise UsageError(
                 "base: expected a data set without counterfactuals, came one that is wrapped already; wrap once"
@@ -192,18 +189,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue in the checkpoint's epoch; UsageError where seed, policy, shares, length or shards are others."""
-        mine = self.state_dict()
-        if not isinstance(state, Mapping) or set(state) != set(mine):
-            came = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-            raise UsageError(
-                f"checkpoint: expected {', '.join(mine)}, came {came or 'nothing'}; pass what state_dict() gave"
-            )
-        for name, value in mine.items():
-            if name != "epoch" and state[name] != value:
-                raise UsageError(
-                    f"checkpoint: expected {name}={value!s:.40} as in this dataset, came {state[name]!s:.40}; the draws would "
-                    "be others: build the dataset as it was"
-                )
+        same_state(state, self.state_dict(), frozenset({"epoch"}), "CounterfactualDataset")
         self.set_epoch(state["epoch"])
 
     def draws(self, epoch: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
@@ -293,24 +279,6 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         from cfaug.learn.pool import materialise
 
         return materialise(self, groups, transform, held)
-
-
-def checked_shares(p: float | None, null_p: float, policy: str = "replace") -> tuple[float, float]:
-    """p (or the policy's default) and null_p; UsageError outside [0, 1], above 1 together, or where p has no meaning."""
-    if policy not in POLICIES:
-        raise UsageError(f"policy: expected one of {', '.join(POLICIES)}, came {policy!r}")
-    if policy == "groups":
-        if p is not None:
-            raise UsageError(f"p: expected none with policy 'groups', where it follows from the attributes, came {p}")
-        chosen = 0.0
-    else:
-        chosen = p if p is not None else 1.0 - null_p if policy == "pairs" else 0.5
-    for name, value in (("p", chosen), ("null_p", null_p)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= 1.0:
-            raise UsageError(f"{name}: expected a probability from 0 to 1, came {value!r}")
-    if policy != "append" and chosen + null_p > 1.0 + 1e-9:
-        raise UsageError(f"p + null_p: expected at most 1 (the rest is the real fraction), came {chosen} + {null_p}")
-    return float(chosen), float(null_p)
 
 
 def _per_item(name: str, value: Any, items: int) -> bool:

@@ -29,13 +29,14 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate, get_w
 
 from cfaug.data.datasets import to_pil
 from cfaug.errors import CfaugError, DataError, UsageError, one_line
+from cfaug.learn.checks import same_state, whole
+from cfaug.learn.epochs import Epochs
 from cfaug.learn.guard import open_training_shards
 from cfaug.offline.shards import Sample, ShardReader
 
 StreamKind = Literal["counterfactual", "null"]
-KINDS: tuple[StreamKind, ...] = ("counterfactual", "null")
+STREAM_KINDS: tuple[StreamKind, ...] = ("counterfactual", "null")
 REQUESTS = 16  # at a time, to shards on no local disk: each takes a round trip
-STATE = ("seed", "epoch", "consumed", "fingerprint", "batch_size", "window", "kinds")
 
 
 class EpochOrder:
@@ -95,7 +96,7 @@ def dealt(
         yield start, min(start + batch_size, total)
 
 
-class CounterfactualStream(IterableDataset[Any]):
+class CounterfactualStream(Epochs, IterableDataset[Any]):
     """An IterableDataset over shards that yields collated batches of (image, target code).
 
     ``shards``: OUT, OUT/shards, a URL or a reader; ``batch_size``: samples a batch of one rank. ``classes``: the class names in
@@ -121,6 +122,7 @@ class CounterfactualStream(IterableDataset[Any]):
         self,
         shards: str | Path | ShardReader,
         batch_size: int,
+        *,
         transform: Callable[[Any], Any] | None = None,
         classes: Sequence[str] | Mapping[str, int] | None = None,
         kinds: Sequence[StreamKind] = ("counterfactual",),
@@ -133,20 +135,19 @@ class CounterfactualStream(IterableDataset[Any]):
         guard: bool = True,
         held_out: Iterable[Any] = (),
     ) -> None:
-        for name, value, least in (("batch_size", batch_size, 1), ("window", window, 1), ("seed", seed, 0)):
-            if value != int(value) or value < least:
-                raise UsageError(f"{name}: expected a whole number from {least} up, came {value!r}")
+        super().__init__()
+        self.batch_size, self.window = whole("batch_size", batch_size, 1), whole("window", window, 1)
+        self.seed = whole("seed", seed)
         if (world is None) != (rank is None) or (world is not None and not 0 <= (rank or 0) < world):
             raise UsageError(f"rank: expected 0 to world - 1, both given or neither, came rank {rank} of world {world}")
-        if isinstance(kinds, str) or not kinds or not set(kinds) <= set(KINDS):
+        if isinstance(kinds, str) or not kinds or not set(kinds) <= set(STREAM_KINDS):
             raise UsageError(f'kinds: expected "counterfactual" or "null" or both, in a list, came {kinds!r}')
         if item is None and classes is None:
             raise UsageError("classes: expected the class names in the order of their codes, came none; or give item=")
         if item is not None and (classes is not None or transform is not None):
             raise UsageError("item: expected it in place of transform and classes, came both; do in item what they do")
         self.reader = open_training_shards(shards, guard=guard, held_out=held_out)
-        self.batch_size, self.seed, self.window = int(batch_size), int(seed), int(window)
-        self.kinds: tuple[StreamKind, ...] = tuple(kind for kind in KINDS if kind in kinds)
+        self.kinds: tuple[StreamKind, ...] = tuple(kind for kind in STREAM_KINDS if kind in kinds)
         self._item, self._transform, self._collate = item, transform, collate
         self._codes = _codes(classes)
         null = self.reader.nulls
@@ -158,13 +159,13 @@ class CounterfactualStream(IterableDataset[Any]):
                 f"{self.reader.directory}: expected {' or '.join(self.kinds)} samples, it has none; plan them"
             )
         self._placed = None if world is None or rank is None else (int(world), int(rank))
-        # shared memory (epoch, first position, whether somebody iterates): workers spawned once see what is set later
-        self._shared = torch.zeros(3, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        # shared memory as the epoch is (first position, whether somebody iterates): workers see what is set later
+        self._at = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._given: int | None = None  # positions of the epoch that the loader has handed out, all ranks together
 
     def __getstate__(self) -> dict[str, Any]:
         # a spawned worker has no process group: it gets world and rank with the stream
-        return {**self.__dict__, "_placed": self._place()}
+        return {**super().__getstate__(), "_placed": self._place()}
 
     def _place(self) -> tuple[int, int]:
         """(world, rank), asked for late: the process group may be initialised after the stream was made."""
@@ -174,20 +175,14 @@ class CounterfactualStream(IterableDataset[Any]):
             return torch.distributed.get_world_size(), torch.distributed.get_rank()
         return 1, 0
 
-    @property
-    def epoch(self) -> int:
-        """The epoch that is read, or will be."""
-        return int(self._shared[0])
-
     def set_epoch(self, epoch: int) -> None:
         """Read epoch ``epoch`` next, from its beginning; the present epoch again changes nothing, also where it was resumed."""
-        if epoch < 0:
-            raise UsageError(f"epoch: expected a whole number from 0 up, came {epoch!r}")
-        if epoch != self.epoch:
-            self._begin(epoch, 0)
+        if whole("epoch", epoch) != self.epoch:
+            self._begin(int(epoch), 0)
 
     def _begin(self, epoch: int, first: int) -> None:
-        self._shared.copy_(torch.tensor([epoch, first, 0]))
+        super().set_epoch(epoch)
+        self._at.copy_(torch.tensor([first, 0]))
         self._given = None
 
     def __len__(self) -> int:
@@ -210,8 +205,8 @@ class CounterfactualStream(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         # read at once, not with the first batch: what is set while an epoch is being read is meant for the next
-        self._shared[2] = 1
-        return self._batches(self.order(), int(self._shared[1]))
+        self._at[1] = 1
+        return self._batches(self.order(), int(self._at[0]))
 
     def _batches(self, order: EpochOrder, first: int) -> Iterator[Any]:
         world, rank = self._place()
@@ -258,12 +253,12 @@ class CounterfactualStream(IterableDataset[Any]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the consumer stands: plain numbers and texts. UsageError when batches were taken past :meth:`loader`."""
-        if self._given is None and int(self._shared[2]):
+        if self._given is None and int(self._at[1]):
             raise UsageError(
                 "state_dict: expected batches from stream.loader(), they were taken from the stream itself, where workers "
                 "read ahead; use loader()"
             )
-        consumed = int(self._shared[1]) if self._given is None else self._given
+        consumed = int(self._at[0]) if self._given is None else self._given
         return {"epoch": self.epoch, "consumed": consumed, **self._identity()}
 
     def _identity(self) -> dict[str, Any]:
@@ -274,22 +269,11 @@ class CounterfactualStream(IterableDataset[Any]):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue behind the samples that ``state`` counts. UsageError where the order would be another one."""
-        if not isinstance(state, Mapping) or set(state) != set(STATE):
-            came = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-            raise UsageError(f"state: expected what state_dict() of a CounterfactualStream gave, came {came:.200}")
-        for name, own in self._identity().items():
-            if name != "batch_size" and state[name] != own:
-                cure = (
-                    "the shards are others" if name == "fingerprint" else f"make the stream with {name}={state[name]!r}"
-                )
-                raise UsageError(
-                    f"state: expected {name} {own!r}, it was saved with {state[name]!r}: {cure}, or start anew"
-                )
-        epoch, consumed = int(state["epoch"]), int(state["consumed"])
-        if epoch < 0 or not 0 <= consumed <= self._total:
-            raise UsageError(
-                f"state: expected an epoch from 0 up and at most {self._total} consumed, came {epoch} and {consumed}"
-            )
+        mine = {"epoch": 0, "consumed": 0, **self._identity()}
+        same_state(state, mine, frozenset({"epoch", "consumed", "batch_size"}), "CounterfactualStream")
+        epoch, consumed = whole("state: epoch", state["epoch"]), whole("state: consumed", state["consumed"])
+        if consumed > self._total:
+            raise UsageError(f"state: expected at most {self._total} consumed, came {consumed}; start anew")
         if consumed % self.batch_size and consumed != self._total:
             raise UsageError(
                 f"state: expected whole batches of {self.batch_size}, it was saved after {consumed} samples in batches of "
@@ -313,9 +297,17 @@ class StreamLoader(DataLoader[Any]):
         super().__init__(stream, batch_size=None, **{"collate_fn": _as_it_is, **arguments})
         self.stream = stream
 
+    def state_dict(self) -> dict[str, Any]:
+        """The stream's, which counts what this loader has handed out: :meth:`CounterfactualStream.state_dict`."""
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where it was saved: :meth:`CounterfactualStream.load_state_dict`."""
+        self.stream.load_state_dict(state)
+
     def __iter__(self) -> Any:
         stream = self.stream
-        first = int(stream._shared[1])
+        first = int(stream._at[0])
         world, _ = stream._place()
         stream._given = first
         lowest = -(-first // stream.batch_size)

@@ -11,6 +11,7 @@ CounterfactualDataset's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
     DataLoader workers too. One warning, with the likeliest reason, when none of the first 100 images is known.
 
     Raises UsageError for probabilities out of range and for images that were transformed already, DataError when the
-    shards lack what is asked for or (``guard``) have samples outside the train split.
+    shards lack what is asked for, (``guard``) have samples outside the train split, or have samples of images in the data sets
+    ``held_out``.
     """
 
     _transformed_types = (
@@ -47,10 +49,16 @@ class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
     )  # fmt: skip
 
     def __init__(
-        self, shards: str | Path | ShardReader, p: float = 0.5, null_p: float = 0.0, guard: bool = True
+        self,
+        shards: str | Path | ShardReader,
+        p: float = 0.5,
+        *,
+        null_p: float = 0.0,
+        guard: bool = True,
+        held_out: Iterable[Any] = (),
     ) -> None:
         super().__init__()
-        self.lookup = open_lookup(shards, p, null_p, guard)
+        self.lookup = open_lookup(shards, p, null_p, guard, held_out)
         self.p, self.null_p = float(p), float(null_p)
 
     def forward(self, *inputs: Any) -> Any:

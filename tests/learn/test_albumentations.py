@@ -234,7 +234,7 @@ def test_saved_and_restored(base: ArrayDataset, shards: Path, tmp_path: Path, fo
         assert len(twin.lookup.reader) == 3 * N
         assert A.to_dict(restored)["transform"]["transforms"] == A.to_dict(compose)["transform"]["transforms"]
         assert drawn(twin(image=base.image(0), force_apply=True)["image"]) in COUNTERFACTUALS
-    assert f"RandomCounterfactual(p=0.25, guard=True, shards='{shards}')" in repr(compose)
+    assert f"RandomCounterfactual(p=0.25, guard=True, null_p=0.0, shards='{shards}')" in repr(compose)
 
 
 def test_replayed(base: ArrayDataset, shards: Path) -> None:

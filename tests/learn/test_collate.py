@@ -158,7 +158,7 @@ def test_refusals(shards: Path, base: ArrayDataset) -> None:
         collate([{"left": image, "right": image}])
     with pytest.raises(UsageError, match="image_key: expected one of left"):
         MixingCollate(shards, image_key="nothing")([{"left": image}])
-    with pytest.raises(UsageError, match="before ToDtype"):
+    with pytest.raises(UsageError, match="give MixingCollate the transform"):
         collate([(torch.rand(3, 8, 8), 1)])
     with pytest.raises(UsageError, match="p: expected"):
         MixingCollate(shards, p=3)

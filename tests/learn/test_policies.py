@@ -196,7 +196,7 @@ def test_a_checkpoint_continues_in_its_epoch_and_nowhere_else(base: ArrayDataset
         arguments: dict[str, Any] = {"p": 0.5, "seed": 3, **other}
         with pytest.raises(UsageError, match=f"expected {next(iter(other))}="):
             CounterfactualDataset(base, shards, **arguments).load_state_dict(state)
-    with pytest.raises(UsageError, match="checkpoint: expected epoch, seed"):
+    with pytest.raises(UsageError, match="state: expected epoch, seed"):
         again.load_state_dict({"epoch": 1})
 
 
