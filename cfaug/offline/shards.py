@@ -110,6 +110,10 @@ class ShardReader:
         )  # what `place` was, or its shards
         self.manifest: list[ManifestRow] = read_manifest(self.storage)
         if not self.manifest:
+            if isinstance(self.storage, LocalStorage) and not self.storage.path.exists():
+                raise ShardError(
+                    f"{self.directory}: expected committed shards, there is no such directory: check the path or generate first"
+                )
             state = "an empty one" if MANIFEST in sizes else "none"
             raise ShardError(
                 f"expected {self.directory}/{MANIFEST} with committed shards, found {state}: generate first"

@@ -389,3 +389,19 @@ def test_a_directory_that_cannot_be_made(tmp_path) -> None:
     ):
         pass
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("place", [None, 3, b"shards"])
+def test_what_is_no_place_is_refused(place: object) -> None:
+    with pytest.raises(UsageError, match=rf"shards: expected a path or a URL, came {type(place).__name__}"):
+        ShardReader(place)  # type: ignore[arg-type]
+
+
+def test_a_directory_that_is_not_there_is_told_from_an_empty_one(tmp_path: Path) -> None:
+    with pytest.raises(
+        ShardError,
+        match=r"typo: expected committed shards, there is no such directory: check the path or generate first$",
+    ):
+        ShardReader(tmp_path / "typo")
+    with pytest.raises(ShardError, match="found none: generate first"):
+        ShardReader(tmp_path)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from os import PathLike
 from pathlib import Path
 
-from cfaug.errors import ShardError
+from cfaug.errors import ShardError, UsageError
 from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage, open_storage
 from cfaug.offline.format import BLOCK, MANIFEST, IndexRow, ManifestRow, Member, padded, tar_size
@@ -16,6 +17,8 @@ from cfaug.offline.reading.plain import parse_row
 
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
     """The storage that holds the manifest, `place` itself or its ``shards``, and the sizes of the blobs there."""
+    if not isinstance(place, str | PathLike):
+        raise UsageError(f"shards: expected a path or a URL, came {type(place).__name__}")
     try:
         storage = open_storage(place)
         sizes = storage.sizes()
