@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import gc
 import logging
 import multiprocessing
@@ -379,6 +380,19 @@ def test_ranks_that_open_together_build_once(shards: Path, tmp_path: Path, monke
     for rank in ranks:
         rank.join()
     assert built.read_text() == "x"
+
+
+def test_a_process_forked_while_the_columns_are_built_does_not_keep_the_lock(tmp_path: Path) -> None:
+    context: Any = multiprocessing.get_context("fork")
+    with column_file._alone(tmp_path / "lock"):
+        worker = context.Process(target=time.sleep, args=(60,))
+        worker.start()  # has the same open file
+    try:
+        with (tmp_path / "lock").open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def test_where_nothing_can_be_locked_the_columns_are_built_all_the_same(

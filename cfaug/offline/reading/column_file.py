@@ -22,11 +22,11 @@ import logging
 import mmap
 import os
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import xxhash
@@ -102,19 +102,22 @@ def columns_of(
     return columns
 
 
-def _alone(lock: Path) -> AbstractContextManager[Any]:
-    """Held by one process or thread of this machine at a time; by none where nothing can be locked."""
-    try:
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """One process or thread of this machine at a time; all of them where nothing can be locked."""
+    held = ExitStack()
+    with suppress(OSError):
         lock.parent.mkdir(parents=True, exist_ok=True)
-        handle = lock.open("wb")
-    except OSError:
-        return nullcontext()
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:
-        handle.close()
-        return nullcontext()
-    return handle  # closing it lets the next one in
+        handle = held.enter_context(lock.open("wb"))
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("another process is building %s: waiting for it", lock.with_suffix(".bin"))
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        # not by closing alone: a process forked meanwhile has the same open file, and would keep the lock while it lives
+        held.callback(fcntl.flock, handle, fcntl.LOCK_UN)
+    with held:
+        yield
 
 
 def publish_columns(storage: LocalStorage, manifest: Sequence[ManifestRow]) -> None:
