@@ -18,6 +18,7 @@ from cfaug.data.lookup import Picture
 from cfaug.errors import DataError, UsageError
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+ALPHA = ("RGBA", "LA", "PA")
 # of the image's file and not of its pixels, and read by later steps (Pillow turns images by any of the first four)
 CARRIED = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp", "icc_profile")
 
@@ -73,7 +74,7 @@ def like(picture: Image.Image, factual: Any, where: Callable[[], str]) -> Any:
     channels = as_pixels(factual, "open it again when its transform has changed").shape[2]
     if channels not in MODES:
         raise UsageError(f"expected an image of {', '.join(map(str, MODES))} channels, came {said(factual)}")
-    _check_size(picture, factual, where)
+    check_size(picture, size_of(factual), where)
     pixels = np.array(in_mode(picture, MODES[channels]))  # a copy: what is handed out is writable
     pixels = pixels.reshape(*pixels.shape[:2], channels)
     if isinstance(factual, np.ndarray):
@@ -94,16 +95,19 @@ def like(picture: Image.Image, factual: Any, where: Callable[[], str]) -> Any:
 
 
 def _like_pil(picture: Image.Image, factual: Image.Image, where: Callable[[], str]) -> Image.Image:
-    alpha = factual.mode in ("RGBA", "LA", "PA")
+    alpha = factual.mode in ALPHA
     if alpha or not is_unloaded(factual):
-        _check_size(picture, factual, where)
+        check_size(picture, size_of(factual), where)
     made = in_mode(picture, factual.mode)
     if alpha and made is not factual:
         made.putalpha(factual.getchannel("A"))
-    for name in CARRIED:
-        if name in factual.info:
-            made.info[name] = factual.info[name]
+    made.info.update(carried(factual))
     return made
+
+
+def carried(image: Image.Image) -> dict[str, Any]:
+    """What a picture in the place of this image has of its ``info``."""
+    return {name: image.info[name] for name in CARRIED if name in image.info}
 
 
 def in_mode(picture: Image.Image, mode: str) -> Image.Image:
@@ -124,12 +128,12 @@ def is_unloaded(image: Any) -> bool:
     return isinstance(image, ImageFile.ImageFile) and bool(image.tile)
 
 
-def _check_size(picture: Image.Image, factual: Any, where: Callable[[], str]) -> None:
-    if picture.size != size_of(factual):
+def check_size(picture: Image.Image, size: tuple[int, int], where: Callable[[], str]) -> None:
+    """DataError, beginning with ``where()``, unless the picture has the size (W, H) of its source."""
+    if picture.size != size:
         raise DataError(
-            f"{where()}: expected the size of its source, {said_sizes([size_of(factual)])}, came "
-            f"{said_sizes([picture.size])}; use the images that the shards were made from and crop or resize them in the "
-            "transform only, or generate again"
+            f"{where()}: expected the size of its source, {said_sizes([size])}, came {said_sizes([picture.size])}; use the "
+            "images that the shards were made from and crop or resize them in the transform only, or generate again"
         )
 
 

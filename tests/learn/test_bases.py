@@ -20,15 +20,17 @@ from base_cases import CASES, TO_FLOAT, N, Plain, exactly, image_folder, write_p
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
 from torchvision import tv_tensors
+from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from cfaug.errors import CfaugError, DataError, UsageError
 from cfaug.learn.bases import open_base
 from cfaug.learn.bases.facts import splits_of
-from cfaug.learn.bases.images import as_picture, like, with_value
+from cfaug.learn.bases.images import as_picture, with_value
+from cfaug.learn.pictures import like
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
 OTHERS = np.random.default_rng(1).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
@@ -354,7 +356,7 @@ def test_deep_images_and_other_sizes_are_refused(tmp_path: Path) -> None:
     for number, name in enumerate(
         ["uint8 tensor", "tv_tensor", "array", "HF, torch", "DatasetFolder of tensors", "pair, transform"]
     ):
-        with pytest.raises(DataError, match="expected 6 x 5 pixels as its source has, came 9 x 9"):
+        with pytest.raises(DataError, match="expected the size of its source, 5 x 6 pixels, came 9 x 9 pixels"):
             open_base(CASES[name](IMAGES, tmp_path / str(number))).swapped(0, large)
 
 
@@ -362,7 +364,56 @@ def test_pictures_take_the_mode_of_the_image(tmp_path: Path) -> None:
     grey = Image.fromarray(OTHERS[0]).convert("L")
     assert open_base(image_folder(IMAGES, tmp_path)).swapped(0, grey)[0].mode == "RGB"
     for mode in ("L", "RGB", "RGBA", "P", "1", "LA", "CMYK"):
-        assert like(grey, Image.new(mode, (5, 6))).mode == mode
+        assert like(grey, Image.new(mode, (5, 6)), str).mode == mode
+
+
+def open_rgb(path: str) -> Image.Image:
+    return Image.open(path).convert("RGB")
+
+
+def turned(image: Image.Image) -> Image.Image:
+    return ImageOps.exif_transpose(image)
+
+
+ROTATED: dict[str, Callable[[Path, Any], Any]] = {
+    "ImageFolder": lambda d, f: ImageFolder(d, f),
+    "ImageFolder, lazy": lambda d, f: ImageFolder(d, f, loader=base_cases.open_lazily),
+    "ImageFolder, own loader": lambda d, f: ImageFolder(d, f, loader=open_rgb),
+    "Subset": lambda d, f: Subset(ImageFolder(d, f), [2, 1]),
+    "any": lambda d, f: base_cases.Opened(sorted(d.rglob("*.png")), f),
+    "WILDS": lambda d, f: base_cases.WildsSubset(_wilds(d), np.arange(N), f),
+    "HF": lambda d, f: base_cases.Rows(_from_files(d), f),
+    "HF, RGB": lambda d, f: base_cases.Rows(_from_files(d).cast_column("image", datasets.Image(mode="RGB")), f),
+    "told": lambda d, f: base_cases.Told(sorted(d.rglob("*.png")), f),
+}
+
+
+def _wilds(folder: Path) -> Any:
+    made = base_cases.Wilds(IMAGES, folder / "other")
+    made.paths = sorted(path for path in folder.rglob("*.png") if "other" not in path.parts)
+    return made
+
+
+def _from_files(folder: Path) -> Any:
+    paths = [str(path) for path in sorted(folder.rglob("*.png"))]
+    return datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+@pytest.mark.parametrize("kind", ROTATED)
+def test_rotation_and_alpha_are_the_images_own(kind: str, mode: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for i, path in enumerate(write_pngs(IMAGES, tmp_path)):
+        image = Image.fromarray(IMAGES[i]).convert(mode)
+        if mode == "RGBA":
+            image.putalpha(Image.fromarray(OTHERS[i][..., 0]))
+        image.save(path, exif=exif if i != 1 else None)
+    dataset = ROTATED[kind](tmp_path, turned)
+    base = open_base(dataset, turned if kind == "told" else None)
+    for i in range(len(dataset)):
+        plain = Image.fromarray(np.array(as_picture(base.picture(i)).convert("RGB")))  # as a sample's picture comes
+        assert exactly(base.swapped(i, plain), dataset[i]), i
 
 
 class Counter:
@@ -667,7 +718,7 @@ def test_like_keeps_every_pixel_in_every_form(pixels: np.ndarray, form: str) -> 
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     chw = torch.from_numpy(pixels).permute(2, 0, 1)
     factual = {"pil": image, "tensor": chw, "tv": tv_tensors.Image(chw), "array": pixels}[form]
-    assert exactly(like(as_picture(factual), factual), factual)
+    assert exactly(like(as_picture(factual), factual, str), factual)
 
 
 @settings(max_examples=60, deadline=None)

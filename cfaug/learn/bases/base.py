@@ -27,7 +27,8 @@ from torch.utils.data import IterableDataset
 
 from cfaug.errors import UsageError
 from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, sources_of, stored_label
-from cfaug.learn.bases.images import Path, as_mode, as_picture, image_place, is_image_like, places, said, with_value
+from cfaug.learn.bases.images import Path, as_picture, image_place, is_image_like, one_mode, places, with_value
+from cfaug.learn.pictures import in_mode, like, said
 
 PROBED = 5  # images of a data set that are looked at for their mode
 
@@ -93,7 +94,8 @@ class ToldBase(Base):
             self._inner: Base | None = open_base(dataset, None, image_key)
         except UsageError:
             self._inner = None
-        self._modes: set[str] = set()  # of the images looked at: all of one mode, taken to be the mode of them all
+        self._looked = False
+        self._mode: str | None = None  # the mode of the images looked at, taken to be the mode of them all
         with undrawn():
             if len(self) and self._place(self.item(0)) is None:
                 raise UsageError(f"base: expected an image in its items, came {said(self.item(0))}; say image_key=")
@@ -118,16 +120,20 @@ class ToldBase(Base):
         place = self._place(item)
         if place is None:
             raise UsageError(f"base: expected an image in item {i}, came {said(item)}; say image_key=")
-        return with_value(item, place, self._transform(as_mode(picture, self._mode(i, picture))))
+        return with_value(item, place, self._transform(self._untransformed(i, picture)))
 
-    def _mode(self, i: int, picture: Image.Image) -> str:
-        if self._inner is None:
-            return picture.mode
-        if not self._modes:  # a transform may tell grey from colour
-            inner, looked = self._inner, np.linspace(0, len(self) - 1, PROBED).astype(int)
+    def _untransformed(self, i: int, picture: Image.Image) -> Image.Image:
+        inner = self._inner
+        if inner is None:
+            return picture
+        if not self._looked and len(self):  # a transform may tell grey from colour
             with undrawn():
-                self._modes = {as_picture(inner.picture(j)).mode for j in {*looked.tolist()}}
-        return next(iter(self._modes)) if len(self._modes) == 1 else as_picture(self._inner.picture(i)).mode
+                self._mode = one_mode(as_picture(inner.picture(j)) for j in spread(len(self)))
+            self._looked = True
+        if self._mode is not None:
+            return in_mode(picture, self._mode)
+        made: Image.Image = like(picture, as_picture(inner.picture(i)), lambda: f"item {i}")
+        return made
 
 
 def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image_key: Any = None) -> Base:
@@ -180,6 +186,11 @@ def same_label(one: Any, other: Any) -> bool:
         return bool(np.array_equal(np.asarray(one), np.asarray(other)))
     except (TypeError, ValueError, RuntimeError):
         return False
+
+
+def spread(length: int, most: int = PROBED) -> list[int]:
+    """At most ``most`` indices below ``length``, from the first to the last."""
+    return sorted({int(i) for i in np.linspace(0, length - 1, min(most, length))})
 
 
 def is_index(i: Any) -> bool:

@@ -13,13 +13,13 @@ from io import BytesIO
 from typing import Any
 
 import datasets
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import UsageError
 from cfaug.learn.bases.base import Base
 from cfaug.learn.bases.facts import LABELS, scalar
-from cfaug.learn.bases.images import as_mode
 from cfaug.learn.bases.twins import Held, Seen, Twin
+from cfaug.learn.pictures import ALPHA, carried, check_size, in_mode, like
 
 ARRAYS = ("torch", "numpy", "tensorflow", "jax")
 
@@ -38,25 +38,34 @@ class _PictureFeature(datasets.Image):  # type: ignore[misc]
         picture = held.picture
         if picture is None or not isinstance(value, dict):
             return super().decode_example(value, token_per_repo_id)
-        if self.mode and not self.fixed_size:
-            return as_mode(picture, self.mode)
         source = value["path"] if value["bytes"] is None else BytesIO(value["bytes"])
         try:
             with Image.open(source) as header:
-                mode, size = header.mode, header.size
-                # of a PNG the orientation is known only after decoding: asked for when the size cannot be right else
-                asked = self.fixed_size and (header.format != "PNG" or picture.size != size)
-                if asked and header.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
-                    size = size[::-1]
+                mode = self.mode or header.mode
+                if mode not in ALPHA:
+                    return self._beside(header, in_mode(picture, mode))
         except FileNotFoundError:  # a remote file: only the library knows how it is fetched
-            whole = super().decode_example(value, token_per_repo_id)
-            mode, size = whole.mode, whole.size
-        if self.fixed_size and picture.size != size:
-            raise DataError(
-                f"a counterfactual: expected {size[1]} x {size[0]} pixels as its source has, came {picture.height} x "
-                f"{picture.width}; use the images that the shards were made from"
-            )
-        return as_mode(picture, self.mode or mode)
+            pass
+        return like(picture, super().decode_example(value, token_per_repo_id), _nameless)
+
+    def _beside(self, header: Image.Image, made: Image.Image) -> Image.Image:
+        """What was made, with what the library leaves of the header, which turns the image by its orientation."""
+        if not self.fixed_size:
+            stands = Image.new("L", (1, 1))
+            stands.info.update(carried(header))
+            made.info.update(carried(ImageOps.exif_transpose(stands)))
+            return made
+        size = header.size
+        # of a PNG the orientation is known only after decoding: asked for when the size cannot be right else
+        asked = header.format != "PNG" or made.size != size
+        if asked and header.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+            size = size[::-1]
+        check_size(made, size, _nameless)
+        return made
+
+
+def _nameless() -> str:
+    return "a counterfactual"
 
 
 class ColumnsBase(Base):

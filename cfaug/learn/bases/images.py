@@ -1,4 +1,4 @@
-"""Where the image stands in what a data set yields, and how a picture takes that image's place and type.
+"""Where the image stands in what a data set yields, and how something else takes its place.
 
 An image here is *plain*: pixels as they are on disk, 8 bits a channel, before any transform. That is a PIL image, a
 uint8 tensor (C, H, W) or ``tv_tensors.Image``, or a uint8 array (H, W) or (H, W, C), C in {1, 3, 4}. Items are bare
@@ -8,20 +8,20 @@ images, or tuples, lists, named tuples and mappings of anything, nested up to th
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image
 from torchvision import tv_tensors
 
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import UsageError
+from cfaug.learn.pictures import ALPHA, CARRIED, MODES, said
 
 Path = tuple[Any, ...]
 """The indices and keys that lead from an item to something in it; () is the item itself."""
 
-CHANNELS = {1: "L", 3: "RGB", 4: "RGBA"}
 DEEPEST = 3
 
 
@@ -31,9 +31,9 @@ def is_plain(value: Any) -> bool:
         return True
     if isinstance(value, torch.Tensor):
         other = isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image)
-        return not other and value.dtype == torch.uint8 and value.ndim == 3 and value.shape[0] in CHANNELS
+        return not other and value.dtype == torch.uint8 and value.ndim == 3 and value.shape[0] in MODES
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
-        return value.ndim == 2 or (value.ndim == 3 and value.shape[2] in CHANNELS)
+        return value.ndim == 2 or (value.ndim == 3 and value.shape[2] in MODES)
     return False
 
 
@@ -45,11 +45,6 @@ def is_image_like(value: Any) -> bool:
     if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
         return value.ndim == 3
     return is_plain(value)
-
-
-def is_unloaded(image: Any) -> bool:
-    """Whether this is a PIL image of which only the header has been read."""
-    return isinstance(image, ImageFile.ImageFile) and bool(image.tile)
 
 
 def places(item: Any, wanted: Callable[[Any], bool], depth: int = DEEPEST) -> Iterator[Path]:
@@ -114,50 +109,6 @@ def with_value(item: Any, path: Path, value: Any) -> Any:
     return changed
 
 
-def as_mode(picture: Image.Image, mode: str) -> Image.Image:
-    """The picture in another 8-bit mode; alpha becomes opaque, a palette is fitted. UsageError for 16 bits and more."""
-    if picture.mode == mode:
-        return picture
-    if mode.startswith(("I", "F")):
-        raise UsageError(f"base: expected images of 8 bits a channel, came mode {mode}; convert them in the data set")
-    if mode == "1":
-        return picture.convert(mode, dither=Image.Dither.NONE)
-    return picture.convert(mode, palette=Image.Palette.ADAPTIVE) if mode == "P" else picture.convert(mode)
-
-
-def like(picture: Image.Image, factual: Any, what: str = "a counterfactual") -> Any:
-    """The picture in the type, mode and axes of a plain image, whose pixels are not looked at.
-
-    Arrays are taken to be RGB; a data set of BGR arrays must turn them after the swap, in its transform. UsageError when
-    ``factual`` is not plain; DataError when it is of another size: a data set that has cropped it
-    would show the whole picture (of a PIL image that is not decoded yet, the size does not count).
-    """
-    if not is_plain(factual):
-        raise UsageError(
-            f"base: expected an untransformed image, came {said(factual)}; open it again when its transform has changed"
-        )
-    if isinstance(factual, Image.Image):
-        height, width = (picture if is_unloaded(factual) else factual).size[::-1]
-    elif isinstance(factual, torch.Tensor):
-        channels, height, width = factual.shape
-    else:
-        height, width, channels = (*factual.shape, 1)[:3]
-    if (picture.height, picture.width) != (height, width):
-        raise DataError(
-            f"{what}: expected {height} x {width} pixels as its source has, came {picture.height} x {picture.width}; "
-            "use the images that the shards were made from, and crop or resize them in the transform only"
-        )
-    if isinstance(factual, Image.Image):
-        return as_mode(picture, factual.mode)
-    pixels = np.array(as_mode(picture, CHANNELS[channels]))
-    if isinstance(factual, np.ndarray):
-        return pixels.reshape(factual.shape)
-    tensor = torch.from_numpy(pixels.reshape(height, width, channels)).permute(2, 0, 1)
-    if factual.is_contiguous():  # else as pil_to_tensor gives it, and a third of the time
-        tensor = tensor.contiguous()
-    return tv_tensors.wrap(tensor, like=factual) if isinstance(factual, tv_tensors.Image) else tensor
-
-
 def as_picture(image: Any) -> Image.Image:
     """A plain image as a PIL image, whose pixels are the same; what is one already passes."""
     if isinstance(image, Image.Image):
@@ -169,7 +120,11 @@ def as_picture(image: Any) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(pixels))
 
 
-def said(value: Any) -> str:
-    """What a value is, for an error: its type, dtype and shape."""
-    shape = tuple(value.shape) if hasattr(value, "shape") else ""
-    return " ".join(f"{type(value).__name__} {getattr(value, 'dtype', '')} {shape}".split())
+def one_mode(images: Iterable[Any]) -> str | None:
+    """The mode of PIL images (in memory) where it is all that a picture in their place takes from them, else None."""
+    modes = set()
+    for image in images:
+        if not isinstance(image, Image.Image) or image.mode in ALPHA or any(name in image.info for name in CARRIED):
+            return None
+        modes.add(image.mode)
+    return modes.pop() if len(modes) == 1 else None

@@ -18,13 +18,12 @@ from cfaug.learn.bases.images import (
     image_place,
     is_image_like,
     is_plain,
-    like,
     places,
-    said,
     value_at,
     with_value,
 )
 from cfaug.learn.bases.twins import Held, Seen, Twin
+from cfaug.learn.pictures import like, said
 
 TRANSFORMS = ("transform", "transforms")
 
@@ -53,7 +52,7 @@ class _Hook:
                 f"base: expected one image an item, the transform of {type(self._owner).__name__} is given several; "
                 "open it without its transform, and apply that after the swap"
             )
-        held.replaced, held.instead = factual, like(picture, factual)
+        held.replaced, held.instead = factual, like(picture, factual, _nameless)
         args, named = with_value((args, named), place, held.instead)
         return (_another(transform) if held.trying else transform)(*args, **named)
 
@@ -71,6 +70,10 @@ class _Hook:
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(getattr(self._owner, self._name), name)
+
+
+def _nameless() -> str:
+    return "a counterfactual"
 
 
 def _another(transform: Any) -> Any:
@@ -154,7 +157,7 @@ class ItemBase(Base):
             # a transform that is never called is none; one that passes some items over makes them anew
             if self._transforms and not self._unused and self._is_kept(i, place, factual):
                 raise self.keeps(i)
-            return with_value(item, place, like(picture, factual))
+            return with_value(item, place, like(picture, factual, _nameless))
         factual, instead = held.replaced, held.instead
         held.replaced = held.instead = None
         for place in list(places(item, lambda value: value is factual, depth=1)):

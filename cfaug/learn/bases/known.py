@@ -17,12 +17,13 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import default_loader, pil_loader
 
 from cfaug.data.datasets import FORMATS, ArrayDataset, FolderDataset, to_pil
-from cfaug.learn.bases.base import PROBED, Base
+from cfaug.learn.bases.base import Base, spread
 from cfaug.learn.bases.facts import is_wilds
-from cfaug.learn.bases.images import as_mode, is_plain, is_unloaded, like
+from cfaug.learn.bases.images import is_plain, one_mode
 from cfaug.learn.bases.items import anything
 from cfaug.learn.bases.nested import concat, subset, wrapper
 from cfaug.learn.bases.twins import Held, Twin
+from cfaug.learn.pictures import carried, in_mode, is_unloaded, like
 
 # --- cfaug's own data sets
 
@@ -44,7 +45,7 @@ class AdapterBase(Base):
     def swapped(self, i: int, picture: Image.Image) -> Any:
         if self._targets is None:
             return self.item(i)  # says that there is no target
-        transform, image = self.dataset.transform, as_mode(picture, self._mode(i))
+        transform, image = self.dataset.transform, in_mode(picture, self._mode(i))
         return (image if transform is None else transform(image)), int(self._targets[i])
 
     def label(self, i: int) -> int | None:
@@ -74,7 +75,7 @@ def adapter(dataset: Any, image_key: Any) -> Base | None:
 class FilesBase(Base):
     """ImageFolder and DatasetFolder: ``loader(path)`` through the transforms.
 
-    The default loader gives RGB, so no file is opened. Another loader is asked for this very item, whose type and mode
+    The default loader gives RGB, so of the file the header is read, and nothing decoded. Another loader is asked for this very item, whose type and mode
     count: nothing is decoded when it opens lazily.
     """
 
@@ -93,7 +94,12 @@ class FilesBase(Base):
         held = self._held
         if held.picture is None:
             return self.dataset.loader(path)
-        return as_mode(held.picture, "RGB") if self._rgb() else like(held.picture, self.dataset.loader(path), path)
+        if not self._rgb():
+            return like(held.picture, self.dataset.loader(path), lambda: path)
+        made = in_mode(held.picture, "RGB")
+        with Image.open(path) as header:  # what it says of a rotation stays in the image that the loader makes of it
+            made.info.update(carried(header))
+        return made
 
     def picture(self, i: int) -> Any:
         return self.dataset.loader(self.dataset.samples[i][0])
@@ -125,18 +131,18 @@ class WildsBase(Base):
 
     def __init__(self, dataset: Any, image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
-        at = sorted({int(i) for i in np.linspace(0, len(dataset) - 1, PROBED)})
-        probed = [dataset.get_input(i) for i in at]
-        lazy = any(is_unloaded(x) for x in probed)
-        modes = {x.mode if isinstance(x, Image.Image) else None for x in probed}
-        self._mode = modes.pop() if len(modes) == 1 and not lazy else None
+        probed = [dataset.get_input(i) for i in spread(len(dataset))]
+        self._mode = None if any(map(is_unloaded, probed)) else one_mode(probed)
 
     def picture(self, i: int) -> Any:
         return self.dataset.get_input(i)
 
     def swapped(self, i: int, picture: Image.Image) -> Any:
         data = self.dataset
-        image = like(picture, data.get_input(i)) if self._mode is None else as_mode(picture, self._mode)
+        if self._mode is None:
+            image = like(picture, data.get_input(i), lambda: f"item {i}")
+        else:
+            image = in_mode(picture, self._mode)
         return image, data.y_array[i], data.metadata_array[i]
 
 
