@@ -96,7 +96,6 @@ from cfaug.judge import (
 from cfaug.learn import (
     METHODS,
     MODELS,
-    Base,
     CounterfactualDataset,
     CounterfactualStream,
     Draw,
@@ -109,6 +108,7 @@ from cfaug.learn import (
     SmallCNN,
     StreamedImages,
     StreamLoader,
+    Swappable,
     TensorImages,
     TrainedClassifier,
     TrainingSet,
@@ -292,13 +292,15 @@ def loops(base: Any, reader: ShardReader) -> Iterator[torch.Tensor]:
 def pipelines(
     reader: ShardReader, base: torch.utils.data.Dataset[Any], validation: torch.utils.data.Dataset[Any]
 ) -> MixingCollate:
-    opened = assert_type(open_base(base), Base)
+    opened = assert_type(open_base(base), Swappable)
     print(opened.keys(), opened.label(0))
     return MixingCollate(open_training_shards(reader, held_out=[validation]), p=0.5, transform=to_tensor, seed=1)
 
 
 def streams(reader: ShardReader, state: dict[str, Any]) -> Iterator[torch.Tensor]:
-    stream = CounterfactualStream(reader, 64, transform=to_tensor, classes=["landbird", "waterbird"], kinds=["counterfactual"])
+    stream = CounterfactualStream(
+        reader, 64, transform=to_tensor, classes=["landbird", "waterbird"], kinds=["counterfactual"]
+    )
     stream.load_state_dict(state)
     loader = assert_type(stream.loader(num_workers=4), StreamLoader)
     for images, _ in loader:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cfaug.learn.assembly import Mixture, TrainingSets, training_set, validation_set
-    from cfaug.learn.bases import Base, open_base
+    from cfaug.learn.bases import Swappable, open_base
     from cfaug.learn.collate import MixingCollate
     from cfaug.learn.draws import Draw
     from cfaug.learn.guard import open_training_shards
@@ -25,7 +25,7 @@ _HOMES = {
     "CounterfactualStream": "streaming",
     "StreamLoader": "streaming",
     "MixingCollate": "collate",
-    "Base": "bases",
+    "Swappable": "bases",
     "open_base": "bases",
     "open_training_shards": "guard",
     "Draw": "draws",
@@ -53,7 +53,6 @@ _HOMES = {
 __all__ = [
     "METHODS",
     "MODELS",
-    "Base",
     "CounterfactualDataset",
     "CounterfactualStream",
     "Draw",
@@ -66,6 +65,7 @@ __all__ = [
     "SmallCNN",
     "StreamLoader",
     "StreamedImages",
+    "Swappable",
     "TensorImages",
     "TrainSettings",
     "TrainedClassifier",

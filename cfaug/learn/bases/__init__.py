@@ -1,8 +1,8 @@
-"""Data sets as bases of counterfactuals: ``open_base`` finds out how one makes its items (see ``bases.base``).
+"""Data sets whose images can be swapped for counterfactuals: ``open_base`` finds out how one makes its items (see ``bases.base``).
 
 | module | what |
 |---|---|
-| ``base`` | ``Base`` and ``open_base``; a base whose user tells its transform |
+| ``base`` | ``Swappable`` and ``open_base``; a data set whose user tells its transform |
 | ``known`` | cfaug's data sets, torchvision's folders, WILDS; the order in which kinds are tried |
 | ``nested`` | Subset, ConcatDataset, wrappers of a user's own making |
 | ``huggingface`` | ``datasets.Dataset`` with an Image column (imported only for those) |
@@ -10,6 +10,8 @@
 | ``images``, ``facts``, ``twins`` | an image among its item; keys, labels, split; a copy that shows another picture |
 """
 
-from cfaug.learn.bases.base import Base, open_base
+from cfaug.learn.bases.base import Swappable, open_base
 
-__all__ = ["Base", "open_base"]
+Base = Swappable
+
+__all__ = ["Swappable", "open_base"]

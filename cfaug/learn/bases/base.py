@@ -27,14 +27,16 @@ from torch.utils.data import IterableDataset
 
 from cfaug.errors import UsageError
 from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, sources_of, stored_label
-from cfaug.learn.bases.images import Path, as_picture, image_place, is_image_like, one_mode, places, with_value
+from cfaug.learn.bases.images import Place, as_picture, image_place, is_image_like, one_mode, places, with_value
 from cfaug.learn.pictures import in_mode, like, said
 
 PROBED = 5  # images of a data set that are looked at for their mode
 
 
-class Base:
-    """A data set, and what its items would be around other pictures. Pickled as the data set, opened again.
+class Swappable:
+    """A data set whose images can be swapped: what its items would be around other pictures.
+
+    Pickled as the data set, opened again.
 
     ``sources``: where the images come from; equal keys of equal sources are the same image.
     """
@@ -84,14 +86,14 @@ class Base:
         return keys_of(self.dataset)
 
 
-class ToldBase(Base):
+class SwappableTold(Swappable):
     """A base whose user says how a PIL image becomes the image of its items, which may hide everything else."""
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any], image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
         self._transform = transform
         try:
-            self._inner: Base | None = open_base(dataset, None, image_key)
+            self._inner: Swappable | None = open_base(dataset, None, image_key)
         except UsageError:
             self._inner = None
         self._looked = False
@@ -100,7 +102,7 @@ class ToldBase(Base):
             if len(self) and self._place(self.item(0)) is None:
                 raise UsageError(f"base: expected an image in its items, came {said(self.item(0))}; say image_key=")
 
-    def _place(self, item: Any) -> Path | None:
+    def _place(self, item: Any) -> Place | None:
         return image_place(item, self.image_key, is_image_like)
 
     def picture(self, i: int) -> Any:
@@ -136,7 +138,7 @@ class ToldBase(Base):
         return made
 
 
-def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image_key: Any = None) -> Base:
+def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image_key: Any = None) -> Swappable:
     """How ``dataset`` makes its items, found out from its class or by a look at its first item.
 
     ``transform``: from a PIL image to the image that the data set yields, for one that hides its own. ``image_key``: the
@@ -145,7 +147,7 @@ def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image
     Raises UsageError (one line) for a data set without len() or [i], for items without an image or with several, and
     for images that a hidden transform has made into floats.
     """
-    if isinstance(dataset, Base):
+    if isinstance(dataset, Swappable):
         return dataset
     indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not indexed or isinstance(dataset, IterableDataset):
@@ -157,11 +159,11 @@ def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image
             f"base: expected one dataset, came {type(dataset).__name__} of {', '.join(map(str, dataset))}; choose one"
         )
     if transform is not None:
-        return ToldBase(dataset, transform, image_key)
-    from cfaug.learn.bases.known import KINDS
+        return SwappableTold(dataset, transform, image_key)
+    from cfaug.learn.bases.known import OPENERS
 
     with undrawn():
-        for opened in KINDS:
+        for opened in OPENERS:
             base = opened(dataset, image_key)
             if base is not None:
                 return base

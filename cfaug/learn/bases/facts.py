@@ -17,7 +17,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import DatasetFolder, VisionDataset
 
 from cfaug.data.datasets import ArrayDataset, FolderDataset
-from cfaug.learn.bases.images import Path, is_image_like, places, value_at
+from cfaug.learn.bases.images import Place, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
 UNKNOWN: Any = object()
@@ -118,7 +118,7 @@ def _joint(dataset: VisionDataset[Any]) -> bool:
     return getattr(dataset, "transforms", None) is not None and not hasattr(dataset.transforms, "target_transform")
 
 
-def label_in(item: Any, image: Path) -> Any:
+def label_in(item: Any, image: Place) -> Any:
     """The label in an item whose image stands at ``image``: the entry named as labels are, or what follows the image.
 
     None for bare images, for mappings whose label has another name and is not all that is left, and for masks.

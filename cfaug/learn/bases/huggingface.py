@@ -16,7 +16,7 @@ import datasets
 from PIL import ExifTags, Image, ImageOps
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.base import Base
+from cfaug.learn.bases.base import Swappable
 from cfaug.learn.bases.facts import LABELS, scalar
 from cfaug.learn.bases.twins import Held, Seen, Twin
 from cfaug.learn.pictures import ALPHA, carried, check_size, in_mode, like
@@ -68,7 +68,7 @@ def _nameless() -> str:
     return "a counterfactual"
 
 
-class ColumnsBase(Base):
+class SwappableColumns(Swappable):
     """A ``datasets.Dataset`` with one Image column in use."""
 
     def __init__(self, dataset: datasets.Dataset, column: str, image_key: Any = None) -> None:
@@ -102,16 +102,16 @@ class ColumnsBase(Base):
         return scalar(self._labels[i][self._label])
 
 
-def open_columns(dataset: Any, image_key: Any) -> Base | None:
+def open_columns(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a ``datasets.Dataset`` with an Image column; None for anything else, UsageError for several columns."""
     if not isinstance(dataset, datasets.Dataset) or dataset.features is None:
         return None
     shown = dataset.format["columns"]
     columns = [n for n, f in dataset.features.items() if isinstance(f, datasets.Image) and f.decode and n in shown]
     if image_key in columns:
-        return ColumnsBase(dataset, image_key, image_key)
+        return SwappableColumns(dataset, image_key, image_key)
     if len(columns) > 1:
         raise UsageError(
             f"base: expected one image column, came {', '.join(columns)}; say which by image_key= (one of these names)"
         )
-    return ColumnsBase(dataset, columns[0], image_key) if columns else None
+    return SwappableColumns(dataset, columns[0], image_key) if columns else None

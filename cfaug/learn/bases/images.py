@@ -19,7 +19,7 @@ from torchvision import tv_tensors
 from cfaug.errors import UsageError
 from cfaug.learn.pictures import ALPHA, CARRIED, MODES, said
 
-Path = tuple[Any, ...]
+Place = tuple[Any, ...]
 """The indices and keys that lead from an item to something in it; () is the item itself."""
 
 DEEPEST = 3
@@ -47,7 +47,7 @@ def is_image_like(value: Any) -> bool:
     return is_plain(value)
 
 
-def places(item: Any, wanted: Callable[[Any], bool], depth: int = DEEPEST) -> Iterator[Path]:
+def places(item: Any, wanted: Callable[[Any], bool], depth: int = DEEPEST) -> Iterator[Place]:
     """The paths to everything in an item that is ``wanted``, in order."""
     if wanted(item):
         yield ()
@@ -64,13 +64,13 @@ def places(item: Any, wanted: Callable[[Any], bool], depth: int = DEEPEST) -> It
 
 def image_place(
     item: Any, image_key: Any = None, wanted: Callable[[Any], bool] = is_plain, what: str = "base"
-) -> Path | None:
+) -> Place | None:
     """Where the one image of an item stands, None when there is none.
 
     ``image_key``: the key or index in the item (a tuple: a path) under which to look. UsageError when several images
     are found, or when there is nothing under ``image_key``.
     """
-    start: Path = () if image_key is None else image_key if isinstance(image_key, tuple) else (image_key,)
+    start: Place = () if image_key is None else image_key if isinstance(image_key, tuple) else (image_key,)
     try:
         part = value_at(item, start)
     except (KeyError, IndexError, TypeError):
@@ -83,14 +83,14 @@ def image_place(
     return found[0] if found else None
 
 
-def value_at(item: Any, path: Path) -> Any:
+def value_at(item: Any, path: Place) -> Any:
     """What stands at ``path`` in an item."""
     for key in path:
         item = item[key]
     return item
 
 
-def with_value(item: Any, path: Path, value: Any) -> Any:
+def with_value(item: Any, path: Place, value: Any) -> Any:
     """A copy of the item's containers along ``path``, of the same types, with ``value`` at its end."""
     if not path:
         return value

@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from cfaug.errors import UsageError, one_line
-from cfaug.learn.bases.base import Base, undrawn
+from cfaug.learn.bases.base import Swappable, undrawn
 from cfaug.learn.bases.images import (
-    Path,
+    Place,
     as_picture,
     image_place,
     is_image_like,
@@ -56,7 +56,7 @@ class _Hook:
         args, named = with_value((args, named), place, held.instead)
         return (_another(transform) if held.trying else transform)(*args, **named)
 
-    def _place(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Path | None:
+    def _place(self, args: tuple[Any, ...], named: Mapping[str, Any]) -> Place | None:
         if args and is_plain(args[0]):  # torchvision's order: the image, then its target
             return (0, 0)
         if "image" in named and is_plain(named["image"]):  # as albumentations' transforms are called
@@ -90,7 +90,7 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and np.array_equal(np.asarray(one), np.asarray(other))
 
 
-class ItemBase(Base):
+class SwappableItems(Swappable):
     """Any data set: the picture replaces the image on its way into ``transform`` or ``transforms``, or in the item.
 
     A data set may call its transform several times with one image (views); all of them show the picture then.
@@ -99,7 +99,7 @@ class ItemBase(Base):
     def __init__(self, dataset: Any, image_key: Any = None, exchanged: Mapping[str, Any] | None = None) -> None:
         super().__init__(dataset, image_key)
         self._held = Held()
-        self._place: Path | None = None
+        self._place: Place | None = None
         applied = [name for name in TRANSFORMS if callable(getattr(dataset, name, None))]
         hooks = {name: _Hook(self._held, dataset, name, image_key) for name in applied}
         self._transforms = bool(hooks)
@@ -164,7 +164,7 @@ class ItemBase(Base):
             item = with_value(item, place, instead)  # the untransformed image, given beside the transformed one
         return item
 
-    def _is_kept(self, i: int, place: Path, image: Any) -> bool:
+    def _is_kept(self, i: int, place: Place, image: Any) -> bool:
         with undrawn():
             return value_at(self._twin[i], place) is image
 
@@ -175,7 +175,7 @@ class ItemBase(Base):
             "transformed, or pass transform= (from a PIL image to what it yields)"
         )
 
-    def _image(self, item: Any, i: int) -> Path:
+    def _image(self, item: Any, i: int) -> Place:
         if self._place is not None:  # where it was in the last item: a search would go through every box of a list
             try:
                 if is_plain(value_at(item, self._place)):
@@ -198,10 +198,10 @@ class ItemBase(Base):
         return place
 
 
-def anything(dataset: Any, image_key: Any) -> Base:
+def anything(dataset: Any, image_key: Any) -> Swappable:
     """The base of any data set at all; UsageError where its first item has no image."""
     try:
-        base = ItemBase(dataset, image_key)
+        base = SwappableItems(dataset, image_key)
     except (AttributeError, TypeError) as error:
         raise UsageError(
             f"base: {type(dataset).__name__} does not let a copy of itself have another transform "

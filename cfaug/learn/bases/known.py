@@ -1,6 +1,6 @@
 """The kinds of data sets that ``open_base`` tells apart, from the best known to any at all.
 
-Each kind is opened by a function (dataset, image_key) -> Base, or None when the data set is of another kind.
+Each kind is opened by a function (dataset, image_key) -> Swappable, or None when the data set is of another kind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import default_loader, pil_loader
 
 from cfaug.data.datasets import FORMATS, ArrayDataset, FolderDataset, to_pil
-from cfaug.learn.bases.base import Base, spread
+from cfaug.learn.bases.base import Swappable, spread
 from cfaug.learn.bases.facts import is_wilds
 from cfaug.learn.bases.images import is_plain, one_mode
 from cfaug.learn.bases.items import anything
@@ -28,7 +28,7 @@ from cfaug.learn.pictures import carried, in_mode, is_unloaded, like
 # --- cfaug's own data sets
 
 
-class AdapterBase(Base):
+class SwappableAdapter(Swappable):
     """ArrayDataset and FolderDataset: (image, target code), the image through ``transform``."""
 
     def __init__(self, dataset: ArrayDataset | FolderDataset, image_key: Any = None) -> None:
@@ -63,20 +63,20 @@ class AdapterBase(Base):
         return "L" if self._grey[i] else "RGB"
 
 
-def adapter(dataset: Any, image_key: Any) -> Base | None:
+def adapter(dataset: Any, image_key: Any) -> Swappable | None:
     made, kind = type(dataset), ArrayDataset if isinstance(dataset, ArrayDataset) else FolderDataset
     own = isinstance(dataset, kind) and made.__getitem__ is kind.__getitem__ and made.image is kind.image
-    return AdapterBase(dataset, image_key) if own else None
+    return SwappableAdapter(dataset, image_key) if own else None
 
 
 # --- torchvision's folders
 
 
-class FilesBase(Base):
+class SwappableFiles(Swappable):
     """ImageFolder and DatasetFolder: ``loader(path)`` through the transforms.
 
-    The default loader gives RGB, so of the file the header is read, and nothing decoded. Another loader is asked for this very item, whose type and mode
-    count: nothing is decoded when it opens lazily.
+    Of a file that the default loader would make RGB the header is read, and nothing decoded. Another loader is asked for
+    this very item, whose type and mode count: nothing is decoded when it opens lazily.
     """
 
     def __init__(self, dataset: DatasetFolder, image_key: Any = None) -> None:
@@ -112,18 +112,18 @@ class FilesBase(Base):
         return label if change is None else change(label)
 
 
-def files(dataset: Any, image_key: Any) -> Base | None:
+def files(dataset: Any, image_key: Any) -> Swappable | None:
     # a class of its own making may keep what the loader gave: it must not be given anything else
     if not isinstance(dataset, DatasetFolder) or type(dataset).__getitem__ is not DatasetFolder.__getitem__:
         return None
-    base = FilesBase(dataset, image_key)
+    base = SwappableFiles(dataset, image_key)
     return base if not len(dataset) or base._rgb() or is_plain(base.picture(0)) else None
 
 
 # --- WILDS
 
 
-class WildsBase(Base):
+class SwappableWilds(Swappable):
     """(x, y, metadata) from ``get_input(i)``, ``y_array[i]`` and ``metadata_array[i]``.
 
     The mode is known where the probed inputs are lazily opened, or all of one mode; else the input is decoded.
@@ -146,7 +146,7 @@ class WildsBase(Base):
         return image, data.y_array[i], data.metadata_array[i]
 
 
-def wilds(dataset: Any, image_key: Any) -> Base | None:
+def wilds(dataset: Any, image_key: Any) -> Swappable | None:
     if not is_wilds(dataset) or not len(dataset):
         return None
     item = dataset[0]
@@ -154,10 +154,10 @@ def wilds(dataset: Any, image_key: Any) -> Base | None:
     if not isinstance(item, tuple) or len(item) != 3 or not is_plain(item[0]):
         return None
     same = all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(item[1:], stored))
-    return WildsBase(dataset, image_key) if same else None
+    return SwappableWilds(dataset, image_key) if same else None
 
 
-def huggingface(dataset: Any, image_key: Any) -> Base | None:
+def huggingface(dataset: Any, image_key: Any) -> Swappable | None:
     if not type(dataset).__module__.startswith("datasets."):
         return None  # datasets is imported only by those who use it
     from cfaug.learn.bases.huggingface import open_columns
@@ -165,6 +165,6 @@ def huggingface(dataset: Any, image_key: Any) -> Base | None:
     return open_columns(dataset, image_key)
 
 
-KINDS: tuple[Callable[[Any, Any], Base | None], ...] = (
+OPENERS: tuple[Callable[[Any, Any], Swappable | None], ...] = (
     subset, concat, adapter, files, huggingface, wrapper, wilds, anything,
 )  # fmt: skip

@@ -12,16 +12,16 @@ from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.base import Base, is_index, open_base
+from cfaug.learn.bases.base import Swappable, is_index, open_base
 from cfaug.learn.bases.facts import held_datasets, keys_of
 from cfaug.learn.bases.images import as_picture, image_place, is_image_like, is_plain, places, value_at
-from cfaug.learn.bases.items import ItemBase
+from cfaug.learn.bases.items import SwappableItems
 from cfaug.learn.bases.twins import Held, Seen, Twin
 
 CHECKED = 16  # indices at which a wrapper is asked which item of its data set it takes
 
 
-class SubsetBase(Base):
+class SwappableSubset(Swappable):
     """torch's Subset of any base."""
 
     def __init__(self, dataset: Subset[Any], image_key: Any = None) -> None:
@@ -46,13 +46,13 @@ class SubsetBase(Base):
         return None if inner is None else [inner[int(i)] for i in self.dataset.indices]
 
 
-def subset(dataset: Any, image_key: Any) -> Base | None:
+def subset(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a torch Subset that makes items as torch does."""
     plain = isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__
-    return SubsetBase(dataset, image_key) if plain else None
+    return SwappableSubset(dataset, image_key) if plain else None
 
 
-class ConcatBase(Base):
+class SwappableConcat(Swappable):
     """torch's ConcatDataset of any bases.
 
     It has keys only where no two of its sources share one: a key that means two images would find the counterfactuals
@@ -65,7 +65,7 @@ class ConcatBase(Base):
         self._parts = [opened[id(part)] for part in dataset.datasets]
         self.sources = frozenset().union(*(part.sources for part in self._parts))
 
-    def _within(self, i: int) -> tuple[Base, int]:
+    def _within(self, i: int) -> tuple[Swappable, int]:
         i = range(len(self))[i]
         part = bisect.bisect_right(self.dataset.cumulative_sizes, i)
         return self._parts[part], i - (self.dataset.cumulative_sizes[part - 1] if part else 0)
@@ -94,16 +94,16 @@ class ConcatBase(Base):
         return every if len(set(every)) == sum(map(len, of_source.values())) else None
 
 
-def concat(dataset: Any, image_key: Any) -> Base | None:
+def concat(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a torch ConcatDataset that makes items as torch does."""
     plain = isinstance(dataset, ConcatDataset) and type(dataset).__getitem__ is ConcatDataset.__getitem__
-    return ConcatBase(dataset, image_key) if plain else None
+    return SwappableConcat(dataset, image_key) if plain else None
 
 
 class _Stand:
     """Takes the place of a data set inside a wrapper, and gives the wrapper a swapped item when a picture is held."""
 
-    def __init__(self, inner: Base) -> None:
+    def __init__(self, inner: Swappable) -> None:
         self._inner, self._held = inner, Held()
 
     def __len__(self) -> int:
@@ -126,13 +126,13 @@ class _Stand:
         return getattr(self._inner.dataset, name)
 
 
-class WrapperBase(ItemBase):
+class SwappableWrapper(SwappableItems):
     """A data set that holds one other data set and makes its items of the other's: its own code does so here too.
 
     What it keeps of items around other pictures stays in the copy that made them; another copy is looked at.
     """
 
-    def __init__(self, dataset: Any, name: str, inner: Base, image_key: Any = None) -> None:
+    def __init__(self, dataset: Any, name: str, inner: Swappable, image_key: Any = None) -> None:
         stand = _Stand(inner)
         super().__init__(dataset, image_key, {name: stand})
         stand._held = self._held
@@ -192,14 +192,14 @@ class WrapperBase(ItemBase):
         return [inner[int(j)] for j in mapped]
 
 
-def wrapper(dataset: Any, image_key: Any) -> Base | None:
+def wrapper(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a data set with one attribute that is a data set of images, when it makes its items of them."""
     held = list(held_datasets(dataset))
     if len(held) != 1 or not len(dataset):
         return None
     for key in (None, image_key):
         try:
-            base = WrapperBase(dataset, held[0], open_base(getattr(dataset, held[0]), None, key), image_key)
+            base = SwappableWrapper(dataset, held[0], open_base(getattr(dataset, held[0]), None, key), image_key)
         except (UsageError, AttributeError, TypeError):  # not of images; or attributes that no copy can have
             continue
         return base if base.takes(0) is not None and base.fits(0) else None
