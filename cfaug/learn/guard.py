@@ -11,7 +11,8 @@ image which was cropped or compressed again is recognised, nor one that was neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from cfaug.errors import DataError, UsageError
-from cfaug.learn.pictures import recognisable
+from cfaug.learn.pictures import recognisable, said_sizes, size_of
 from cfaug.offline.shards import SPLITS, ShardReader
 
+log = logging.getLogger(__name__)
+
 TRAIN = "train"
+PEEKED = 16  # samples whose size is looked at, spread over all
+EVALUATED = ("val", "test", "dev", "eval")  # how the names of other splits than train begin
 PATIENCE = 5.0  # seconds before a progress bar appears
 
 
@@ -43,6 +48,10 @@ def open_training_shards(
                 f"{reader.directory}: expected counterfactuals of the train split only, came sample {row.key!r} of "
                 f"split {row.split!r}; training on it would leak, generate from the train split"
             )
+    if isinstance(held_out, str | Mapping) or (hasattr(held_out, "__getitem__") and not isinstance(held_out, Sequence)):
+        raise UsageError(
+            f"held_out: expected data sets in a list, came {type(held_out).__name__}; write held_out=[...]"
+        )
     for number, dataset in enumerate(held_out):
         _refuse_sources(reader, dataset, number)
     return reader
@@ -52,7 +61,7 @@ def refuse_split(dataset: Any) -> None:
     """UsageError for a data set that says that it, or one inside it, is validation or test (``split``, ``train=False``)."""
     from cfaug.learn.bases.facts import splits_of
 
-    said = sorted(split for split in splits_of(dataset) if split.lower().startswith(("val", "test")))
+    said = sorted(split for split in splits_of(dataset) if split.lower().startswith(EVALUATED))
     if said:
         raise UsageError(
             f"base: expected the train split, came split {', '.join(map(repr, said))}; validation and test are not augmented "
@@ -63,11 +72,16 @@ def refuse_split(dataset: Any) -> None:
 def _refuse_sources(reader: ShardReader, dataset: Any, number: int) -> None:
     from cfaug.learn.bases import open_base
 
-    base = open_base(dataset)
+    try:
+        base = open_base(dataset)
+    except UsageError as error:
+        raise UsageError(f"held_out[{number}]: {str(error).removeprefix('base: ')}") from None
+    sizes: set[tuple[int, int]] = set()
     for i in tqdm(range(len(base)), desc="comparing held-out images with the shards", delay=PATIENCE, leave=False):
         image = recognisable(base.picture(i))
         if image is None:
             continue
+        sizes.add(size_of(image))
         found = reader.by_pixels.find(reader.lookup(image))
         rows = reader.by_pixels.rows[found.start : found.start + found.counterfactuals + found.nulls]
         for row in np.asarray(rows).tolist():
@@ -77,3 +91,14 @@ def _refuse_sources(reader: ShardReader, dataset: Any, number: int) -> None:
                     f"{reader.index[row].key!r}, whose source is image {i} of held_out[{number}]; training on it would leak: "
                     "split the data before generating"
                 )
+    sources = source_sizes(reader)
+    if sizes and sizes.isdisjoint(sources):
+        log.warning(
+            "held_out[%d] was not compared with anything: its images are %s, the shards' sources %s; give it as it is before "
+            "it is cropped or resized", number, said_sizes(sizes), said_sizes(sources),
+        )  # fmt: skip
+
+
+def source_sizes(reader: ShardReader) -> set[tuple[int, int]]:
+    """(W, H) of some of the shards' sources: a counterfactual has the size of its source."""
+    return {reader.picture(int(row)).size for row in np.linspace(0, len(reader) - 1, min(len(reader), PEEKED))}

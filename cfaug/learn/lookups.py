@@ -21,19 +21,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cfaug.errors import CfaugError
 from cfaug.learn.checks import has_kinds, shares
 from cfaug.learn.counts import SharedCounts
-from cfaug.learn.guard import open_training_shards
+from cfaug.learn.guard import open_training_shards, source_sizes
 from cfaug.learn.pictures import like, recognisable, said_sizes, size_of
 from cfaug.offline.shards import ShardReader
 
 log = logging.getLogger(__name__)
 
 WARN_AFTER = 100  # images seen without one match before the warning: a first batch may well be of another split
-PEEKED = 16  # counterfactuals whose size is looked at when nothing matched
 
 
 class PixelLookup:
@@ -100,8 +97,7 @@ class PixelLookup:
     def _why(self) -> str:
         """The likeliest reason: a counterfactual has the size of its source, so sizes tell a crop from other pixels."""
         try:
-            rows = sorted({int(i) for i in np.linspace(0, len(self.reader) - 1, PEEKED)})
-            sources = {self.reader.picture(row).size for row in rows}
+            sources = source_sizes(self.reader)
         except CfaugError as error:  # training on real images goes on; whoever draws this sample is told
             return f"and the shards cannot be read to see why ({error})"
         came = self._sizes

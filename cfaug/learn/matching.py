@@ -24,8 +24,9 @@ from tqdm.auto import tqdm
 
 from cfaug.data.lookup import sample_hash
 from cfaug.errors import DataError, UsageError
-from cfaug.learn.bases import Base
+from cfaug.learn.bases import Swappable
 from cfaug.learn.bases.base import undrawn
+from cfaug.learn.bases.facts import scalar
 from cfaug.learn.guard import PATIENCE
 from cfaug.learn.pictures import recognisable
 from cfaug.offline.shards import ShardReader, key_hashes
@@ -75,7 +76,7 @@ class Matches:
         return np.where(count > 0, chosen, -1)
 
 
-def match(base: Base, reader: ShardReader, key: Callable[[int], str] | None = None, guard: bool = True) -> Matches:
+def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None = None, guard: bool = True) -> Matches:
     """The samples of every image of ``base``; DataError when none has any, or when what was compared differs."""
     if key is not None and not callable(key):
         raise UsageError(f"key: expected a function from an index to a source key, came {type(key).__name__}")
@@ -106,7 +107,7 @@ _WHY_NO_PIXELS = (
 )
 
 
-def _refuse_random(base: Base) -> None:
+def _refuse_random(base: Swappable) -> None:
     """UsageError for a base that augments before its transform: what it does would be missing in counterfactuals alone."""
     for i in _spread(np.arange(len(base)), PIXELS_CHECKED):
         shown = []
@@ -131,7 +132,7 @@ def _by_key(keys: Sequence[str], reader: ShardReader) -> Matches:
     return _matches(reader, "by_key", reader.by_key.find_many(key_hashes(keys)))
 
 
-def _by_pixels(base: Base, reader: ShardReader) -> Matches:
+def _by_pixels(base: Swappable, reader: ShardReader) -> Matches:
     hashes = np.zeros(len(base), dtype=np.uint64)
     known = np.zeros(len(base), dtype=bool)
     for i in tqdm(range(len(base)), desc="matching images with their counterfactuals", delay=PATIENCE, leave=False):
@@ -157,7 +158,7 @@ def _narrow(start: Any, *counts: Any) -> Any:
 
 
 def _check_pixels(
-    base: Base, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64], keys: Sequence[str]
+    base: Swappable, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64], keys: Sequence[str]
 ) -> None:
     for i in _spread(matched, PIXELS_CHECKED):
         try:
@@ -172,7 +173,7 @@ def _check_pixels(
             )
 
 
-def _check_labels(base: Base, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64]) -> None:
+def _check_labels(base: Swappable, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64]) -> None:
     """Targets in records and labels of the base, one to one, on at most LABELS_CHECKED images spread over all.
 
     A few that disagree (labels that somebody corrected) are told; more are other classes: DataError.
@@ -181,7 +182,7 @@ def _check_labels(base: Base, reader: ShardReader, found: Matches, matched: npt.
     seen: dict[tuple[Hashable, Any], str] = {}
     for i in _spread(matched, LABELS_CHECKED):
         row = int(found.rows[found.start[i]])
-        label, target = scalar(base.label(i)), reader.record(row)["target"]
+        label, target = class_of(base.label(i)), reader.record(row)["target"]
         if label is None or target is None or isinstance(label, float) or isinstance(target, float):
             continue  # no class: several labels, a continuous target, or none
         pairs[label, target] += 1
@@ -216,10 +217,9 @@ def _check_labels(base: Base, reader: ShardReader, found: Matches, matched: npt.
 _NONE = object()
 
 
-def scalar(label: Any) -> Hashable | None:
+def class_of(label: Any) -> Hashable | None:
     """A label as a plain int, float or text; None where it is none of these (several labels, a mask)."""
-    if hasattr(label, "item") and getattr(label, "ndim", 0) == 0:
-        label = label.item()
+    label = scalar(label)
     return label if isinstance(label, int | float | str) else None
 
 

@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-KEPT = 1 << 21  # items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
+DRAWN_TOGETHER = (
+    1 << 21
+)  # items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
 IN_PLACE = frozenset(
     {"set_transform", "set_format", "reset_format", "unique"}
 )  # methods of HF datasets that make no other
@@ -206,7 +208,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         """What stands at index i (in the present epoch unless said otherwise); with ``pairs`` beside the real image."""
         epoch = self.epoch if epoch is None else epoch
         i = self._index(i)
-        if len(self) <= KEPT:
+        if len(self) <= DRAWN_TOGETHER:
             drawn, at = self._all(epoch), i
         else:
             drawn, at = self._policy.draw(epoch, i, 1), 0

@@ -306,7 +306,10 @@ class StreamLoader(DataLoader[Any]):
         self.stream.load_state_dict(state)
 
     def __iter__(self) -> Any:
-        stream = self.stream
+        stream, ours = (
+            self.stream,
+            CfaugError,
+        )  # held here: when the interpreter ends in mid-epoch, modules are gone first
         first = int(stream._at[0])
         world, _ = stream._place()
         stream._given = first
@@ -315,7 +318,7 @@ class StreamLoader(DataLoader[Any]):
             for step, batch in enumerate(super().__iter__(), 1):
                 stream._given = min((lowest + step * world) * stream.batch_size, stream._total)
                 yield batch
-        except CfaugError as error:
+        except ours as error:
             raise _as_raised(error) from None
         stream._begin(stream.epoch + 1, 0)
 

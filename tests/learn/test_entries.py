@@ -89,6 +89,24 @@ def test_held_out_images_enter_by_no_way(base: ArrayDataset, shards: Path) -> No
             entry(shards, held_out=[source("test", 9), Subset(base, [5])])
 
 
+def test_what_is_held_out_can_be_compared(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    wrongs: list[tuple[Any, str]] = [
+        (base, r"held_out: expected data sets in a list, came ArrayDataset"),
+        ({"val": base}, r"held_out: expected data sets in a list, came dict"),
+        ("D/test", r"held_out: expected data sets in a list, came str"),
+        ([source("test"), "D/test"], r"held_out\[1\]: expected .*came str"),
+    ]
+    for wrong, says in wrongs:
+        with pytest.raises(UsageError, match=f"^{says}") as caught:
+            RandomCounterfactual(shards, held_out=wrong)
+        assert "\n" not in str(caught.value)
+    RandomCounterfactual(shards, held_out=(data for data in [source("test")]))
+    assert not caplog.records
+    RandomCounterfactual(shards, held_out=[[(base[i][0].crop((1, 1, 7, 6)), 0) for i in range(N)]])
+    assert "held_out[0] was not compared with anything: its images are 6 x 5 pixels" in caplog.text
+    assert "the shards' sources 8 x 8 pixels; give it as it is before it is cropped" in caplog.text
+
+
 def split(name: Any, **more: Any) -> Any:
     return SimpleNamespace(split=name, **more)
 
@@ -104,10 +122,10 @@ class Wrapped(torch.utils.data.Dataset[Any]):
         return self.dataset[i]
 
 
-@pytest.mark.parametrize("name", ["val", "valid", "validation", "test", "Test", "test[:50%]", "train+test"])
+@pytest.mark.parametrize("name", ["val", "validation", "Test", "test[:50%]", "train+test", "dev"])
 def test_validation_and_test_are_refused_wherever_they_stand(base: ArrayDataset, shards: Path, name: str) -> None:
     said = split(name)
-    with pytest.raises(UsageError, match=r"^base: expected the train split, came split '(?i:val|test)"):
+    with pytest.raises(UsageError, match=r"^base: expected the train split, came split '(?i:val|test|dev)"):
         refuse_split(said)
     other = ArrayDataset(base.images, base.table, base.schema, "train")
     object.__setattr__(other, "split", name)
@@ -141,6 +159,13 @@ def test_a_loader_keeps_the_streams_checkpoint(shards: Path) -> None:
         with pytest.raises(UsageError, match=r"^state: ") as caught:
             again.load_state_dict(wrong)
         assert "\n" not in str(caught.value)
+
+
+def test_a_loop_that_ends_in_mid_epoch_ends_quietly(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = iter(CounterfactualStream(shards, 4, classes=["0", "1"]).loader())
+    next(batches)
+    monkeypatch.setattr("cfaug.learn.streaming.CfaugError", None)  # as at the interpreter's end
+    batches.close()
 
 
 def test_states_are_compared_by_name() -> None:

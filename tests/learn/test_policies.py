@@ -179,7 +179,7 @@ def test_large_datasets_draw_item_by_item_and_show_the_same(
         for epoch in (0, 1):
             expected = [small.provenance(i, epoch) for i in range(len(small))]
             with monkeypatch.context() as patched:
-                patched.setattr(mixing, "KEPT", 0)
+                patched.setattr(mixing, "DRAWN_TOGETHER", 0)
                 assert [large.provenance(i, epoch) for i in range(len(large))] == expected
     assert large._drawn is None  # nothing of the epoch's size was made
 
