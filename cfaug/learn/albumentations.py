@@ -30,6 +30,7 @@ from cfaug.errors import UsageError
 from cfaug.learn.checks import whole
 from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
+from cfaug.learn.inner import inner_datasets
 from cfaug.learn.lookups import open_lookup
 from cfaug.learn.pictures import as_pixels
 from cfaug.offline.shards import ShardReader
@@ -127,8 +128,9 @@ class SeededAugmentation(Epochs, Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Draw epoch `epoch`'s numbers from now on, in every worker; the base's too, where it has epochs."""
         super().set_epoch(epoch)
-        if hasattr(self.base, "set_epoch"):
-            self.base.set_epoch(epoch)
+        for part in inner_datasets(self.base):
+            if callable(getattr(part, "set_epoch", None)):
+                part.set_epoch(epoch)
 
     def __getitem__(self, i: int) -> Any:
         if not -len(self) <= i < len(self):

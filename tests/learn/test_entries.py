@@ -168,6 +168,13 @@ def test_a_loop_that_ends_in_mid_epoch_ends_quietly(shards: Path, monkeypatch: p
     batches.close()
 
 
+def test_the_epoch_reaches_a_mixture_below_a_subset(base: ArrayDataset, shards: Path) -> None:
+    mixed = CounterfactualDataset(base, shards)
+    augmented = SeededAugmentation(Subset(mixed, range(10)), Twin(shards))
+    augmented.set_epoch(3)
+    assert mixed.epoch == 3
+
+
 def test_states_are_compared_by_name() -> None:
     mine = {"epoch": 1, "seed": 3, "shards": "a"}
     same_state({**mine, "epoch": 7}, mine, frozenset({"epoch"}), "thing")
