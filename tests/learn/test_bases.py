@@ -282,10 +282,22 @@ def test_hidden_floats_need_transform(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="pass key="):
         base.picture(0)
     assert open_base(Subset(Hidden(), [4]), transform=TO_FLOAT).keys() == ["h4"]
-    # a base that could have been opened without: the transform that is told counts
-    told = open_base(image_folder(IMAGES, tmp_path, transform=TO_FLOAT), transform=v2.PILToTensor())
-    assert exactly(told.swapped(0, Image.fromarray(OTHERS[0]))[0], v2.PILToTensor()(Image.fromarray(OTHERS[0])))
-    assert exactly(told.picture(0), Image.fromarray(IMAGES[0]))
+
+
+@pytest.mark.parametrize("own", [None, TO_FLOAT, v2.Compose([v2.RandomHorizontalFlip(), v2.PILToTensor()])])
+def test_a_transform_that_is_not_the_bases_is_refused(own: Any, tmp_path: Path) -> None:
+    folder = image_folder(IMAGES, tmp_path, transform=own)
+    darker = v2.Compose([TO_FLOAT, v2.Normalize([0.5] * 3, [0.1] * 3)])
+    for other in (TO_FLOAT, v2.PILToTensor(), v2.Grayscale(), darker, copy.copy):
+        fits = (own is TO_FLOAT and other is TO_FLOAT) or (own is None and other is copy.copy)
+        if fits or (own not in (None, TO_FLOAT) and isinstance(other, v2.PILToTensor)):  # flips: nothing to compare
+            assert exactly(open_base(folder, other).picture(0), Image.fromarray(IMAGES[0]))
+            continue
+        with pytest.raises(UsageError, match="transform: expected what makes the images of this base") as caught:
+            open_base(folder, other)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UsageError, match="transform: expected a function from a PIL image"):
+        open_base(folder, 3)
 
 
 class Two(Dataset):
@@ -578,6 +590,47 @@ def test_who_keeps_what_another_data_set_has_transformed_is_refused(kept: str, i
         assert exactly(told.swapped(1, Image.fromarray(OTHERS[1])), (TO_FLOAT(Image.fromarray(OTHERS[1])), 1))
 
 
+class OnDisk(Plain):
+    """Keeps finished tensors as files."""
+
+    def __init__(self, folder: Path, transform: Any) -> None:
+        super().__init__(IMAGES, base_cases.pair, transform)
+        self.folder = folder
+
+    def __getitem__(self, i: int) -> Any:
+        path = self.folder / f"{i}.pt"
+        if not path.exists():
+            torch.save(self.transform(Image.fromarray(IMAGES[i])), path)
+        return torch.load(path, weights_only=False), i % 2
+
+
+class InPlace(Plain):
+    """Keeps finished tensors in one that it has made beforehand."""
+
+    def __init__(self, transform: Any) -> None:
+        super().__init__(IMAGES, base_cases.pair, transform)
+        self.kept, self.filled = torch.zeros(N, 3, 6, 5, dtype=torch.uint8), torch.zeros(N, dtype=torch.bool)
+
+    def __getitem__(self, i: int) -> Any:
+        if not self.filled[i]:
+            self.kept[i], self.filled[i] = self.transform(Image.fromarray(IMAGES[i])), True
+        return self.kept[i], i % 2
+
+
+def test_who_keeps_finished_tensors_is_refused_and_has_no_counterfactual(tmp_path: Path) -> None:
+    whole = v2.Compose([v2.PILToTensor(), v2.RandomInvert(1.0)])
+    for dataset in (OnDisk(tmp_path, whole), InPlace(whole)):
+        with pytest.raises(UsageError, match="kept item 0 as its transform left it"):
+            open_base(dataset)
+        for i in range(N):
+            assert torch.equal(dataset[i][0], whole(Image.fromarray(IMAGES[i])))
+    (tmp_path / "floats").mkdir()
+    floats = OnDisk(tmp_path / "floats", TO_FLOAT)
+    assert floats[0][0].dtype == torch.float32  # is known before the base is opened
+    with pytest.raises(UsageError, match="kept item 0 as its transform left it"):
+        open_base(floats)
+
+
 class Minority(Plain):
     """Transforms one class only."""
 
@@ -628,7 +681,7 @@ def test_threads_swap_their_own_pictures() -> None:
 
 
 def test_a_told_base_decodes_once_a_swap(tmp_path: Path, decoded: list[int]) -> None:
-    base = open_base(image_folder(IMAGES, tmp_path), transform=TO_FLOAT)
+    base = open_base(image_folder(IMAGES, tmp_path, transform=TO_FLOAT), transform=TO_FLOAT)
     base.swapped(0, Image.fromarray(OTHERS[0]))
     before = decoded[0]
     for i in range(N):

@@ -12,6 +12,4 @@
 
 from cfaug.learn.bases.base import Swappable, open_base
 
-Base = Swappable
-
 __all__ = ["Swappable", "open_base"]

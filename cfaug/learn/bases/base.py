@@ -27,7 +27,16 @@ from torch.utils.data import IterableDataset
 
 from cfaug.errors import UsageError
 from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, sources_of, stored_label
-from cfaug.learn.bases.images import Place, as_picture, image_place, is_image_like, one_mode, places, with_value
+from cfaug.learn.bases.images import (
+    Place,
+    as_picture,
+    image_place,
+    is_image_like,
+    one_mode,
+    places,
+    value_at,
+    with_value,
+)
 from cfaug.learn.pictures import in_mode, like, said
 
 PROBED = 5  # images of a data set that are looked at for their mode
@@ -91,16 +100,48 @@ class SwappableTold(Swappable):
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any], image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
-        self._transform = transform
+        self._transform = self._told = transform
         try:
             self._inner: Swappable | None = open_base(dataset, None, image_key)
         except UsageError:
             self._inner = None
         self._looked = False
         self._mode: str | None = None  # the mode of the images looked at, taken to be the mode of them all
+        if not callable(transform):
+            raise UsageError(
+                f"transform: expected a function from a PIL image to the image of an item, came {transform!r}"
+            )
         with undrawn():
-            if len(self) and self._place(self.item(0)) is None:
-                raise UsageError(f"base: expected an image in its items, came {said(self.item(0))}; say image_key=")
+            if len(self):
+                self._look()
+
+    def _look(self) -> None:
+        item = self.item(0)
+        place = self._place(item)
+        if place is None:
+            raise UsageError(f"base: expected an image in its items, came {said(item)}; say image_key=")
+        if self._inner is None:
+            return
+        own = self._inner.picture(0)
+        shown, made = value_at(item, place), self._told(as_picture(own))
+        fits = _kind(made) == _kind(shown)
+        # pixels are compared where an image is shown transformed, and always so: else nothing says what they should be
+        if fits and not same_image(own, shown) and self._is_settled(place, shown):
+            fits = same_image(made, shown)
+        if not fits:
+            raise UsageError(
+                f"transform: expected what makes the images of this base, {said(shown)}, came another one's, {said(made)}: "
+                "real images and counterfactuals would differ; leave it out, this base can do without"
+            )
+
+    def _is_settled(self, place: Place, shown: Any) -> bool:
+        for seed in (1, 2):
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
+            if not same_image(value_at(self.item(0), place), shown):
+                return False
+        return True
 
     def _place(self, item: Any) -> Place | None:
         return image_place(item, self.image_key, is_image_like)
@@ -116,13 +157,11 @@ class SwappableTold(Swappable):
         return super().keys() if self._inner is None else self._inner.keys()
 
     def swapped(self, i: int, picture: Image.Image) -> Any:
-        if self._transform is None:
-            raise UsageError("transform: expected a function from a PIL image to the image of an item, came None")
         item = self.item(i)
         place = self._place(item)
         if place is None:
             raise UsageError(f"base: expected an image in item {i}, came {said(item)}; say image_key=")
-        return with_value(item, place, self._transform(self._untransformed(i, picture)))
+        return with_value(item, place, self._told(self._untransformed(i, picture)))
 
     def _untransformed(self, i: int, picture: Image.Image) -> Image.Image:
         inner = self._inner
@@ -188,6 +227,19 @@ def same_label(one: Any, other: Any) -> bool:
         return bool(np.array_equal(np.asarray(one), np.asarray(other)))
     except (TypeError, ValueError, RuntimeError):
         return False
+
+
+def same_image(one: Any, other: Any) -> bool:
+    """Whether two images, transformed or not, are of one kind and have the same values (floats: to rounding)."""
+    one_array, other_array = np.asarray(one), np.asarray(other)
+    same = _kind(one) == _kind(other) and one_array.shape == other_array.shape
+    return same and bool(np.allclose(one_array, other_array, atol=1e-5, equal_nan=True))
+
+
+def _kind(image: Any) -> tuple[Any, ...]:
+    if isinstance(image, Image.Image):
+        return Image.Image, image.mode
+    return type(image), getattr(image, "dtype", None)
 
 
 def spread(length: int, most: int = PROBED) -> list[int]:

@@ -185,6 +185,8 @@ class SwappableItems(Swappable):
         place = image_place(item, self.image_key)
         if place is None:
             hidden = image_place(item, self.image_key, is_image_like)
+            if hidden is not None and self._transforms:  # which was not asked this time
+                raise self.keeps(i)
             if hidden is not None:
                 raise UsageError(
                     f"base: expected PIL or uint8 images, came {said(value_at(item, hidden))} by a transform that it "
