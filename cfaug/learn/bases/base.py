@@ -7,9 +7,9 @@ be had its untransformed image been ``picture``; the law that every kind keeps, 
 
 The data set's own ``__getitem__`` makes the item wherever possible: a shallow copy of the data set is given another
 loader, inner data set or transform, one that puts the picture where the image was. The user's object is never
-modified; attributes that are set on it later (an epoch, another transform) reach the copy before every item.
-Not promised: data sets that hide both their images and their transform (say ``transform=``), and transforms that are
-switched on after the data set was opened.
+modified; attributes that are set on it later (an epoch, another transform) reach the copy before every item, changes
+inside its lists and dicts do not. Not promised: data sets that hide both their images and their transform (say
+``transform=``), and transforms that are switched on after the data set was opened.
 """
 
 from __future__ import annotations
