@@ -162,3 +162,9 @@ def test_no_source_can_be_of_16_bits(shards: Path, mode: str) -> None:
     open_training_shards(shards, held_out=[deep])  # none of them can be a source
     with pytest.raises(CfaugError, match="none matches"):
         CounterfactualDataset(deep, shards)
+
+
+def test_a_palette_is_fitted_to_the_picture() -> None:
+    picture = Image.fromarray(source().images[0])
+    made = like(picture, Image.new("P", (8, 8)), lambda: "there").convert("RGB")
+    assert np.abs(np.asarray(made).astype(int) - np.asarray(picture)).mean() < 4
