@@ -21,11 +21,10 @@ from tqdm.auto import tqdm
 
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.pictures import recognisable, said_sizes, size_of
-from cfaug.offline.shards import SPLITS, ShardReader
+from cfaug.offline.shards import SPLITS, TRAIN, ShardReader
 
 log = logging.getLogger(__name__)
 
-TRAIN = "train"
 PEEKED = 16  # samples whose size is looked at, spread over all
 EVALUATED = ("val", "test", "dev", "eval")  # how the names of other splits than train begin
 PATIENCE = 5.0  # seconds before a progress bar appears
