@@ -169,10 +169,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
             setattr(self.base, name, value)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {
-            **super().__getstate__(),
-            "_drawn": None,
-        }  # every worker draws the epoch itself: what is sent stays small
+        # every worker draws the epoch itself: what is sent stays small
+        return {**super().__getstate__(), "_drawn": None}
 
     def set_epoch(self, epoch: int) -> None:
         """Show epoch ``epoch``'s draw from now on, in every worker; a base that has epochs is told too (as ever, not one that a
@@ -238,7 +236,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     def __getitem__(self, i: int) -> Any:
         if not self._drawing and self.policy == "replace":
             return self.base[self._index(i)]
-        self._serve(1, len(self))
+        if self._drawing:
+            self._serve(1, len(self))
         draw = self.provenance(i)
         shown = self._shown(draw)
         return (self.opened.item(draw.source), shown) if self.policy == "pairs" else shown
