@@ -65,7 +65,7 @@ def test_pairs_show_the_factual_beside_its_counterfactual(base: ArrayDataset, sh
 
 def confounded(directory: Path, n: int = 400, every: int = 1) -> ArrayDataset:
     """Colour follows the digit in nine of ten images; every image (or every n-th) has counterfactuals of both colours and two
-    nulls. Thickness follows the digit too, and is five more in the counterfactual of digit 0, five less in that of 1."""
+    nulls. Thickness follows the digit too, and is 4.5 more in the counterfactual of digit 0, 4.5 less in that of 1."""
     from cfaug.data import Attribute, Schema
 
     rng = np.random.default_rng(0)
@@ -87,7 +87,7 @@ def confounded(directory: Path, n: int = 400, every: int = 1) -> ArrayDataset:
     samples = []
     for i in range(0, n, every):
         factual = {name: value if isinstance(value, str) else float(value) for name, value in table.iloc[i].items()}
-        other = {"thickness": float(factual["thickness"] + (5 if factual["digit"] == "0" else -5))}
+        other = {"thickness": float(factual["thickness"] + (4.5 if factual["digit"] == "0" else -4.5))}
         interventions = ({"colour": "red"}, {"colour": "blue"}, {}, {}) if directory.name != "thick" else (other, {})
         for r, do in enumerate(interventions):
             key = f"train-{i:06d}-{r}"
