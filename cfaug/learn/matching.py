@@ -97,7 +97,16 @@ def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None
         _check_pixels(base, reader, found, matched, keys)
     if guard:
         _check_labels(base, reader, found, matched)
-    log.info("%d of %d images have samples in %s", len(matched), len(base), reader.directory)
+    some = len(matched) < len(
+        base
+    )  # that all have is what one expects, and a table of methods would say it a dozen times
+    log.log(
+        logging.INFO if some else logging.DEBUG,
+        "%d of %d images have samples in %s",
+        len(matched),
+        len(base),
+        reader.directory,
+    )
     return found
 
 
