@@ -30,7 +30,7 @@ from cfaug.errors import UsageError
 from cfaug.learn.checks import whole
 from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
-from cfaug.learn.inner import inner_datasets
+from cfaug.learn.inner import tell_epoch
 from cfaug.learn.lookups import open_lookup
 from cfaug.learn.pictures import as_pixels
 from cfaug.offline.shards import ShardReader
@@ -128,9 +128,7 @@ class SeededAugmentation(Epochs, Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Draw epoch `epoch`'s numbers from now on, in every worker; the base's too, where it has epochs."""
         super().set_epoch(epoch)
-        for part in inner_datasets(self.base):
-            if callable(getattr(part, "set_epoch", None)):
-                part.set_epoch(epoch)
+        tell_epoch(self.base, epoch)
 
     def __getitem__(self, i: int) -> Any:
         if not -len(self) <= i < len(self):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import DatasetFolder
 
 from cfaug.data.datasets import AttributeDataset
+from cfaug.learn.bases.facts import part_of
 
 
 def inner_datasets(dataset: Any) -> Iterator[Any]:
@@ -25,6 +25,13 @@ def inner_datasets(dataset: Any) -> Iterator[Any]:
             yield from inner_datasets(part)
 
 
+def tell_epoch(dataset: Any, epoch: int) -> None:
+    """``set_epoch`` of every data set inside that has one (as ever, not of the copy that a persistent worker holds)."""
+    for part in inner_datasets(dataset):
+        if callable(getattr(part, "set_epoch", None)):
+            part.set_epoch(epoch)
+
+
 def mark_of(dataset: Any, i: int) -> int | None:
     """32 bits of what names the image at index i (its path, its key), None where the data set has no such name.
 
@@ -34,8 +41,8 @@ def mark_of(dataset: Any, i: int) -> int | None:
     if isinstance(dataset, Subset):
         return mark_of(dataset.dataset, int(dataset.indices[i]))
     if isinstance(dataset, ConcatDataset):
-        part = bisect.bisect_right(dataset.cumulative_sizes, i)
-        return mark_of(dataset.datasets[part], i - (dataset.cumulative_sizes[part - 1] if part else 0))
+        part, j = part_of(dataset, i)
+        return mark_of(dataset.datasets[part], j)
     if isinstance(dataset, DatasetFolder):
         return zlib.crc32(str(dataset.samples[i][0]).encode()) if i < len(dataset.samples) else -1
     if isinstance(dataset, AttributeDataset):

@@ -142,18 +142,15 @@ def _by_key(keys: Sequence[str], reader: ShardReader) -> Matches:
 
 
 def _by_pixels(base: Swappable, reader: ShardReader) -> Matches:
-    hashes = np.zeros(len(base), dtype=np.uint64)
-    known = np.zeros(len(base), dtype=bool)
+    table, found = reader.by_pixels, np.zeros((3, len(base)), dtype=np.int64)
     for i in tqdm(range(len(base)), desc="matching images with their counterfactuals", delay=PATIENCE, leave=False):
         image = recognisable(base.picture(i))
         if image is None:
             continue
-        hashes[i] = reader.lookup(image)
-        found = reader.by_pixels.find(int(hashes[i]))
-        if found.counterfactuals + found.nulls:
-            known[i] = reader.confirms(int(reader.by_pixels.rows[found.start]), image)
-    start, counterfactuals, nulls = reader.by_pixels.find_many(hashes)
-    return _matches(reader, "by_pixels", (start, counterfactuals * known, nulls * known))
+        proposed = table.find(reader.lookup(image))
+        if proposed.counterfactuals + proposed.nulls and reader.confirms(int(table.rows[proposed.start]), image):
+            found[:, i] = proposed
+    return _matches(reader, "by_pixels", tuple(found))
 
 
 def _matches(reader: ShardReader, table: Literal["by_key", "by_pixels"], found: Sequence[Any]) -> Matches:

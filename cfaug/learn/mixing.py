@@ -34,7 +34,7 @@ from cfaug.learn.draws import KINDS, Append, Draw, Drawn, Kind, Policy, Replace,
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.guard import open_training_shards, refuse_split
 from cfaug.learn.independence import Independent
-from cfaug.learn.inner import inner_datasets, mark_of, marks_of
+from cfaug.learn.inner import inner_datasets, mark_of, marks_of, tell_epoch
 from cfaug.learn.matching import Matches, match
 from cfaug.offline.shards import ShardReader
 
@@ -65,8 +65,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     ``policy``: see above. Sources are matched by ``key(i)`` (given here, or what the base knows), else by pixels.
     ``transform``: how a PIL image becomes the image that ``base`` yields; needed only when the base hides its own.
     ``image_key``: which field holds the image, where that is not clear. ``held_out``: data sets none of whose images may be
-    a source (:func:`cfaug.learn.guard.open_training_shards`). ``guard=False`` lets other splits pass, ``check_labels=False``
-    classes that do not correspond one to one.
+    a source (:func:`cfaug.learn.guard.open_training_shards`). ``check_labels=False`` lets classes pass that do not
+    correspond one to one, ``guard=False`` these and other splits.
 
     Attributes of the base (``classes``, ``class_to_idx``, ...) are the wrapper's too. ``set_epoch(e)`` changes the draw, in
     persistent workers too. Raises UsageError for probabilities out of range or a base without length, DataError when nothing
@@ -173,12 +173,9 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         return {**super().__getstate__(), "_drawn": None}
 
     def set_epoch(self, epoch: int) -> None:
-        """Show epoch ``epoch``'s draw from now on, in every worker; a base that has epochs is told too (as ever, not one that a
-        persistent worker holds)."""
+        """Show epoch ``epoch``'s draw from now on, in every worker; a base that has epochs is told too."""
         super().set_epoch(epoch)
-        for part in inner_datasets(self.base):
-            if callable(getattr(part, "set_epoch", None)):
-                part.set_epoch(epoch)
+        tell_epoch(self.base, epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to show the same again: the epoch, and what the draw depends on besides."""

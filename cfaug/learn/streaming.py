@@ -306,10 +306,8 @@ class StreamLoader(DataLoader[Any]):
         self.stream.load_state_dict(state)
 
     def __iter__(self) -> Any:
-        stream, ours = (
-            self.stream,
-            CfaugError,
-        )  # held here: when the interpreter ends in mid-epoch, modules are gone first
+        # held here: when the interpreter ends in mid-epoch, modules are gone first
+        stream, ours = self.stream, CfaugError
         first = int(stream._at[0])
         world, _ = stream._place()
         stream._given = first

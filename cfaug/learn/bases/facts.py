@@ -6,6 +6,7 @@ torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets;
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections.abc import Mapping, Sequence
 from sys import modules
@@ -80,6 +81,12 @@ def splits_of(dataset: Any) -> set[str]:
             inner = list(held_datasets(one).values())
             waiting += inner if len(inner) == 1 else []
     return found
+
+
+def part_of(dataset: ConcatDataset[Any], i: int) -> tuple[int, int]:
+    """Which part of a ConcatDataset item i >= 0 is of, and which item of that part."""
+    part = bisect.bisect_right(dataset.cumulative_sizes, i)
+    return part, i - (dataset.cumulative_sizes[part - 1] if part else 0)
 
 
 def held_datasets(dataset: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from cfaug.errors import UsageError
 from cfaug.learn.bases.base import Swappable, is_index, open_base
-from cfaug.learn.bases.facts import held_datasets, keys_of
+from cfaug.learn.bases.facts import held_datasets, keys_of, part_of
 from cfaug.learn.bases.images import as_picture, image_place, is_image_like, is_plain, places, value_at
 from cfaug.learn.bases.items import SwappableItems
 from cfaug.learn.bases.twins import Held, Seen, Twin
@@ -66,9 +65,8 @@ class SwappableConcat(Swappable):
         self.sources = frozenset().union(*(part.sources for part in self._parts))
 
     def _within(self, i: int) -> tuple[Swappable, int]:
-        i = range(len(self))[i]
-        part = bisect.bisect_right(self.dataset.cumulative_sizes, i)
-        return self._parts[part], i - (self.dataset.cumulative_sizes[part - 1] if part else 0)
+        part, j = part_of(self.dataset, range(len(self))[i])
+        return self._parts[part], j
 
     def picture(self, i: int) -> Any:
         part, j = self._within(i)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, TypeVar, overload
 
-from cfaug.errors import CfaugError, ShardError
+from cfaug.errors import CfaugError
 from cfaug.offline.destinations.explained import unreadable
 from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import KEY, IndexRow, ManifestRow
 from cfaug.offline.reading.latest import Latest
+from cfaug.offline.reading.opening import index_lines
 from cfaug.offline.reading.plain import parse_row
 
 KEPT = 1 << 26  # bytes of index files; at least one file is kept
@@ -71,11 +71,7 @@ def _lines(storage: Storage, manifest: Sequence[ManifestRow], number: int) -> li
         content = storage.read_range(shard.index, 0, shard.index_bytes)
     except OSError as error:
         raise unreadable(error, f"{shard.name}, its index {shard.index}", "generate this shard again") from None
-    if hashlib.sha256(content).hexdigest() != shard.index_sha256:
-        raise ShardError(
-            f"{shard.name}: its index {shard.index} is not the one in the manifest: generate this shard again"
-        )
-    return content.splitlines()
+    return index_lines(content, shard)
 
 
 class Lazy(Sequence[T], Generic[T]):

@@ -61,9 +61,7 @@ def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> 
         content = storage.read(row.index)
     except OSError as error:
         raise unreadable(error, f"{row.name}, its index {row.index}", "generate this shard again") from None
-    if hashlib.sha256(content).hexdigest() != row.index_sha256:
-        raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
-    lines = content.splitlines()
+    lines = index_lines(content, row)
     if len(lines) != row.count:
         raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(lines)}: generate again")
     rows = [parse_row(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
@@ -83,6 +81,13 @@ def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> 
     if tar_size(at) != row.bytes:
         raise ShardError(f"{row.name}: its samples make a tar of {tar_size(at)} bytes, the manifest says {row.bytes}")
     return rows
+
+
+def index_lines(content: bytes, row: ManifestRow) -> list[bytes]:
+    """The lines of a shard's index; :class:`ShardError` unless `content` has the sha256 that the manifest states."""
+    if hashlib.sha256(content).hexdigest() != row.index_sha256:
+        raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
+    return content.splitlines()
 
 
 def check_size(name: str, size: int, sizes: Mapping[str, int], what: str = "") -> None:
