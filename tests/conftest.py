@@ -1,14 +1,22 @@
-"""Fixtures that more than one room uses: one torch thread, the shared data, a tiny digits data set."""
+"""Fixtures that more than one room uses: one torch thread, seeded generators, the shared data, a tiny digits data set."""
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import settings
 
 from cfaug.data import ArrayDataset, open_source
 
 REPO = Path(__file__).resolve().parents[1]
+
+# The same examples every time: a red run is about the change. `pytest --hypothesis-profile=search` looks for new ones.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -16,6 +24,16 @@ def _one_torch_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """A test draws the same numbers alone, in the whole suite, and on whichever worker it lands."""
+    import torch
+
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def marks(place: Path) -> list[tuple[int, int]]:
     return [(int(first), int(second)) for first, second in (path.name.split("-")[:2] for path in paths)]
 
 
-def wait_until(true: Callable[[], object], seconds: float = 20.0) -> bool:
+def wait_until(true: Callable[[], object], seconds: float = 45.0) -> bool:
     """Whether it came true within `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := true()) and time.monotonic() < deadline:

@@ -90,7 +90,7 @@ def test_an_iterator_closed_early_stops_the_work_at_once(tmp_path) -> None:
     assert wait_until(lambda: len(marks(tmp_path)) == 2)
     started = time.monotonic()
     outcomes.close()
-    assert time.monotonic() - started < 10  # shard 3 would take a minute
+    assert time.monotonic() - started < 40  # shard 3 would take a minute
     assert not any(alive(pid) for _, pid in marks(tmp_path))
 
 
@@ -123,10 +123,10 @@ def test_workers_leave_with_their_parent_however_it_ends(tmp_path, how: str) -> 
         process.kill()
     if how == "interrupt":
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-    _, said = process.communicate(timeout=20)
+    _, said = process.communicate(timeout=60)
     workers = {pid for _, pid in marks(tmp_path / "marks")}
     assert workers
-    assert wait_until(lambda: not any(map(alive, workers)), 5)
+    assert wait_until(lambda: not any(map(alive, workers)))
     if how == "interrupt":
         assert said.count(b"KeyboardInterrupt") == 1  # the parent's own
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from processes import alive, killed_at
+from processes import alive, killed_at, wait_until
 
 from cfaug.causal.intervention import do
 from cfaug.data import pixel_digest
@@ -173,10 +173,7 @@ def test_a_killed_run_with_workers_leaves_no_orphans_and_resumes(reference, tmp_
     process.wait()
     workers = {int(p.name.split("-")[0]) for p in marks.iterdir()}
     assert workers
-    deadline = time.monotonic() + 5
-    while any(alive(pid) for pid in workers) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert not any(alive(pid) for pid in workers)
+    assert wait_until(lambda: not any(map(alive, workers)))
     committed = len(ShardReader(out).manifest)
     report = run(out)
     assert (report.skipped, report.written) == (committed, 4 - committed)  # type: ignore[attr-defined]

@@ -65,7 +65,7 @@ def test_sixteen_threads_read_each_index_once_and_what_is_kept_stays_within_its_
 
 def test_what_is_missing_is_made_side_by_side() -> None:
     """A lock around the making would let sixteen readers of remote indices wait for one another."""
-    meet = threading.Barrier(2, timeout=20)
+    meet = threading.Barrier(2, timeout=60)
     latest = Latest(2, lambda key: meet.wait() and key)
     with ThreadPoolExecutor(2) as pool:
         assert sorted(pool.map(lambda key: latest.get(key) is not None, "ab")) == [True, True]
@@ -111,11 +111,11 @@ def _holding(latest: Latest[str, str], entered: threading.Event, leave: threadin
     def make() -> None:
         with latest.lock:
             entered.set()
-            leave.wait(20)
+            leave.wait(60)
 
     thread = threading.Thread(target=make)
     thread.start()
-    entered.wait(20)
+    entered.wait(60)
     return thread
 
 
@@ -128,7 +128,7 @@ def test_a_process_forked_while_a_thread_holds_the_lock_does_not_wait_for_it() -
     child = context.Process(target=lambda: queue.put(latest.get("a")))
     child.start()
     try:
-        assert queue.get(timeout=20) == "A"
+        assert queue.get(timeout=60) == "A"
     finally:
         leave.set()
         child.kill()
