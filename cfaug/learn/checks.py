@@ -61,7 +61,12 @@ def has_kinds(reader: ShardReader, counterfactual: bool, null: bool) -> None:
     asked = (("counterfactual", counterfactual, not reader.nulls.all()), ("null", null, reader.nulls.any()))
     for kind, wanted, there in asked:
         if wanted and not there:
-            raise DataError(f"{reader.directory}: expected {kind} samples, it has none; plan them or set that p to 0")
+            raise lacking(reader, kind)
+
+
+def lacking(reader: ShardReader, kind: str) -> DataError:
+    """The error of shards without a sample of a kind ("counterfactual", "null") that is asked for."""
+    return DataError(f"{reader.directory}: expected {kind} samples, it has none; plan them or set that p to 0")
 
 
 def same_state(state: Any, mine: Mapping[str, Any], free: frozenset[str], owner: str) -> None:

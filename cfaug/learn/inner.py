@@ -1,18 +1,20 @@
-"""What the wrapper must know of the data sets inside its base: which image stands where, who draws epochs, who is wrapped already."""
+"""What the wrapper must know of the data sets inside its base: which image stands where, who draws epochs, who swaps already."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import DatasetFolder
 
 from cfaug.data.datasets import AttributeDataset
 from cfaug.learn.bases.facts import part_of
+from cfaug.learn.counts import Counting
 
 
 def inner_datasets(dataset: Any) -> Iterator[Any]:
@@ -30,6 +32,22 @@ def tell_epoch(dataset: Any, epoch: int) -> None:
     for part in inner_datasets(dataset):
         if callable(getattr(part, "set_epoch", None)):
             part.set_epoch(epoch)
+
+
+def swaps_already(dataset: Any) -> bool:
+    """Whether a transform of the data set, or of one inside it, is a RandomCounterfactual (torchvision's or albumentations')."""
+    return any(has_swap(value) for part in inner_datasets(dataset) for value in getattr(part, "__dict__", {}).values())
+
+
+def has_swap(transform: Any, depth: int = 8) -> bool:
+    """Whether a transform is a RandomCounterfactual, or is composed of one."""
+    if isinstance(transform, Counting) or not callable(transform) or depth == 0:
+        return isinstance(transform, Counting)
+    # Compose and its like have ``transforms``, the pair that torchvision's data sets make of theirs ``transform``
+    inside = getattr(transform, "transforms", None)
+    below = [*inside] if isinstance(inside, Sequence | nn.ModuleList) else [getattr(transform, "transform", None)]
+    below += transform.children() if isinstance(transform, nn.Sequential) else []
+    return any(has_swap(one, depth - 1) for one in below)
 
 
 def mark_of(dataset: Any, i: int) -> int | None:

@@ -29,12 +29,12 @@ from torch.utils.data import Dataset
 
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import open_base
-from cfaug.learn.checks import PolicyName, policy_shares, same_state, whole
+from cfaug.learn.checks import PolicyName, lacking, policy_shares, same_state, whole
 from cfaug.learn.draws import KINDS, Append, Draw, Drawn, Kind, Policy, Replace, Uniforms
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.guard import open_training_shards, refuse_split
 from cfaug.learn.independence import Independent
-from cfaug.learn.inner import inner_datasets, mark_of, marks_of, tell_epoch
+from cfaug.learn.inner import has_swap, inner_datasets, mark_of, marks_of, swaps_already, tell_epoch
 from cfaug.learn.matching import Matches, match
 from cfaug.offline.shards import ShardReader
 
@@ -96,6 +96,11 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
             raise UsageError(
                 "base: expected a data set without counterfactuals, came one that is wrapped already; wrap once"
             )
+        if swaps_already(base) or has_swap(transform):
+            raise UsageError(
+                "base: expected a transform without RandomCounterfactual, came one that has it: images would be swapped twice; "
+                "take it out of the transform, or do not wrap"
+            )
         self.opened = open_base(base, transform, image_key)
         if not len(self.opened):
             raise DataError("base: expected images, came an empty data set; check its path or its split")
@@ -125,9 +130,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         for kind, count, share in wanted:
             without = int((count == 0).sum())
             if share and without == len(count):
-                raise DataError(
-                    f"{self.reader.directory}: expected {kind} samples, it has none; plan them or set that p to 0"
-                )
+                raise lacking(self.reader, kind)
             if share and without:
                 log.warning(
                     "%d of %d images have no %s sample: they stay real%s", without, len(count), kind,

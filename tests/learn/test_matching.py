@@ -181,6 +181,29 @@ def test_a_wrapped_base_is_not_wrapped_again(base: ArrayDataset, shards: Path) -
             CounterfactualDataset(again, shards)
 
 
+def test_a_base_that_swaps_in_its_transform_is_refused(tmp_path: Path, base: ArrayDataset, shards: Path) -> None:
+    import albumentations
+
+    from cfaug.learn import RandomCounterfactual
+    from cfaug.learn.albumentations import RandomCounterfactual as Twin
+    from cfaug.learn.albumentations import SeededAugmentation
+
+    (tmp_path / "class").mkdir()
+    for i in range(2):
+        base[i][0].save(tmp_path / "class" / f"{i}.png")
+    swap = RandomCounterfactual(shards)
+    ways = [
+        ImageFolder(str(tmp_path), v2.Compose([swap, v2.ToImage()])),
+        Subset(ImageFolder(str(tmp_path), torch.nn.Sequential(v2.RandomApply(torch.nn.ModuleList([swap])))), [0]),
+        SeededAugmentation(Pictures(base), albumentations.Compose([albumentations.OneOf([Twin(shards)])])),
+    ]
+    for way in ways:
+        with pytest.raises(UsageError, match="images would be swapped twice"):
+            CounterfactualDataset(way, shards)
+    with pytest.raises(UsageError, match="images would be swapped twice"):
+        CounterfactualDataset(Pictures(base), shards, transform=v2.Compose([swap]))
+
+
 def test_an_empty_base_is_one_line(base: ArrayDataset, shards: Path) -> None:
     with pytest.raises(DataError, match="came an empty data set"):
         CounterfactualDataset(Subset(base, []), shards)
