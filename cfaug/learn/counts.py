@@ -13,7 +13,7 @@ import torch
 if TYPE_CHECKING:
     from cfaug.learn.lookups import PixelLookup
 
-SETTLE = 0.005  # seconds in which two workers that would warn at the same moment notice one another
+SETTLE = 0.05  # seconds in which two workers that would warn at the same moment notice one another
 
 
 class SharedCounts:
