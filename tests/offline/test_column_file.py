@@ -117,9 +117,10 @@ def test_a_row_that_is_not_there_is_seen_though_the_digest_is_right(shards: Path
     """Whoever can write the directory can write digests too; no read goes elsewhere for that."""
     reader = ShardReader(shards)
     held = {one.name: getattr(reader._columns, one.name) for one in fields(Columns)}
-    bad = Columns(**{**held, "key_rows": held["key_rows"] + 12})
-    column_file.write_columns(shards / COLUMNS, bad, reader.fingerprint)
-    assert not is_mapped(ShardReader(shards))
+    none = {name: column if name == "lookup" else column[:0] for name, column in held.items()}
+    for bad in ({**held, "key_rows": held["key_rows"] + 1}, {**held, "pixel_rows": held["pixel_rows"] + 12}, none):
+        column_file.write_columns(shards / COLUMNS, Columns(**bad), reader.fingerprint)
+        assert not is_mapped(ShardReader(shards))
 
 
 def test_a_file_of_other_shards_is_not_used(shards: Path, tmp_path: Path) -> None:
@@ -169,6 +170,18 @@ def test_large_sets_without_the_file_are_cached(
     assert not is_mapped(reader)
     assert "could not be kept" in caplog.text
     assert reader.record(3)["key"] == "k3"
+
+
+def test_sets_that_share_a_cache_have_a_file_each(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (shards / COLUMNS).unlink()
+    others = committed(tmp_path / "others", [[made(i, i % 4) for i in range(12)]])
+    monkeypatch.setattr(column_file, "IN_MEMORY", 11)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    nulls = [ShardReader(place).nulls.sum() for place in (shards, others)]
+    monkeypatch.setattr(column_file, "build", None)  # the second time nothing is built
+    assert [ShardReader(place).nulls.sum() for place in (shards, others)] == nulls == [4, 0]
 
 
 def _open_and_count(shards: Path, built: Path, barrier: Any, queue: Any) -> None:
@@ -266,6 +279,12 @@ def test_a_pickled_reader_maps_without_hashing_and_holds_no_descriptor(
     assert is_mapped(copy)
     assert len(copy._files) == 0
     assert _read(copy) == _read(reader)
+    held = {one.name: getattr(reader._columns, one.name) for one in fields(Columns)}
+    turned = Columns(**{**held, "sizes": held["sizes"] ^ np.uint64(1 << columns.NULL)})
+    column_file.write_columns(shards / COLUMNS, turned, reader.fingerprint)
+    whole = (shards / COLUMNS).read_bytes()
+    (shards / COLUMNS).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of these shards, another, and damaged
+    assert pickle.loads(sent).nulls.tolist() == reader.nulls.tolist()
     many = published(shards.parent / "many", [[made(i, i % 4) for i in range(500)]])
     assert len(pickle.dumps(ShardReader(many))) < len(sent) + 2000  # nothing that grows with the samples
     column_file.write_columns(shards / COLUMNS, ShardReader(many)._columns, ShardReader(many).fingerprint)

@@ -23,7 +23,18 @@ from cfaug.errors import ShardError
 from cfaug.offline import Plan, PlanRow, ShardReader, generate, verify, write_shard
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.storage import LocalStorage
-from cfaug.offline.format import COLUMNS, SPLITS, IndexRow, Member, Quick, Sample, SourceHashes
+from cfaug.offline.format import (
+    BLOCK,
+    COLUMNS,
+    MAX_IMAGE_BYTES,
+    MAX_RECORD_BYTES,
+    SPLITS,
+    IndexRow,
+    Member,
+    Quick,
+    Sample,
+    SourceHashes,
+)
 from cfaug.offline.reading import columns, plain
 from cfaug.offline.reading.column_file import publish_columns
 from cfaug.offline.reading.plain import parse_row
@@ -139,6 +150,27 @@ def test_sources_that_share_a_hash_are_refused(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(ShardError, match=r"'source . 1\.png': expected different hashes of their pixels") as caught:
         ShardReader(committed(tmp_path / "b", [alike]))
     assert "\n" not in str(caught.value)
+
+
+def test_digests_that_only_begin_alike_are_two_sources(tmp_path: Path) -> None:
+    """Of sources without quick hashes the first 64 bits of the sha256 are looked up, and the next 64 tell them apart."""
+    samples = [made(i, i, hashed=False) for i in range(2)]
+    for sample, rest in zip(samples, "01"):
+        sample.record["source_digest"] = "a" * 16 + rest * 48
+    with pytest.raises(ShardError, match=r"'source . 1\.png': expected different hashes of their pixels"):
+        ShardReader(committed(tmp_path, [samples]))
+
+
+def test_a_row_holds_the_most_that_the_format_allows() -> None:
+    member = Member(BLOCK, MAX_RECORD_BYTES, "0" * 64)
+    row = IndexRow("k", "s", "0" * 64, "held out", True, member, Member(BLOCK, MAX_IMAGE_BYTES, "0" * 64))
+    (sizes,) = columns._part([row], "here")["sizes"].tolist()
+    assert sizes & columns.JSON_MASK == MAX_RECORD_BYTES
+    assert sizes >> columns.JSON_BITS & columns.IMAGE_MASK == MAX_IMAGE_BYTES
+    assert [sizes >> bit & 1 for bit in (columns.NULL, columns.WEBP, columns.XXH3)] == [1, 0, 0]
+    assert sizes >> columns.SPLIT == 3  # a split that is none of ours is not taken for train
+    with pytest.raises(ShardError, match="here: expected a shard of less than 2 TiB"):
+        columns._part([row._replace(json=member._replace(offset=BLOCK << 32))], "here")
 
 
 def test_a_source_that_changed_between_two_shards_is_refused(tmp_path: Path) -> None:
