@@ -13,6 +13,8 @@ the seconds.
     p0      CounterfactualDataset at p = 0 over the bare ImageFolder
     p0.5    CounterfactualDataset at p = 0.5 over a dataset that is told which images to show and decodes them from files:
             the same JPEGs, and the same PNGs of the counterfactuals in a folder
+    p0.5_over_bare
+            CounterfactualDataset at p = 0.5 over the bare ImageFolder, for each way in which shards store images
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from writing import photograph
 
 from cfaug.learn import CounterfactualDataset
 from cfaug.offline import write_shard
+from cfaug.offline.format import IMAGES
 
 RESULTS = Path(__file__).parent / "results" / "loading.jsonl"
 OTHERS = {"lookup": "loading_lookup", "index": "loading_index", "order": "loading_order"}
@@ -57,7 +60,8 @@ def write(directory: Path, images: int) -> None:
         source = np.asarray(default_loader(str(path)))
         samples.append(counterfactual(i, name, source, photograph(PIXELS, rng), target="ab"[i % 2]))
     (directory / "made").mkdir()
-    write_shard(directory / "shards", "cf-train-000000.tar", samples, "0" * 64, "0" * 64)
+    for image in IMAGES:
+        write_shard(directory / image, "cf-train-000000.tar", samples, "0" * 64, "0" * 64, image=image)
     for i, sample in enumerate(samples):
         Image.fromarray(sample.image).save(directory / "made" / f"{i:06d}.png", compress_level=6)
 
@@ -123,10 +127,11 @@ def wrapper(out: Path, quick: bool) -> None:
         bare = ImageFolder(str(place / "photographs"), transform=v2.PILToTensor())
         for workers in (0, 2):
             turns = 4 if quick else 40
-            untouched = CounterfactualDataset(bare, place / "shards", p=0.0)
+            untouched = CounterfactualDataset(bare, place / "png", p=0.0)
             same = compared(bare, bare, workers, turns)
-            mixed = CounterfactualDataset(bare, place / "shards", p=0.5)
-            for dataset in (untouched, mixed):
+            stored = {image: CounterfactualDataset(bare, place / image, p=0.5) for image in IMAGES}
+            mixed = stored["png"]
+            for dataset in (untouched, *stored.values()):
                 dataset.set_epoch(0)  # the one draw that Mix is told
             direct = Mix(bare, place / "made", mixed.draws(0)[0] == 1)
             for what, found in (
@@ -135,6 +140,13 @@ def wrapper(out: Path, quick: bool) -> None:
                 ("p0.5", compared(mixed, direct, workers, turns)),
             ):
                 row = {"what": what, "pixels": PIXELS, "images": len(bare), "workers": workers, **found}
+                record(out, row, command=command, cpu=cpu())
+            for image, dataset in stored.items():
+                size = sum(row.bytes for row in dataset.reader.manifest) / len(dataset.reader)
+                row = {
+                    "what": "p0.5_over_bare", "image": image, "bytes_an_image": round(size), "pixels": PIXELS,
+                    "images": len(bare), "workers": workers, **compared(dataset, bare, workers, turns),
+                }  # fmt: skip
                 record(out, row, command=command, cpu=cpu())
 
 

@@ -21,7 +21,7 @@ STRUCTURES = ("layout", "gradient", "none")
 DISCOVERIES = ("pc", "fci", "ges", "dagma")
 STRATEGIES = ("balance", "uniform", "every_value", "flip", "counterfactual_pairs")
 ENGINES = ("local", "torchrun", "slurm", "submitit", "ray")
-IMAGES = ("png", "webp")
+IMAGES = ("png", "png-stored", "webp")
 
 _ANY = (0.0, math.inf)
 _RANGES: dict[str, tuple[float, float]] = {

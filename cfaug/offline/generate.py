@@ -26,7 +26,7 @@ from cfaug.offline.about.croissant import croissant
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.engines import Engine, Outcome, make_engine
-from cfaug.offline.format import CARD, CROISSANT, ManifestRow
+from cfaug.offline.format import CARD, CROISSANT, IMAGES, ManifestRow
 from cfaug.offline.plan import Plan, sources_digest
 from cfaug.offline.progress import Progress
 from cfaug.offline.reading.column_file import publish_columns
@@ -85,7 +85,7 @@ def generate(
         dataset: the sources of the plan's split.
         out: a directory or a URL that fsspec reaches (``s3://BUCKET/RUN``).
         engine: local, torchrun, slurm, submitit or ray; `workers` processes of it (local: 0 is this one), `options` its own.
-        batch_size: rows that go through the model at once; part of what the bytes depend on, like `image` (png or webp).
+        batch_size: rows that go through the model at once; part of what the bytes depend on, like `image` (png, png-stored or webp).
         overwrite: drop what `out` has.
         on_shard: called with each manifest row that this process sees committed.
         retries: more attempts at a shard whose worker died or whose storage failed. What a message explains (a source that
@@ -103,6 +103,8 @@ def generate(
     """
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"expected batch_size of at least 1, got {batch_size!r}")
+    if image not in IMAGES:
+        raise UsageError(f"expected image to be one of {', '.join(IMAGES)}, got {image!r}")
     if type(retries) is not int or retries < 0:
         raise UsageError(f"expected retries of 0 or more, got {retries!r}")
     if gate is not None and not isinstance(getattr(gate, "digest", None), str):
@@ -246,8 +248,8 @@ def _publish(work: ShardWork, shared: bool) -> bool:
         return False
     names = [plan.shard_name(number) for number in plan.shards()]
     padded = canvas_of(model) is not None
-    text = card(plan, model.schema, padded=padded, image=work.image, example=rows[names[0]])
-    metadata = croissant(plan, model.schema, rows.values(), work.image)
+    text = card(plan, model.schema, padded=padded, image=IMAGES[work.image], example=rows[names[0]])
+    metadata = croissant(plan, model.schema, rows.values(), IMAGES[work.image])
     destination.publish(names, {CARD: text.encode(), CROISSANT: metadata}, rows)
     if isinstance(destination.storage, LocalStorage):
         with destination.staging():  # nobody sweeps up what is being written

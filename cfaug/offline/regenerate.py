@@ -22,7 +22,7 @@ from cfaug.data import AttributeDataset
 from cfaug.errors import ShardError, UsageError
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.staging import encode_sample
-from cfaug.offline.format import IndexRow, ManifestRow, Sample, planned
+from cfaug.offline.format import IMAGES, IndexRow, ManifestRow, Sample, planned
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.reading.committed import Committed, OpenSample
 from cfaug.offline.reading.decoders import decode_image
@@ -153,15 +153,21 @@ class _Held:
     row: IndexRow
     json: bytes
     image: bytes
+    stored: str  # how: one of IMAGES
 
 
 def _held(shards: Committed, shard: ManifestRow, positions: Sequence[int]) -> dict[str, _Held]:
     wanted = set(positions)
-    return {sample.row.key: _hold(sample) for number, sample in enumerate(shards.samples(shard)) if number in wanted}
+    stored = str(shard.environment.get("image"))
+    return {
+        sample.row.key: _hold(sample, stored) for number, sample in enumerate(shards.samples(shard)) if number in wanted
+    }
 
 
-def _hold(sample: OpenSample) -> _Held:
-    return _Held(sample.row, sample.read(sample.row.json), sample.read(sample.row.image))
+def _hold(sample: OpenSample, stored: str) -> _Held:
+    field = sample.row.image_field
+    how = stored if IMAGES.get(stored) == field else field
+    return _Held(sample.row, sample.read(sample.row.json), sample.read(sample.row.image), how)
 
 
 def _rows(plan: Plan, shard: ManifestRow) -> tuple[PlanRow, ...]:
@@ -186,7 +192,7 @@ def _compare(where: str, held: _Held, made: Sample | None) -> list[str]:
     if made is None:
         return [f"{where}: the model does not make this sample any more: it rejects it"]
     name = held.row.image_field
-    fields = encode_sample(made, image=name)
+    fields = encode_sample(made, image=held.stored)
     problems = []
     if fields["json"] != held.json:
         problems.append(f"{where}: the record comes out otherwise: {_record_difference(held.json, fields['json'])}")

@@ -215,7 +215,7 @@ class ShardWork:
 def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate | None = None) -> Environment:
     """What the bytes depend on beside plan and model; no path, no worker count, no engine."""
     versions = {name: importlib.metadata.version(name) for name in ("diffusers", "numpy", "pillow", "torch", "zuko")}
-    codec = {"png": "zlib", "webp": "webp"}[image]
+    codec = "webp" if image == "webp" else "zlib"
     device = str(getattr(model, "device", "cpu")).split(":")[0]
     canvas = canvas_of(model)
     return {

@@ -32,7 +32,7 @@ from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, verify
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.directory import LocalDestination
-from cfaug.offline.destinations.staging import _Tar, stage_shard
+from cfaug.offline.destinations.staging import _Tar, encode_sample, stage_shard
 from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.format import Sample
 from cfaug.offline.plan import Plan, PlanRow
@@ -510,7 +510,7 @@ def test_tar_bytes_are_those_of_webdataset(payloads, stem: str, field: str) -> N
     assert (tar.size, tar.sha256.hexdigest()) == (len(ours.getvalue()), hashlib.sha256(ours.getvalue()).hexdigest())
 
 
-@pytest.mark.parametrize("image", ["png", "webp"])
+@pytest.mark.parametrize("image", ["png", "png-stored", "webp"])
 def test_images_come_back_exactly_from_either_format(tmp_path, image: str) -> None:
     samples = committing.samples(0, size=33)
     place = LocalDestination(tmp_path)
@@ -518,14 +518,17 @@ def test_images_come_back_exactly_from_either_format(tmp_path, image: str) -> No
         place.commit(stage_shard(there, name(0), samples, "p", "m", image=image))
     reader = ShardReader(tmp_path)
     for i, sample in enumerate(samples):
-        assert reader.index[i].image_field == image
+        assert reader.index[i].image_field == image.removesuffix("-stored")
         np.testing.assert_array_equal(reader.image(i), sample.image)
     assert verify(tmp_path).ok
+    flat = Sample(samples[0].key, np.zeros_like(samples[0].image), samples[0].record)
+    size = len(encode_sample(flat, image)[image.removesuffix("-stored")])
+    assert (size > flat.image.nbytes) == (image == "png-stored")
     grey = Sample(samples[0].key, samples[0].image[:, :, :1], samples[0].record)
     if image == "webp":
         with pytest.raises(ShardError, match=r"grey one: set generate\.image=png"):
             stage_shard(tmp_path, name(1), [grey], "p", "m", image=image)
-    with pytest.raises(UsageError, match="png or webp, got 'jpeg'"):
+    with pytest.raises(UsageError, match="one of png, png-stored, webp, got 'jpeg'"):
         stage_shard(tmp_path, name(1), samples, "p", "m", image="jpeg")
     assert not list(tmp_path.glob("*.partial"))
 

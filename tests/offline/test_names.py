@@ -17,6 +17,7 @@ from cfaug.errors import one_line
 from cfaug.offline import engines, format
 from cfaug.offline.format import (
     IMAGE_FIELDS,
+    IMAGES,
     INDEX_NAME,
     MAX_SAMPLES,
     SPLITS,
@@ -70,7 +71,8 @@ def test_no_other_module_spells_a_name() -> None:
 def test_a_recipe_may_say_what_generation_knows() -> None:
     """`checks` is below `offline` and cannot import it, so it repeats four constants."""
     assert checks.ENGINES == engines.ENGINES
-    assert checks.IMAGES == IMAGE_FIELDS
+    assert tuple(IMAGES) == checks.IMAGES
+    assert set(IMAGES.values()) == set(IMAGE_FIELDS)
     assert set(checks.STRATEGIES) == set(strategies.MAKERS)
     assert checks._RANGES["generate.samples_per_shard"] == (1, MAX_SAMPLES)
     assert PlanConfig().strategy in strategies.MAKERS

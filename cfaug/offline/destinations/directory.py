@@ -54,11 +54,15 @@ def write_shard(
     plan_digest: str,
     model_digest: str,
     environment: Mapping[str, str | int] | None = None,
+    image: str = "png",
 ) -> ManifestRow:
-    """Stage and commit one shard; returns its manifest row. Claims the directory for as long as it lasts."""
+    """Stage and commit one shard; returns its manifest row. Claims the directory for as long as it lasts.
+
+    `image`: png, png-stored or webp, as in :func:`~cfaug.offline.encode_sample`.
+    """
     place = LocalDestination(directory)
     with place.session(), place.staging() as staging:
-        return place.commit(stage_shard(staging, name, samples, plan_digest, model_digest, environment))
+        return place.commit(stage_shard(staging, name, samples, plan_digest, model_digest, environment, image))
 
 
 class LocalDestination:

@@ -1,6 +1,6 @@
 """Encoding samples and staging a shard: the same samples give the same bytes, under a name nobody trusts yet.
 
-    json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6, not optimised
+    json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6 (png-stored: 0), not optimised
     tar  = USTAR, mtime 0, owner cfaug/cfaug 0/0, mode 0444, members sorted    offset of a payload = its header's + 512
 
 "The same bytes" holds for the same Pillow and zlib; the pixels and the records are the same everywhere.
@@ -27,7 +27,7 @@ from cfaug.errors import ShardError, UsageError
 from cfaug.offline.destinations.explained import explained
 from cfaug.offline.format import (
     BLOCK,
-    IMAGE_FIELDS,
+    IMAGES,
     KEY,
     MAX_INDEX_BYTES,
     MAX_KEY,
@@ -50,6 +50,7 @@ from cfaug.offline.format import (
     tar_size,
 )
 
+LEVELS = {"png": 6, "png-stored": 0}  # of zlib
 FLUSH = 1 << 20  # bytes after which the disk is told to begin
 
 
@@ -63,9 +64,10 @@ class Staged:
 
 
 def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
-    """The two members of a sample as ``webdataset`` has them: ``__key__``, ``json`` and `image` (bytes).
+    """The two members of a sample as ``webdataset`` has them: ``__key__``, ``json`` and ``png`` or ``webp`` (bytes).
 
-    `image` is ``png`` or ``webp`` (lossless, RGB). :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
+    `image` is ``png``, ``png-stored`` (a PNG that is not compressed: larger, and quick to read) or ``webp`` (lossless, RGB).
+    :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
     it), an image that is not uint8 with 1 or 3 channels, or a record that is not one of format 1.
     """
     if not KEY.fullmatch(sample.key) or len(sample.key) > MAX_KEY:
@@ -76,7 +78,8 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     text = canonical_json(record)
     if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, say
         parse_object(text, MAX_RECORD_BYTES, f"sample {sample.key!r}: its record")
-    return {"__key__": sample.key, "json": text, image: _png(sample) if image == "png" else _webp(sample)}
+    data = _webp(sample) if image == "webp" else _png(sample, LEVELS[image])
+    return {"__key__": sample.key, "json": text, IMAGES[image]: data}
 
 
 def stage_shard(
@@ -93,8 +96,8 @@ def stage_shard(
     On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``);
     what `samples` raise passes as it is.
     """
-    if image not in IMAGE_FIELDS:
-        raise UsageError(f"expected images to be stored as {' or '.join(IMAGE_FIELDS)}, got {image!r}")
+    if image not in IMAGES:
+        raise UsageError(f"expected images to be stored as one of {', '.join(IMAGES)}, got {image!r}")
     if not TAR_NAME.fullmatch(name):
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
     directory, beside = Path(directory), index_name(name)
@@ -108,9 +111,9 @@ def stage_shard(
             for sample in _carried(samples):
                 fields = encode_sample(sample, image)
                 shape_of_first = _same_fields(sample, shape_of_first, name)
-                lines.append(_index_row(sample, fields, writer.size, image).line())
+                lines.append(_index_row(sample, fields, writer.size, IMAGES[image]).line())
                 keys.add(sample.key)
-                for field in ("json", image):  # sorted, as webdataset has them
+                for field in ("json", IMAGES[image]):  # sorted, as webdataset has them
                     writer.add(f"{sample.key}.{field}", fields[field])
             writer.close()
             handle.flush()
@@ -199,16 +202,16 @@ class _Tar:
         self._sent = self.size
 
 
-def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, image: str) -> IndexRow:
+def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, field: str) -> IndexRow:
     """The index row of the sample whose first header starts at `offset`; each member is a header and whole blocks."""
     members = {}
-    for name in ("json", image):  # the order in which webdataset writes: sorted
+    for name in ("json", field):  # the order in which webdataset writes: sorted
         data = fields[name]
         members[name] = Member(offset + BLOCK, len(data), hashlib.sha256(data).hexdigest())
         offset += BLOCK + padded(len(data))
     record, quick = sample.record, None
     if sample.source is not None:
-        hashes = (xxhash.xxh3_64_intdigest(fields[image]), *sample.source)
+        hashes = (xxhash.xxh3_64_intdigest(fields[field]), *sample.source)
         quick = Quick(*(f"{one:016x}" for one in hashes))
     return IndexRow(
         sample.key, record["source_key"], record["source_digest"], record["split"], not record["do"], **members,
@@ -243,9 +246,9 @@ def _pixels(sample: Sample) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def _png(sample: Sample) -> bytes:
+def _png(sample: Sample, level: int) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(_pixels(sample)).save(stream, "PNG", compress_level=6, optimize=False)
+    Image.fromarray(_pixels(sample)).save(stream, "PNG", compress_level=level, optimize=False)
     return stream.getvalue()
 
 
