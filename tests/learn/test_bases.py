@@ -157,6 +157,27 @@ def test_stored_labels_that_are_not_the_items_are_not_believed(tmp_path: Path) -
     assert open_base(Plain(IMAGES, base_cases.bare)).label(0) is None
 
 
+def test_labels_that_are_changed_on_the_way_are_the_items(tmp_path: Path) -> None:
+    """A stored label that happens to be the first item's says nothing of the others: who changes labels is asked."""
+
+    def both(image: Any, label: Any) -> Any:
+        return TO_FLOAT(image), 5 * label
+
+    class Classified(base_cases.Joint):
+        targets = tuple(i % 2 for i in range(N))
+
+        def __getitem__(self, i: int) -> Any:
+            return self.transforms(Image.fromarray(self.images[i]), self.targets[i])
+
+    wilds = base_cases.WildsSubset(base_cases.Wilds(IMAGES, tmp_path), list(range(N)), both, do_transform_y=True)
+    one = base_cases.cifar(IMAGES, target_transform=lambda label: 5 * label)
+    for dataset in (wilds, Classified(IMAGES, both), one):
+        base = open_base(dataset)
+        assert [int(base.label(i)) for i in range(4)] == [int(dataset[i][1]) for i in range(4)] == [0, 5, 0, 5]
+    mask = Plain(IMAGES, lambda image, i: {"image": image, "label": np.asarray(image)[..., 0]})
+    assert open_base(mask, image_key="image").label(0) is None
+
+
 def test_keys_are_those_that_the_data_set_knows(tmp_path: Path, decoded: list[int]) -> None:
     folder = image_folder(IMAGES, tmp_path / "a")
     names = [f"class_{2 * i // N}/{i}.png" for i in range(N)]
@@ -357,6 +378,8 @@ def test_image_key_chooses_among_images() -> None:
         assert exactly(item[rest], Two()[2][rest])
     rows = open_base(two_columns(), image_key="image")
     assert rows.swapped(0, Image.fromarray(OTHERS[0]))["other"] is None
+    copied = pickle.loads(pickle.dumps(open_base(Two(), image_key="after")))
+    assert exactly(copied.picture(2), Two()[2]["after"])
     with pytest.raises(UsageError, match="image_key: expected where"):
         open_base(Two(), image_key="middle")
 

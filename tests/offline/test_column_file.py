@@ -11,7 +11,8 @@ import os
 import pickle
 import shutil
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,21 @@ DAMAGES = {
     "longer": lambda whole: whole + b"\0",
     "fewer samples": lambda whole: whole[:16] + b"\1" + whole[17:],
 }
+
+
+def test_a_record_of_another_sample_and_a_key_written_otherwise(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only an index that another program wrote can have: the reader says so, or reads it as JSON does."""
+    reader = ShardReader(shards)
+    row = reader.manifest[0]
+    path = shards / row.index
+    path.write_bytes(path.read_bytes().replace(b'"k0"', b'"k\\u0030"'))
+    other = replace(row, index_bytes=path.stat().st_size, index_sha256=sha256(path.read_bytes()).hexdigest())
+    held = indices.Indices(reader.storage, [other])
+    assert [held.key(i) for i in range(2)] == ["k0", "k1"]
+    monkeypatch.setattr(indices.Indices, "key", lambda self, i: f"k{i + 1}")
+    for read in (reader.record, reader.sample):
+        with pytest.raises(ShardError, match=r"sample 'k8': its record says key 'k7'"):
+            read(7)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
