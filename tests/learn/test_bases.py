@@ -30,6 +30,7 @@ from cfaug.errors import CfaugError, DataError, UsageError
 from cfaug.learn.bases import open_base
 from cfaug.learn.bases.facts import splits_of
 from cfaug.learn.bases.images import as_picture, with_value
+from cfaug.learn.inner import mark_of
 from cfaug.learn.pictures import like
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
@@ -194,6 +195,18 @@ def test_keys_are_those_that_the_data_set_knows(tmp_path: Path, decoded: list[in
     assert open_base(Reversed(folder)).keys() is None  # nobody knows which item it takes
     assert open_base(Plain(IMAGES, base_cases.pair)).keys() is None
     assert open_base(Subset(base_cases.Cached(array, TO_FLOAT), [3])).keys() == ["k3"]
+
+
+def test_places_that_count_from_the_end(tmp_path: Path) -> None:
+    parts = [image_folder(IMAGES, tmp_path / "a"), image_folder(OTHERS, tmp_path / "b")]
+    dataset = Subset(ConcatDataset(parts), [-1, -N - 1])
+    base, mark = open_base(dataset), mark_of(dataset, 0)
+    for i, picture in enumerate([IMAGES[0], OTHERS[0]]):
+        assert exactly(base.picture(i), dataset[i][0])
+        assert exactly(base.swapped(i, Image.fromarray(picture)), (Image.fromarray(picture), dataset[i][1]))
+        assert base.label(i) == dataset[i][1] == 1
+    parts[1].samples.reverse()
+    assert mark_of(dataset, 0) not in (mark, None)
 
 
 class Reversed(Dataset):
@@ -400,6 +413,42 @@ def test_pictures_take_the_mode_of_the_image(tmp_path: Path) -> None:
     assert open_base(image_folder(IMAGES, tmp_path)).swapped(0, grey)[0].mode == "RGB"
     for mode in ("L", "RGB", "RGBA", "P", "1", "LA", "CMYK"):
         assert like(grey, Image.new(mode, (5, 6)), str).mode == mode
+
+
+def test_a_mode_that_was_not_looked_at_and_a_palette(tmp_path: Path) -> None:
+    """Of a lazily opened WILDS image the header says the mode; what is not grey is RGB in a FolderDataset."""
+    wilds = base_cases.Wilds(IMAGES, tmp_path / "wilds", lazy=True)
+    Image.fromarray(IMAGES[2]).convert("L").save(wilds.paths[2])
+    base = open_base(wilds)
+    assert [base.swapped(i, Image.fromarray(OTHERS[i]))[0].mode for i in range(4)] == ["RGB", "RGB", "L", "RGB"]
+    folder = base_cases.folder_dataset(IMAGES, tmp_path / "folder")
+    Image.fromarray(IMAGES[0]).quantize(8).save(tmp_path / "folder" / folder.key(0))
+    for i, mode in enumerate(["RGB", "L"]):
+        assert open_base(folder).swapped(i, Image.fromarray(OTHERS[i]))[0].mode == folder[i][0].mode == mode
+
+
+class Shifted(base_cases.Wilds):
+    def __getitem__(self, i: int) -> Any:
+        x, y, metadata = super().__getitem__(i)
+        return x, y + 7, metadata
+
+
+def test_a_triple_that_is_not_what_is_stored(tmp_path: Path) -> None:
+    base = open_base(Shifted(IMAGES, tmp_path))
+    assert [int(base.swapped(i, Image.fromarray(OTHERS[i]))[1]) for i in range(3)] == [7, 8, 7]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_arrays_of_turned_files_are_turned(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    paths = [str(tmp_path / f"{i}.jpg") for i in range(2)]
+    for i, path in enumerate(paths):
+        Image.fromarray(IMAGES[i]).save(path, exif=exif)
+    rows = datasets.Dataset.from_dict({"image": paths}).cast_column("image", datasets.Image()).with_format("numpy")
+    base = open_base(rows)
+    for i in range(2):
+        assert exactly(base.swapped(i, as_picture(base.picture(i))), rows[i])
 
 
 def open_rgb(path: str) -> Image.Image:
@@ -668,6 +717,28 @@ def test_a_transform_may_pass_items_over() -> None:
         for i, place in enumerate(places):
             picture = Image.fromarray(OTHERS[place])
             assert exactly(base.swapped(i, picture), (whiten(picture) if place % 2 else picture, place % 2))
+
+
+class KeepsSome(Plain):
+    """Keeps finished items of one class, in what a copy of the data set shares with it."""
+
+    def __init__(self, transform: Any) -> None:
+        super().__init__(IMAGES, base_cases.pair, transform)
+        self.kept: Any = UserDict()
+
+    def __getitem__(self, i: int) -> Any:
+        if i % 2 and i not in self.kept:
+            self.kept[i] = self.transform(Image.fromarray(self.images[i]))
+        return self.kept[i] if i % 2 else self.transform(Image.fromarray(self.images[i])), i % 2
+
+
+def test_an_item_found_finished_only_later_is_refused_then() -> None:
+    dataset = KeepsSome(whiten)
+    base = open_base(dataset)
+    dataset[1]
+    assert exactly(base.swapped(2, Image.fromarray(OTHERS[2])), (whiten(Image.fromarray(OTHERS[2])), 0))
+    with pytest.raises(UsageError, match="kept item 1 as its transform left it"):
+        base.swapped(1, Image.fromarray(OTHERS[1]))
 
 
 class Drawing:

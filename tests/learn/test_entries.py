@@ -173,6 +173,9 @@ def test_the_epoch_reaches_a_mixture_below_a_subset(base: ArrayDataset, shards: 
     augmented = SeededAugmentation(Subset(mixed, range(10)), Twin(shards))
     augmented.set_epoch(3)
     assert mixed.epoch == 3
+    deep = ConcatDataset([base, Subset(Subset(mixed, range(10)), range(5))])
+    SeededAugmentation(deep, Twin(shards)).set_epoch(4)
+    assert mixed.epoch == 4
 
 
 def test_states_are_compared_by_name() -> None:

@@ -23,6 +23,7 @@ from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn.guard import open_training_shards
+from cfaug.learn.matching import _spread
 from cfaug.offline.destinations.directory import write_shard
 from cfaug.offline.shards import Sample, SourceHashes
 
@@ -235,6 +236,25 @@ def test_a_held_out_image_among_the_sources_is_named(base: ArrayDataset, shards:
     changed.images = changed.images.copy()
     changed.images[0, 0, 0, 0] ^= 1  # the same grid of places cannot tell small images from themselves
     CounterfactualDataset(base, shards, held_out=[Pictures(changed)])
+
+
+def test_held_out_images_with_a_reconstruction_alone_and_where_splits_are_not_asked_for(
+    base: ArrayDataset, make: Callable[..., Path]
+) -> None:
+    nulls = make(base, kinds=("null",))
+    for guard in (True, False):
+        with pytest.raises(DataError, match=r"sample 'train-00000.-0', whose source is image 0 of held_out\[0\]"):
+            open_training_shards(nulls, guard, held_out=[Pictures(base)])
+
+
+def test_what_is_looked_at_is_spread_over_all() -> None:
+    for count in (1, 5, 16, 17, 31, 40, 1000):
+        looked = _spread(np.arange(count) + 3, 16)
+        step = -(-count // 16)
+        assert looked == sorted(set(looked))
+        assert len(looked) <= 16
+        assert looked[0] == 3
+        assert looked[-1] >= 3 + count - step
 
 
 def base_of(data: ArrayDataset, rows: list[int]) -> ArrayDataset:

@@ -283,8 +283,11 @@ def test_the_epoch_reaches_a_base_that_has_one(shards: Path) -> None:
 
     plain = source()
     base = Curriculum(plain.images, plain.table, plain.schema)
-    CounterfactualDataset(Subset(base, range(10)), shards).set_epoch(4)
+    mixed = CounterfactualDataset(Subset(base, range(10)), shards)
+    mixed.set_epoch(4)
     assert base.epoch == 4
+    mixed.load_state_dict({**mixed.state_dict(), "epoch": 9})
+    assert mixed.epoch == base.epoch == 9
 
 
 def test_methods_that_would_drop_the_counterfactuals_are_refused(base: ArrayDataset, shards: Path) -> None:

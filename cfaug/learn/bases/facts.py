@@ -84,7 +84,8 @@ def splits_of(dataset: Any) -> set[str]:
 
 
 def part_of(dataset: ConcatDataset[Any], i: int) -> tuple[int, int]:
-    """Which part of a ConcatDataset item i >= 0 is of, and which item of that part."""
+    """Which part of a ConcatDataset item i is of, and which item of that part, >= 0; i may count from the end."""
+    i = range(len(dataset))[i]
     part = bisect.bisect_right(dataset.cumulative_sizes, i)
     return part, i - (dataset.cumulative_sizes[part - 1] if part else 0)
 

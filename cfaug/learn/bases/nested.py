@@ -65,7 +65,7 @@ class SwappableConcat(Swappable):
         self.sources = frozenset().union(*(part.sources for part in self._parts))
 
     def _within(self, i: int) -> tuple[Swappable, int]:
-        part, j = part_of(self.dataset, range(len(self))[i])
+        part, j = part_of(self.dataset, i)
         return self._parts[part], j
 
     def picture(self, i: int) -> Any:
