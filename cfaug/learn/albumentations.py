@@ -134,6 +134,7 @@ class SeededAugmentation(Epochs, Dataset[Any]):
         if not -len(self) <= i < len(self):
             raise IndexError(f"expected an index below {len(self)}, came {i}")
         i %= len(self)
+        self._serve(1, len(self))
         reseed(self.transform, self._python, self.seed, self.epoch, i)
         return self.base[i] if self.inside else self._augmented(self.base[i])
 

@@ -19,6 +19,7 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from cfaug.errors import UsageError
+from cfaug.learn.bases.images import with_value
 from cfaug.learn.checks import whole
 from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
@@ -79,7 +80,7 @@ class MixingCollate(Counting, Epochs):
                 raise UsageError(f"image_key: expected one of {', '.join(map(str, sample))}, came {name!r}")
             return {**sample, name: self._image(sample[name])}
         if isinstance(sample, tuple | list):
-            return (self._image(sample[0]), *sample[1:])
+            return with_value(sample, (0,), self._image(sample[0]))
         return self._image(sample)
 
     def _image(self, image: Any) -> Any:
@@ -94,6 +95,8 @@ class MixingCollate(Counting, Epochs):
         return image
 
     def _drawn(self, pixels: int) -> tuple[float, float]:
+        if self.p + self.null_p:
+            self._serve_one(pixels)
         u, v = np.random.default_rng([self.seed, self.epoch, pixels]).random(2).tolist()
         return u, v
 

@@ -13,7 +13,7 @@ from cfaug.learn.checks import whole
 
 log = logging.getLogger(__name__)
 
-EPOCH, SET, SERVED, TOLD = range(4)
+EPOCH, SET, SERVED, TOLD, FIRST = range(5)
 FORGOTTEN = (
     3  # times as many items as there are, all in one epoch: one pass may be a look at the data, this is training
 )
@@ -27,7 +27,7 @@ class Epochs:
     """
 
     def __init__(self) -> None:
-        self._clock = torch.zeros(4, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._clock = torch.zeros(5, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._view: npt.NDArray[np.int64] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,6 +54,21 @@ class Epochs:
             log.warning(
                 "%s has shown its %d items %d times and set_epoch was never called: every epoch shows the same draw; call "
                 "set_epoch(epoch) at the head of each", type(self).__name__, length, FORGOTTEN,
+            )  # fmt: skip
+
+    def _serve_one(self, mark: int) -> None:
+        """An item of a stream without length was given out; ``mark``, 64 bits, names it. The first one is waited for."""
+        shared = self._shared()
+        if shared[SET] or shared[TOLD]:
+            return
+        mark = (mark & (1 << 63) - 1) or 1
+        shared[FIRST] = shared[FIRST] or mark
+        shared[SERVED] += shared[FIRST] == mark
+        if shared[SERVED] > FORGOTTEN:
+            shared[TOLD] = 1
+            log.warning(
+                "%s has been given one image %d times and set_epoch was never called: if these are epochs, every one shows the "
+                "same draw; call set_epoch(epoch) at the head of each", type(self).__name__, FORGOTTEN + 1,
             )  # fmt: skip
 
     def _shared(self) -> npt.NDArray[np.int64]:

@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import open_base
+from cfaug.learn.bases.base import undrawn
 from cfaug.learn.checks import PolicyName, lacking, policy_shares, same_state, whole
 from cfaug.learn.draws import KINDS, Append, Draw, Drawn, Kind, Policy, Replace, Uniforms
 from cfaug.learn.epochs import Epochs
@@ -36,6 +37,7 @@ from cfaug.learn.guard import open_training_shards, refuse_split
 from cfaug.learn.independence import Independent
 from cfaug.learn.inner import has_swap, inner_datasets, mark_of, marks_of, swaps_already, tell_epoch
 from cfaug.learn.matching import Matches, match
+from cfaug.learn.reordered import refuse_moved, reordered
 from cfaug.offline.shards import ShardReader
 
 if TYPE_CHECKING:
@@ -110,7 +112,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         Epochs.__init__(self)
         self._drawn: tuple[int, Drawn] | None = None
         self.matches: Matches = match(self.opened, self.reader, key, guard and check_labels)
-        self._marks = marks_of(base)
+        self._marks, self._looked = marks_of(base), -1
         self._tell_missing()
         self._policy = self._chosen()
         self._drawing = policy == "groups" or self.p + self.null_p > 0
@@ -239,17 +241,20 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         if self._drawing:
             self._serve(1, len(self))
         draw = self.provenance(i)
-        shown = self._shown(draw)
-        return (self.opened.item(draw.source), shown) if self.policy == "pairs" else shown
+        if self.policy != "pairs":
+            return self._shown(draw)
+        with undrawn():  # both are transformed with the same random numbers: one crop, one flip for the two
+            shown = self._shown(draw)
+        return self.opened.item(draw.source), shown
 
     def _shown(self, draw: Draw) -> Any:
         if draw.row is None:
             return self.opened.item(draw.source)
+        if self._marks is None and self._looked != self.epoch:
+            self._looked = self.epoch  # once an epoch and process: a data set that names no image may have been reordered
+            refuse_moved(self.opened, self.matches)
         if self._marks is not None and mark_of(self.base, draw.source) != self._marks[draw.source]:
-            raise DataError(
-                f"base: expected at index {draw.source} the image that was there when it was wrapped, came another; it was "
-                "reordered since: wrap it again"
-            )
+            raise reordered(draw.source)
         return self.opened.swapped(draw.source, self.reader.picture(draw.row))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
@@ -286,4 +291,6 @@ def _per_item(name: str, value: Any, items: int) -> bool:
     """Whether an attribute of a base holds one value an item, or takes an index: of no use to who has more items."""
     if callable(value):
         return name in ("key", "image")
+    if name in ("num_rows", "shape"):  # of a Hugging Face data set
+        return True
     return not isinstance(value, str | dict) and hasattr(value, "__len__") and len(value) == items

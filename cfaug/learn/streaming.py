@@ -138,7 +138,8 @@ class CounterfactualStream(Epochs, IterableDataset[Any]):
         super().__init__()
         self.batch_size, self.window = whole("batch_size", batch_size, 1), whole("window", window, 1)
         self.seed = whole("seed", seed)
-        if (world is None) != (rank is None) or (world is not None and not 0 <= (rank or 0) < world):
+        placed = None if world is None or rank is None else (whole("world", world, 1), whole("rank", rank))
+        if (world is None) != (rank is None) or (placed and placed[1] >= placed[0]):
             raise UsageError(f"rank: expected 0 to world - 1, both given or neither, came rank {rank} of world {world}")
         if isinstance(kinds, str) or not kinds or not set(kinds) <= set(STREAM_KINDS):
             raise UsageError(f'kinds: expected "counterfactual" or "null" or both, in a list, came {kinds!r}')
@@ -158,7 +159,7 @@ class CounterfactualStream(Epochs, IterableDataset[Any]):
             raise DataError(
                 f"{self.reader.directory}: expected {' or '.join(self.kinds)} samples, it has none; plan them"
             )
-        self._placed = None if world is None or rank is None else (int(world), int(rank))
+        self._placed = placed
         # shared memory as the epoch is (first position, whether somebody iterates): workers see what is set later
         self._at = torch.zeros(2, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._given: int | None = None  # positions of the epoch that the loader has handed out, all ranks together
