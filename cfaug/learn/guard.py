@@ -1,7 +1,7 @@
 """The leak guard: nothing that validation or test is made of reaches training, and the error names the sample.
 
     the shards     every sample's source is of the train split                      always looked at
-    the base       a data set that says which split it is says train                and those inside it: ``split``, ``train``
+    the base       a data set that says which split it is says train                and those inside it: ``split``, ``train``, ...
     held out       no image of the data sets named is the source of a sample        where they are given
 
 On by default wherever shards enter a training loop; ``guard=False`` is for looking at counterfactuals of a test split, on
@@ -26,7 +26,6 @@ from cfaug.offline.shards import SPLITS, TRAIN, ShardReader
 log = logging.getLogger(__name__)
 
 PEEKED = 16  # samples whose size is looked at, spread over all
-EVALUATED = ("val", "test", "dev", "eval")  # how the names of other splits than train begin
 PATIENCE = 5.0  # seconds before a progress bar appears
 
 
@@ -57,10 +56,14 @@ def open_training_shards(
 
 
 def refuse_split(dataset: Any) -> None:
-    """UsageError for a data set that says that it, or one inside it, is validation or test (``split``, ``train=False``)."""
-    from cfaug.learn.bases.facts import splits_of
+    """UsageError for a data set that says that it, or one inside it, is validation or test.
 
-    said = sorted(split for split in splits_of(dataset) if split.lower().startswith(EVALUATED))
+    It says so as torchvision's do (``split``, ``_split``, ``image_set``, ``train=False``) or by ``mode``, ``phase`` or
+    ``is_train``: :func:`cfaug.learn.bases.facts.splits_of`.
+    """
+    from cfaug.learn.bases.facts import is_evaluated, splits_of
+
+    said = sorted(filter(is_evaluated, splits_of(dataset)))
     if said:
         raise UsageError(
             f"base: expected the train split, came split {', '.join(map(repr, said))}; validation and test are not augmented "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,18 +13,9 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import DatasetFolder
 
 from cfaug.data.datasets import AttributeDataset
+from cfaug.learn.bases.facts import inner_datasets as inner_datasets
 from cfaug.learn.bases.facts import part_of
 from cfaug.learn.counts import Counting
-
-
-def inner_datasets(dataset: Any) -> Iterator[Any]:
-    """The data set itself, and those that its Subsets and ConcatDatasets are made of."""
-    yield dataset
-    if isinstance(dataset, Subset):
-        yield from inner_datasets(dataset.dataset)
-    elif isinstance(dataset, ConcatDataset):
-        for part in dataset.datasets:
-            yield from inner_datasets(part)
 
 
 def tell_epoch(dataset: Any, epoch: int) -> None:

@@ -182,6 +182,47 @@ def test_a_wrapped_base_is_not_wrapped_again(base: ArrayDataset, shards: Path) -
             CounterfactualDataset(again, shards)
 
 
+class Around(Dataset[Any]):
+    """What people write to transform the images of any data set."""
+
+    def __init__(self, inner: Any, f: Any = None) -> None:
+        self.inner, self.f = inner, f
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, i: int) -> Any:
+        image, label = self.inner[i]
+        return (image if self.f is None else self.f(image)), label
+
+
+class Ordered(Pictures):
+    """Draws something every epoch."""
+
+    epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+def test_what_is_below_a_class_of_ones_own_is_seen(tmp_path: Path, base: ArrayDataset, shards: Path) -> None:
+    from cfaug.learn import RandomCounterfactual
+
+    wrapped = CounterfactualDataset(base, shards)
+    for again in (Around(wrapped), Around(Subset(wrapped, [0, 1])), Subset(Around(Around(wrapped)), [0])):
+        with pytest.raises(UsageError, match="wrapped already"):
+            CounterfactualDataset(again, shards)
+    (tmp_path / "class").mkdir()
+    base[0][0].save(tmp_path / "class" / "0.png")
+    swapping = ImageFolder(str(tmp_path), v2.Compose([RandomCounterfactual(shards)]))
+    with pytest.raises(UsageError, match="images would be swapped twice"):
+        CounterfactualDataset(Around(swapping), shards)
+    ordered = Ordered(base)
+    for epoch, outer in enumerate((Around(ordered), Subset(Around(ordered), [1]), ConcatDataset([Around(ordered)])), 1):
+        CounterfactualDataset(outer, shards).set_epoch(epoch)
+        assert ordered.epoch == epoch
+
+
 def test_a_base_that_swaps_in_its_transform_is_refused(tmp_path: Path, base: ArrayDataset, shards: Path) -> None:
     import albumentations
 

@@ -1,20 +1,23 @@
 """What a data set knows of its items without opening an image: source keys, labels, the split.
 
 Looked for in places that are public: ``key(i)`` and ``schema`` of cfaug's data sets, ``samples`` and ``root`` of
-torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets; below a Subset.
+torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets; below a Subset. Splits are looked for below
+whatever holds one data set.
 """
 
 from __future__ import annotations
 
 import bisect
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from enum import Enum
 from sys import modules
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 from torchvision.datasets import DatasetFolder, VisionDataset
 
 from cfaug.data.datasets import ArrayDataset, FolderDataset
@@ -22,6 +25,11 @@ from cfaug.learn.bases.images import Place, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
 UNKNOWN: Any = object()
+SAYS = ("split", "_split", "image_set", "mode", "phase", "what")  # under which data sets say their split
+# whole words, so that "latest", "contest", "trainval" and "device" are none; what is written as one word is listed
+EVALUATED = re.compile(
+    r"\b(?<!\bno )(?<!\bminus )(?<!\bwithout )((mini|sub)?(val|dev)(s|set|split|data)?|valid\w*|devel\w*|test\w*|eval\w*|valtest|devtest|h(e|o)ld ?outs?)\b"
+)
 
 
 def is_wilds(dataset: Any) -> bool:
@@ -59,10 +67,42 @@ def _relative(paths: list[str], root: str) -> list[str]:
 def splits_of(dataset: Any) -> set[str]:
     """Every split that a data set says its images are of, in its own words; empty where it says none.
 
-    It says so by ``split`` ("train", "test[:50%]"; of Hugging Face's "train+test" both) or by torchvision's ``train``,
-    where False is "test". Below a Subset, a ConcatDataset and whatever holds one data set, that is asked too.
+    It says so under the names of ``SAYS`` ("train", "test[:50%]", an Enum; of Hugging Face's "train+test" both), which may
+    hold other words too ("RGB", "fine"), or by ``train`` or ``is_train``, where False and 0 are "test". What is inside it
+    (:func:`inner_datasets`) is asked too.
     """
     found: set[str] = set()
+    for one in inner_datasets(dataset):
+        for name in SAYS:
+            found.update(part.strip() for part in _text(getattr(one, name, None)).split("+") if part.strip())
+        for name in ("train", "is_train"):
+            said = getattr(one, name, None)
+            if isinstance(said, bool | np.bool_) or (isinstance(said, int | np.integer) and said in (0, 1)):
+                found.add("train" if said else "test")
+    return found
+
+
+def _text(split: Any) -> str:
+    """A split as text: of a path its last part that names one; nothing where it is no text, no Enum and no NamedSplit."""
+    if isinstance(split, Enum):
+        split = split.value if isinstance(split.value, str) else split.name
+    if not isinstance(split, str) and type(split).__module__ != "datasets.splits":
+        return ""
+    parts = re.split(r"[/\\]", str(split))
+    return next((part for part in reversed(parts) if is_evaluated(part) or "train" in part.lower()), str(split))
+
+
+def is_evaluated(split: str) -> bool:
+    """Whether the name of a split is one of validation, development or test: by a word of it, wherever that stands."""
+    return EVALUATED.search(" ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", split)).lower()) is not None
+
+
+def inner_datasets(dataset: Any) -> Iterator[Any]:
+    """The data set itself and every one that it is made of, each once.
+
+    Those are all of a ConcatDataset and of a StackDataset, and the one of whatever else holds exactly one (a Subset, a class
+    of a user's own).
+    """
     asked: dict[int, Any] = {}
     waiting = [dataset]
     while waiting:
@@ -70,17 +110,20 @@ def splits_of(dataset: Any) -> set[str]:
         if id(one) in asked:
             continue
         asked[id(one)] = one  # kept: an id is given again once its object is gone
-        split, train = getattr(one, "split", None), getattr(one, "train", None)
-        if split is not None and not callable(split):
-            found.update(part.strip() for part in str(split).split("+"))
-        if isinstance(train, bool):
-            found.add("train" if train else "test")
+        yield one
         if isinstance(one, ConcatDataset):
             waiting += one.datasets
+        elif isinstance(one, StackDataset):
+            waiting += stacked(one).values()
         else:
-            inner = list(held_datasets(one).values())
-            waiting += inner if len(inner) == 1 else []
-    return found
+            held = {id(value): value for value in held_datasets(one).values()}  # one may have two names
+            waiting += held.values() if len(held) == 1 else ()
+
+
+def stacked(dataset: StackDataset[Any]) -> dict[Any, Any]:
+    """The data sets of a StackDataset by what its items have them under: an index or a key."""
+    parts = dataset.datasets
+    return dict(parts) if isinstance(parts, dict) else dict(enumerate(parts))
 
 
 def part_of(dataset: ConcatDataset[Any], i: int) -> tuple[int, int]:

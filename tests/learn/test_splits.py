@@ -1,0 +1,168 @@
+"""Which data sets say that they are validation or test: torchvision's own, and what people write."""
+
+from __future__ import annotations
+
+import ast
+import enum
+import inspect
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision.datasets
+from torch.utils.data import Dataset, StackDataset
+
+from cfaug.errors import UsageError
+from cfaug.learn.bases.facts import SAYS, inner_datasets
+from cfaug.learn.guard import refuse_split
+
+TRAIN, VAL, TEST, TRAINVAL = ("train", True), ("val", False), ("test", False), ("trainval", True)
+# class, attribute, (value, whether it may be trained on) of every value that torchvision's code lets through
+TORCHVISIONS: list[tuple[str, str, list[tuple[Any, bool]]]] = [
+    *[(name, "train", [(True, True), (False, False)]) for name in (
+        "CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "KMNIST", "QMNIST", "EMNIST", "PhotoTour", "HMDB51", "UCF101", "Kitti",
+    )],
+    *[(name, "_split", [TRAIN, TEST]) for name in ("StanfordCars", "Food101", "FER2013", "GTSRB")],
+    *[(name, "_split", [TRAIN, VAL, TEST]) for name in (
+        "Flowers102", "DTD", "CLEVRClassification", "PCAM", "RenderedSST2",
+    )],
+    ("FGVCAircraft", "_split", [TRAIN, VAL, TRAINVAL, TEST]),
+    ("OxfordIIITPet", "_split", [TRAINVAL, TEST]),
+    ("Country211", "_split", [TRAIN, ("valid", False), TEST]),
+    ("Imagenette", "_split", [TRAIN, VAL]),
+    ("EMNIST", "split", [(one, True) for one in ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")]),
+    ("QMNIST", "what", [TRAIN, TEST, ("test10k", False), ("test50k", False), ("nist", True)]),
+    ("MovingMNIST", "split", [(None, True), TRAIN, TEST]),
+    ("STL10", "split", [TRAIN, ("train+unlabeled", True), ("unlabeled", True), TEST]),
+    ("SVHN", "split", [TRAIN, TEST, ("extra", True)]),
+    ("ImageNet", "split", [TRAIN, VAL]),
+    ("CelebA", "split", [TRAIN, ("valid", False), TEST, ("all", True)]),
+    ("WIDERFace", "split", [TRAIN, VAL, TEST]),
+    ("Kinetics", "split", [TRAIN, VAL, TEST]),
+    ("Places365", "split", [("train-standard", True), ("train-challenge", True), VAL, ("test", False)]),
+    ("Middlebury2014Stereo", "split", [TRAIN, TEST, ("additional", True)]),
+    ("Cityscapes", "split", [TRAIN, TEST, VAL, ("train_extra", True)]),
+    ("Cityscapes", "mode", [("gtFine", True), ("gtCoarse", True)]),
+    ("SBDataset", "image_set", [TRAIN, VAL, ("train_noval", True)]),
+    ("SBDataset", "mode", [("segmentation", True), ("boundaries", True)]),
+    *[(name, "image_set", [TRAIN, TRAINVAL, VAL, TEST]) for name in ("VOCSegmentation", "VOCDetection")],
+    *[(name, "split", [("10fold", True), TRAIN, TEST]) for name in ("LFWPeople", "LFWPairs")],
+    *[(name, "image_set", [("original", True), ("funneled", True), ("deepfunneled", True)]) for name in (
+        "LFWPeople", "LFWPairs",
+    )],
+]  # fmt: skip
+ROWS = [(name, attribute, value, may) for name, attribute, values in TORCHVISIONS for value, may in values]
+
+
+def is_refused(dataset: Any) -> bool:
+    try:
+        refuse_split(dataset)
+    except UsageError:
+        return True
+    return False
+
+
+def test_torchvisions_own_are_refused_by_what_they_say() -> None:
+    wrong = []
+    for name, attribute, value, may in ROWS:
+        kind = getattr(torchvision.datasets, name)
+        dataset = kind.__new__(kind)  # as it is once its files are there
+        setattr(dataset, attribute, value)
+        if is_refused(dataset) == may:
+            wrong.append((name, attribute, value))
+    assert not wrong
+
+
+def sets(kind: type) -> set[str]:
+    """The attributes that a class, or one that it derives from, sets on its objects."""
+    found: set[str] = set()
+    for one in kind.__mro__:
+        if one.__module__.startswith("torchvision.datasets"):
+            for node in ast.walk(ast.parse(inspect.getsource(one))):
+                targets = node.targets if isinstance(node, ast.Assign) else []
+                found |= {t.attr for t in targets if isinstance(t, ast.Attribute) and ast.unparse(t.value) == "self"}
+    return found
+
+
+def test_the_table_has_all_of_torchvisions_classes() -> None:
+    there = {
+        (name, attribute)
+        for name in torchvision.datasets.__all__
+        if inspect.isclass(kind := getattr(torchvision.datasets, name)) and issubclass(kind, Dataset)
+        for attribute in {*SAYS, "train", "is_train"} & sets(kind)
+    }
+    listed = {(name, attribute) for name, attribute, _ in TORCHVISIONS}
+    assert listed == there
+
+
+class Split(enum.Enum):
+    TRAIN = "train"
+    VAL = "val"
+
+
+class Named(str, enum.Enum):  # noqa: UP042 - what people wrote before there was a StrEnum
+    TRAIN = "train"
+    TEST = "test"
+
+
+class Numbered(enum.Enum):
+    TRAIN = 0
+    VALID = 1
+
+
+REFUSED: list[dict[str, Any]] = [
+    *({"split": said} for said in (
+        "id_val", "ood_test", "holdout", "held-out", "heldOut", "HoldOut", "valid", "validation", "VAL", "val2017", "test-dev",
+        "OODTest", "train_val", "train+val", "minival", "testset", "lists/val.txt", "evaluation", "dev", "development", "testA",
+        Split.VAL, Named.TEST, Numbered.VALID,
+    )),
+    {"image_set": "val"}, {"mode": "val"}, {"mode": "eval"}, {"phase": "test"}, {"_split": "test"}, {"what": "test10k"},
+    *({name: no} for name in ("train", "is_train") for no in (False, np.False_, 0, np.int64(0))),
+    {"split": "train", "train": False},
+]  # fmt: skip
+ACCEPTED: list[dict[str, Any]] = [
+    *({"split": said} for said in (
+        "train", "TRAIN", "training", "trainval", "train_noval", "train_no_val", "train-minus-minival", "train[:50%]", "train+unlabeled", "latest", "contest", "devices",
+        "value", "invalidated", "/home/test/train.txt", Split.TRAIN, Named.TRAIN, Numbered.TRAIN,
+        {"train": [1], "val": [2]}, ["val"], np.array(["test"]), None, 0, 0.8, lambda: "val",
+    )),
+    {"mode": "train"}, {"mode": "RGB"}, {"mode": "fine"}, {"phase": "train"}, {"image_set": "train"},
+    *({name: yes} for name in ("train", "is_train") for yes in (True, np.True_, 1, [], 0.0, np.zeros(3), None, "train")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("said", REFUSED, ids=str)
+def test_what_people_write_is_understood(said: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=r"^base: expected the train split, came split '") as caught:
+        refuse_split(SimpleNamespace(**said))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("said", ACCEPTED, ids=str)
+def test_other_words_are_no_split(said: dict[str, Any]) -> None:
+    refuse_split(SimpleNamespace(**said))
+
+
+class One(Dataset[Any]):
+    def __init__(self, **said: Any) -> None:
+        vars(self).update(said)
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_what_is_inside_is_asked_once_each() -> None:
+    val = One(phase="val")
+    held = One(inner=val)
+    held.outer = val  # by another name too
+    assert list(inner_datasets(held)) == [held, val]
+    held.outer = One()  # nobody knows which of the two makes the items
+    assert list(inner_datasets(held)) == [held]
+    loop = One(inner=val)
+    val.back = loop
+    assert list(inner_datasets(loop)) == [loop, val]
+    assert is_refused(loop)
+    for stack in (StackDataset(One(), val), StackDataset(a=One(), b=val)):
+        assert is_refused(stack)
+    assert not is_refused(StackDataset(One(), One()))
