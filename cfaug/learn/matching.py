@@ -13,13 +13,15 @@ from __future__ import annotations
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from tqdm.auto import tqdm
 
 from cfaug.data.lookup import sample_hash
@@ -28,13 +30,15 @@ from cfaug.learn.bases import Swappable
 from cfaug.learn.bases.base import undrawn
 from cfaug.learn.bases.facts import scalar
 from cfaug.learn.guard import PATIENCE
-from cfaug.learn.pictures import recognisable
+from cfaug.learn.pictures import MODES, as_pixels, recognisable, said, said_sizes, size_of
 from cfaug.offline.shards import ShardReader, key_hashes
 
 log = logging.getLogger(__name__)
 
 PIXELS_CHECKED = 16  # sources whose pixels are compared when matching was by key
 LABELS_CHECKED = 256  # sources whose label is compared with the target in their record
+ALL_DIFFERENT = 16  # labels from which on all of them being different says that they are an index or a name
+LONGEST = 200  # characters in the name of a class; longer texts are captions
 NOISE = 0.1  # share of them that may disagree: labels are corrected, and some are wrong
 Int32s = npt.NDArray[np.int32]
 
@@ -87,11 +91,12 @@ def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None
         log.info("no key of the data set is a source key of %s: matching by pixels", reader.directory)
         found = None
     if found is None:
-        found, how = _by_pixels(base, reader), _WHY_NO_PIXELS
+        found, how = _by_pixels(base, reader), ""
     else:
         how = f"the base's first key is {_first(keys)!r}, the shards' first source key {reader.index[0].source_key!r}"
     matched = np.flatnonzero(found.total)
     if not len(matched):
+        how = how or f"no image has the pixels of a source{_unlike_all(base, reader)}; {_WHY_NO_PIXELS}"
         raise DataError(f"{reader.directory}: expected counterfactuals of this dataset's images, none matches: {how}")
     if found.table == "by_key" and keys is not None:
         _check_pixels(base, reader, found, matched, keys)
@@ -111,8 +116,8 @@ def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None
 
 
 _WHY_NO_PIXELS = (
-    "no image has the pixels of a source; a base that resizes, crops or recolours (grey, a palette) before its transform "
-    "hides them, and so does compressing them again; pass key= if you know the source keys"
+    "a base that resizes, crops or recolours (grey, a palette) before its transform hides them, and so does compressing "
+    "them again; pass key= if you know the source keys"
 )
 
 
@@ -168,29 +173,74 @@ def _check_pixels(
 ) -> None:
     for i in _spread(matched, PIXELS_CHECKED):
         try:
-            factual = recognisable(base.picture(i))
+            image = base.picture(i)
+            factual = recognisable(image)
         except UsageError:
             log.warning("keys are believed unseen: the base shows no untransformed pixels to compare with the sources")
             return
-        if factual is None or not reader.confirms(int(found.rows[found.start[i]]), factual):
+        row = int(found.rows[found.start[i]])
+        if factual is None or not reader.confirms(row, factual):
             raise DataError(
-                f"{reader.directory}: image {keys[i]!r} differs from the source of its samples; "
+                f"{reader.directory}: image {keys[i]!r} differs from the source of its samples{_unlike([image], reader, [row])}; "
                 "use the same version of the images, or generate again"
             )
+
+
+def _unlike(images: Sequence[Any], reader: ShardReader, rows: Sequence[int]) -> str:
+    """In what all images differ from all of these samples, which have the size of their sources; nothing else."""
+    samples = [reader.picture(row) for row in rows]
+    told = []
+    for look in (_said_mode, _said_size):
+        came, theirs = ({look(image) for image in some} for some in (images, samples))
+        if images and came.isdisjoint(theirs):
+            told.append(f"came {_few(came)}, the samples are {_few(theirs)}")
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def _unlike_all(base: Swappable, reader: ShardReader) -> str:
+    rows, images = _spread(np.arange(len(reader)), PIXELS_CHECKED), _spread(np.arange(len(base)), PIXELS_CHECKED)
+    return _unlike([base.picture(i) for i in images], reader, rows)
+
+
+def _said_mode(image: Any) -> str:
+    if isinstance(image, Image.Image):
+        return f"mode {image.mode}"
+    channels = as_pixels(image).shape[2]
+    return f"mode {MODES[channels]}" if channels in MODES else said(image)
+
+
+def _said_size(image: Any) -> str:
+    return said_sizes([size_of(image)])
+
+
+def _few(words: Iterable[str]) -> str:
+    ordered = sorted(words)
+    return ", ".join(ordered[:3]) + (" and others" if len(ordered) > 3 else "")
 
 
 def _check_labels(base: Swappable, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64]) -> None:
     """Targets in records and labels of the base, one to one, on at most LABELS_CHECKED images spread over all.
 
-    A few that disagree (labels that somebody corrected) are told; more are other classes: DataError.
+    A few that disagree (labels that somebody corrected) are told; more are other classes: DataError. Labels that are no
+    classes are not compared, and that is told.
     """
-    pairs: Counter[tuple[Hashable, Any]] = Counter()
-    seen: dict[tuple[Hashable, Any], str] = {}
+    looked: list[tuple[Hashable | None, Any, int]] = []
     for i in _spread(matched, LABELS_CHECKED):
         row = int(found.rows[found.start[i]])
-        label, target = class_of(base.label(i)), reader.record(row)["target"]
-        if label is None or target is None or isinstance(label, float) or isinstance(target, float):
-            continue  # no class: several labels, a continuous target, or none
+        label, target = base.label(i), reader.record(row)["target"]
+        if label is None or target is None or isinstance(target, float) or (isinstance(label, float) and isnan(label)):
+            continue  # nothing to compare
+        looked.append((class_in(label), target, row))
+        if looked[-1][0] is None:
+            _tell_unlabelled(base, reader, f"that of image {i} is {_short(label)}")
+            return
+    if len(looked) >= ALL_DIFFERENT and len({label for label, _, _ in looked}) == len(looked):
+        if len({target for _, target, _ in looked}) < len(looked):
+            _tell_unlabelled(base, reader, f"all {len(looked)} that were looked at are different")
+        return
+    pairs: Counter[tuple[Hashable, Any]] = Counter()
+    seen: dict[tuple[Hashable, Any], str] = {}
+    for label, target, row in looked:
         pairs[label, target] += 1
         seen.setdefault((label, target), reader.where(row))
     agreed: dict[Hashable, Any] = {}
@@ -216,11 +266,57 @@ def _check_labels(base: Swappable, reader: ShardReader, found: Matches, matched:
         return
     raise DataError(
         f"{reader.directory}: {line}: these are not the classes that the shards were made for ({odd} of {pairs.total()} images "
-        "disagree; check_labels=False if you regrouped them on purpose)"
+        f"disagree, labels taken from {base.label_from()}; check_labels=False if these are no labels, or if you regrouped them "
+        "on purpose)"
+    )
+
+
+def _tell_unlabelled(base: Swappable, reader: ShardReader, why: str) -> None:
+    log.warning(
+        "%s: the labels of the base (%s) are not compared with the classes of the shards: %s, so they are no classes; "
+        "check_labels=False if that is right", reader.directory, base.label_from(), why,
+    )  # fmt: skip
+
+
+def _short(label: Any) -> str:
+    return (
+        repr(label)
+        if isinstance(label, float)
+        else f"{said(label)} of {len(label)} characters"
+        if isinstance(label, str)
+        else said(label)
     )
 
 
 _NONE = object()
+
+
+def class_in(label: Any) -> Hashable | None:
+    """The class that a label means: a number, a text, the only one of an array or list, a whole float, the place of the one in
+    a one-hot row. None for what means none: other floats and rows, long texts, mappings."""
+    label = scalar(label)
+    if isinstance(label, torch.Tensor):
+        label = label.detach().cpu()
+        label = (label.float() if label.is_floating_point() else label).numpy()
+    if isinstance(label, list | tuple):
+        try:
+            label = np.asarray(label)
+        except (TypeError, ValueError, RuntimeError):  # of several lengths
+            return None
+    if isinstance(label, np.ndarray):
+        row = label.reshape(-1)
+        if row.size == 1:
+            return class_in(row[0])
+        hot = (
+            max(label.shape) == row.size > 1
+            and row.dtype.kind in "biuf"
+            and np.isin(row, (0, 1)).all()
+            and row.sum() == 1
+        )
+        return int(row.argmax()) if hot else None
+    if isinstance(label, float):
+        return int(label) if label.is_integer() else None
+    return label if isinstance(label, int) or (isinstance(label, str) and len(label) <= LONGEST) else None
 
 
 def class_of(label: Any) -> Hashable | None:
@@ -231,7 +327,7 @@ def class_of(label: Any) -> Hashable | None:
 
 def _spread(matched: npt.NDArray[np.int64], most: int) -> list[int]:
     """At most ``most`` of them, evenly spread."""
-    return [int(i) for i in matched[:: -(-len(matched) // most)]]
+    return [int(i) for i in matched[:: max(1, -(-len(matched) // most))]]
 
 
 def _first(keys: Sequence[str] | None) -> str:

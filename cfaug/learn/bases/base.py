@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, sources_of, stored_label
+from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, label_place, sources_of, stored_label
 from cfaug.learn.bases.images import (
     Place,
     as_picture,
@@ -88,11 +88,23 @@ class Swappable:
 
     def _made_label(self, i: int) -> Any:
         item = self.item(i)
-        return label_in(item, next(places(item, is_image_like), (0,)))  # an image that was flattened: the usual place
+        return label_in(item, _image_or_first(item))
+
+    def label_from(self) -> str:
+        """What :meth:`label` takes for the label, for an error: an attribute, a column, or the place in the item."""
+        if self._stores_labels:
+            return "." + ("y_array" if hasattr(self.dataset, "y_array") else "targets")
+        with undrawn():
+            item = self.item(0)
+        return "item" + "".join(f"[{key!r}]" for key in label_place(item, _image_or_first(item)) or ())
 
     def keys(self) -> Sequence[str] | None:
         """The source key of every item, where the data set knows them; no item is made for it."""
         return keys_of(self.dataset)
+
+
+def _image_or_first(item: Any) -> Place:
+    return next(places(item, is_image_like), (0,))  # an image that was flattened: the usual place
 
 
 class SwappableTold(Swappable):

@@ -170,21 +170,30 @@ def _joint(dataset: VisionDataset[Any]) -> bool:
 
 
 def label_in(item: Any, image: Place) -> Any:
-    """The label in an item whose image stands at ``image``: the entry named as labels are, or what follows the image.
+    """The label in an item whose image stands at ``image`` (:func:`label_place`); None where there is none."""
+    place = label_place(item, image)
+    return None if place is None else scalar(value_at(item, place))
+
+
+def label_place(item: Any, image: Place) -> Place | None:
+    """Where the label stands in an item: the entry named as labels are, or what follows the image.
 
     None for bare images, for mappings whose label has another name and is not all that is left, and for masks.
     """
     if isinstance(item, Mapping):
         others = [name for name in item if name not in image]
         chosen = next((name for name in LABELS if name in item), others[0] if len(others) == 1 else None)
-        found = None if chosen is None else item[chosen]
-        return None if any(True for _ in places(found, is_image_like)) else scalar(found)
+        return None if chosen is None or _shows(item[chosen]) else (chosen,)
     for depth in range(len(image) - 1, -1, -1):
         container = value_at(item, image[:depth])
         after = container[image[depth] + 1 :] if isinstance(container, (tuple, list)) else ()
-        if len(after) and not any(True for _ in places(after[0], is_image_like)):
-            return scalar(after[0])
+        if len(after) and not _shows(after[0]):
+            return (*image[:depth], image[depth] + 1)
     return None
+
+
+def _shows(value: Any) -> bool:
+    return any(True for _ in places(value, is_image_like))
 
 
 def scalar(value: Any) -> Any:

@@ -101,6 +101,9 @@ class SwappableColumns(Swappable):
             self._labels = self.dataset.select_columns(self._label).with_format(None)
         return scalar(self._labels[i][self._label])
 
+    def label_from(self) -> str:
+        return f"column {self._label!r}"
+
 
 def open_columns(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a ``datasets.Dataset`` with an Image column; None for anything else, UsageError for several columns."""

@@ -51,6 +51,9 @@ class SwappableAdapter(Swappable):
     def label(self, i: int) -> int | None:
         return None if self._targets is None else int(self._targets[i])
 
+    def label_from(self) -> str:
+        return f"column {self.dataset.schema.target!r}"
+
     def _mode(self, i: int) -> str:
         if isinstance(self.dataset, ArrayDataset):
             return "L" if self.dataset.images.shape[3] == 1 else "RGB"
@@ -110,6 +113,9 @@ class SwappableFiles(Swappable):
     def label(self, i: int) -> Any:
         label, change = self.dataset.samples[i][1], self.dataset.target_transform
         return label if change is None else change(label)
+
+    def label_from(self) -> str:
+        return "the folders" if self.dataset.target_transform is None else "the folders, by target_transform"
 
 
 def files(dataset: Any, image_key: Any) -> Swappable | None:

@@ -40,6 +40,9 @@ class SwappableSubset(Swappable):
     def label(self, i: int) -> Any:
         return self._inner.label(int(self.dataset.indices[i]))
 
+    def label_from(self) -> str:
+        return self._inner.label_from()
+
     def keys(self) -> Sequence[str] | None:
         inner = self._inner.keys()
         return None if inner is None else [inner[int(i)] for i in self.dataset.indices]
@@ -79,6 +82,9 @@ class SwappableConcat(Swappable):
     def label(self, i: int) -> Any:
         part, j = self._within(i)
         return part.label(j)
+
+    def label_from(self) -> str:
+        return ", ".join(sorted({part.label_from() for part in self._parts if len(part)}))
 
     def keys(self) -> Sequence[str] | None:
         of_source: dict[Any, set[str]] = {}
