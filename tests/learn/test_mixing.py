@@ -196,7 +196,7 @@ def test_no_sample_of_the_kind_asked_for(base: ArrayDataset, make: Callable[...,
 def test_bases_that_cannot_be_wrapped(base: ArrayDataset, shards: Path) -> None:
     with pytest.raises(UsageError, match="iterables have no index"):
         CounterfactualDataset(iter([1]), shards)
-    floats = TensorDataset(torch.rand(N, 3, 8, 8), torch.zeros(N))
+    floats = TensorDataset(torch.rand(N, 3, 8, 8), torch.arange(N) % 2)
     with pytest.raises(UsageError, match="pass transform="):
         CounterfactualDataset(floats, shards, key=base.key)
     given = CounterfactualDataset(
