@@ -95,6 +95,7 @@ def test_classes_that_are_not_those_of_the_shards(
         CounterfactualDataset(Pictures(base, labels), shards)
     mixed = CounterfactualDataset(Pictures(base, labels), shards, p=1.0, check_labels=False)
     assert [mixed[i][1] for i in range(N)] == labels
+    CounterfactualDataset(Pictures(base, labels), shards, guard=False)
 
 
 @pytest.mark.parametrize("kind", [int, str, np.int64, torch.tensor, lambda c: ("seven", "nine")[c]])

@@ -19,6 +19,7 @@ from torchvision.transforms import v2
 from cfaug.data import ArrayDataset
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import CounterfactualDataset
+from cfaug.learn.pool import _same_shape
 from cfaug.offline.shards import ShardReader
 
 
@@ -145,6 +146,16 @@ def test_materialised_mixture_shows_the_same(base: ArrayDataset, shards: Path) -
             assert np.array_equal(images[i].permute(1, 2, 0).numpy(), np.asarray(mixed[i][0]))
             assert int(groups[i]) == (mixed.attributes(i)["colour"] == "red")
             assert int(targets[i]) == mixed[i][1]
+
+
+def test_attributes_below_a_subset_and_grey_samples_in_memory(base: ArrayDataset, shards: Path) -> None:
+    part = CounterfactualDataset(Subset(base, [7, 2]), shards, p=0.0)
+    assert [part.attributes(i) for i in range(2)] == [dict(base.table.iloc[i]) for i in (7, 2)]
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3, 1)
+    made = _same_shape(grey, np.zeros((2, 3, 3), np.uint8), "here")
+    assert np.array_equal(made, np.broadcast_to(grey, (2, 3, 3)))
+    with pytest.raises(DataError, match="here: expected an image of shape"):
+        _same_shape(grey, np.zeros((3, 2, 3), np.uint8), "here")
 
 
 def test_a_source_without_samples_stays_real_and_is_told(

@@ -164,6 +164,12 @@ def test_no_source_can_be_of_16_bits(shards: Path, mode: str) -> None:
         CounterfactualDataset(deep, shards)
 
 
+def test_black_and_white_is_a_threshold() -> None:
+    for grey, white in ((100, 0), (200, 255)):
+        made = in_mode(Image.new("L", (8, 8), grey), "1")
+        assert (made.mode, set(made.convert("L").tobytes())) == ("1", {white})
+
+
 def test_a_palette_is_fitted_to_the_picture() -> None:
     picture = Image.fromarray(source().images[0])
     made = like(picture, Image.new("P", (8, 8)), lambda: "there").convert("RGB")

@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 from cfaug.data import ArrayDataset, pixel_digest
 from cfaug.errors import UsageError
 from cfaug.learn import CounterfactualDataset, mixing
-from cfaug.learn.epochs import TOLD
+from cfaug.learn.epochs import FORGOTTEN, TOLD
 from cfaug.offline.destinations.directory import write_shard
 from cfaug.offline.shards import Sample
 
@@ -181,6 +181,7 @@ def test_large_datasets_draw_item_by_item_and_show_the_same(
             with monkeypatch.context() as patched:
                 patched.setattr(mixing, "DRAWN_TOGETHER", 0)
                 assert [large.provenance(i, epoch) for i in range(len(large))] == expected
+                assert large.provenance(-1, epoch) == small.provenance(-1, epoch) == expected[-1]
     assert large._drawn is None  # nothing of the epoch's size was made
 
 
@@ -196,6 +197,8 @@ def test_a_checkpoint_continues_in_its_epoch_and_nowhere_else(base: ArrayDataset
         arguments: dict[str, Any] = {"p": 0.5, "seed": 3, **other}
         with pytest.raises(UsageError, match=f"expected {next(iter(other))}="):
             CounterfactualDataset(base, shards, **arguments).load_state_dict(state)
+    with pytest.raises(UsageError, match="the shards are others"):
+        again.load_state_dict({**state, "shards": "0" * 64})
     with pytest.raises(UsageError, match="state: expected epoch, seed"):
         again.load_state_dict({"epoch": 1})
 
@@ -325,11 +328,13 @@ def test_a_loop_that_never_sets_the_epoch_is_told_once(
     data = source(transform=v2.PILToTensor())
     for forgets, p in ((True, 0.5), (False, 0.5), (False, 0.0)):
         caplog.clear()
-        mixed = CounterfactualDataset(data, shards, p=p)
+        # torch's Subset reads batches
+        mixed = CounterfactualDataset(data if workers else Subset(data, range(N)), shards, p=p)
         for epoch in range(6):
             if not forgets and p:
                 mixed.set_epoch(epoch)
             list(DataLoader(mixed, 8, num_workers=workers))
+            assert bool(mixed._shared()[TOLD]) == (forgets and epoch >= FORGOTTEN)  # by the items, not by the batches
         assert bool(mixed._shared()[TOLD]) == forgets  # in whichever process
         if not workers:
             assert caplog.text.count("set_epoch was never called") == forgets

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.learn.draws import Append, Replace, Uniforms
-from cfaug.learn.independence import fit_independent
+from cfaug.learn.independence import Independent, fit_independent
 from cfaug.learn.matching import Matches
 
 
@@ -83,6 +83,27 @@ def test_append_spreads_over_the_sources() -> None:
     assert often.max() < 30
     assert often.min() > 0
     assert not np.array_equal(shown[0], shown[1])
+
+
+def test_the_ends_of_the_unit_interval_stay_inside() -> None:
+    """What rounding does there must not reach the next source, nor a place behind the last."""
+    for u in (0.0, np.nextafter(1.0, 0.0)):
+        uniforms: Any = lambda epoch, first, count, u=u: (np.full(count, u), np.full(count, u))  # noqa: E731
+        drawn = Append(matches([2] * 1000, [1] * 1000), uniforms, 1.0, 1.0).draw(0, 1000, 2000)
+        assert drawn.sources[[999, 1999]].tolist() == [999, 999]
+        assert np.array_equal(drawn.rows // 100, drawn.sources)
+        policy = object.__new__(Independent)
+        n = 2000
+        weights = np.random.default_rng(0).dirichlet([1.0, 1.0, 1.0], n).reshape(-1)
+        policy.uniforms, policy.null_p, policy.length = uniforms, 0.0, n
+        policy._having, policy._rows = np.arange(n), np.repeat(np.arange(n), 3)
+        policy._edges, policy._cumulative = 3 * np.arange(n + 1), np.cumsum(weights)
+        assert np.array_equal(policy.draw(0, 0, n).rows, np.arange(n))
+
+
+def test_the_fit_begins_with_equal_weights_of_the_cells_that_a_source_reaches() -> None:
+    weights, _ = fit_independent(np.repeat([0, 1], 3), np.array([0, 0]), np.array([0, 1, 1, 1, 0, 0]))
+    assert weights == pytest.approx([0.5, 0.25, 0.25] * 2)
 
 
 @given(st.integers(0, 30), st.integers(2, 4), st.integers(1, 3))

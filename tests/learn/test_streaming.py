@@ -109,6 +109,19 @@ def test_order_knows_neither_workers_nor_ranks_at_length(reader: ShardReader) ->
     same_order(reader, (0, 1, 2, 4), (0, 1, 2, 3, 4))
 
 
+def test_the_order_within_a_window_has_numbers_of_its_own() -> None:
+    def order(seed: int, epoch: int, shards: int, rows: int) -> np.ndarray:
+        total = shards * rows
+        starts = np.arange(0, total + 1, rows)
+        return EpochOrder(starts, np.ones(total, bool), seed, epoch, window=shards).rows(0, total)
+
+    alone = [order(seed, epoch, 1, 50).tolist() for seed in range(2) for epoch in range(2)]
+    assert len(set(map(tuple, alone))) == 4  # of a single shard, too
+    for epoch in range(5):
+        shards = np.random.default_rng((0, epoch)).permutation(8)
+        assert not np.array_equal(order(0, epoch, 8, 1), shards[shards])  # not the permutation of the shards again
+
+
 def test_an_epoch_is_a_permutation_that_moves_with_seed_and_epoch(reader: ShardReader) -> None:
     chosen = [row for row in range(40) if row % 4 != 3]
     streams = [stream_of(reader, seed=seed) for seed in (0, 1)]

@@ -266,6 +266,11 @@ def test_counts_of_many_processes_are_kept_apart(monkeypatch: pytest.MonkeyPatch
     owners = counts._table[:-1, SharedCounts.OWNER]
     assert sorted(owners[owners > 0].tolist()) == [5, 6, 5 + SharedCounts.ROWS]
     assert [counts.total(column) for column in (1, 2, 3)] == [4, 4, 0]
+    last = SharedCounts()
+    for process in (SharedCounts.ROWS - 1, 2 * SharedCounts.ROWS - 1):  # both fall on the last row
+        monkeypatch.setattr("cfaug.learn.counts.os.getpid", lambda process=process: process)
+        last.add(matched=False, swapped=False)
+    assert (last.total(SharedCounts.SEEN), last.warned) == (2, False)
     copied = pickle.loads(pickle.dumps(counts))
     assert [copied.total(column) for column in (1, 2, 3)] == [0, 0, 0]
 
@@ -286,10 +291,12 @@ def test_warns_once_and_says_why(
 
 
 def test_no_warning_once_one_matched(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
-    swap = RandomCounterfactual(shards)
+    swap, elsewhere = RandomCounterfactual(shards), RandomCounterfactual(shards)
     swap(base[0][0])
+    elsewhere.lookup.counts.add(matched=True, swapped=False)  # as another worker does
     for i in range(150):
         swap(Strangers(150)[i])
+        elsewhere(Strangers(150)[i])
     assert not caplog.records
 
 
