@@ -35,6 +35,7 @@ class Ordered(Dataset[Any]):
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
         at = int(self.order[i])
+        torch.rand(1)  # whatever a data set draws
         return self.transform(Image.fromarray(self.images[at])), at % 2
 
     def set_epoch(self, epoch: int) -> None:
@@ -57,13 +58,17 @@ def test_an_order_that_stays_is_looked_at_once_an_epoch(
     mixed = CounterfactualDataset(data, shards, p=1.0)
     seen, picture = [], type(mixed.opened).picture
     monkeypatch.setattr(type(mixed.opened), "picture", lambda self, i: seen.append(i) or picture(self, i))
-    state = torch.get_rng_state()
+    after = []
     for epoch in range(3):
         mixed.set_epoch(epoch)
+        torch.manual_seed(0)
         for i in range(N):
             mixed[i]
+            after.append(float(torch.rand(1)))
     assert len(seen) == 3 * 8
-    assert torch.equal(torch.get_rng_state(), state)
+    assert after[:N] == after[N : 2 * N] == after[2 * N :]
+    torch.manual_seed(0)
+    assert after[:N] == [float(torch.rand(2)[1]) for _ in range(N)]  # one draw an item, none for looking
     data.order = data.order[::-1]
     mixed[0]  # within an epoch nobody looks
     mixed.set_epoch(3)

@@ -152,7 +152,7 @@ def test_another_environment_is_said_and_excuses_nothing(run, monkeypatch) -> No
     assert str(found).endswith("regenerate where the environment is that of then")
 
 
-def altered(tmp_path: Path, change: Any, image: str = "png") -> Path:
+def altered(tmp_path: Path, change: Any, image: str = "png", said: Any = None) -> Path:
     """The run written again with one sample of each shard changed: consistent shards of altered content."""
     source = made(tmp_path / "source", image=image)
     reader = ShardReader(source)
@@ -160,9 +160,16 @@ def altered(tmp_path: Path, change: Any, image: str = "png") -> Path:
     for row in reader.manifest:
         samples = [reader.sample(start + i) for i in range(row.count)]
         samples[3] = change(samples[3])
-        write_shard(place, row.name, samples, row.plan, row.model, dict(row.environment))
+        write_shard(place, row.name, samples, row.plan, row.model, {**row.environment, "image": said or image})
         start += row.count
     return place
+
+
+@pytest.mark.parametrize("said", ["webp", "gif", 7])
+def test_a_manifest_that_says_another_format_than_its_images_have_is_no_traceback(tmp_path, said: Any) -> None:
+    place = altered(tmp_path, lambda sample: sample, said=said)
+    found = again(tiny.model(), tiny.dataset(), PLAN, place, n=3)
+    assert (found.counts["identical"], found.counts["different"]) == (3, 0)
 
 
 def test_one_altered_value_among_all_is_found(tmp_path) -> None:
