@@ -50,7 +50,7 @@ def open_training_shards(
         raise UsageError(
             f"held_out: expected data sets in a list, came {type(held_out).__name__}; write held_out=[...]"
         )
-    for number, dataset in enumerate(held_out):
+    for number, dataset in enumerate(held_out or ()):
         _refuse_sources(reader, dataset, number)
     return reader
 

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from PIL import ExifTags, Image, ImageFile, ImageOps
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, StackDataset, Subset
 from torchvision import tv_tensors
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -39,7 +39,7 @@ IMAGES.setflags(write=False)
 LAZY_OR_KEPT = {  # swapped() decodes nothing; of the others the type or size of the image must be seen
     "ImageFolder", "ImageFolder, transforms", "ImageFolder, lazy loader", "ImageFolder, wrapped for v2", "MNIST",
     "MNIST, bare", "CIFAR10", "ArrayDataset", "ArrayDataset, grey", "FolderDataset", "Subset", "Subset of Subset",
-    "ConcatDataset", "HF", "HF, grey", "HF, mode L", "HF, torch", "HF, numpy", "HF, columns", "HF, transform", "HF, shuffled",
+    "ConcatDataset", "StackDataset", "HF", "HF, grey", "HF, mode L", "HF, torch", "HF, numpy", "HF, columns", "HF, transform", "HF, shuffled",
     "HF in a torch Dataset", "WILDS", "WILDS, lazy", "WILDS subset", "WILDS subset, joint", "Subset of a WILDS subset",
     "lazily opened", "lazily opened, transform", "TensorDataset", "cached",
 }  # fmt: skip
@@ -137,7 +137,8 @@ def test_labels_are_those_of_the_items(name: str, tmp_path: Path) -> None:
             want = None
         else:
             want = item[2] if name == "image second" else item[1]
-            want = item[0][1] if name == "nested" else want  # what follows the image
+            want = item[0][1] if name in ("nested", "StackDataset") else want  # what follows the image
+            want = item[1][1] if name == "Subset of a StackDataset" else want
         assert exactly(label, want) or label == want
 
 
@@ -342,6 +343,13 @@ class Two(Dataset):
         return {"before": Image.fromarray(IMAGES[i]), "after": Image.fromarray(OTHERS[i]), "label": i % 2}
 
 
+class Endless(Two):
+    """As torch's own classes once said that they have no length."""
+
+    def __len__(self) -> int:
+        raise TypeError("no\nlen")
+
+
 class Stream(IterableDataset):
     def __iter__(self) -> Iterator[int]:
         return iter(())
@@ -376,6 +384,14 @@ def two_columns() -> datasets.Dataset:
         (Text(), "expected items with an image"),
         (two_columns(), "one image column, came image, other"),
         (datasets.DatasetDict(train=base_cases.columns(IMAGES)), "came DatasetDict of train; choose one"),
+        (Endless(), r"came Endless, whose len\(\) fails \(TypeError: no len\); give it a length"),
+        (Subset(Endless(), [0]), "came Endless, whose len"),
+        (ImageFolder, r"came the class ImageFolder itself; make one: ImageFolder\(\.\.\.\)"),
+        *((base_cases.columns(IMAGES).with_format(kind), f"of format '{kind}', whose items are tables; take .with_format")
+          for kind in ("pandas", "arrow")),
+        (StackDataset([1], [2]), "expected items with an image"),
+        (StackDataset([torch.rand(3, 6, 5)], [2]), "pass transform= "),
+        (StackDataset(Plain(IMAGES, base_cases.pair), Plain(OTHERS, base_cases.bare)), "came 0, 1; say which by image_key="),
     ],
 )  # fmt: skip
 def test_bad_bases_are_told_in_one_line(dataset: Any, said: str) -> None:
@@ -395,6 +411,36 @@ def test_image_key_chooses_among_images() -> None:
     assert exactly(copied.picture(2), Two()[2]["after"])
     with pytest.raises(UsageError, match="image_key: expected where"):
         open_base(Two(), image_key="middle")
+
+
+def test_image_key_chooses_a_part_of_a_stack(tmp_path: Path) -> None:
+    pairs, two, rows = Plain(IMAGES, base_cases.pair), Two(), two_columns()
+    for key, place in ((0, (0, 0)), (-3, (0, 0)), ((1, "after"), (1, "after")), ((2, "image"), (2, "image"))):
+        base = open_base(StackDataset(pairs, two, rows), image_key=key)
+        again = pickle.loads(pickle.dumps(base))
+        for one in (base, again):
+            item, was = one.swapped(2, Image.fromarray(OTHERS[3])), base.item(2)
+            assert exactly(with_value(was, place, Image.fromarray(OTHERS[3])), item)
+    for wrong in (3, "image"):
+        with pytest.raises(UsageError, match="image_key: expected a part of this StackDataset") as caught:
+            open_base(StackDataset(pairs, two, rows), image_key=wrong)
+        assert "\n" not in str(caught.value)
+    names = open_base(image_folder(IMAGES, tmp_path)).keys()
+    assert open_base(StackDataset(a=list(range(N)), b=ImageFolder(tmp_path))).keys() == names
+
+
+class Summed(StackDataset[Any]):
+    """Makes one item of the two."""
+
+    def __getitem__(self, i: int) -> Any:
+        (image, one), other = super().__getitem__(i)
+        return {"image": image, "label": one + other}
+
+
+def test_a_stack_that_makes_other_items_is_opened_by_these() -> None:
+    base = open_base(Summed(Plain(IMAGES, base_cases.pair), [10] * N))
+    assert base.label(1) == 11
+    assert exactly(base.swapped(1, Image.fromarray(OTHERS[1])), {"image": Image.fromarray(OTHERS[1]), "label": 11})
 
 
 def test_deep_images_and_other_sizes_are_refused(tmp_path: Path) -> None:

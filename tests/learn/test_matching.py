@@ -14,7 +14,7 @@ import pytest
 import torch
 from coloured_shards import N, source, write
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -301,6 +301,22 @@ def test_what_is_looked_at_is_spread_over_all() -> None:
 
 def base_of(data: ArrayDataset, rows: list[int]) -> ArrayDataset:
     return ArrayDataset(data.images[rows], data.table.iloc[rows], data.schema)
+
+
+def test_nothing_held_out_is_none_as_well(base: ArrayDataset, shards: Path) -> None:
+    for nothing in (None, (), []):
+        assert len(open_training_shards(shards, held_out=nothing)) == 3 * N
+        assert len(CounterfactualDataset(base, shards, held_out=nothing)) == N  # type: ignore[arg-type]
+
+
+def test_a_stack_is_matched_by_the_keys_of_its_images(base: ArrayDataset, shards: Path) -> None:
+    stack = StackDataset(base, Pictures(base, ["note"] * N).labels)
+    mixed = CounterfactualDataset(stack, shards, p=1.0)
+    assert mixed.matches.table == "by_key"
+    (image, label), note = mixed[3]
+    assert (label, note, np.asarray(image).max()) == (1, "note", 1 + 10 * (mixed.provenance(3).row % 3))
+    with pytest.raises(UsageError, match="came split 'val'"):
+        CounterfactualDataset(StackDataset(source("val"), ["note"] * N), shards)
 
 
 def test_a_shard_that_goes_away_is_one_line(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, one_line
 from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, label_place, sources_of, stored_label
 from cfaug.learn.bases.images import (
     Place,
@@ -200,6 +200,10 @@ def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image
     """
     if isinstance(dataset, Swappable):
         return dataset
+    if isinstance(dataset, type):
+        raise UsageError(
+            f"base: expected a dataset, came the class {dataset.__name__} itself; make one: {dataset.__name__}(...)"
+        )
     indexed = hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")
     if not indexed or isinstance(dataset, IterableDataset):
         raise UsageError(
@@ -209,6 +213,13 @@ def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image
         raise UsageError(
             f"base: expected one dataset, came {type(dataset).__name__} of {', '.join(map(str, dataset))}; choose one"
         )
+    try:
+        len(dataset)
+    except Exception as error:  # whatever a user's class raises there
+        raise UsageError(
+            f"base: expected a dataset with len() and [i], came {type(dataset).__name__}, whose len() fails "
+            f"({type(error).__name__}: {one_line(error)}); give it a length"
+        ) from error
     if transform is not None:
         return SwappableTold(dataset, transform, image_key)
     from cfaug.learn.bases.known import OPENERS

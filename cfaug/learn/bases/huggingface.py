@@ -21,6 +21,7 @@ from cfaug.learn.bases.facts import LABELS, scalar
 from cfaug.learn.bases.twins import Held, Seen, Twin
 from cfaug.learn.pictures import ALPHA, carried, check_size, in_mode, like
 
+TABLES = ("pandas", "arrow", "polars")  # formats without decoded images
 ARRAYS = ("torch", "numpy", "tensorflow", "jax")
 
 
@@ -109,7 +110,12 @@ def open_columns(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a ``datasets.Dataset`` with an Image column; None for anything else, UsageError for several columns."""
     if not isinstance(dataset, datasets.Dataset) or dataset.features is None:
         return None
-    shown = dataset.format["columns"]
+    shown, kind = dataset.format["columns"], dataset.format["type"]
+    if kind in TABLES:
+        raise UsageError(
+            f"base: expected items with images, came a data set of format {kind!r}, whose items are tables; take "
+            ".with_format(None), 'torch' or 'numpy'"
+        )
     columns = [n for n, f in dataset.features.items() if isinstance(f, datasets.Image) and f.decode and n in shown]
     if image_key in columns:
         return SwappableColumns(dataset, image_key, image_key)

@@ -21,7 +21,7 @@ from cfaug.learn.bases.base import Swappable, spread
 from cfaug.learn.bases.facts import is_wilds
 from cfaug.learn.bases.images import is_plain, one_mode
 from cfaug.learn.bases.items import anything
-from cfaug.learn.bases.nested import concat, subset, wrapper
+from cfaug.learn.bases.nested import concat, stack, subset, wrapper
 from cfaug.learn.bases.twins import Held, Twin
 from cfaug.learn.pictures import carried, in_mode, is_unloaded, like
 
@@ -172,5 +172,5 @@ def huggingface(dataset: Any, image_key: Any) -> Swappable | None:
 
 
 OPENERS: tuple[Callable[[Any, Any], Swappable | None], ...] = (
-    subset, concat, adapter, files, huggingface, wrapper, wilds, anything,
+    subset, concat, stack, adapter, files, huggingface, wrapper, wilds, anything,
 )  # fmt: skip

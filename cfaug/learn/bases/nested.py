@@ -1,4 +1,4 @@
-"""Data sets made of data sets: torch's Subset and ConcatDataset, and wrappers of a user's own making."""
+"""Data sets made of data sets: torch's Subset, ConcatDataset and StackDataset, and wrappers of a user's own making."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, StackDataset, Subset
 
 from cfaug.errors import UsageError
 from cfaug.learn.bases.base import Swappable, is_index, open_base
-from cfaug.learn.bases.facts import held_datasets, keys_of, part_of
+from cfaug.learn.bases.facts import held_datasets, keys_of, part_of, stacked
 from cfaug.learn.bases.images import as_picture, image_place, is_image_like, is_plain, places, value_at
 from cfaug.learn.bases.items import SwappableItems
 from cfaug.learn.bases.twins import Held, Seen, Twin
@@ -102,6 +102,68 @@ def concat(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a torch ConcatDataset that makes items as torch does."""
     plain = isinstance(dataset, ConcatDataset) and type(dataset).__getitem__ is ConcatDataset.__getitem__
     return SwappableConcat(dataset, image_key) if plain else None
+
+
+class SwappableStack(Swappable):
+    """torch's StackDataset of which one part has images: its items are swapped, those of the others are as they are."""
+
+    def __init__(self, dataset: StackDataset[Any], image_key: Any, at: Any, inner: Swappable) -> None:
+        super().__init__(dataset, image_key)
+        self._at, self._inner, self.sources = at, inner, inner.sources
+
+    def picture(self, i: int) -> Any:
+        return self._inner.picture(i)
+
+    def swapped(self, i: int, picture: Image.Image) -> Any:
+        parts = stacked(self.dataset)
+        items = {at: self._inner.swapped(i, picture) if at == self._at else part[i] for at, part in parts.items()}
+        return items if isinstance(self.dataset.datasets, dict) else tuple(items.values())
+
+    def label(self, i: int) -> Any:
+        label = self._inner.label(i)
+        return super().label(i) if label is None else label
+
+    def label_from(self) -> str:
+        return super().label_from() if self._inner.label(0) is None else self._inner.label_from()
+
+    def keys(self) -> Sequence[str] | None:
+        return self._inner.keys()
+
+
+def stack(dataset: Any, image_key: Any) -> Swappable | None:
+    """A base of a torch StackDataset that makes items as torch does; ``image_key`` begins with the part that it is in.
+
+    UsageError where several parts have images and nothing says which.
+    """
+    if not isinstance(dataset, StackDataset) or type(dataset).__getitem__ is not StackDataset.__getitem__:
+        return None
+    parts = stacked(dataset)
+    path = image_key if isinstance(image_key, tuple) else () if image_key is None else (image_key,)
+    if path:
+        at = path[0] + len(parts) if isinstance(path[0], int) and path[0] < 0 else path[0]
+        if at not in parts:
+            raise UsageError(
+                f"image_key: expected a part of this StackDataset, came {path[0]!r}; there are {list(parts)}"
+            )
+        return SwappableStack(
+            dataset, image_key, at, open_base(parts[at], None, path[1] if len(path) == 2 else path[1:] or None)
+        )
+    opened: dict[Any, Swappable] = {}
+    hidden: UsageError | None = None
+    for at, part in parts.items():
+        try:
+            opened[at] = open_base(part)
+        except UsageError as error:
+            if hidden is None and len(part) and any(True for _ in places(part[0], is_image_like)):
+                hidden = error
+    if len(opened) > 1:
+        named = ", ".join(map(repr, opened))
+        raise UsageError(
+            f"base: expected one part of this StackDataset with images, came {named}; say which by image_key="
+        )
+    if not opened and hidden is not None:
+        raise hidden
+    return next((SwappableStack(dataset, None, at, inner) for at, inner in opened.items()), None)
 
 
 class _Stand:
