@@ -110,6 +110,29 @@ def test_the_gradient_of_consistency_pulls_both_sides_together() -> None:
     assert torch.equal(left, -right)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_consistency_in_half_precision_is_that_of_single(dtype: torch.dtype) -> None:
+    factual, counterfactual = torch.zeros(8, 512, dtype=dtype), torch.full((8, 512), 20.0, dtype=dtype)
+    value = paired_consistency_loss(factual, counterfactual.requires_grad_(), torch.arange(8) % 2)
+    assert value.dtype == torch.float32
+    assert value.item() == 512 * 400  # more than float16 holds
+    value.backward()
+    assert counterfactual.grad is not None
+    assert float(counterfactual.grad[0, 0]) == pytest.approx(2 * 20 / 8)
+    assert paired_consistency_loss(factual.double(), counterfactual.double(), torch.arange(8)).dtype == torch.float64
+    # weights above 65504 times a loss in half precision
+    heavy = group_weighted_loss(torch.ones(2, dtype=dtype), torch.tensor([0, 1]), torch.tensor([100000.0, 0.0]))
+    assert float(heavy) == 50000.0
+
+
+def test_classes_of_yes_and_no_or_of_large_numbers_are_classes() -> None:
+    a, b = X[:4], torch.zeros(4, 3)
+    assert torch.equal(paired_consistency_loss(a, b, Y.bool()), paired_consistency_loss(a, b, Y))
+    assert torch.equal(paired_consistency_loss(a, b, Y * 10**12), paired_consistency_loss(a, b, Y))
+    assert torch.equal(jtt_weights(Y.bool(), A), jtt_weights(Y, A))
+    assert torch.equal(erm_loss(a[:, :2], Y.bool()), erm_loss(a[:, :2], Y))
+
+
 # -- LISA ------------------------------------------------------------------------------------------------------------
 
 
@@ -248,6 +271,12 @@ def test_dfr_chooses_the_penalty_by_the_worst_group() -> None:
     assert dfr(x, y, a, c=(1e-6, 0.3), subsamples=1).c == 0.3  # 1e-6 leaves no weight at all
 
 
+def test_dfr_takes_arrays_and_lists() -> None:
+    x, y, a = planted(80, 0.8, 5)
+    of_arrays = dfr(x.numpy(), y.tolist(), a.numpy(), c=np.array([0.3]), subsamples=2)
+    assert torch.equal(of_arrays.weight, dfr(x, y, a, 0.3, 2).weight)
+
+
 # -- the schedule ----------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +316,7 @@ X, Y, A = torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1
         (lambda: paired_consistency_loss(X.long(), X.long(), Y), "float representations"),
         (lambda: lisa_mix(X.byte(), Y, A, 2), "expected float"),
         (lambda: lisa_mix(X, Y, A, 1), "from 0 to 0, came 1"),
+        (lambda: lisa_mix(X, Y, A, "2"), "classes: expected a whole number"),
         (lambda: lisa_mix(X, Y, A, 2, alpha=0), "above 0"),
         (lambda: lisa_mix(X, Y, A, 2, p_sel=1.5), "from 0 to 1"),
         (lambda: lisa_mix(X, Y, A[:2], 2), "attributes: expected shape"),
@@ -296,6 +326,9 @@ X, Y, A = torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1
         (lambda: dfr(X, Y, A), "two or more images of every group"),
         (lambda: dfr(X, Y, torch.full((4,), -1)), "images with a group"),
         (lambda: dfr(X, Y, A, c=0.0), "above 0"),
+        (lambda: dfr(X, Y, A, c=()), "c: expected a number above 0, came None"),
+        (lambda: dfr(X, Y, A, c="a"), "c: expected a number above 0, came 'a'"),
+        (lambda: dfr(X, Y, A, c=float("nan")), "c: expected a number above 0, came nan"),
         (lambda: dfr(X, Y, A, subsamples=0), "at least 1"),
         (lambda: from_fake_to_real([], [], -1, 2), "synthetic_epochs"),
         (lambda: from_fake_to_real([], [], 1, 2.0), "real_epochs"),

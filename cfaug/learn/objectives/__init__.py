@@ -17,7 +17,7 @@ dfr                     last layer again (Kirichenko et al. 2023)            gro
 from_fake_to_real       synthetic first, then real (Qraitem et al. 2024)     balanced synthetic images, no groups
 ======================  ===================================================  =============================================
 
-Group codes are int64, shape (B,) when a sample is in one group and (B, A) when it is in one group per spurious
+Group codes are whole numbers of any integer dtype, shape (B,) when a sample is in one group and (B, A) when it is in one group per spurious
 attribute; -1 is no group, because the attribute is not known. Such samples keep the share that they have in the data:
 they are drawn and count as under empirical risk, and only the rest is balanced. A group of their own would let a few
 images without a label outweigh thousands.

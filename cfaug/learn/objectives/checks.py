@@ -1,11 +1,23 @@
-"""What the objectives ask of their arguments, each in one line."""
+"""The door of the objectives: what came, made ready to compute with, or refused in one line.
+
+Every whole-number dtype becomes int64 here, because torch indexes with nothing else: it refuses int8 and int16 and takes
+uint8 for a MASK, without a word where the shapes fit.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from cfaug.errors import UsageError
+
+Codes: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[Sequence[int]]
 
 
 def as_columns(codes: Tensor) -> Tensor:
@@ -13,25 +25,107 @@ def as_columns(codes: Tensor) -> Tensor:
     return codes if codes.ndim == 2 else codes[:, None]
 
 
-def check_codes(codes: Tensor, size: int, name: str = "codes") -> None:
-    """UsageError unless integer, (size,) or (size, A), and at least -1."""
-    if codes.ndim not in (1, 2) or len(codes) != size:
+def as_tensor(values: Any, name: str) -> Tensor:
+    """A tensor as it is, an array or a list as a copy on the CPU; UsageError unless it holds numbers in equal rows."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        array = np.asarray(values)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))  # a copy: torch warns of read-only arrays
+    except (TypeError, ValueError, RuntimeError):
+        came = type(values).__name__
         raise UsageError(
-            f"{name}: expected shape ({size},) or ({size}, A), came {tuple(codes.shape)}; one row a sample"
+            f"{name}: expected numbers in a tensor, an array or a list with rows of one length, came {came}; convert it"
+        ) from None
+
+
+def as_codes(codes: Any, size: int | None = None, name: str = "codes", groups: int | None = None) -> Tensor:
+    """Group codes as int64 (size,) or (size, A), each -1 or from 0 and below ``groups``; UsageError otherwise."""
+    found = as_tensor(codes, name)
+    if found.ndim not in (1, 2) or not found.numel() or (size is not None and len(found) != size):
+        rows = "N" if size is None else size
+        raise UsageError(
+            f"{name}: expected shape ({rows},) or ({rows}, A), not empty, came {tuple(found.shape)}; one row a sample"
         )
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise UsageError(f"{name}: expected integer codes, came {codes.dtype}; convert them with .long()")
-    if codes.numel() and int(codes.min()) < -1:
-        raise UsageError(f"{name}: expected codes from 0, or -1 for none, came {int(codes.min())}")
+    if found.dtype == torch.bool:  # a row of yes and no is not the number of a group
+        raise UsageError(f"{name}: expected integer codes, came {found.dtype}; convert them with .long()")
+    found, low, high = _whole(found, name, "codes")
+    if low < -1:
+        raise UsageError(f"{name}: expected codes from 0, or -1 for none, came {low}; check the codes")
+    if groups is not None and high >= groups:
+        raise UsageError(
+            f"{name}: expected codes below the number of groups {groups}, came {high}; count the groups of all images"
+        )
+    return found
 
 
-def check_targets(targets: Tensor, size: int, classes: int | None = None) -> None:
-    """UsageError unless integer, (size,), from 0 and below ``classes``."""
-    if tuple(targets.shape) != (size,):
-        raise UsageError(f"targets: expected shape ({size},), came {tuple(targets.shape)}; one class a sample")
-    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
-        raise UsageError(f"targets: expected integer classes, came {targets.dtype}; convert them with .long()")
-    if size and (int(targets.min()) < 0 or (classes is not None and int(targets.max()) >= classes)):
-        wrong = int(targets.min()) if int(targets.min()) < 0 else int(targets.max())
+def as_targets(targets: Any, size: int | None = None, classes: int | None = None, name: str = "targets") -> Tensor:
+    """Classes as int64 (size,), from 0 and below ``classes``; bool is 0 and 1. UsageError otherwise."""
+    found = as_tensor(targets, name)
+    if found.ndim != 1 or not len(found) or (size is not None and len(found) != size):
+        rows = "N" if size is None else size
+        raise UsageError(
+            f"{name}: expected shape ({rows},), not empty, came {tuple(found.shape)}; one class a sample, as logits.argmax(1)"
+        )
+    found, low, high = _whole(found, name, "classes")
+    if low < 0 or (classes is not None and high >= classes):
         upper = "up" if classes is None else f"to {classes - 1}"
-        raise UsageError(f"targets: expected classes from 0 {upper}, came {wrong}; check the class codes")
+        raise UsageError(
+            f"{name}: expected classes from 0 {upper}, came {low if low < 0 else high}; check the class codes"
+        )
+    return found
+
+
+def as_losses(losses: Tensor) -> Tensor:
+    """Losses (B,) of the samples, at least float32; UsageError otherwise."""
+    if not isinstance(losses, Tensor) or losses.ndim != 1 or not len(losses) or not losses.is_floating_point():
+        came = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise UsageError(f"losses: expected float (B,), B > 0, came {came}; pass reduction='none' to the loss")
+    return at_least_single(losses)
+
+
+def at_least_single(values: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32: their sums and squares overflow, or lose all but two digits."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def as_whole(name: str, value: Any, least: int, advice: str) -> int:
+    """``value`` as an int; UsageError unless it is a whole number (numpy's too) of at least ``least``."""
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least:
+        raise UsageError(f"{name}: expected a whole number of at least {least}, came {said(value)}; {advice}")
+    return whole
+
+
+def as_number(name: str, value: Any, low: float, advice: str, *, above: bool = False) -> float:
+    """``value`` as a float; UsageError unless finite and at least ``low``, or ``above`` it."""
+    try:
+        number = float("nan") if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = float("nan")
+    if not low <= number < float("inf") or (above and number == low):
+        bound = "above" if above else "of at least"
+        raise UsageError(f"{name}: expected a number {bound} {low:g}, came {said(value)}; {advice}")
+    return number
+
+
+def said(value: Any) -> str:
+    """The beginning of what came, in one line."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _whole(found: Tensor, name: str, what: str) -> tuple[Tensor, int, int]:
+    """int64, lowest and highest; UsageError unless ``found`` (not empty) has a dtype of whole numbers that fit."""
+    if found.is_floating_point() or found.is_complex():
+        raise UsageError(
+            f"{name}: expected integer {what}, came {found.dtype}; convert them with .long(), or take logits.argmax(1)"
+        )
+    whole = found.long()
+    low, high = torch.stack(torch.aminmax(whole)).tolist()  # one wait for the device, not two
+    if low < 0 and not found.dtype.is_signed:
+        raise UsageError(f"{name}: expected {what} below 2^63, came {found.dtype} above; renumber them from 0")
+    return whole, low, high

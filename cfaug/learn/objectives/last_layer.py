@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import check_codes, check_targets
+from cfaug.learn.objectives.checks import Codes, as_codes, as_number, as_targets, as_tensor, as_whole
 
 Array = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
@@ -56,15 +56,15 @@ class LastLayer:
 
 
 def dfr(
-    features: Tensor,
-    targets: Tensor,
-    codes: Tensor,
+    features: Tensor | npt.NDArray[Any],
+    targets: Codes,
+    codes: Codes,
     c: float | Sequence[float] = PAPER_C,
     subsamples: int = 20,
     seed: int = 0,
     max_iter: int = 1000,
 ) -> LastLayer:
-    """Fit the last layer again on held-out images: features (N, D) float, targets (N,) int64, codes (N,) or (N, A) int64.
+    """Fit the last layer again on held-out images: features (N, D) float, targets (N,), codes (N,) or (N, A) integer.
 
     Features are what goes into the last layer, of images that the net was NOT trained on (the validation split); the
     targets must show every class from 0 up. A group is a target with its codes; rows with a code of -1 are left out.
@@ -72,6 +72,7 @@ def dfr(
     are averaged. Needs group labels of these images only, after training. UsageError where a group is too small to be
     in both halves. Everything is drawn from ``seed``.
     """
+    features = as_tensor(features, "features")
     if features.ndim != 2 or not features.is_floating_point() or not len(features):
         raise UsageError(
             f"features: expected float (N, D), N > 0, came {features.dtype} {tuple(features.shape)}; pass what goes "
@@ -79,19 +80,15 @@ def dfr(
         )
     if not bool(torch.isfinite(features).all()):
         raise UsageError("features: expected finite numbers, some are not; check the net")
-    check_targets(targets, len(features))
-    check_codes(codes, len(features))
-    if subsamples < 1:
-        raise UsageError(f"subsamples: expected at least 1, came {subsamples}; the paper averages 20")
-    choices = [float(c)] if isinstance(c, int | float) else [float(each) for each in c]
-    if not choices or min(choices) <= 0:
-        raise UsageError(f"c: expected inverse penalties above 0, came {c}")
+    y = as_targets(targets, len(features)).cpu().numpy()
+    classes = int(y.max()) + 1
+    a = as_codes(codes, len(features)).cpu().numpy().reshape(len(y), -1)
+    subsamples = as_whole("subsamples", subsamples, 1, "the paper averages 20")
+    several = np.atleast_1d(np.asarray(c, dtype=object)).tolist() or [None]
+    choices = [as_number("c", each, 0.0, "it is an inverse penalty", above=True) for each in several]
     x = features.detach().cpu().double().numpy()
-    y = targets.cpu().numpy().astype(np.int64)
-    a = codes.cpu().numpy().reshape(len(y), -1)
     known = (a >= 0).all(axis=1)
     x, y, a = x[known], y[known], a[known]
-    classes = int(targets.max()) + 1
     if classes < 2 or len(np.unique(y)) != classes:
         raise UsageError(
             f"targets: expected two or more classes and images with a group of each of {classes}, came classes "

@@ -7,12 +7,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import as_columns, check_codes, check_targets
+from cfaug.learn.objectives.checks import as_codes, as_columns, as_losses, as_targets, as_tensor, at_least_single
 
 
 def erm_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy. logits (B, K) float, targets (B,) int64 in 0..K-1; returns a scalar."""
-    return functional.cross_entropy(logits, targets)
+    """Mean cross-entropy. logits (B, K) float, targets (B,) integer in 0..K-1; returns a scalar."""
+    return functional.cross_entropy(logits, targets if targets.is_floating_point() else targets.long())
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
@@ -35,16 +35,16 @@ def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
 def group_weighted_loss(losses: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
     """Importance-weighted risk 1/B sum_i w_{g_i} l_i; a scalar.
 
-    losses (B,) one a sample (``cross_entropy(..., reduction="none")``), codes (B,) or (B, A) int64, weights (G,) one a
+    losses (B,) one a sample (``cross_entropy(..., reduction="none")``), codes (B,) or (B, A) integer, weights (G,) one a
     group, as ``importance_weights`` gives them. With an attribute per column a sample's weight is the mean over its columns;
     -1 weighs 1, as under ERM. It is divided by B and not by the sum of the weights, so that the mean over batches is the
     risk under the reweighted distribution (Shimodaira 2000, https://doi.org/10.1016/S0378-3758(00)00115-4).
     Needs group labels of the training images in every step. With heavy weights an interpolating net ignores them (Byrd &
     Lipton 2019, https://arxiv.org/abs/1812.03372): use weight decay or early stopping, or sample by ``group_weights``.
     """
-    if losses.ndim != 1 or not len(losses):
-        raise UsageError(f"losses: expected (B,), B > 0, came {tuple(losses.shape)}; pass reduction='none' to the loss")
-    check_codes(codes, len(losses))
+    losses = as_losses(losses)
+    codes = as_codes(codes, len(losses))
+    weights = as_tensor(weights, "weights")
     if weights.ndim != 1 or int(codes.max()) >= len(weights):
         raise UsageError(
             f"weights: expected one a group, (G,) with G above the largest code {int(codes.max())}, came "
@@ -63,12 +63,12 @@ def paired_consistency_loss(factual: Tensor, counterfactual: Tensor, targets: Te
         1/K' sum_y  1/n_y sum_{i: y_i = y} |phi(x_i) - phi(x'_i)|^2
 
     factual = phi(x), counterfactual = phi(x'), both (B, ...) float and row i of one pair (the features before the last
-    layer, or the logits); targets (B,) int64; n_y pairs of class y, K' classes in the batch, so that a frequent class
+    layer, or the logits); targets (B,) integer; n_y pairs of class y, K' classes in the batch, so that a frequent class
     does not decide. Add it to the loss of both images, times a coefficient. Gradients flow into both sides: collapse to a constant is
     held off by the classification loss only. Reddy, Bachu, Dash, Sharma, Sharma & Balasubramanian 2023, Rethinking
     Counterfactual Data Augmentation Under Confounding, https://arxiv.org/abs/2305.18183, ask that the representation of an
     image and its counterfactual agree given the class; the squared distance is our choice of how to ask it.
-    Needs pairs, no group labels.
+    Needs pairs, no group labels. Half precision is squared and summed in float32, and the scalar is float32.
     """
     if factual.shape != counterfactual.shape or factual.ndim < 2 or not len(factual):
         raise UsageError(
@@ -77,7 +77,10 @@ def paired_consistency_loss(factual: Tensor, counterfactual: Tensor, targets: Te
         )
     if not factual.is_floating_point() or not counterfactual.is_floating_point():
         raise UsageError(f"expected float representations, came {factual.dtype} and {counterfactual.dtype}")
-    check_targets(targets, len(factual))
-    distance = (factual - counterfactual).flatten(1).square().sum(dim=1)
-    count = torch.bincount(targets).to(distance.device)
-    return (distance / count[targets.to(distance.device)]).sum() / (count > 0).sum()
+    y = as_targets(targets, len(factual))
+    difference = at_least_single(factual) - at_least_single(counterfactual)
+    distance = difference.flatten(1).square().sum(dim=1)
+    # not bincount: a class may be a large number
+    classes, own, count = torch.unique(y, return_inverse=True, return_counts=True)
+    mean: Tensor = (distance / count[own].to(distance.device)).sum() / len(classes)
+    return mean

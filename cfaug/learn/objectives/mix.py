@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import as_columns, check_codes, check_targets
+from cfaug.learn.objectives.checks import as_codes, as_columns, as_number, as_targets, as_whole
 
 
 def lisa_mix(
@@ -29,7 +29,7 @@ def lisa_mix(
 ) -> tuple[Tensor, Tensor]:
     """A mixed batch: images of the shape and dtype that came, and soft targets (B, classes) of the images' dtype.
 
-    images (B, ...) float; targets (B,) int64; attributes (B,) int64 codes of the SPURIOUS ATTRIBUTE (not crossed with
+    images (B, ...) float; targets (B,) integer; attributes (B,) integer codes of the SPURIOUS ATTRIBUTE (not crossed with
     the target: then a group had one label, and there were nothing to mix in it), or (B, A) for several, where "same" is
     the same in all of them. -1, not known: the image is not mixed and partners nobody. alpha > 0; p_sel in [0, 1] is the
     probability of intra-label mixing, one coin a batch; one lambda a sample. The partner is drawn evenly from
@@ -40,15 +40,12 @@ def lisa_mix(
         raise UsageError(
             f"images: expected float (B, ...), B > 0, came {images.dtype} {tuple(images.shape)}; convert them first"
         )
-    if classes < 1:
-        raise UsageError(f"classes: expected at least 1, came {classes}")
-    check_targets(targets, len(images), classes)
-    check_codes(attributes, len(images), "attributes")
-    if not 0.0 < alpha < float("inf"):
-        raise UsageError(f"alpha: expected a number above 0, came {alpha}; the paper uses 2")
+    classes = as_whole("classes", classes, 1, "pass the number of classes of the data")
+    y = as_targets(targets, len(images), classes).cpu()
+    a = as_columns(as_codes(attributes, len(images), "attributes")).cpu()
+    alpha = as_number("alpha", alpha, 0.0, "the paper uses 2", above=True)
     if not 0.0 <= p_sel <= 1.0:
         raise UsageError(f"p_sel: expected a probability from 0 to 1, came {p_sel}")
-    y, a = targets.cpu(), as_columns(attributes).cpu()
     known = (a >= 0).all(dim=1)
     same_label = y[:, None] == y[None]
     same_attribute = (a[:, None] == a[None]).all(dim=2)

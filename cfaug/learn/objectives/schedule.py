@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
-from cfaug.errors import UsageError
+from cfaug.learn.objectives.checks import as_whole
 
 
 class Epoch(NamedTuple):
@@ -29,10 +29,8 @@ def from_fake_to_real(synthetic: Any, real: Any, synthetic_epochs: int, real_epo
     one stage to the next, and no batch has both kinds, so that "synthetic or real" cannot become a shortcut itself. The real
     stage may use any objective. Needs no group labels. Qraitem, Saenko & Plummer 2024 (ECCV), https://arxiv.org/abs/2308.04553.
     """
-    for name, epochs in (("synthetic_epochs", synthetic_epochs), ("real_epochs", real_epochs)):
-        if type(epochs) is not int or epochs < 0:
-            raise UsageError(f"{name}: expected a whole number of at least 0, came {epochs!r}")
-    return _epochs(synthetic, real, synthetic_epochs, real_epochs)
+    first = as_whole("synthetic_epochs", synthetic_epochs, 0, "0 leaves the stage out")
+    return _epochs(synthetic, real, first, as_whole("real_epochs", real_epochs, 0, "0 leaves the stage out"))
 
 
 def _epochs(synthetic: Any, real: Any, first: int, second: int) -> Iterator[Epoch]:
