@@ -4,8 +4,9 @@
     pixels  a 16 x 16 grid proposes, all pixels confirm (cfaug.data.lookup); decodes every image once
 
 A match by key is believed only after the pixels of some images were compared, and the labels are: target names and the
-base's labels must correspond one to one wherever they are looked at. Not promised: that an image which was matched by key
-and not looked at has the pixels of its source.
+base's labels must correspond one to one wherever they are looked at. Labels that are no classes (several numbers, fractions,
+captions, indices) are not compared, which is told. Not promised: that an image which was matched by key and not looked at has
+the pixels of its source.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torchvision.datasets
 from torch.utils.data import Dataset, StackDataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.facts import SAYS, inner_datasets
+from cfaug.learn.bases.facts import FLAGS, SAYS, inner_datasets
 from cfaug.learn.guard import refuse_split
 
 TRAIN, VAL, TEST, TRAINVAL = ("train", True), ("val", False), ("test", False), ("trainval", True)
@@ -31,6 +31,8 @@ TORCHVISIONS: list[tuple[str, str, list[tuple[Any, bool]]]] = [
     ("OxfordIIITPet", "_split", [TRAINVAL, TEST]),
     ("Country211", "_split", [TRAIN, ("valid", False), TEST]),
     ("Imagenette", "_split", [TRAIN, VAL]),
+    ("HMDB51", "fold", [(1, True), (3, True)]),
+    ("UCF101", "fold", [(1, True), (3, True)]),
     ("EMNIST", "split", [(one, True) for one in ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")]),
     ("QMNIST", "what", [TRAIN, TEST, ("test10k", False), ("test50k", False), ("nist", True)]),
     ("MovingMNIST", "split", [(None, True), TRAIN, TEST]),
@@ -90,7 +92,7 @@ def test_the_table_has_all_of_torchvisions_classes() -> None:
         (name, attribute)
         for name in torchvision.datasets.__all__
         if inspect.isclass(kind := getattr(torchvision.datasets, name)) and issubclass(kind, Dataset)
-        for attribute in {*SAYS, "train", "is_train"} & sets(kind)
+        for attribute in {*SAYS, *FLAGS} & sets(kind)
     }
     listed = {(name, attribute) for name, attribute, _ in TORCHVISIONS}
     assert listed == there
@@ -117,8 +119,9 @@ REFUSED: list[dict[str, Any]] = [
         "OODTest", "train_val", "train+val", "minival", "testset", "lists/val.txt", "evaluation", "dev", "development", "testA",
         Split.VAL, Named.TEST, Numbered.VALID,
     )),
-    {"image_set": "val"}, {"mode": "val"}, {"mode": "eval"}, {"phase": "test"}, {"_split": "test"}, {"what": "test10k"},
-    *({name: no} for name in ("train", "is_train") for no in (False, np.False_, 0, np.int64(0))),
+    {"image_set": "val"}, {"mode": "val"}, {"mode": "eval"}, {"phase": "test"}, {"_split": "test"}, {"what": "test10k"}, {"fold": "test"},
+    {"subset": "validation"}, {"split_name": "val"}, {"stage": "validate"}, {"split": " Test "}, {"split": np.str_("test")},
+    *({name: no} for name in FLAGS for no in (False, np.False_, 0, np.int64(0))),
     {"split": "train", "train": False},
 ]  # fmt: skip
 ACCEPTED: list[dict[str, Any]] = [
@@ -127,8 +130,8 @@ ACCEPTED: list[dict[str, Any]] = [
         "value", "invalidated", "/home/test/train.txt", Split.TRAIN, Named.TRAIN, Numbered.TRAIN,
         {"train": [1], "val": [2]}, ["val"], np.array(["test"]), None, 0, 0.8, lambda: "val",
     )),
-    {"mode": "train"}, {"mode": "RGB"}, {"mode": "fine"}, {"phase": "train"}, {"image_set": "train"},
-    *({name: yes} for name in ("train", "is_train") for yes in (True, np.True_, 1, [], 0.0, np.zeros(3), None, "train")),
+    {"mode": "train"}, {"mode": "RGB"}, {"mode": "fine"}, {"fold": 1}, {"partition": 1}, {"subset": [0, 1]}, {"stage": "fit"}, {"phase": "train"}, {"image_set": "train"},
+    *({name: yes} for name in FLAGS for yes in (True, np.True_, 1, [], 0.0, np.zeros(3), None, "train")),
 ]  # fmt: skip
 
 

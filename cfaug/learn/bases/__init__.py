@@ -4,7 +4,7 @@
 |---|---|
 | ``base`` | ``Swappable`` and ``open_base``; a data set whose user tells its transform |
 | ``known`` | cfaug's data sets, torchvision's folders, WILDS; the order in which kinds are tried |
-| ``nested`` | Subset, ConcatDataset, wrappers of a user's own making |
+| ``nested`` | Subset, ConcatDataset, StackDataset, wrappers of a user's own making |
 | ``huggingface`` | ``datasets.Dataset`` with an Image column (imported only for those) |
 | ``items`` | any other data set, by its ``transform`` or its items |
 | ``images``, ``facts``, ``twins`` | an image among its item; keys, labels, split; a copy that shows another picture |

@@ -25,7 +25,9 @@ from cfaug.learn.bases.images import Place, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
 UNKNOWN: Any = object()
-SAYS = ("split", "_split", "image_set", "mode", "phase", "what")  # under which data sets say their split
+# the names under which data sets say their split, and those of a flag that is off in validation and test
+SAYS = ("split", "_split", "split_name", "image_set", "subset", "partition", "fold", "mode", "phase", "stage", "what")
+FLAGS = ("train", "is_train", "training", "is_training")
 # whole words, so that "latest", "contest", "trainval" and "device" are none; what is written as one word is listed
 EVALUATED = re.compile(
     r"\b(?<!\bno )(?<!\bminus )(?<!\bwithout )((mini|sub)?(val|dev)(s|set|split|data)?|valid\w*|devel\w*|test\w*|eval\w*|valtest|devtest|h(e|o)ld ?outs?)\b"
@@ -68,14 +70,14 @@ def splits_of(dataset: Any) -> set[str]:
     """Every split that a data set says its images are of, in its own words; empty where it says none.
 
     It says so under the names of ``SAYS`` ("train", "test[:50%]", an Enum; of Hugging Face's "train+test" both), which may
-    hold other words too ("RGB", "fine"), or by ``train`` or ``is_train``, where False and 0 are "test". What is inside it
-    (:func:`inner_datasets`) is asked too.
+    hold other words too ("RGB", "fine"), or by one of ``FLAGS``, where False and 0 are "test". What is inside it (:func:`inner_datasets`)
+    is asked too.
     """
     found: set[str] = set()
     for one in inner_datasets(dataset):
         for name in SAYS:
             found.update(part.strip() for part in _text(getattr(one, name, None)).split("+") if part.strip())
-        for name in ("train", "is_train"):
+        for name in FLAGS:
             said = getattr(one, name, None)
             if isinstance(said, bool | np.bool_) or (isinstance(said, int | np.integer) and said in (0, 1)):
                 found.add("train" if said else "test")
