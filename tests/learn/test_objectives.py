@@ -15,18 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives import (
-    GroupDRO,
-    class_weights,
-    dfr,
-    erm_loss,
-    group_weighted_loss,
-    group_weights,
-    importance_weights,
-    jtt_weights,
-    lisa_mix,
-    paired_consistency_loss,
-)
+from cfaug.learn import objectives
+from cfaug.learn.objectives import GroupDRO, class_weights, group_weights, importance_weights, jtt_weights
 
 INF, NAN = float("inf"), float("nan")
 ONE, BATCH = torch.tensor([0, 1]), st.lists(st.tuples(st.integers(-1, 3), st.floats(0, 50)), min_size=1, max_size=6)
@@ -253,11 +243,11 @@ def test_targets_and_codes_of_every_integer_dtype_are_those_of_int64(dtype: torc
 
     def all_of(codes: torch.Tensor) -> list[torch.Tensor]:
         return [
-            erm_loss(a, codes),
-            paired_consistency_loss(a, b, codes),
-            group_weighted_loss(a[:, 0], codes, weights),
-            *lisa_mix(a, codes, codes.flip(0), 3, generator=torch.Generator().manual_seed(1)),
-            dfr(torch.cat([a, b]), torch.cat([codes, codes]), torch.cat([codes, codes]), 0.3, 1).weight,
+            objectives.erm_loss(a, codes),
+            objectives.paired_consistency_loss(a, b, codes),
+            objectives.group_weighted_loss(a[:, 0], codes, weights),
+            *objectives.lisa_mix(a, codes, codes.flip(0), 3, generator=torch.Generator().manual_seed(1)),
+            objectives.dfr(torch.cat([a, b]), torch.cat([codes, codes]), torch.cat([codes, codes]), 0.3, 1).weight,
         ]
 
     for found, expected in zip(all_of(y.to(dtype)), all_of(y), strict=True):
