@@ -269,6 +269,14 @@ def test_dfr_fits_into_the_net_and_ignores_images_of_no_group() -> None:
 def test_dfr_chooses_the_penalty_by_the_worst_group() -> None:
     x, y, a = planted(400, 0.9, 4)
     assert dfr(x, y, a, c=(1e-6, 0.3), subsamples=1).c == 0.3  # 1e-6 leaves no weight at all
+    # nine of ten images are of class 0: whoever always says 0 is right more often, and never in the groups of class 1
+    rng = np.random.default_rng(0)
+    y, a = rng.random(2000) < 0.1, rng.integers(0, 2, 2000)
+    z = (y - 0.5 + 0.6 * rng.normal(size=2000))[:, None]
+    found = dfr(z, y.astype(int), a, c=(1e-6, 0.3), subsamples=1)
+    right = (z @ found.weight.numpy().T + found.bias.numpy()).argmax(axis=1) == y
+    assert found.c == 0.3
+    assert right.mean() < 0.87 < (~y).mean()
 
 
 def test_dfr_takes_arrays_and_lists() -> None:

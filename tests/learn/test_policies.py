@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from cfaug.data import ArrayDataset, pixel_digest
 from cfaug.errors import UsageError
 from cfaug.learn import CounterfactualDataset, mixing
 from cfaug.learn.epochs import FORGOTTEN, TOLD
+from cfaug.learn.independence import _options
+from cfaug.learn.matching import Matches
 from cfaug.offline.destinations.directory import write_shard
 from cfaug.offline.shards import Sample
 
@@ -131,6 +134,20 @@ def test_every_null_intervention_of_a_source_is_shown(tmp_path: Path) -> None:
     shown = np.concatenate([balanced.draws(epoch)[1] for epoch in range(100)])
     often = np.bincount(shown[shown >= 0] % 4, minlength=4)  # rows 2 and 3 of every source
     assert often[2] == pytest.approx(often[3], rel=0.1)
+
+
+def test_quartiles_are_those_of_the_real_images() -> None:
+    """Thickness 0 to 7 in eight images, and a hundred more in the counterfactual of each."""
+
+    def record(row: int) -> dict[str, Any]:
+        changed = {"thickness": 100.0 + row}
+        return {"do": changed, "target": "0", "attributes": changed, "factual": {"thickness": float(row)}}
+
+    reader: Any = SimpleNamespace(record=record, by_key=SimpleNamespace(rows=np.arange(8, dtype=np.uint32)))
+    ones = np.ones(8, dtype=np.int32)
+    options, _, cells = _options(Matches(reader, "by_key", np.arange(8, dtype=np.uint32), ones, 0 * ones))
+    assert cells[options["row"].to_numpy() < 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert cells[options["row"].to_numpy() >= 0].tolist() == [3] * 8
 
 
 def test_groups_balance_a_continuous_attribute_by_its_quartiles(tmp_path: Path) -> None:
