@@ -437,6 +437,12 @@ class Summed(StackDataset[Any]):
         return {"image": image, "label": one + other}
 
 
+def test_a_stack_of_what_cannot_be_swapped_says_why() -> None:
+    with pytest.raises(UsageError, match="KeepingItems kept item 0 as its transform left it"):
+        open_base(StackDataset(["a"] * N, KeepingItems({}, whiten)))
+    assert len(open_base(StackDataset([], []))) == 0
+
+
 def test_a_stack_that_makes_other_items_is_opened_by_these() -> None:
     base = open_base(Summed(Plain(IMAGES, base_cases.pair), [10] * N))
     assert base.label(1) == 11

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from coloured_shards import N, source, write
-from torch.utils.data import ConcatDataset, Dataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -116,6 +116,13 @@ def test_a_few_images_may_all_have_classes_of_their_own(base: ArrayDataset, shar
         CounterfactualDataset(few, shards)
 
 
+def test_as_many_classes_as_images_are_compared(tmp_path: Path, base: ArrayDataset, caplog: Any) -> None:
+    data = source()
+    data.table["digit"] = [f"class {i}" for i in range(N)]
+    CounterfactualDataset(Labelled(base, list(range(N))), write(tmp_path / "shards", data))
+    assert not caplog.records
+
+
 def test_the_error_names_what_was_taken_for_the_label(tmp_path: Path, base: ArrayDataset, shards: Path) -> None:
     import datasets
 
@@ -132,7 +139,8 @@ def test_the_error_names_what_was_taken_for_the_label(tmp_path: Path, base: Arra
     folder, changed = ImageFolder(tmp_path), ImageFolder(tmp_path, target_transform=lambda label: label + 1)
     for data, where in (
         (stored, ".targets"), (named, "item['caption']"), (deep, "item[1][1]"), (columns, "column 'place'"),
-        (Subset(columns, range(N)), "column 'place'"), (folder, "the folders"), (changed, "the folders, by target_transform"),
+        (Subset(columns, range(N)), "column 'place'"), (StackDataset(folder, ["note"] * N), "the folders"),
+        (StackDataset(images, wrong), "item[1]"), (folder, "the folders"), (changed, "the folders, by target_transform"),
         (ConcatDataset([folder, changed]), "the folders, the folders, by target_transform"),
     ):  # fmt: skip
         with pytest.raises(DataError) as caught:
@@ -157,7 +165,8 @@ def test_a_class_is_read_off() -> None:
     ):
         assert class_in(label) == want
     assert class_in(torch.tensor([0.0, 1.0], requires_grad=True)) == 1
-    assert class_in(torch.eye(2)) is None
+    for several in (torch.eye(2), [[0, 0], [0, 1]], ["0", "1"], [0, 1, None]):
+        assert class_in(several) is None
 
 
 def test_an_image_of_another_mode_or_size_says_so(tmp_path: Path, base: ArrayDataset) -> None:
@@ -184,3 +193,6 @@ def test_an_image_of_another_mode_or_size_says_so(tmp_path: Path, base: ArrayDat
             CounterfactualDataset(data, shards)
         assert f"no image has the pixels of a source{' ' + said if said else ''}; a base" in str(caught.value)
         assert "\n" not in str(caught.value)
+    some = Labelled(base, list(range(N)), lambda image, i: (v2.functional.vflip(image if i % 2 else grey(image)), i))
+    with pytest.raises(DataError, match="no image has the pixels of a source; a base"):  # grey is not why
+        CounterfactualDataset(some, shards)

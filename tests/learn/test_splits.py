@@ -14,7 +14,7 @@ import torchvision.datasets
 from torch.utils.data import Dataset, StackDataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.facts import FLAGS, SAYS, inner_datasets
+from cfaug.learn.bases.facts import FLAGS, SAYS, inner_datasets, splits_of
 from cfaug.learn.guard import refuse_split
 
 TRAIN, VAL, TEST, TRAINVAL = ("train", True), ("val", False), ("test", False), ("trainval", True)
@@ -116,7 +116,7 @@ class Numbered(enum.Enum):
 REFUSED: list[dict[str, Any]] = [
     *({"split": said} for said in (
         "id_val", "ood_test", "holdout", "held-out", "heldOut", "HoldOut", "valid", "validation", "VAL", "val2017", "test-dev",
-        "OODTest", "train_val", "train+val", "minival", "testset", "lists/val.txt", "evaluation", "dev", "development", "testA",
+        "OODTest", "valtest", "devtest", "train_val", "train+val", "minival", "testset", "lists/val.txt", "evaluation", "dev", "development", "testA",
         Split.VAL, Named.TEST, Numbered.VALID,
     )),
     {"image_set": "val"}, {"mode": "val"}, {"mode": "eval"}, {"phase": "test"}, {"_split": "test"}, {"what": "test10k"}, {"fold": "test"},
@@ -126,7 +126,7 @@ REFUSED: list[dict[str, Any]] = [
 ]  # fmt: skip
 ACCEPTED: list[dict[str, Any]] = [
     *({"split": said} for said in (
-        "train", "TRAIN", "training", "trainval", "train_noval", "train_no_val", "train-minus-minival", "train[:50%]", "train+unlabeled", "latest", "contest", "devices",
+        "train", "TRAIN", "training", "trainval", "train_noval", "train_no_val", "train_without_val", "train-minus-minival", "train[:50%]", "train+unlabeled", "latest", "contest", "devices",
         "value", "invalidated", "/home/test/train.txt", Split.TRAIN, Named.TRAIN, Numbered.TRAIN,
         {"train": [1], "val": [2]}, ["val"], np.array(["test"]), None, 0, 0.8, lambda: "val",
     )),
@@ -138,6 +138,7 @@ ACCEPTED: list[dict[str, Any]] = [
 def test_what_people_write_is_understood_and_other_words_are_no_split() -> None:
     assert not [said for said in REFUSED if not is_refused(SimpleNamespace(**said))]
     assert not [said for said in ACCEPTED if is_refused(SimpleNamespace(**said))]
+    assert splits_of(SimpleNamespace(train=5, mode="RGB")) == {"RGB"}
     with pytest.raises(UsageError, match=r"^base: expected the train split, came split 'held\\nout'") as caught:
         refuse_split(SimpleNamespace(split="held\nout"))
     assert "\n" not in str(caught.value)

@@ -135,7 +135,8 @@ def stack(dataset: Any, image_key: Any) -> Swappable | None:
 
     UsageError where several parts have images and nothing says which.
     """
-    if not isinstance(dataset, StackDataset) or type(dataset).__getitem__ is not StackDataset.__getitem__:
+    plain = isinstance(dataset, StackDataset) and type(dataset).__getitem__ is StackDataset.__getitem__
+    if not plain or not len(dataset):
         return None
     parts = stacked(dataset)
     path = image_key if isinstance(image_key, tuple) else () if image_key is None else (image_key,)
@@ -154,8 +155,8 @@ def stack(dataset: Any, image_key: Any) -> Swappable | None:
         try:
             opened[at] = open_base(part)
         except UsageError as error:
-            if hidden is None and len(part) and any(True for _ in places(part[0], is_image_like)):
-                hidden = error
+            if any(True for _ in places(part[0], is_image_like)):
+                hidden = hidden or error
     if len(opened) > 1:
         named = ", ".join(map(repr, opened))
         raise UsageError(
