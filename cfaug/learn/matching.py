@@ -3,20 +3,17 @@
     keys    the caller's function, else what the data set knows (key(i), or a path below the root of an ImageFolder)
     pixels  a 16 x 16 grid proposes, all pixels confirm (cfaug.data.lookup); decodes every image once
 
-A match by key is believed only after the pixels of some images were compared, and the labels are: target names and the
-base's labels must correspond one to one wherever they are looked at. Labels that are no classes (several numbers, fractions,
-captions, indices) are not compared, which is told. Not promised: that an image which was matched by key and not looked at has
-the pixels of its source.
+A match by key is believed only after the pixels of some images were compared, and the labels are
+(:mod:`cfaug.learn.classes`). Not promised: that an image which was matched by key and not looked at has the pixels of its
+source.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from math import isnan
 from typing import Any, Literal
 
 import numpy as np
@@ -29,7 +26,7 @@ from cfaug.data.lookup import sample_hash
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import Swappable
 from cfaug.learn.bases.base import undrawn
-from cfaug.learn.bases.facts import scalar
+from cfaug.learn.classes import check_labels
 from cfaug.learn.guard import PATIENCE
 from cfaug.learn.pictures import MODES, as_pixels, recognisable, said, said_sizes, size_of
 from cfaug.offline.shards import ShardReader, key_hashes
@@ -38,9 +35,6 @@ log = logging.getLogger(__name__)
 
 PIXELS_CHECKED = 16  # sources whose pixels are compared when matching was by key
 LABELS_CHECKED = 256  # sources whose label is compared with the target in their record
-ALL_DIFFERENT = 16  # labels from which on all of them being different says that they are an index or a name
-LONGEST = 200  # characters in the name of a class; longer texts are captions
-NOISE = 0.1  # share of them that may disagree: labels are corrected, and some are wrong
 Int32s = npt.NDArray[np.int32]
 
 
@@ -102,7 +96,9 @@ def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None
     if found.table == "by_key" and keys is not None:
         _check_pixels(base, reader, found, matched, keys)
     if guard:
-        _check_labels(base, reader, found, matched)
+        rows = found.rows[found.start[matched]]
+        looked_at = _spread(np.arange(len(matched)), LABELS_CHECKED)
+        check_labels(base, reader, [(int(matched[k]), int(rows[k])) for k in looked_at])
     some = len(matched) < len(
         base
     )  # that all have is what one expects, and a table of methods would say it a dozen times
@@ -217,113 +213,6 @@ def _said_size(image: Any) -> str:
 def _few(words: Iterable[str]) -> str:
     ordered = sorted(words)
     return ", ".join(ordered[:3]) + (" and others" if len(ordered) > 3 else "")
-
-
-def _check_labels(base: Swappable, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64]) -> None:
-    """Targets in records and labels of the base, one to one, on at most LABELS_CHECKED images spread over all.
-
-    A few that disagree (labels that somebody corrected) are told; more are other classes: DataError. Labels that are no
-    classes are not compared, and that is told.
-    """
-    looked: list[tuple[Hashable | None, Any, int]] = []
-    for i in _spread(matched, LABELS_CHECKED):
-        row = int(found.rows[found.start[i]])
-        label, target = base.label(i), reader.record(row)["target"]
-        if label is None or target is None or isinstance(target, float) or (isinstance(label, float) and isnan(label)):
-            continue  # nothing to compare
-        looked.append((class_in(label), target, row))
-        if looked[-1][0] is None:
-            _tell_unlabelled(base, reader, f"that of image {i} is {_short(label)}")
-            return
-    if len(looked) >= ALL_DIFFERENT and len({label for label, _, _ in looked}) == len(looked):
-        if len({target for _, target, _ in looked}) < len(looked):
-            _tell_unlabelled(base, reader, f"all {len(looked)} that were looked at are different")
-        return
-    pairs: Counter[tuple[Hashable, Any]] = Counter()
-    seen: dict[tuple[Hashable, Any], str] = {}
-    for label, target, row in looked:
-        pairs[label, target] += 1
-        seen.setdefault((label, target), reader.where(row))
-    agreed: dict[Hashable, Any] = {}
-    for label, target in [pair for pair, _ in pairs.most_common()]:
-        if label not in agreed and target not in agreed.values():
-            agreed[label] = target
-    others = [(label, target) for label, target in pairs if agreed.get(label, _NONE) != target]
-    if not others:
-        return
-    odd = sum(pairs[pair] for pair in others)
-    label, target = max(others, key=lambda pair: pairs[pair])
-    same_label = [pair for pair in pairs if pair[0] == label and pair != (label, target)]
-    other = (
-        same_label[0] if same_label else next(pair for pair in pairs if pair[1] == target and pair != (label, target))
-    )
-    what, of = ("target", f"label {label!r}") if same_label else ("label of the base", f"target {target!r}")
-    said = [repr(pair[1] if same_label else pair[0]) + f" ({seen[pair]})" for pair in (other, (label, target))]
-    line = f"expected one {what} for each {of.split()[0]}, came {said[0]} and {said[1]} for {of}"
-    if odd <= NOISE * pairs.total():
-        log.warning(
-            "%s: %s; so in %d of %d images: the base's label counts", reader.directory, line, odd, pairs.total()
-        )
-        return
-    raise DataError(
-        f"{reader.directory}: {line}: these are not the classes that the shards were made for ({odd} of {pairs.total()} images "
-        f"disagree, labels taken from {base.label_from()}; check_labels=False if these are no labels, or if you regrouped them "
-        "on purpose)"
-    )
-
-
-def _tell_unlabelled(base: Swappable, reader: ShardReader, why: str) -> None:
-    log.warning(
-        "%s: the labels of the base (%s) are not compared with the classes of the shards: %s, so they are no classes; "
-        "check_labels=False if that is right", reader.directory, base.label_from(), why,
-    )  # fmt: skip
-
-
-def _short(label: Any) -> str:
-    return (
-        repr(label)
-        if isinstance(label, float)
-        else f"{said(label)} of {len(label)} characters"
-        if isinstance(label, str)
-        else said(label)
-    )
-
-
-_NONE = object()
-
-
-def class_in(label: Any) -> Hashable | None:
-    """The class that a label means: a number, a text, the only one of an array or list, a whole float, the place of the one in
-    a one-hot row. None for what means none: other floats and rows, long texts, mappings."""
-    label = scalar(label)
-    if isinstance(label, torch.Tensor):
-        label = label.detach().cpu()
-        label = (label.float() if label.is_floating_point() else label).numpy()
-    if isinstance(label, list | tuple):
-        try:
-            label = np.asarray(label)
-        except (TypeError, ValueError, RuntimeError):  # of several lengths
-            return None
-    if isinstance(label, np.ndarray):
-        row = label.reshape(-1)
-        if row.size == 1:
-            return class_in(row[0])
-        hot = (
-            max(label.shape) == row.size > 1
-            and row.dtype.kind in "biuf"
-            and np.isin(row, (0, 1)).all()
-            and row.sum() == 1
-        )
-        return int(row.argmax()) if hot else None
-    if isinstance(label, float):
-        return int(label) if label.is_integer() else None
-    return label if isinstance(label, int) or (isinstance(label, str) and len(label) <= LONGEST) else None
-
-
-def class_of(label: Any) -> Hashable | None:
-    """A label as a plain int, float or text; None where it is none of these (several labels, a mask)."""
-    label = scalar(label)
-    return label if isinstance(label, int | float | str) else None
 
 
 def _spread(matched: npt.NDArray[np.int64], most: int) -> list[int]:

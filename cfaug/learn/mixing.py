@@ -66,7 +66,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     the attributes and must be left out, and ``null_p`` is the share of real images that are shown as reconstructions.
     ``policy``: see above. Sources are matched by ``key(i)`` (given here, or what the base knows), else by pixels.
     ``transform``: how a PIL image becomes the image that ``base`` yields; needed only when the base hides its own.
-    ``image_key``: which field holds the image, where that is not clear. ``held_out``: data sets none of whose images may be
+    ``image_key``: which field holds the image, where that is not clear; of a StackDataset it begins with the part. ``held_out``: data sets none of whose images may be
     a source (:func:`cfaug.learn.guard.open_training_shards`). ``check_labels=False`` lets classes pass that do not
     correspond one to one, ``guard=False`` these and other splits.
 

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Subset
 
 from cfaug.errors import DataError, UsageError
-from cfaug.learn.matching import class_of
+from cfaug.learn.classes import class_in
 from cfaug.learn.pictures import as_pixels
 from cfaug.learn.sources import MixedImages
 
@@ -92,7 +92,7 @@ def table_of(base: Any) -> pd.DataFrame:
 def _targets(dataset: CounterfactualDataset) -> list[int]:
     found: list[int] = []
     for i in range(len(dataset.opened)):
-        label = class_of(dataset.opened.label(i))
+        label = class_in(dataset.opened.label(i))
         if not isinstance(label, int):
             raise UsageError(f"materialise: expected a class number as the label of image {i}, came {label!r}")
         found.append(label)

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from cfaug.data import ArrayDataset
 from cfaug.errors import DataError
 from cfaug.learn import CounterfactualDataset
-from cfaug.learn.matching import class_in
+from cfaug.learn.classes import class_in
 
 
 class Labelled(Dataset[Any]):
