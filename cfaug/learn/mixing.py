@@ -251,7 +251,9 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         if draw.row is None:
             return self.opened.item(draw.source)
         if self._marks is None and self._looked != self.epoch:
-            self._looked = self.epoch  # once an epoch and process: a data set that names no image may have been reordered
+            self._looked = (
+                self.epoch
+            )  # once an epoch and process: a data set that names no image may have been reordered
             refuse_moved(self.opened, self.matches)
         if self._marks is not None and mark_of(self.base, draw.source) != self._marks[draw.source]:
             raise reordered(draw.source)
