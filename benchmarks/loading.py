@@ -1,7 +1,7 @@
 """What cfaug costs in a training loop, and whether what it shows is exact: the tables of loading.md.
 
     python benchmarks/loading.py                  # everything; about fifteen minutes on two quiet cores
-    python benchmarks/loading.py wrapper          # one part: wrapper, lookup, index or order
+    python benchmarks/loading.py wrapper          # one part: wrapper, lookup, index, order or stored
     python benchmarks/loading.py --quick --out F  # the same on less, to see that it runs
 
 A part that is run again replaces its rows in results/loading.jsonl.
@@ -44,7 +44,7 @@ from cfaug.offline import write_shard
 from cfaug.offline.format import IMAGES
 
 RESULTS = Path(__file__).parent / "results" / "loading.jsonl"
-OTHERS = {"lookup": "loading_lookup", "index": "loading_index", "order": "loading_order"}
+OTHERS = {"lookup": "loading_lookup", "index": "loading_index", "order": "loading_order", "stored": "loading_stored"}
 PIXELS, BATCH = 224, 32
 
 

@@ -117,7 +117,7 @@ class GenerateConfig:
     workers: int = 2
     samples_per_shard: int = 1000
     batch_size: int = 100
-    image: str = "png"  # png | png-stored (not compressed: larger, read four times as quickly) | webp; all lossless
+    image: str = "png"  # png | png-stored (not compressed: larger, read much faster) | webp; all lossless
     destination: str | None = (
         None  # where shards/ goes: a directory or a URL (s3://BUCKET/RUN); null: the run's directory
     )

@@ -49,7 +49,7 @@ SPLITS = ("train", "val", "test")  # as in cfaug.data.datasets; index.bin has th
 TRAIN = SPLITS[0]  # the one split that is trained on
 PLANNED_NAME = re.compile(rf"cf-({'|'.join(SPLITS)})-([0-9]{{6,}})(\.tar|\.index\.jsonl)", re.ASCII)
 IMAGE_FIELDS = ("png", "webp")
-# How images may be stored, all lossless -> their field. Stored PNGs are not compressed: read four times as quickly.
+# How images may be stored, all lossless -> their field. Stored PNGs are not compressed: larger, and quick to read.
 IMAGES = {"png": "png", "png-stored": "png", "webp": "webp"}
 MAX_PIXELS = 1 << 24  # 4096 x 4096: no model makes more, and decoding one takes Pillow ten bytes a pixel
 MAX_IMAGE_BYTES = 1 << 26  # no lossless image of MAX_PIXELS needs more

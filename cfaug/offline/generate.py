@@ -104,7 +104,7 @@ def generate(
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"expected batch_size of at least 1, got {batch_size!r}")
     if image not in IMAGES:
-        raise UsageError(f"expected image to be one of {', '.join(IMAGES)}, got {image!r}")
+        raise UsageError(f"image: expected one of {', '.join(IMAGES)}, came {image!r}; say how images are to be stored")
     if type(retries) is not int or retries < 0:
         raise UsageError(f"expected retries of 0 or more, got {retries!r}")
     if gate is not None and not isinstance(getattr(gate, "digest", None), str):

@@ -215,7 +215,7 @@ class ShardWork:
 def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate | None = None) -> Environment:
     """What the bytes depend on beside plan and model; no path, no worker count, no engine."""
     versions = {name: importlib.metadata.version(name) for name in ("diffusers", "numpy", "pillow", "torch", "zuko")}
-    codec = "webp" if image == "webp" else "zlib"
+    codec = {"png": "zlib", "webp": "webp"}.get(image)  # stored PNGs need none
     device = str(getattr(model, "device", "cpu")).split(":")[0]
     canvas = canvas_of(model)
     return {
@@ -227,7 +227,7 @@ def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate
         "device": device,
         "dtype": str(getattr(model, "dtype", "float32")),
         **versions,
-        codec: str(features.version(codec)),
+        **({} if codec is None else {codec: str(features.version(codec))}),
     }
 
 

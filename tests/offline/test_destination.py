@@ -528,7 +528,7 @@ def test_images_come_back_exactly_from_either_format(tmp_path, image: str) -> No
     if image == "webp":
         with pytest.raises(ShardError, match=r"grey one: set generate\.image=png"):
             stage_shard(tmp_path, name(1), [grey], "p", "m", image=image)
-    with pytest.raises(UsageError, match="one of png, png-stored, webp, got 'jpeg'"):
+    with pytest.raises(UsageError, match="one of png, png-stored, webp, came 'jpeg'"):
         stage_shard(tmp_path, name(1), samples, "p", "m", image="jpeg")
     assert not list(tmp_path.glob("*.partial"))
 

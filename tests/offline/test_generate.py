@@ -550,7 +550,7 @@ def test_verify_without_a_plan_says_what_it_does_not_know(reference, tmp_path) -
     [
         ({"retries": -1}, "retries of 0 or more"),
         ({"gate": lambda *_: [True]}, "expected a gate with a digest"),
-        ({"image": "jpeg"}, "image to be one of png, png-stored, webp, got 'jpeg'"),
+        ({"image": "jpeg"}, "image: expected one of png, png-stored, webp, came 'jpeg'"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, wrong: dict, message: str) -> None:

@@ -21,7 +21,7 @@ from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import ShardReader, encode_sample, verify, write_shard
 from cfaug.offline.destinations.destination import open_destination
 from cfaug.offline.destinations.directory import LocalDestination
-from cfaug.offline.destinations.staging import _Tar, stage_shard
+from cfaug.offline.destinations.staging import ENCODERS, _Tar, stage_shard
 from cfaug.offline.destinations.storage import open_storage
 from cfaug.offline.format import ManifestRow, Sample
 from cfaug.offline.reading.scan import scan
@@ -322,7 +322,7 @@ def test_a_hostile_directory_reaches_no_other_codec_and_no_other_path(tmp_path) 
     for n, content in enumerate((eps, webp.getvalue(), huge.getvalue(), pickle.dumps(print))):
         directory = tmp_path / str(n)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("cfaug.offline.destinations.staging._png", lambda *_, content=content: content)
+            patch.setitem(ENCODERS, "png", lambda _, content=content: content)
             write_shard(directory, "cf-train-000000.tar", [sample(0)], "p", "m")
         with pytest.raises(ShardError, match=r"cf-train-000000\.tar, sample 'train-000000000'"):
             ShardReader(directory).image(0)

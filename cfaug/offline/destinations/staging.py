@@ -1,6 +1,6 @@
 """Encoding samples and staging a shard: the same samples give the same bytes, under a name nobody trusts yet.
 
-    json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6 (png-stored: 0), not optimised
+    json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6, not optimised
     tar  = USTAR, mtime 0, owner cfaug/cfaug 0/0, mode 0444, members sorted    offset of a payload = its header's + 512
 
 "The same bytes" holds for the same Pillow and zlib; the pixels and the records are the same everywhere.
@@ -25,6 +25,7 @@ from PIL import Image
 from cfaug.data.files import partial_name
 from cfaug.errors import ShardError, UsageError
 from cfaug.offline.destinations.explained import explained
+from cfaug.offline.destinations.stored_png import stored_png
 from cfaug.offline.format import (
     BLOCK,
     IMAGES,
@@ -50,7 +51,6 @@ from cfaug.offline.format import (
     tar_size,
 )
 
-LEVELS = {"png": 6, "png-stored": 0}  # of zlib
 FLUSH = 1 << 20  # bytes after which the disk is told to begin
 
 
@@ -67,7 +67,7 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     """The two members of a sample as ``webdataset`` has them: ``__key__``, ``json`` and ``png`` or ``webp`` (bytes).
 
     `image` is ``png``, ``png-stored`` (a PNG that is not compressed: larger, and quick to read) or ``webp`` (lossless, RGB).
-    :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
+    :class:`UsageError` for another one, :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
     it), an image that is not uint8 with 1 or 3 channels, or a record that is not one of format 1.
     """
     if not KEY.fullmatch(sample.key) or len(sample.key) > MAX_KEY:
@@ -78,8 +78,9 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     text = canonical_json(record)
     if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, say
         parse_object(text, MAX_RECORD_BYTES, f"sample {sample.key!r}: its record")
-    data = _webp(sample) if image == "webp" else _png(sample, LEVELS[image])
-    return {"__key__": sample.key, "json": text, IMAGES[image]: data}
+    if image not in IMAGES:
+        raise UsageError(f"image: expected one of {', '.join(IMAGES)}, came {image!r}; say how images are to be stored")
+    return {"__key__": sample.key, "json": text, IMAGES[image]: ENCODERS[image](sample)}
 
 
 def stage_shard(
@@ -96,8 +97,6 @@ def stage_shard(
     On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``);
     what `samples` raise passes as it is.
     """
-    if image not in IMAGES:
-        raise UsageError(f"expected images to be stored as one of {', '.join(IMAGES)}, got {image!r}")
     if not TAR_NAME.fullmatch(name):
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
     directory, beside = Path(directory), index_name(name)
@@ -246,10 +245,14 @@ def _pixels(sample: Sample) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def _png(sample: Sample, level: int) -> bytes:
+def _png(sample: Sample) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(_pixels(sample)).save(stream, "PNG", compress_level=level, optimize=False)
+    Image.fromarray(_pixels(sample)).save(stream, "PNG", compress_level=6, optimize=False)
     return stream.getvalue()
+
+
+def _png_stored(sample: Sample) -> bytes:
+    return stored_png(_pixels(sample))
 
 
 def _webp(sample: Sample) -> bytes:
@@ -261,6 +264,9 @@ def _webp(sample: Sample) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "WEBP", lossless=True, quality=75, method=4)
     return stream.getvalue()
+
+
+ENCODERS = {"png": _png, "png-stored": _png_stored, "webp": _webp}
 
 
 @contextmanager
