@@ -149,6 +149,11 @@ class SeededAugmentation(Epochs, Dataset[Any]):
         if not isinstance(item, tuple | list):
             return self.transform(image=_array(item))["image"]
         image, *rest = item
+        if isinstance(image, tuple | list | Mapping):
+            raise UsageError(
+                "base: expected an image first in its items, came one item in another (policy 'pairs'?); give the mixture a "
+                "base that is a SeededAugmentation: CounterfactualDataset(SeededAugmentation(...), ..., policy='pairs')"
+            )
         if any(isinstance(part, Image.Image) or getattr(part, "ndim", 0) >= 2 for part in rest):
             raise UsageError(
                 "base: expected one image an item, came a second one or a mask, which a flip would leave behind; yield a "

@@ -9,14 +9,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from cfaug.errors import UsageError
 from cfaug.learn.checks import whole
 
 log = logging.getLogger(__name__)
 
-EPOCH, SET, SERVED, TOLD, FIRST = range(5)
-FORGOTTEN = (
-    3  # times as many items as there are, all in one epoch: one pass may be a look at the data, this is training
-)
+EPOCH, SET, SERVED, TOLD, FIRST, RANKS = range(6)
+# times as many items as there are, all in one epoch: one pass may be a look at the data, this is training
+FORGOTTEN = 3
+LAST = (1 << 63) - 1
+
+
+def _ranks() -> int:
+    there = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if there else 1
 
 
 class Epochs:
@@ -27,10 +33,11 @@ class Epochs:
     """
 
     def __init__(self) -> None:
-        self._clock = torch.zeros(5, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._clock = torch.zeros(6, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._view: npt.NDArray[np.int64] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
+        self._shared()[RANKS] = _ranks()  # a spawned worker has no process group to ask
         return {**self.__dict__, "_view": None}
 
     @property
@@ -39,16 +46,21 @@ class Epochs:
         return int(self._shared()[EPOCH])
 
     def set_epoch(self, epoch: int) -> None:
-        """Show epoch ``epoch``'s draw from now on, in every worker; UsageError below 0."""
+        """Show epoch ``epoch``'s draw from now on, in every worker; UsageError below 0 and from 2 ** 63 on."""
         number, shared = whole("epoch", epoch), self._shared()
+        if number > LAST:
+            raise UsageError(f"epoch: expected at most {LAST}, came {number}; number the epochs from 0")
         shared[EPOCH], shared[SET] = number, 1
 
     def _serve(self, items: int, length: int) -> None:
-        """``items`` more of ``length`` were given out. The count is shared and unlocked: what it loses does not matter here."""
+        """``items`` more of ``length`` were given out. The count is shared and unlocked: what it loses does not matter here.
+
+        Of several ranks each is taken to be given its share.
+        """
         shared = self._shared()
         if shared[SET] or shared[TOLD]:
             return
-        shared[SERVED] += items
+        shared[SERVED] += items * max(_ranks(), int(shared[RANKS]))
         if shared[SERVED] > FORGOTTEN * length:
             shared[TOLD] = 1
             log.warning(

@@ -30,14 +30,15 @@ from torch.utils.data import Dataset
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import open_base
 from cfaug.learn.bases.base import undrawn
+from cfaug.learn.bases.facts import inner_datasets
 from cfaug.learn.checks import PolicyName, lacking, policy_shares, same_state, whole
 from cfaug.learn.draws import KINDS, Append, Draw, Drawn, Kind, Policy, Replace, Uniforms
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.guard import open_training_shards, refuse_split
 from cfaug.learn.independence import Independent
-from cfaug.learn.inner import has_swap, inner_datasets, mark_of, marks_of, swaps_already, tell_epoch
+from cfaug.learn.inner import has_swap, swaps_already, tell_epoch
 from cfaug.learn.matching import Matches, match
-from cfaug.learn.reordered import refuse_moved, reordered
+from cfaug.learn.reordered import mark_of, marks_of, refuse_moved, reordered
 from cfaug.offline.shards import ShardReader
 
 if TYPE_CHECKING:
@@ -47,12 +48,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-DRAWN_TOGETHER = (
-    1 << 21
-)  # items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
-IN_PLACE = frozenset(
-    {"set_transform", "set_format", "reset_format", "unique"}
-)  # methods of HF datasets that make no other
+# items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
+DRAWN_TOGETHER = 1 << 21
+LOOK_AGAIN = (
+    1000  # samples after which a base that names no image is looked at again: less than a hundredth of the work
+)
+# methods of HF datasets that make no other
+IN_PLACE = frozenset({"set_transform", "set_format", "reset_format", "unique"})
 
 
 class CounterfactualDataset(Epochs, Dataset[Any]):
@@ -112,7 +114,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         Epochs.__init__(self)
         self._drawn: tuple[int, Drawn] | None = None
         self.matches: Matches = match(self.opened, self.reader, key, guard and check_labels)
-        self._marks, self._looked = marks_of(base), -1
+        self._marks, self._looked = marks_of(base), (-1, 0)
         self._tell_missing()
         self._policy = self._chosen()
         self._drawing = policy == "groups" or self.p + self.null_p > 0
@@ -250,14 +252,19 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     def _shown(self, draw: Draw) -> Any:
         if draw.row is None:
             return self.opened.item(draw.source)
-        if self._marks is None and self._looked != self.epoch:
-            self._looked = (
-                self.epoch
-            )  # once an epoch and process: a data set that names no image may have been reordered
-            refuse_moved(self.opened, self.matches)
-        if self._marks is not None and mark_of(self.base, draw.source) != self._marks[draw.source]:
+        if self._marks is None:
+            self._look_again()
+        elif mark_of(self.base, draw.source) != self._marks[draw.source]:
             raise reordered(draw.source)
         return self.opened.swapped(draw.source, self.reader.picture(draw.row))
+
+    def _look_again(self) -> None:
+        """Once an epoch and LOOK_AGAIN samples, in each process: a base that names no image may have been reordered."""
+        epoch, left = self._looked
+        if epoch != self.epoch or not left:
+            refuse_moved(self.opened, self.matches)
+            epoch, left = self.epoch, LOOK_AGAIN
+        self._looked = epoch, left - 1
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many items at once, which a DataLoader asks for: a base that reads batches goes on doing so for the real images."""

@@ -216,6 +216,7 @@ class CounterfactualStream(Epochs, IterableDataset[Any]):
         mine, workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         for start, stop in dealt(self._total, self.batch_size, world, rank, first, mine, workers):
             rows = order.rows(start, stop).tolist()
+            self._serve(len(rows), self._total)
             yield self._collated([self._made(row, sample) for row, sample in zip(rows, self._read(rows), strict=True)])
 
     def _read(self, rows: list[int]) -> Iterable[Sample]:
@@ -290,7 +291,14 @@ class StreamLoader(DataLoader[Any]):
     """
 
     def __init__(self, stream: CounterfactualStream, **arguments: Any) -> None:
-        for name, only in (("batch_size", None), ("in_order", True), ("shuffle", None), ("drop_last", False)):
+        for name, only in (
+            ("batch_size", None),
+            ("in_order", True),
+            ("shuffle", None),
+            ("drop_last", False),
+            ("sampler", None),
+            ("batch_sampler", None),
+        ):
             if arguments.pop(name, only) not in (only, None):
                 raise UsageError(
                     f"{name}: expected none in loader(), the stream makes the batches and their order; leave it out"

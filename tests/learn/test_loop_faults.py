@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
 from cfaug.errors import DataError, UsageError
-from cfaug.learn import CounterfactualDataset, CounterfactualStream, MixingCollate
+from cfaug.learn import CounterfactualDataset, CounterfactualStream, MixingCollate, mixing
 from cfaug.learn.albumentations import SeededAugmentation
 
 
@@ -162,3 +163,78 @@ def test_a_world_is_whole(shards: Path) -> None:
             CounterfactualStream(shards, 8, classes=["a"], world=world, rank=rank)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="rank: expected 0 to world - 1"):
         CounterfactualStream(shards, 8, classes=["a"], world=2, rank=2)
+
+
+@pytest.mark.parametrize("spawned", [False, True])
+def test_a_rank_that_is_given_its_share_is_told_as_soon(
+    spawned: bool, base: ArrayDataset, shards: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mixed = CounterfactualDataset(base, shards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        if spawned:  # what a worker is sent knows the ranks, which it cannot ask for
+            mixed = pickle.loads(pickle.dumps(mixed))
+        else:
+            for _ in range(4):
+                for i in range(N // 4):
+                    mixed[i]
+    for _ in range(4 * spawned):
+        for i in range(N // 4):
+            mixed[i]
+    assert caplog.text.count("set_epoch was never called") == 1
+
+
+def test_a_stream_in_a_loader_of_ones_own_is_told_too(shards: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stream = CounterfactualStream(shards, 8, item=lambda sample: sample.key)
+    for _ in range(5):
+        list(stream.loader())
+    assert caplog.text == ""  # its own loader counts the epochs
+    stream = CounterfactualStream(shards, 8, item=lambda sample: sample.key)
+    for _ in range(5):
+        list(DataLoader(stream, batch_size=None))
+    assert caplog.text.count("CounterfactualStream has shown") == 1
+
+
+def test_an_order_that_changes_within_an_epoch_is_noticed_in_time(
+    base: ArrayDataset, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mixing, "LOOK_AGAIN", 10)
+    data = Ordered(base)
+    mixed = CounterfactualDataset(data, shards, p=1.0)
+    for i in range(5):
+        mixed[i]
+    data.order = np.roll(data.order, 1)
+    for i in range(5):
+        mixed[i]
+    with pytest.raises(DataError, match="reordered since"):
+        mixed[5]
+
+
+def test_what_does_not_fit_is_one_line(base: ArrayDataset, shards: Path) -> None:
+    mixed = CounterfactualDataset(base, shards, policy="pairs")
+    with pytest.raises(UsageError, match="epoch: expected at most"):
+        mixed.set_epoch(1 << 63)
+    with pytest.raises(UsageError, match=r"came one item in another \(policy 'pairs'"):
+        SeededAugmentation(mixed, A.Compose([A.HorizontalFlip()]))[0]
+    stream = CounterfactualStream(shards, 8, item=lambda sample: sample.key)
+    for name in ("sampler", "batch_sampler"):
+        with pytest.raises(UsageError, match=f"{name}: expected none in loader"):
+            stream.loader(**{name: [1]})
+
+
+class Drawn(A.ImageOnlyTransform):  # type: ignore[misc]
+    """The image becomes the number that is drawn."""
+
+    def get_params(self) -> dict[str, Any]:
+        return {"number": self.py_random.random()}
+
+    def apply(self, img: Any, *args: Any, number: float = 0.0, **params: Any) -> Any:
+        return np.full((1, 1), number)
+
+
+def test_albumentations_below_pairs_draw_once_a_pair(base: ArrayDataset, shards: Path) -> None:
+    pairs = CounterfactualDataset(SeededAugmentation(base, A.Compose([Drawn(p=1.0)])), shards, policy="pairs")
+    shown = [(float(one[0][0, 0]), float(other[0][0, 0])) for one, other in map(pairs.__getitem__, range(N))]
+    assert all(one == other for one, other in shown)
+    assert len(set(shown)) == N
