@@ -260,6 +260,8 @@ def test_codes_may_be_large_numbers_and_counts_a_list() -> None:
     of_tensor = GroupDRO(2, 0.1, 1.0, torch.tensor([4, 9]))(losses, ONE)
     assert torch.equal(GroupDRO(2, 0.1, 1.0, [4, 9])(losses, ONE), of_tensor)
     assert torch.equal(GroupDRO(np.int64(2), 0.1, 1.0, np.array([4, 9]))(losses, ONE), of_tensor)
+    two: Any = 2.0  # a whole number, as the other ways into a loop take it
+    assert torch.equal(GroupDRO(two, 0.1, 1.0, [4, 9])(losses, ONE), of_tensor)
 
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
@@ -269,14 +271,16 @@ Refused = tuple[Callable[[], object], str]
 REFUSED: list[Refused] = [
     (lambda: GroupDRO(0), "GroupDRO groups: expected a whole number of at least 1, came 0"),
     (lambda: GroupDRO("3"), "whole number of at least 1, came '3'"),
-    (lambda: GroupDRO(2.0), "whole number of at least 1, came 2.0"),
+    (lambda: GroupDRO(2.5), "whole number of at least 1, came 2.5; pass the number of group codes"),
+    (lambda: GroupDRO(True), "whole number of at least 1, came True"),
+    (lambda: GroupDRO(torch.ones(3, 3)), "whole number of at least 1, came tensor"),
     (lambda: GroupDRO(2, step_size=0), "step_size: expected a number above 0, came 0"),
     (lambda: GroupDRO(2, step_size=NAN), "step_size: expected a number above 0, came nan"),
     (lambda: GroupDRO(2, step_size=INF), "step_size: expected a number above 0, came inf"),
     (lambda: GroupDRO(2, step_size=torch.ones(3, 3)), "step_size: expected a number"),
     (lambda: GroupDRO(2, adjustment=-1.0, counts=[1, 2]), "adjustment: expected a number of at least 0, came -1"),
     (lambda: GroupDRO(2, adjustment=NAN, counts=[1, 2]), "adjustment: expected a number of at least 0, came nan"),
-    (lambda: GroupDRO(2, adjustment=1.0), "group counts"),
+    (lambda: GroupDRO(2, adjustment=1.0), "counts: expected the group counts with adjustment, came None"),
     (lambda: GroupDRO(2, adjustment=1.0, counts=[1, 2, 3]), r"counts: expected 2 .* came \[1, 2, 3\]"),
     (lambda: GroupDRO(2, adjustment=1.0, counts=[1, -2]), "counts: expected 2 finite numbers of at least 0"),
     (lambda: GroupDRO(2, adjustment=1.0, counts=["a"]), "counts: expected numbers"),

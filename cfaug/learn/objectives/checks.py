@@ -6,8 +6,8 @@ uint8 for a MASK, without a word where the shapes fit.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from cfaug.errors import UsageError
+from cfaug.learn.checks import probability, whole
 
-Codes: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[Sequence[int]]
+Integers: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[Sequence[int]]
 
 
 def as_columns(codes: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ def as_codes(codes: Any, size: int | None = None, name: str = "codes", groups: i
         )
     if found.dtype == torch.bool:  # a row of yes and no is not the number of a group
         raise UsageError(f"{name}: expected integer codes, came {found.dtype}; convert them with .long()")
-    found, low, high = _whole(found, name, "codes")
+    found, low, high = _int64(found, name, "codes")
     if low < -1:
         raise UsageError(f"{name}: expected codes from 0, or -1 for none, came {low}; check the codes")
     if groups is not None and high >= groups:
@@ -67,7 +68,7 @@ def as_targets(targets: Any, size: int | None = None, classes: int | None = None
         raise UsageError(
             f"{name}: expected shape ({rows},), not empty, came {tuple(found.shape)}; one class a sample, as logits.argmax(1)"
         )
-    found, low, high = _whole(found, name, "classes")
+    found, low, high = _int64(found, name, "classes")
     if low < 0 or (classes is not None and high >= classes):
         upper = "up" if classes is None else f"to {classes - 1}"
         raise UsageError(
@@ -78,10 +79,31 @@ def as_targets(targets: Any, size: int | None = None, classes: int | None = None
 
 def as_losses(losses: Tensor) -> Tensor:
     """Losses (B,) of the samples, at least float32; UsageError otherwise."""
-    if not isinstance(losses, Tensor) or losses.ndim != 1 or not len(losses) or not losses.is_floating_point():
-        came = f"{losses.dtype} {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
-        raise UsageError(f"losses: expected float (B,), B > 0, came {came}; pass reduction='none' to the loss")
+    if not is_float(losses) or losses.ndim != 1 or not len(losses):
+        raise UsageError(f"losses: expected float (B,), B > 0, came {kind(losses)}; pass reduction='none' to the loss")
     return at_least_single(losses)
+
+
+def as_logits(logits: Tensor) -> Tensor:
+    """Logits (B, K), at least float32; UsageError unless they are a float tensor that is not empty.
+
+    One sample's (K,) and an image's (B, K, H, W) pass, as in torch's cross-entropy.
+    """
+    if not is_float(logits) or not logits.ndim or not logits.numel():
+        raise UsageError(
+            f"logits: expected float (B, K), B > 0, came {kind(logits)}; pass what the net gives for a batch with images"
+        )
+    return at_least_single(logits)
+
+
+def is_float(values: Any) -> bool:
+    """Whether they are a tensor of a floating dtype."""
+    return isinstance(values, Tensor) and values.is_floating_point()
+
+
+def kind(values: Any) -> str:
+    """Dtype and shape of a tensor, the type of anything else, for an error."""
+    return f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
 
 
 def at_least_single(values: Tensor) -> Tensor:
@@ -90,14 +112,15 @@ def at_least_single(values: Tensor) -> Tensor:
 
 
 def as_whole(name: str, value: Any, least: int, advice: str) -> int:
-    """``value`` as an int; UsageError unless it is a whole number (numpy's too) of at least ``least``."""
-    try:
-        whole = operator.index(value)
-    except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise UsageError(f"{name}: expected a whole number of at least {least}, came {said(value)}; {advice}")
-    return whole
+    """:func:`cfaug.learn.checks.whole`, whose UsageError says what to do."""
+    with _advised(advice):
+        return whole(name, value, least)
+
+
+def as_probability(name: str, value: Any, advice: str) -> float:
+    """:func:`cfaug.learn.checks.probability`, whose UsageError says what to do."""
+    with _advised(advice):
+        return probability(name, value)
 
 
 def as_number(name: str, value: Any, low: float, advice: str, *, above: bool = False) -> float:
@@ -108,17 +131,26 @@ def as_number(name: str, value: Any, low: float, advice: str, *, above: bool = F
         number = float("nan")
     if not low <= number < float("inf") or (above and number == low):
         bound = "above" if above else "of at least"
-        raise UsageError(f"{name}: expected a number {bound} {low:g}, came {said(value)}; {advice}")
+        raise UsageError(f"{name}: expected a number {bound} {low:g}, came {one_line(value)}; {advice}")
     return number
 
 
-def said(value: Any) -> str:
-    """The beginning of what came, in one line."""
+def one_line(value: Any) -> str:
+    """The beginning of a value as Python writes it, for an error."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _whole(found: Tensor, name: str, what: str) -> tuple[Tensor, int, int]:
+@contextmanager
+def _advised(advice: str) -> Iterator[None]:
+    """A UsageError of the block in one line, with what to do behind it."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(f"{' '.join(str(error).split())}; {advice}") from None
+
+
+def _int64(found: Tensor, name: str, what: str) -> tuple[Tensor, int, int]:
     """int64, lowest and highest; UsageError unless ``found`` (not empty) has a dtype of whole numbers that fit."""
     if found.is_floating_point() or found.is_complex():
         raise UsageError(

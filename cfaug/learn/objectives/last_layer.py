@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import Codes, as_codes, as_number, as_targets, as_tensor, as_whole
+from cfaug.learn.objectives.checks import Integers, as_codes, as_number, as_targets, as_tensor, as_whole, kind
 
 Array = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
@@ -35,20 +36,28 @@ class LastLayer:
     bias: Tensor
     c: float
 
-    def logits(self, features: Tensor) -> Tensor:
-        """(B, D) -> (B, K) float64."""
+    def logits(self, features: Tensor | npt.NDArray[Any]) -> Tensor:
+        """(B, D) -> (B, K) float64. UsageError when the features are of another width."""
+        features = as_tensor(features, "features")
+        if features.ndim != 2 or features.shape[1] != self.weight.shape[1]:
+            raise UsageError(
+                f"features: expected (B, {self.weight.shape[1]}), came {kind(features)}; pass what dfr was fitted on"
+            )
         return features.to(self.weight) @ self.weight.T + self.bias
 
-    def predict(self, features: Tensor) -> Tensor:
-        """(B, D) -> classes (B,) int64."""
+    def predict(self, features: Tensor | npt.NDArray[Any]) -> Tensor:
+        """(B, D) -> classes (B,) int64. UsageError as of ``logits``."""
         return self.logits(features).argmax(dim=1)
 
     def write_into(self, layer: nn.Linear) -> None:
-        """Copy weight and bias into the net's last layer. UsageError when it has another shape or no bias."""
-        if layer.weight.shape != self.weight.shape or layer.bias is None:
+        """Copy weight and bias into the net's last layer. UsageError when it is no layer of this shape, or has no bias."""
+        weight, biased = getattr(layer, "weight", None), getattr(layer, "bias", None) is not None
+        shape = tuple(weight.shape) if isinstance(weight, Tensor) and not is_lazy(weight) else None
+        if shape != tuple(self.weight.shape) or not biased:
+            came = f"{type(layer).__name__} {shape or ''}".rstrip() + ("" if biased else " without bias")
             raise UsageError(
-                f"expected a Linear with bias and weight {tuple(self.weight.shape)}, came {tuple(layer.weight.shape)}"
-                f"{'' if layer.bias is not None else ' without bias'}; pass the layer that these features go into"
+                f"layer: expected a Linear with bias and weight {tuple(self.weight.shape)}, came {came}; pass the layer that "
+                "these features go into"
             )
         with torch.no_grad():
             layer.weight.copy_(self.weight)
@@ -57,8 +66,8 @@ class LastLayer:
 
 def dfr(
     features: Tensor | npt.NDArray[Any],
-    targets: Codes,
-    codes: Codes,
+    targets: Integers,
+    codes: Integers,
     c: float | Sequence[float] = PAPER_C,
     subsamples: int = 20,
     seed: int = 0,
@@ -84,6 +93,8 @@ def dfr(
     classes = int(y.max()) + 1
     a = as_codes(codes, len(features)).cpu().numpy().reshape(len(y), -1)
     subsamples = as_whole("subsamples", subsamples, 1, "the paper averages 20")
+    seed = as_whole("seed", seed, 0, "everything is drawn from it")
+    max_iter = as_whole("max_iter", max_iter, 1, "it is the most passes of one fit")
     several = np.atleast_1d(np.asarray(c, dtype=object)).tolist() or [None]
     choices = [as_number("c", each, 0.0, "it is an inverse penalty", above=True) for each in several]
     x = features.detach().cpu().double().numpy()

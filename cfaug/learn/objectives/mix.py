@@ -15,7 +15,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import as_codes, as_columns, as_number, as_targets, as_whole
+from cfaug.learn.objectives.checks import (
+    as_codes,
+    as_columns,
+    as_number,
+    as_probability,
+    as_targets,
+    as_whole,
+    is_float,
+    kind,
+    one_line,
+)
 
 
 def lisa_mix(
@@ -36,16 +46,19 @@ def lisa_mix(
     the batch; an image without a possible partner stays as it is. ``generator`` (CPU) draws everything; None: torch's own.
     Needs attributes of the training images in every step, and ``soft_target_loss``.
     """
-    if not images.is_floating_point() or images.ndim < 2 or not len(images):
+    if not is_float(images) or images.ndim < 2 or not len(images):
         raise UsageError(
-            f"images: expected float (B, ...), B > 0, came {images.dtype} {tuple(images.shape)}; convert them first"
+            f"images: expected float (B, ...), B > 0, came {kind(images)}; stack them into one float tensor"
         )
     classes = as_whole("classes", classes, 1, "pass the number of classes of the data")
     y = as_targets(targets, len(images), classes).cpu()
     a = as_columns(as_codes(attributes, len(images), "attributes")).cpu()
     alpha = as_number("alpha", alpha, 0.0, "the paper uses 2", above=True)
-    if not 0.0 <= p_sel <= 1.0:
-        raise UsageError(f"p_sel: expected a probability from 0 to 1, came {p_sel}")
+    p_sel = as_probability("p_sel", p_sel, "it is the share of batches that are mixed within a label")
+    if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
+        raise UsageError(
+            f"generator: expected a torch.Generator on the CPU, came {one_line(generator)}; pass torch.Generator()"
+        )
     known = (a >= 0).all(dim=1)
     same_label = y[:, None] == y[None]
     same_attribute = (a[:, None] == a[None]).all(dim=2)

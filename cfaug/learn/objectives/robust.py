@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import as_codes, as_columns, as_losses, as_number, as_tensor, as_whole, said
+from cfaug.learn.objectives.checks import as_codes, as_columns, as_losses, as_number, as_tensor, as_whole, one_line
 
 
 class GroupDRO:
@@ -44,14 +44,16 @@ class GroupDRO:
         self.step_size = as_number("GroupDRO step_size", step_size, 0.0, "the paper uses 0.01", above=True)
         margin = as_number("GroupDRO adjustment", adjustment, 0.0, "the paper chooses from 0 to 5")
         if margin and counts is None:
-            raise UsageError("GroupDRO expected the group counts with adjustment; pass counts=, one number a group")
+            raise UsageError(
+                "GroupDRO counts: expected the group counts with adjustment, came None; pass counts=, one number a group"
+            )
         self._log = torch.full((size,), 1.0 / size, dtype=torch.float64).log()
         self._margin = torch.zeros(size)
         if counts is not None:
             each = as_tensor(counts, "GroupDRO counts")
             if tuple(each.shape) != (size,) or not bool((torch.isfinite(each) & (each >= 0)).all()):
                 raise UsageError(
-                    f"GroupDRO counts: expected {size} finite numbers of at least 0, came {said(each.tolist())}; pass "
+                    f"GroupDRO counts: expected {size} finite numbers of at least 0, came {one_line(each.tolist())}; pass "
                     "torch.bincount(codes, minlength=groups)"
                 )
             self._margin = torch.where(each > 0, margin / each.clamp(min=1).float().sqrt(), 0.0)
@@ -108,7 +110,7 @@ class GroupDRO:
         found = found.detach().cpu().double()
         if not bool(torch.isfinite(found).all()) or abs(float(torch.logsumexp(found, 0))) > 1e-3:
             raise UsageError(
-                f"GroupDRO state: expected logarithms of weights that sum to 1, came {said(found.tolist())}; pass what "
+                f"GroupDRO state: expected logarithms of weights that sum to 1, came {one_line(found.tolist())}; pass what "
                 "state_dict gave"
             )
         self._log = found.clone()

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import Codes, as_codes, as_columns, as_number, as_targets, as_whole
+from cfaug.learn.objectives.checks import Integers, as_codes, as_columns, as_number, as_targets, as_whole
 
 
-def class_weights(targets: Codes) -> Tensor:
+def class_weights(targets: Integers) -> Tensor:
     """Sampling weights (N,) float64, summing to 1, under which every class of targets (N,) is equally likely."""
     return group_weights(as_targets(targets))
 
 
-def group_weights(codes: Codes) -> Tensor:
+def group_weights(codes: Integers) -> Tensor:
     """Sampling weights (N,) float64, summing to 1, under which every group that occurs is equally likely.
 
     codes (N,), or (N, A): an attribute is chosen uniformly, then one of its groups, then an image of that group. An image of no
@@ -37,10 +37,10 @@ def group_weights(codes: Codes) -> Tensor:
     return weights / columns.shape[1]
 
 
-def importance_weights(codes: Codes, groups: int | None = None) -> Tensor:
+def importance_weights(codes: Integers, groups: int | None = None) -> Tensor:
     """Weights (G,) float64 of the groups, n_known / (G' n_g), under which every group that occurs counts the same.
 
-    codes (N,) or (N, A) int64 of ALL training images, the attributes' codes disjoint; n_g images are in group g, G' groups
+    codes (N,) or (N, A) integer of ALL training images, the attributes' codes disjoint; n_g images are in group g, G' groups
     of its attribute occur, n_known images have a group of it. A group that does not occur weighs 0. With them
     ``group_weighted_loss`` over the whole data is the mean under ``group_weights`` (Shimodaira 2000,
     https://doi.org/10.1016/S0378-3758(00)00115-4: reweighting to a target distribution, here the balanced one).
@@ -61,12 +61,12 @@ def importance_weights(codes: Codes, groups: int | None = None) -> Tensor:
     return weights
 
 
-def jtt_weights(predictions: Codes, targets: Codes, upweight: float = 20.0) -> Tensor:
+def jtt_weights(predictions: Integers, targets: Integers, upweight: float = 20.0) -> Tensor:
     """Sampling weights (N,) float64, summing to 1, with the identification model's errors up-weighted (JTT).
 
         w_i = (lambda if yhat_i != y_i else 1) / (lambda |E| + N - |E|),      E = {i: yhat_i != y_i}
 
-    predictions, targets (N,) int64: what a model trained for a few epochs by ERM says of its own TRAINING images, and
+    predictions, targets (N,) integer: what a model trained for a few epochs by ERM says of its own TRAINING images, and
     their labels; lambda = ``upweight`` >= 1 (the paper's choices go from 6 to 100; tune it, and the epochs, on validation
     worst-group accuracy). Then a new model is trained with these weights. Needs no group labels in training, only in
     validation. Liu, Haghgoo, Chen, Raghunathan, Koh, Sagawa, Liang & Finn 2021, Just Train Twice,
