@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -131,6 +132,70 @@ def test_classes_of_yes_and_no_or_of_large_numbers_are_classes() -> None:
     assert torch.equal(paired_consistency_loss(a, b, Y * 10**12), paired_consistency_loss(a, b, Y))
     assert torch.equal(jtt_weights(Y.bool(), A), jtt_weights(Y, A))
     assert torch.equal(erm_loss(a[:, :2], Y.bool()), erm_loss(a[:, :2], Y))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_cross_entropy_in_half_precision_is_that_of_single(dtype: torch.dtype) -> None:
+    logits = (4 * torch.randn(1024, 10, generator=torch.Generator().manual_seed(0))).to(dtype)
+    y = torch.arange(1024) % 10
+    soft = (0.75 * functional.one_hot(y, 10) + 0.25 * functional.one_hot((y + 1) % 10, 10)).to(dtype)
+    for value, single in (
+        (erm_loss(logits, y), functional.cross_entropy(logits.float(), y)),
+        (erm_loss(logits, soft), functional.cross_entropy(logits.float(), soft.float())),
+        (soft_target_loss(logits, soft), functional.cross_entropy(logits.float(), soft.float())),
+    ):
+        assert value.dtype == torch.float32
+        assert torch.equal(value, single)
+    far = torch.tensor([[40000.0, 0.0]], dtype=dtype).expand(64, 2)  # the sum of 64 such losses is inf in float16
+    assert erm_loss(far, torch.ones(64, dtype=torch.long)).item() == float(far[0, 0])
+    assert soft_target_loss(far, torch.tensor([0.0, 1.0], dtype=dtype).expand(64, 2)).item() == float(far[0, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cross_entropy_in_single_and_double_is_that_of_torch_bit_for_bit(dtype: torch.dtype) -> None:
+    logits = torch.randn(64, 10, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    y = torch.arange(64) % 10
+    soft = 0.75 * functional.one_hot(y, 10).to(dtype) + 0.25 * functional.one_hot((y + 1) % 10, 10).to(dtype)
+    for value, theirs in (
+        (erm_loss(logits, y), functional.cross_entropy(logits, y)),
+        (erm_loss(logits, soft), functional.cross_entropy(logits, soft)),
+        (soft_target_loss(logits, soft), functional.cross_entropy(logits, soft)),
+    ):
+        assert value.dtype == dtype
+        assert torch.equal(value, theirs)
+
+
+def test_an_autocast_loop_trains_and_its_loss_is_single() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(32, 8, generator=generator), torch.randn(3, 8, generator=generator).requires_grad_()
+    y = torch.arange(32) % 3
+    optimiser, losses = torch.optim.SGD([weight], lr=0.5), []
+    for step in range(20):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = functional.linear(x, weight)
+            inside = soft_target_loss(logits, functional.one_hot(y, 3).float()) if step % 2 else erm_loss(logits, y)
+        assert logits.dtype == torch.bfloat16
+        assert inside.dtype == erm_loss(logits, y).dtype == torch.float32
+        optimiser.zero_grad()
+        inside.backward()
+        optimiser.step()
+        losses.append(inside.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_erm_leaves_out_what_torch_leaves_out() -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.tensor([0, -100, 2, -100])
+    assert torch.equal(erm_loss(logits, y), functional.cross_entropy(logits[[0, 2]], y[[0, 2]]))
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    dense = torch.arange(32).reshape(2, 4, 4) % 3
+    assert torch.equal(erm_loss(images, dense), functional.cross_entropy(images, dense))
+    assert torch.equal(erm_loss(logits[0], y[0]), functional.cross_entropy(logits[0], y[0]))
+
+
+def test_erm_does_not_wait_for_a_device() -> None:
+    logits, y = torch.randn(4, 3, device="meta"), torch.zeros(4, dtype=torch.long, device="meta")
+    assert erm_loss(logits, y).device.type == "meta"  # which has no values: to look at one is an error
 
 
 # -- LISA ------------------------------------------------------------------------------------------------------------
@@ -283,6 +348,9 @@ def test_dfr_takes_arrays_and_lists() -> None:
     x, y, a = planted(80, 0.8, 5)
     of_arrays = dfr(x.numpy(), y.tolist(), a.numpy(), c=np.array([0.3]), subsamples=2)
     assert torch.equal(of_arrays.weight, dfr(x, y, a, 0.3, 2).weight)
+    for features in (x.numpy(), x.numpy().astype(np.float32), x.tolist()):
+        assert torch.allclose(of_arrays.logits(features), of_arrays.logits(x), atol=1e-4)
+        assert torch.equal(of_arrays.predict(features), of_arrays.predict(x))
 
 
 # -- the schedule ----------------------------------------------------------------------------------------------------
@@ -300,7 +368,9 @@ def test_synthetic_first_then_real(first: int, second: int) -> None:
 
 # -- refusals --------------------------------------------------------------------------------------------------------
 
-X, Y, A = torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
+X: Any = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+LAYER: Any = LastLayer(torch.ones(2, 3), torch.ones(2), 1.0)
+Y, A = torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1])
 
 
 @pytest.mark.parametrize(
@@ -310,19 +380,36 @@ X, Y, A = torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1
         (lambda: group_weighted_loss(torch.ones(4), A[:3], torch.ones(2)), "one row a sample"),
         (lambda: group_weighted_loss(torch.ones(4), A.float(), torch.ones(2)), "integer codes"),
         (lambda: group_weighted_loss(torch.ones(4), A, torch.ones(1)), "above the largest code 1"),
-        (lambda: group_weighted_loss(torch.ones(4), A, torch.tensor([1.0, -1.0])), "at least 0"),
+        (lambda: group_weighted_loss(torch.ones(4), A, torch.tensor([1.0, -1.0])), "some are not; take"),
         (lambda: importance_weights(A, groups=1), "at least 2"),
         (lambda: importance_weights(torch.stack([A, A], 1)), "codes of their own"),
         (lambda: importance_weights(A - 2), "or -1 for none, came -2"),
         (lambda: jtt_weights(torch.rand(4, 2), Y), r"argmax\(1\)"),
         (lambda: jtt_weights(torch.rand(4), Y), r"argmax\(1\)"),
         (lambda: jtt_weights(Y, Y, upweight=0.5), "at least 1"),
+        (lambda: erm_loss(X, Y + 2), "classes from 0 to 2, or -100 for none, came 3; check"),
+        (lambda: erm_loss(X, Y - 1), "classes from 0 to 2, or -100 for none, came -1; check"),
+        (lambda: erm_loss(X.half(), (Y + 2).to(torch.uint8)), "came 3; check"),
+        (lambda: erm_loss(X[:0], Y[:0]), r"logits: expected float \(B, K\), B > 0, came torch.float32 \(0, 3\)"),
+        (lambda: erm_loss(X, Y[:2]), r"targets: expected integer \(4,\), .* came torch.int64 \(2,\)"),
+        (lambda: erm_loss(X, Y[:, None]), r"targets: expected integer \(4,\)"),
+        (lambda: erm_loss(X, Y.float()), r"came torch.float32 \(4,\); pass class codes"),
+        (lambda: erm_loss(X.long(), Y), "logits: expected float"),
+        (lambda: erm_loss(X.tolist(), Y), "logits: expected float .* came list"),
+        (lambda: soft_target_loss(X[:0], X[:0]), "B > 0"),
+        (lambda: soft_target_loss(X, X.tolist()), "targets: expected class probabilities .* came list"),
         (lambda: soft_target_loss(X, Y), "use erm_loss"),
         (lambda: soft_target_loss(X, torch.ones(4, 3)), "sum to 1"),
         (lambda: paired_consistency_loss(X, X[:2], Y), "same pair"),
+        (lambda: paired_consistency_loss(X, X.numpy(), Y), "came torch.float32 .* and ndarray; pass"),
         (lambda: paired_consistency_loss(X, X, Y[:2]), "one class a sample"),
         (lambda: paired_consistency_loss(X.long(), X.long(), Y), "float representations"),
         (lambda: lisa_mix(X.byte(), Y, A, 2), "expected float"),
+        (lambda: lisa_mix(X.tolist(), Y, A, 2), "images: expected float .* came list; stack"),
+        (lambda: lisa_mix(X, Y, A, 2, p_sel="a"), "p_sel: expected a probability from 0 to 1, came 'a'; it is"),
+        (lambda: lisa_mix(X, Y, A, 2, p_sel=torch.ones(3, 3)), "p_sel: expected a probability"),
+        (lambda: lisa_mix(X, Y, A, 2, generator=3), "generator: expected a torch.Generator on the CPU, came 3"),
+        (lambda: lisa_mix(X, Y, A, True), "classes: expected a whole number of at least 1, came True"),
         (lambda: lisa_mix(X, Y, A, 1), "from 0 to 0, came 1"),
         (lambda: lisa_mix(X, Y, A, "2"), "classes: expected a whole number"),
         (lambda: lisa_mix(X, Y, A, 2, alpha=0), "above 0"),
@@ -338,8 +425,17 @@ X, Y, A = torch.rand(4, 3), torch.tensor([0, 1, 0, 1]), torch.tensor([0, 0, 1, 1
         (lambda: dfr(X, Y, A, c="a"), "c: expected a number above 0, came 'a'"),
         (lambda: dfr(X, Y, A, c=float("nan")), "c: expected a number above 0, came nan"),
         (lambda: dfr(X, Y, A, subsamples=0), "at least 1"),
+        (lambda: dfr(X, Y, A, seed="a"), "seed: expected a whole number of at least 0, came 'a'"),
+        (lambda: dfr(X, Y, A, seed=-1), "seed: expected a whole number of at least 0, came -1"),
+        (lambda: dfr(X, Y, A, max_iter=-5), "max_iter: expected a whole number of at least 1, came -5"),
+        (lambda: LAYER.predict(X[:, :2]), r"features: expected \(B, 3\), came torch.float32 \(4, 2\); pass"),
+        (lambda: LAYER.predict(X.numpy()[0]), r"features: expected \(B, 3\)"),
+        (lambda: LAYER.predict("x"), "features: expected numbers"),
+        (lambda: LAYER.write_into("x"), r"layer: expected a Linear with bias and weight \(2, 3\), came str without bias"),
+        (lambda: LAYER.write_into(torch.nn.LazyLinear(2)), "came LazyLinear; pass the layer"),
+        (lambda: LAYER.write_into(torch.nn.Linear(5, 2)), r"came Linear \(2, 5\); pass the layer"),
         (lambda: from_fake_to_real([], [], -1, 2), "synthetic_epochs"),
-        (lambda: from_fake_to_real([], [], 1, 2.0), "real_epochs"),
+        (lambda: from_fake_to_real([], [], 1, 2.5), "real_epochs"),
     ],
 )  # fmt: skip
 def test_refused_in_one_line(call: Callable[[], object], message: str) -> None:

@@ -7,29 +7,63 @@ from torch import Tensor
 from torch.nn import functional
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import as_codes, as_columns, as_losses, as_targets, as_tensor, at_least_single
+from cfaug.learn.objectives.checks import (
+    as_codes,
+    as_columns,
+    as_logits,
+    as_losses,
+    as_targets,
+    as_tensor,
+    at_least_single,
+    is_float,
+    kind,
+)
 
 
 def erm_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy. logits (B, K) float, targets (B,) integer in 0..K-1; returns a scalar."""
-    return functional.cross_entropy(logits, targets if targets.is_floating_point() else targets.long())
+    """Mean cross-entropy. logits (B, K) float, targets (B,) integer in 0..K-1; returns a scalar.
+
+    A target of -100 is left out of the mean, as in torch (a batch of nothing else is nan). Half precision is computed in
+    float32, and the scalar is float32. UsageError where the batch is empty or shapes do not fit, and for a target out of
+    range on the CPU; on other devices torch reports it, in its own way, since looking were a wait for the device.
+    """
+    logits, targets = as_logits(logits), as_tensor(targets, "targets")
+    if targets.is_floating_point() and targets.shape == logits.shape:
+        return functional.cross_entropy(logits, at_least_single(targets))
+    axis = min(logits.ndim - 1, 1)  # of the classes
+    expected = (*logits.shape[:axis], *logits.shape[axis + 1 :])
+    if tuple(targets.shape) != expected or targets.is_floating_point() or targets.is_complex():
+        raise UsageError(
+            f"targets: expected integer {expected}, one class a row of the logits, came {kind(targets)}; pass class codes"
+        )
+    y, classes = targets.long(), logits.shape[axis]
+    try:
+        return functional.cross_entropy(logits, y)
+    except IndexError:  # on the CPU torch looks at every target itself
+        wrong = y[((y < 0) & (y != -100)) | (y >= classes)]
+        raise UsageError(
+            f"targets: expected classes from 0 to {classes - 1}, or -100 for none, came {wrong.tolist()[0]}; check the class "
+            "codes, or the width of the last layer"
+        ) from None
 
 
 def soft_target_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy -1/B sum_i sum_k t_ik log softmax(z_i)_k against class probabilities; returns a scalar.
 
     logits (B, K) float, targets (B, K) float with rows that sum to 1. With one-hot rows it is ``erm_loss``. Needs what
-    ``lisa_mix``, or torchvision's CutMix and MixUp, return.
+    ``lisa_mix``, or torchvision's CutMix and MixUp, return. Half precision is computed in float32, and the scalar is
+    float32. UsageError for anything else.
     """
-    if targets.shape != logits.shape or logits.ndim != 2 or not targets.is_floating_point():
+    logits = as_logits(logits)
+    if logits.ndim != 2 or not is_float(targets) or targets.shape != logits.shape:
         raise UsageError(
-            f"expected class probabilities of the logits' shape {tuple(logits.shape)}, came {targets.dtype} "
-            f"{tuple(targets.shape)}; for class codes use erm_loss"
+            f"targets: expected class probabilities of the logits' shape {tuple(logits.shape)}, (B, K), came "
+            f"{kind(targets)}; for class codes use erm_loss"
         )
     total = targets.detach().sum(1)
     if bool((targets.detach() < 0).any()) or not torch.allclose(total, torch.ones_like(total), atol=1e-3):
         raise UsageError("targets: expected rows of probabilities that sum to 1, they do not; normalise them")
-    return functional.cross_entropy(logits, targets)
+    return functional.cross_entropy(logits, at_least_single(targets))
 
 
 def group_weighted_loss(losses: Tensor, codes: Tensor, weights: Tensor) -> Tensor:
@@ -51,7 +85,9 @@ def group_weighted_loss(losses: Tensor, codes: Tensor, weights: Tensor) -> Tenso
             f"{tuple(weights.shape)}; pass groups= to importance_weights"
         )
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
-        raise UsageError("weights: expected finite weights of at least 0, they are not")
+        raise UsageError(
+            "weights: expected finite numbers of at least 0, some are not; take those of importance_weights"
+        )
     columns = as_columns(codes).to(losses.device)
     own = weights.to(losses)[columns.clamp(min=0)]
     return (torch.where(columns >= 0, own, torch.ones_like(own)).mean(dim=1) * losses).mean()
@@ -70,13 +106,16 @@ def paired_consistency_loss(factual: Tensor, counterfactual: Tensor, targets: Te
     image and its counterfactual agree given the class; the squared distance is our choice of how to ask it.
     Needs pairs, no group labels. Half precision is squared and summed in float32, and the scalar is float32.
     """
-    if factual.shape != counterfactual.shape or factual.ndim < 2 or not len(factual):
+    if (
+        not (is_float(factual) and is_float(counterfactual))
+        or factual.shape != counterfactual.shape
+        or factual.ndim < 2
+        or not len(factual)
+    ):
         raise UsageError(
-            f"expected representations (B, ...) of B > 0 pairs, came {tuple(factual.shape)} and "
-            f"{tuple(counterfactual.shape)}; pass row i of both from the same pair"
+            f"factual, counterfactual: expected float representations (B, ...) of B > 0 pairs, came {kind(factual)} and "
+            f"{kind(counterfactual)}; pass row i of both from the same pair"
         )
-    if not factual.is_floating_point() or not counterfactual.is_floating_point():
-        raise UsageError(f"expected float representations, came {factual.dtype} and {counterfactual.dtype}")
     y = as_targets(targets, len(factual))
     difference = at_least_single(factual) - at_least_single(counterfactual)
     distance = difference.flatten(1).square().sum(dim=1)
