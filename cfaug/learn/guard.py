@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.pictures import recognisable, said_sizes, size_of
+from cfaug.learn.spread import spread
 from cfaug.offline.shards import SPLITS, TRAIN, ShardReader
 
 log = logging.getLogger(__name__)
@@ -103,4 +104,4 @@ def _refuse_sources(reader: ShardReader, dataset: Any, number: int) -> None:
 
 def source_sizes(reader: ShardReader) -> set[tuple[int, int]]:
     """(W, H) of some of the shards' sources: a counterfactual has the size of its source."""
-    return {reader.picture(int(row)).size for row in np.linspace(0, len(reader) - 1, min(len(reader), PEEKED))}
+    return {reader.picture(row).size for row in spread(len(reader), PEEKED)}

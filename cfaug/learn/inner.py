@@ -1,21 +1,23 @@
-"""What the wrapper must know of the data sets inside its base: which image stands where, who draws epochs, who swaps already."""
+"""What the wrapper must know of the data sets inside its base: who draws epochs, and whose transform swaps already."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dis import get_instructions
+from functools import partial
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from torch import nn
-from torch.utils.data import ConcatDataset, Subset
-from torchvision.datasets import DatasetFolder
+import torch
 
-from cfaug.data.datasets import AttributeDataset
-from cfaug.learn.bases.facts import inner_datasets as inner_datasets
-from cfaug.learn.bases.facts import part_of
+from cfaug.learn.bases.facts import inner_datasets, is_dataset
 from cfaug.learn.counts import Counting
+
+SEARCHED = 2000  # objects that are looked at below a transform, the nearest first
+CALLS = ("__call__", "forward")  # what runs when an object is called
+LONGEST = 64  # entries of a list or dict of transforms; longer ones are data
 
 
 def tell_epoch(dataset: Any, epoch: int) -> None:
@@ -30,38 +32,71 @@ def swaps_already(dataset: Any) -> bool:
     return any(has_swap(value) for part in inner_datasets(dataset) for value in getattr(part, "__dict__", {}).values())
 
 
-def has_swap(transform: Any, depth: int = 8) -> bool:
-    """Whether a transform is a RandomCounterfactual, or is composed of one."""
-    if isinstance(transform, Counting) or not callable(transform) or depth == 0:
-        return isinstance(transform, Counting)
-    # Compose and its like have ``transforms``, the pair that torchvision's data sets make of theirs ``transform``
-    inside = getattr(transform, "transforms", None)
-    below = [*inside] if isinstance(inside, Sequence | nn.ModuleList) else [getattr(transform, "transform", None)]
-    below += transform.children() if isinstance(transform, nn.Sequential) else []
-    return any(has_swap(one, depth - 1) for one in below)
+def has_swap(transform: Any) -> bool:
+    """Whether a transform is a RandomCounterfactual, or reaches one.
 
-
-def mark_of(dataset: Any, i: int) -> int | None:
-    """32 bits of what names the image at index i (its path, its key), None where the data set has no such name.
-
-    A data set whose list of files is shuffled after it was matched would show the counterfactual of one image with the label
-    of another.
+    Followed are the attributes of whatever can be called, lists and dicts, and what a function (or ``__call__``) refers to:
+    its closure, its defaults, and the global names in its code. Data sets are not followed. Not seen: one behind an object
+    that cannot be called, in ``__slots__`` or on a class, or made anew at every call.
     """
-    if isinstance(dataset, Subset):
-        return mark_of(dataset.dataset, int(dataset.indices[i]))
-    if isinstance(dataset, ConcatDataset):
-        part, j = part_of(dataset, i)
-        return mark_of(dataset.datasets[part], j)
-    if isinstance(dataset, DatasetFolder):
-        return zlib.crc32(str(dataset.samples[i][0]).encode()) if i < len(dataset.samples) else -1
-    if isinstance(dataset, AttributeDataset):
-        return zlib.crc32(dataset.key(i).encode())
-    return None
+    waiting, known = deque([transform]), [transform]  # kept: an id is given again once its object is gone
+    seen = {id(transform)}
+    while waiting:
+        one = waiting.popleft()
+        if isinstance(one, Counting):
+            return True
+        for value in _below(one):
+            if id(value) not in seen and len(known) < SEARCHED and _is_followed(value):
+                seen.add(id(value))
+                known.append(value)
+                waiting.append(value)
+    return False
 
 
-def marks_of(dataset: Any) -> npt.NDArray[np.uint32] | None:
-    """(N,) :func:`mark_of` every index; None where the data set has no names."""
-    if not len(dataset) or mark_of(dataset, 0) is None:
-        return None
-    marks = [mark_of(dataset, i) for i in range(len(dataset))]
-    return None if None in marks else np.array(marks, dtype=np.uint32)
+def _is_followed(value: Any) -> bool:
+    if isinstance(value, type | ModuleType | torch.Tensor | np.ndarray) or is_dataset(value):
+        return False
+    if isinstance(value, list | tuple | set | frozenset | Mapping):
+        return len(value) <= LONGEST
+    return callable(value)
+
+
+def _below(value: Any) -> Iterator[Any]:
+    if not _is_followed(value):
+        return
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from value
+    elif isinstance(value, MethodType):
+        yield value.__func__
+        yield value.__self__
+        yield from () if is_dataset(value.__self__) else getattr(value.__self__, "__dict__", {}).values()
+    elif isinstance(value, partial):
+        yield from (value.func, value.args, value.keywords)
+    else:
+        yield from getattr(value, "__dict__", {}).values()
+        functions = [value, *(getattr(type(value), name, None) for name in CALLS)]
+        for function in functions:
+            yield from _bound(function) if isinstance(function, FunctionType) else ()
+
+
+def _bound(function: FunctionType) -> Iterator[Any]:
+    """What a function refers to: cells, defaults, and globals (functions only of its own module: not all of a library)."""
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    yield from (function.__defaults__ or (), function.__kwdefaults__ or {})
+    for name in _names(function.__code__):
+        value = function.__globals__.get(name)
+        if not isinstance(value, FunctionType) or value.__globals__ is function.__globals__:
+            yield value
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from (str(one.argval) for one in get_instructions(code) if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,7 +28,8 @@ from cfaug.learn.bases import Swappable
 from cfaug.learn.bases.base import undrawn
 from cfaug.learn.classes import check_labels
 from cfaug.learn.guard import PATIENCE
-from cfaug.learn.pictures import MODES, as_pixels, recognisable, said, said_sizes, size_of
+from cfaug.learn.pictures import MODES, as_pixels, few, recognisable, said, said_sizes, size_of
+from cfaug.learn.spread import spread
 from cfaug.offline.shards import ShardReader, key_hashes
 
 log = logging.getLogger(__name__)
@@ -97,18 +98,11 @@ def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None
         _check_pixels(base, reader, found, matched, keys)
     if guard:
         rows = found.rows[found.start[matched]]
-        looked_at = _spread(np.arange(len(matched)), LABELS_CHECKED)
+        looked_at = spread(len(matched), LABELS_CHECKED)
         check_labels(base, reader, [(int(matched[k]), int(rows[k])) for k in looked_at])
-    some = len(matched) < len(
-        base
-    )  # that all have is what one expects, and a table of methods would say it a dozen times
-    log.log(
-        logging.INFO if some else logging.DEBUG,
-        "%d of %d images have samples in %s",
-        len(matched),
-        len(base),
-        reader.directory,
-    )
+    # that all have is what one expects, and a table of methods would say it a dozen times
+    level = logging.INFO if len(matched) < len(base) else logging.DEBUG
+    log.log(level, "%d of %d images have samples in %s", len(matched), len(base), reader.directory)
     return found
 
 
@@ -120,7 +114,7 @@ _WHY_NO_PIXELS = (
 
 def _refuse_random(base: Swappable) -> None:
     """UsageError for a base that augments before its transform: what it does would be missing in counterfactuals alone."""
-    for i in _spread(np.arange(len(base)), PIXELS_CHECKED):
+    for i in spread(len(base), PIXELS_CHECKED):
         shown = []
         for seed in (2 * i, 2 * i + 1):
             with undrawn():
@@ -168,7 +162,7 @@ def _narrow(start: Any, *counts: Any) -> Any:
 def _check_pixels(
     base: Swappable, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64], keys: Sequence[str]
 ) -> None:
-    for i in _spread(matched, PIXELS_CHECKED):
+    for i in matched[spread(len(matched), PIXELS_CHECKED)].tolist():
         try:
             image = base.picture(i)
             factual = recognisable(image)
@@ -190,12 +184,12 @@ def _unlike(images: Sequence[Any], reader: ShardReader, rows: Sequence[int]) -> 
     for look in (_said_mode, _said_size):
         came, theirs = ({look(image) for image in some} for some in (images, samples))
         if images and came.isdisjoint(theirs):
-            told.append(f"came {_few(came)}, the samples are {_few(theirs)}")
+            told.append(f"came {few(sorted(came))}, the samples are {few(sorted(theirs))}")
     return f" ({'; '.join(told)})" if told else ""
 
 
 def _unlike_all(base: Swappable, reader: ShardReader) -> str:
-    rows, images = _spread(np.arange(len(reader)), PIXELS_CHECKED), _spread(np.arange(len(base)), PIXELS_CHECKED)
+    rows, images = spread(len(reader), PIXELS_CHECKED), spread(len(base), PIXELS_CHECKED)
     return _unlike([base.picture(i) for i in images], reader, rows)
 
 
@@ -208,16 +202,6 @@ def _said_mode(image: Any) -> str:
 
 def _said_size(image: Any) -> str:
     return said_sizes([size_of(image)])
-
-
-def _few(words: Iterable[str]) -> str:
-    ordered = sorted(words)
-    return ", ".join(ordered[:3]) + (" and others" if len(ordered) > 3 else "")
-
-
-def _spread(matched: npt.NDArray[np.int64], most: int) -> list[int]:
-    """At most ``most`` of them, evenly spread."""
-    return [int(i) for i in matched[:: max(1, -(-len(matched) // most))]]
 
 
 def _first(keys: Sequence[str] | None) -> str:

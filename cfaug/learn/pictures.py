@@ -6,7 +6,7 @@ or 4 (RGB and alpha, which is no part of what an image is recognised by).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -147,9 +147,12 @@ def size_of(image: Any) -> tuple[int, int]:
 
 def said_sizes(sizes: Iterable[tuple[int, int]]) -> str:
     """Sizes (W, H) for an error, the first three of many."""
-    ordered = sorted(sizes)
-    named = ", ".join(f"{width} x {height}" for width, height in ordered[:3])
-    return named + (" and others" if len(ordered) > 3 else "") + " pixels"
+    return few([f"{width} x {height}" for width, height in sorted(sizes)]) + " pixels"
+
+
+def few(words: Sequence[str]) -> str:
+    """Words for an error, the first three of many."""
+    return ", ".join(words[:3]) + (" and others" if len(words) > 3 else "")
 
 
 def said(value: Any) -> str:

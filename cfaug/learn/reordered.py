@@ -1,19 +1,28 @@
 """Whether a base shows at each index the image that was there when it was wrapped.
 
 Else the counterfactual of one image would stand under the label of another. Data sets that name their images (a path, a
-key) are asked for the name of each that is swapped (:func:`cfaug.learn.inner.mark_of`); of others a few images are looked
+key) are asked for the name of each that is swapped (:func:`mark_of`); of others a few images are looked
 at, once an epoch in every process.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import zlib
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import DatasetFolder
+
+from cfaug.data.datasets import AttributeDataset
 from cfaug.errors import DataError, UsageError
 from cfaug.learn.bases import Swappable
-from cfaug.learn.bases.base import spread, undrawn
+from cfaug.learn.bases.base import undrawn
+from cfaug.learn.bases.facts import part_of
 from cfaug.learn.matching import Matches
 from cfaug.learn.pictures import recognisable
+from cfaug.learn.spread import spread
 
 LOOKED_AT = 8  # images of those that have samples: a permutation leaves none of a thousand in place, mostly
 
@@ -40,3 +49,29 @@ def reordered(i: int) -> DataError:
         f"base: expected at index {i} the image that was there when it was wrapped, came another; it was reordered since: "
         "wrap it again"
     )
+
+
+def mark_of(dataset: Any, i: int) -> int | None:
+    """32 bits of what names the image at index i (its path, its key), None where the data set has no such name.
+
+    A data set whose list of files is shuffled after it was matched would show the counterfactual of one image with the label
+    of another.
+    """
+    if isinstance(dataset, Subset):
+        return mark_of(dataset.dataset, int(dataset.indices[i]))
+    if isinstance(dataset, ConcatDataset):
+        part, j = part_of(dataset, i)
+        return mark_of(dataset.datasets[part], j)
+    if isinstance(dataset, DatasetFolder):
+        return zlib.crc32(str(dataset.samples[i][0]).encode()) if i < len(dataset.samples) else -1
+    if isinstance(dataset, AttributeDataset):
+        return zlib.crc32(dataset.key(i).encode())
+    return None
+
+
+def marks_of(dataset: Any) -> npt.NDArray[np.uint32] | None:
+    """(N,) :func:`mark_of` every index; None where the data set has no names."""
+    if not len(dataset) or mark_of(dataset, 0) is None:
+        return None
+    marks = [mark_of(dataset, i) for i in range(len(dataset))]
+    return None if None in marks else np.array(marks, dtype=np.uint32)

@@ -30,8 +30,8 @@ from cfaug.errors import CfaugError, DataError, UsageError
 from cfaug.learn.bases import open_base
 from cfaug.learn.bases.facts import splits_of
 from cfaug.learn.bases.images import as_picture, with_value
-from cfaug.learn.inner import mark_of
 from cfaug.learn.pictures import like
+from cfaug.learn.reordered import mark_of
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
 OTHERS = np.random.default_rng(1).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn.guard import open_training_shards
-from cfaug.learn.matching import _spread
+from cfaug.learn.inner import has_swap
+from cfaug.learn.matching import LABELS_CHECKED
+from cfaug.learn.spread import spread
 from cfaug.offline.destinations.directory import write_shard
 from cfaug.offline.shards import Sample, SourceHashes
 
@@ -247,6 +250,72 @@ def test_a_base_that_swaps_in_its_transform_is_refused(tmp_path: Path, base: Arr
         CounterfactualDataset(Pictures(base), shards, transform=v2.Compose([swap]))
 
 
+class Held:
+    """What people write around a transform of another library."""
+
+    def __init__(self, first: Any) -> None:
+        self.first = first
+
+    def __call__(self, image: Any) -> Any:
+        return self.first(image)
+
+    def twice(self, image: Any) -> Any:
+        return self.first(self.first(image))
+
+
+def swaps_by_a_global(image: Any) -> Any:
+    return calls_a_global(image)
+
+
+def calls_a_global(image: Any) -> Any:
+    return GLOBAL[0](image)
+
+
+class CallsAGlobal:
+    def __call__(self, image: Any) -> Any:
+        return next(GLOBAL[0](one) for one in [image])
+
+
+GLOBAL: list[Any] = []
+
+
+def test_a_swap_is_seen_behind_functions_and_classes(base: ArrayDataset, shards: Path, monkeypatch: Any) -> None:
+    import albumentations
+    import datasets
+
+    from cfaug.learn import RandomCounterfactual
+    from cfaug.learn.albumentations import RandomCounterfactual as Twin
+
+    swap, tensor = RandomCounterfactual(shards), v2.PILToTensor()
+    compose = albumentations.Compose([albumentations.OneOf([Twin(shards)])])
+    around: Any = Held(None)
+    around.first = Held(around)  # a circle
+    monkeypatch.setattr(around.first, "other", swap, raising=False)
+    plain: Any = Held(v2.Compose([tensor, v2.Lambda(lambda image: image.swap)]))
+    plain.first.back = plain
+    monkeypatch.setitem(globals(), "swap", swap)  # a name of an attribute, and of nothing that is called
+    swapping = [
+        lambda image: tensor(swap(image)), v2.Compose([v2.Lambda(lambda image: swap(image)), tensor]), Held(compose), Held(swap),
+        v2.Compose([Held([tensor, (swap,)])]), Held({"train": swap, "val": tensor}), partial(lambda f, image: f(image), swap),
+        partial(tensor, last=swap), Held(swap).twice, lambda image, f=swap: f(image), around, torch.nn.ModuleDict({"a": swap}),
+    ]  # fmt: skip
+    assert [has_swap(one) for one in swapping] == [True] * len(swapping)
+    others = [
+        plain, tensor, None, Held(compose.transforms[0].transforms), Held(None), lambda image: image, "train", [], Held([swap] * 65),
+        Held(Pictures(base)), RandomCounterfactual,
+    ]  # fmt: skip
+    assert [has_swap(one) for one in others] == [False] * 3 + [True] + [False] * 7
+    globals_used = [swaps_by_a_global, CallsAGlobal(), lambda image: calls_a_global(image)]
+    assert not any(map(has_swap, globals_used))
+    monkeypatch.setitem(globals(), "GLOBAL", [swap])
+    assert all(map(has_swap, globals_used))
+    columns = datasets.Dataset.from_dict({"image": [base[0][0]]}).cast_column("image", datasets.Image())
+    transformed = columns.with_transform(lambda batch: {"image": [swap(image) for image in batch["image"]]})
+    for data in (Around(Pictures(base), Held(compose)), transformed):
+        with pytest.raises(UsageError, match="images would be swapped twice"):
+            CounterfactualDataset(data, shards)
+
+
 def test_an_empty_base_is_one_line(base: ArrayDataset, shards: Path) -> None:
     with pytest.raises(DataError, match="came an empty data set"):
         CounterfactualDataset(Subset(base, []), shards)
@@ -290,13 +359,27 @@ def test_held_out_images_with_a_reconstruction_alone_and_where_splits_are_not_as
 
 
 def test_what_is_looked_at_is_spread_over_all() -> None:
-    for count in (1, 5, 16, 17, 31, 40, 1000):
-        looked = _spread(np.arange(count) + 3, 16)
-        step = -(-count // 16)
-        assert looked == sorted(set(looked))
-        assert len(looked) <= 16
-        assert looked[0] == 3
-        assert looked[-1] >= 3 + count - step
+    for count in (0, 1, 5, 16, 17, 18, 31, 40, 257, 1000, 2**40):
+        looked = spread(count, 16)
+        assert looked == sorted(set(looked)) == spread(count, 16)
+        assert len(looked) == min(count, 16)
+        if count:
+            assert (looked[0], looked[-1]) == (0, count - 1)
+    for step in (2, 3, 4, 8):  # interleaved data has no step in common with it
+        counts = np.bincount(np.array(spread(512, 256)) % step, minlength=step)
+        assert (counts > 200 / step).all()
+    assert np.diff(np.histogram(spread(10_000, 256), 4)[0]).max() < 40
+
+
+def test_every_second_label_is_another(tmp_path: Path, base: ArrayDataset, shards: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("cfaug.learn.matching.LABELS_CHECKED", N // 2)
+    assert N // 2 < LABELS_CHECKED
+    for odd in (0, 1):
+        labels = [(i // 2 + (i % 2 == odd)) % 2 for i in range(N)]
+        named = source()
+        named.table["digit"] = [str(i // 2 % 2) for i in range(N)]
+        with pytest.raises(DataError, match=r"expected one \w+ .* \((8|9|10|11|12) of 20 images disagree"):
+            CounterfactualDataset(Pictures(base, labels), write(tmp_path / str(odd), named))
 
 
 def base_of(data: ArrayDataset, rows: list[int]) -> ArrayDataset:

@@ -38,6 +38,7 @@ from cfaug.learn.bases.images import (
     with_value,
 )
 from cfaug.learn.pictures import in_mode, like, said
+from cfaug.learn.spread import spread
 
 PROBED = 5  # images of a data set that are looked at for their mode
 
@@ -181,7 +182,7 @@ class SwappableTold(Swappable):
             return picture
         if not self._looked and len(self):  # a transform may tell grey from colour
             with undrawn():
-                self._mode = one_mode(as_picture(inner.picture(j)) for j in spread(len(self)))
+                self._mode = one_mode(as_picture(inner.picture(j)) for j in spread(len(self), PROBED))
             self._looked = True
         if self._mode is not None:
             return in_mode(picture, self._mode)
@@ -229,7 +230,9 @@ def open_base(dataset: Any, transform: Callable[[Any], Any] | None = None, image
             base = opened(dataset, image_key)
             if base is not None:
                 return base
-    raise UsageError(f"base: expected a dataset of images, came {type(dataset).__name__}")
+    raise UsageError(
+        f"base: expected a dataset of images, came {type(dataset).__name__}; give one whose items hold a PIL or uint8 image"
+    )
 
 
 @contextmanager
@@ -263,11 +266,6 @@ def _kind(image: Any) -> tuple[Any, ...]:
     if isinstance(image, Image.Image):
         return Image.Image, image.mode
     return type(image), getattr(image, "dtype", None)
-
-
-def spread(length: int, most: int = PROBED) -> list[int]:
-    """At most ``most`` indices below ``length``, from the first to the last."""
-    return sorted({int(i) for i in np.linspace(0, length - 1, min(most, length))})
 
 
 def is_index(i: Any) -> bool:

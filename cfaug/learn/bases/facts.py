@@ -137,10 +137,11 @@ def part_of(dataset: ConcatDataset[Any], i: int) -> tuple[int, int]:
 
 def held_datasets(dataset: Any) -> dict[str, Any]:
     """The attributes of a data set that are map-style data sets themselves, by name."""
-    return {name: value for name, value in getattr(dataset, "__dict__", {}).items() if _is_dataset(value)}
+    return {name: value for name, value in getattr(dataset, "__dict__", {}).items() if is_dataset(value)}
 
 
-def _is_dataset(value: Any) -> bool:
+def is_dataset(value: Any) -> bool:
+    """Whether a value is a map-style data set of a kind that is known: torch's, Hugging Face's, WILDS', cfaug's."""
     if isinstance(value, type):
         return False
     huggingface = modules.get("datasets")

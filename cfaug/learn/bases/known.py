@@ -17,13 +17,14 @@ from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import default_loader, pil_loader
 
 from cfaug.data.datasets import FORMATS, ArrayDataset, FolderDataset, to_pil
-from cfaug.learn.bases.base import Swappable, spread
+from cfaug.learn.bases.base import PROBED, Swappable
 from cfaug.learn.bases.facts import is_wilds
 from cfaug.learn.bases.images import is_plain, one_mode
 from cfaug.learn.bases.items import anything
 from cfaug.learn.bases.nested import concat, stack, subset, wrapper
 from cfaug.learn.bases.twins import Held, Twin
 from cfaug.learn.pictures import carried, in_mode, is_unloaded, like
+from cfaug.learn.spread import spread
 
 # --- cfaug's own data sets
 
@@ -137,7 +138,7 @@ class SwappableWilds(Swappable):
 
     def __init__(self, dataset: Any, image_key: Any = None) -> None:
         super().__init__(dataset, image_key)
-        probed = [dataset.get_input(i) for i in spread(len(dataset))]
+        probed = [dataset.get_input(i) for i in spread(len(dataset), PROBED)]
         self._mode = None if any(map(is_unloaded, probed)) else one_mode(probed)
 
     def picture(self, i: int) -> Any:

@@ -16,6 +16,7 @@ from cfaug.learn.bases.facts import held_datasets, keys_of, part_of, stacked
 from cfaug.learn.bases.images import as_picture, image_place, is_image_like, is_plain, places, value_at
 from cfaug.learn.bases.items import SwappableItems
 from cfaug.learn.bases.twins import Held, Seen, Twin
+from cfaug.learn.spread import spread
 
 CHECKED = 16  # indices at which a wrapper is asked which item of its data set it takes
 
@@ -253,8 +254,7 @@ class SwappableWrapper(SwappableItems):
         mapped: Sequence[Any] = range(len(inner)) if indices is None else indices
         if len(mapped) != len(self):
             return None
-        checked = np.linspace(0, len(self) - 1, min(CHECKED, len(self))).astype(int)
-        if any(self.takes(int(i)) != int(mapped[int(i)]) for i in checked):
+        if any(self.takes(i) != int(mapped[i]) for i in spread(len(self), CHECKED)):
             return None
         return [inner[int(j)] for j in mapped]
 
