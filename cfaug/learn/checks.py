@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from cfaug.errors import DataError, UsageError
-from cfaug.offline.shards import ShardReader
+from cfaug.errors import DataError, UsageError, one_line
+
+if TYPE_CHECKING:  # what is asked of numbers does not load the shards
+    from cfaug.offline.shards import ShardReader
 
 PolicyName = Literal["replace", "append", "pairs", "groups"]
 POLICIES: tuple[str, ...] = get_args(PolicyName)
@@ -17,7 +19,7 @@ POLICIES: tuple[str, ...] = get_args(PolicyName)
 def probability(name: str, value: Any) -> float:
     """`value` as a float; UsageError unless it is a number from 0 to 1."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
-        raise UsageError(f"{name}: expected a probability from 0 to 1, came {value!r}")
+        raise UsageError(f"{name}: expected a probability from 0 to 1, came {one_line(repr(value), 80)}")
     return float(value)
 
 
@@ -52,7 +54,7 @@ def whole(name: str, value: Any, least: int = 0) -> int:
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or number < least:
-        raise UsageError(f"{name}: expected a whole number of at least {least}, came {value!r}")
+        raise UsageError(f"{name}: expected a whole number of at least {least}, came {one_line(repr(value), 80)}")
     return number
 
 

@@ -54,7 +54,7 @@ def test_any_number_is_a_probability(base: ArrayDataset, shards: Path, right: An
 
 
 @pytest.mark.parametrize(
-    "wrong", ["a", None, True, 1.5, -1, float("nan"), float("inf"), [1], torch.tensor(1.5)], ids=repr
+    "wrong", ["a", None, True, 1.5, -1, float("nan"), float("inf"), [1], torch.tensor(1.5), np.eye(3)], ids=str
 )
 def test_seeds_epochs_and_sizes_are_whole(base: ArrayDataset, shards: Path, wrong: Any) -> None:
     made: list[tuple[str, Callable[[], Any]]] = [

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, one_line
 from cfaug.learn.checks import probability, whole
 
 Integers: TypeAlias = Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[Sequence[int]]
@@ -131,13 +131,13 @@ def as_number(name: str, value: Any, low: float, advice: str, *, above: bool = F
         number = float("nan")
     if not low <= number < float("inf") or (above and number == low):
         bound = "above" if above else "of at least"
-        raise UsageError(f"{name}: expected a number {bound} {low:g}, came {one_line(value)}; {advice}")
+        raise UsageError(f"{name}: expected a number {bound} {low:g}, came {shown(value)}; {advice}")
     return number
 
 
-def one_line(value: Any) -> str:
+def shown(value: Any) -> str:
     """The beginning of a value as Python writes it, for an error."""
-    text = " ".join(repr(value).split())
+    text = one_line(repr(value), 81)
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
@@ -147,7 +147,7 @@ def _advised(advice: str) -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        raise UsageError(f"{' '.join(str(error).split())}; {advice}") from None
+        raise UsageError(f"{one_line(error)}; {advice}") from None
 
 
 def _int64(found: Tensor, name: str, what: str) -> tuple[Tensor, int, int]:

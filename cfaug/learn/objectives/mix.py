@@ -24,7 +24,7 @@ from cfaug.learn.objectives.checks import (
     as_whole,
     is_float,
     kind,
-    one_line,
+    shown,
 )
 
 
@@ -57,7 +57,7 @@ def lisa_mix(
     p_sel = as_probability("p_sel", p_sel, "it is the share of batches that are mixed within a label")
     if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
         raise UsageError(
-            f"generator: expected a torch.Generator on the CPU, came {one_line(generator)}; pass torch.Generator()"
+            f"generator: expected a torch.Generator on the CPU, came {shown(generator)}; pass torch.Generator()"
         )
     known = (a >= 0).all(dim=1)
     same_label = y[:, None] == y[None]

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cfaug.errors import UsageError
-from cfaug.learn.objectives.checks import as_codes, as_columns, as_losses, as_number, as_tensor, as_whole, one_line
+from cfaug.learn.objectives.checks import as_codes, as_columns, as_losses, as_number, as_tensor, as_whole, shown
 
 
 class GroupDRO:
@@ -53,7 +53,7 @@ class GroupDRO:
             each = as_tensor(counts, "GroupDRO counts")
             if tuple(each.shape) != (size,) or not bool((torch.isfinite(each) & (each >= 0)).all()):
                 raise UsageError(
-                    f"GroupDRO counts: expected {size} finite numbers of at least 0, came {one_line(each.tolist())}; pass "
+                    f"GroupDRO counts: expected {size} finite numbers of at least 0, came {shown(each.tolist())}; pass "
                     "torch.bincount(codes, minlength=groups)"
                 )
             self._margin = torch.where(each > 0, margin / each.clamp(min=1).float().sqrt(), 0.0)
@@ -110,7 +110,7 @@ class GroupDRO:
         found = found.detach().cpu().double()
         if not bool(torch.isfinite(found).all()) or abs(float(torch.logsumexp(found, 0))) > 1e-3:
             raise UsageError(
-                f"GroupDRO state: expected logarithms of weights that sum to 1, came {one_line(found.tolist())}; pass what "
+                f"GroupDRO state: expected logarithms of weights that sum to 1, came {shown(found.tolist())}; pass what "
                 "state_dict gave"
             )
         self._log = found.clone()
