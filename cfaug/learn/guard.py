@@ -60,9 +60,9 @@ def refuse_split(dataset: Any) -> None:
     """UsageError for a data set that says that it, or one inside it, is validation or test.
 
     It says so as torchvision's do (``split``, ``_split``, ``image_set``, ``train=False``) or by another usual name (``mode``,
-    ``phase``, ``is_train``, ...): :func:`cfaug.learn.bases.facts.splits_of`.
+    ``phase``, ``is_test``, ...): :func:`cfaug.learn.bases.splits.splits_of`.
     """
-    from cfaug.learn.bases.facts import is_evaluated, splits_of
+    from cfaug.learn.bases.splits import is_evaluated, splits_of
 
     said = sorted(filter(is_evaluated, splits_of(dataset)))
     if said:

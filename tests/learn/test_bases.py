@@ -28,8 +28,8 @@ from torchvision.transforms import v2
 
 from cfaug.errors import CfaugError, DataError, UsageError
 from cfaug.learn.bases import open_base
-from cfaug.learn.bases.facts import splits_of
 from cfaug.learn.bases.images import as_picture, with_value
+from cfaug.learn.bases.splits import splits_of
 from cfaug.learn.pictures import like
 from cfaug.learn.reordered import mark_of
 

@@ -14,7 +14,8 @@ import torchvision.datasets
 from torch.utils.data import Dataset, StackDataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.facts import FLAGS, SAYS, inner_datasets, splits_of
+from cfaug.learn.bases.facts import inner_datasets
+from cfaug.learn.bases.splits import FLAGS, REVERSED, SAYS, splits_of
 from cfaug.learn.guard import refuse_split
 
 TRAIN, VAL, TEST, TRAINVAL = ("train", True), ("val", False), ("test", False), ("trainval", True)
@@ -35,6 +36,14 @@ TORCHVISIONS: list[tuple[str, str, list[tuple[Any, bool]]]] = [
     ("UCF101", "fold", [(1, True), (3, True)]),
     ("EMNIST", "split", [(one, True) for one in ("byclass", "bymerge", "balanced", "letters", "digits", "mnist")]),
     ("QMNIST", "what", [TRAIN, TEST, ("test10k", False), ("test50k", False), ("nist", True)]),
+    ("INaturalist", "version", [
+        ("2017", True), ("2018", True), ("2019", True), ("2021_train", True), ("2021_train_mini", True), ("2021_valid", False),
+    ]),
+    ("LSUN", "classes", [
+        (["kitchen_train", "tower_train"], True), (["kitchen_val", "tower_val"], False), (["test"], False),
+        (["kitchen_train", "tower_val"], False),
+    ]),
+    ("Omniglot", "background", [(True, True), (False, False)]),
     ("MovingMNIST", "split", [(None, True), TRAIN, TEST]),
     ("STL10", "split", [TRAIN, ("train+unlabeled", True), ("unlabeled", True), TEST]),
     ("SVHN", "split", [TRAIN, TEST, ("extra", True)]),
@@ -92,7 +101,7 @@ def test_the_table_has_all_of_torchvisions_classes() -> None:
         (name, attribute)
         for name in torchvision.datasets.__all__
         if inspect.isclass(kind := getattr(torchvision.datasets, name)) and issubclass(kind, Dataset)
-        for attribute in {*SAYS, *FLAGS} & sets(kind)
+        for attribute in {*SAYS, *FLAGS, *REVERSED, *({"classes"} if name == "LSUN" else {"background"})} & sets(kind)
     }
     listed = {(name, attribute) for name, attribute, _ in TORCHVISIONS}
     assert listed == there
@@ -116,22 +125,27 @@ class Numbered(enum.Enum):
 REFUSED: list[dict[str, Any]] = [
     *({"split": said} for said in (
         "id_val", "ood_test", "holdout", "held-out", "heldOut", "HoldOut", "valid", "validation", "VAL", "val2017", "test-dev",
-        "OODTest", "valtest", "devtest", "train_val", "train+val", "minival", "testset", "lists/val.txt", "evaluation", "dev", "development", "testA",
+        "OODTest", "valtest", "devtest", "train+val", "train+test", "train, val", "trainval_test", "train_test", "minival", "testset", "lists/val.txt", "evaluation", "dev", "development", "testA",
         Split.VAL, Named.TEST, Numbered.VALID,
     )),
     {"image_set": "val"}, {"mode": "val"}, {"mode": "eval"}, {"phase": "test"}, {"_split": "test"}, {"what": "test10k"}, {"fold": "test"},
     {"subset": "validation"}, {"split_name": "val"}, {"stage": "validate"}, {"split": " Test "}, {"split": np.str_("test")},
     *({name: no} for name in FLAGS for no in (False, np.False_, 0, np.int64(0))),
+    *({name: yes} for name in REVERSED for yes in (True, np.True_, 1, np.int64(1))),
+    {"version": "v1.0-test"}, {"usage": "test"}, {"data_split": "val"}, {"subset_name": "dev"}, {"split_type": "test"}, {"imageset": "val"},
+    {"set": "test"}, {"dataset_type": "valid"}, {"is_train": True, "is_val": True},
     {"split": "train", "train": False},
 ]  # fmt: skip
 ACCEPTED: list[dict[str, Any]] = [
     *({"split": said} for said in (
         "train", "TRAIN", "training", "trainval", "train_noval", "train_no_val", "train_without_val", "train-minus-minival", "train[:50%]", "train+unlabeled", "latest", "contest", "devices",
-        "value", "invalidated", "/home/test/train.txt", Split.TRAIN, Named.TRAIN, Numbered.TRAIN,
+        "value", "invalidated", "train_val", "train-val", "TrainVal", "TRAIN_VAL", "train_val2018", "lists/train_val.txt", "not_test", "excl_val", "non-test", "train_excluding_val", "/home/test/train.txt", Split.TRAIN, Named.TRAIN, Numbered.TRAIN,
         {"train": [1], "val": [2]}, ["val"], np.array(["test"]), None, 0, 0.8, lambda: "val",
     )),
     {"mode": "train"}, {"mode": "RGB"}, {"mode": "fine"}, {"fold": 1}, {"partition": 1}, {"subset": [0, 1]}, {"stage": "fit"}, {"phase": "train"}, {"image_set": "train"},
-    *({name: yes} for name in FLAGS for yes in (True, np.True_, 1, [], 0.0, np.zeros(3), None, "train")),
+    *({name: no} for name in REVERSED for no in (False, np.False_, 0, [], 1.0, np.ones(3), None, "no", lambda: True)),
+    {"version": "1.0.dev0"}, {"version": "latest"}, {"version": "v1.0-trainval"}, {"usage": "train"}, {"set": {"test"}}, {"classes": ["test", "val"]},
+    {"background": False}, *({name: yes} for name in FLAGS for yes in (True, np.True_, 1, [], 0.0, np.zeros(3), None, "train")),
 ]  # fmt: skip
 
 

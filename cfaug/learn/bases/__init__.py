@@ -7,7 +7,8 @@
 | ``nested`` | Subset, ConcatDataset, StackDataset, wrappers of a user's own making |
 | ``huggingface`` | ``datasets.Dataset`` with an Image column (imported only for those) |
 | ``items`` | any other data set, by its ``transform`` or its items |
-| ``images``, ``facts``, ``twins`` | an image among its item; keys, labels, split; a copy that shows another picture |
+| ``images``, ``facts``, ``twins`` | an image among its item; keys, labels; a copy that shows another picture |
+| ``splits`` | which split a data set says it is |
 """
 
 from cfaug.learn.bases.base import Swappable, open_base

@@ -1,17 +1,14 @@
-"""What a data set knows of its items without opening an image: source keys, labels, the split.
+"""What a data set knows of its items without opening an image: source keys, labels, the data sets inside.
 
 Looked for in places that are public: ``key(i)`` and ``schema`` of cfaug's data sets, ``samples`` and ``root`` of
-torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets; below a Subset. Splits are looked for below
-whatever holds one data set.
+torchvision's folders, ``targets``, WILDS' ``y_array``, columns of HF data sets; below a Subset.
 """
 
 from __future__ import annotations
 
 import bisect
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from enum import Enum
 from sys import modules
 from typing import Any
 
@@ -25,13 +22,6 @@ from cfaug.learn.bases.images import Place, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
 UNKNOWN: Any = object()
-# the names under which data sets say their split, and those of a flag that is off in validation and test
-SAYS = ("split", "_split", "split_name", "image_set", "subset", "partition", "fold", "mode", "phase", "stage", "what")
-FLAGS = ("train", "is_train", "training", "is_training")
-# whole words, so that "latest", "contest", "trainval" and "device" are none; what is written as one word is listed
-EVALUATED = re.compile(
-    r"\b(?<!\bno )(?<!\bminus )(?<!\bwithout )((mini|sub)?(val|dev)(s|set|split|data)?|valid\w*|devel\w*|test\w*|eval\w*|valtest|devtest|h(e|o)ld ?outs?)\b"
-)
 
 
 def is_wilds(dataset: Any) -> bool:
@@ -64,39 +54,6 @@ def _relative(paths: list[str], root: str) -> list[str]:
     start = os.path.join(root, "")
     known = [path[len(start) :] if path.startswith(start) else os.path.relpath(path, root) for path in map(str, paths)]
     return known if os.sep == "/" else [path.replace(os.sep, "/") for path in known]
-
-
-def splits_of(dataset: Any) -> set[str]:
-    """Every split that a data set says its images are of, in its own words; empty where it says none.
-
-    It says so under the names of ``SAYS`` ("train", "test[:50%]", an Enum; of Hugging Face's "train+test" both), which may
-    hold other words too ("RGB", "fine"), or by one of ``FLAGS``, where False and 0 are "test". What is inside it (:func:`inner_datasets`)
-    is asked too.
-    """
-    found: set[str] = set()
-    for one in inner_datasets(dataset):
-        for name in SAYS:
-            found.update(part.strip() for part in _text(getattr(one, name, None)).split("+") if part.strip())
-        for name in FLAGS:
-            said = getattr(one, name, None)
-            if isinstance(said, bool | np.bool_) or (isinstance(said, int | np.integer) and said in (0, 1)):
-                found.add("train" if said else "test")
-    return found
-
-
-def _text(split: Any) -> str:
-    """A split as text: of a path its last part that names one; nothing where it is no text, no Enum and no NamedSplit."""
-    if isinstance(split, Enum):
-        split = split.value if isinstance(split.value, str) else split.name
-    if not isinstance(split, str) and type(split).__module__ != "datasets.splits":
-        return ""
-    parts = re.split(r"[/\\]", str(split))
-    return next((part for part in reversed(parts) if is_evaluated(part) or "train" in part.lower()), str(split))
-
-
-def is_evaluated(split: str) -> bool:
-    """Whether the name of a split is one of validation, development or test: by a word of it, wherever that stands."""
-    return EVALUATED.search(" ".join(re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", split)).lower()) is not None
 
 
 def inner_datasets(dataset: Any) -> Iterator[Any]:
