@@ -1,7 +1,7 @@
 """Whether a base's labels are the classes that the shards were made for: one label a target, one target a label.
 
 Labels are numbers, names, arrays of one, whole floats or one-hot rows. What is no class (several numbers, fractions, captions,
-indices) is not compared, which is told.
+indices) is not compared, which is told; so too where items have more than an image and nothing of it is known as a label.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from cfaug.errors import DataError
 from cfaug.learn.bases import Swappable
 from cfaug.learn.bases.facts import scalar
-from cfaug.learn.pictures import said
+from cfaug.learn.pictures import few, said
 from cfaug.offline.shards import ShardReader
 
 log = logging.getLogger(__name__)
@@ -32,24 +32,11 @@ def check_labels(base: Swappable, reader: ShardReader, images: Iterable[tuple[in
     """Targets in records and labels of the base, one to one, on ``images``: (index, row of one of its samples) each.
 
     A few that disagree (labels that somebody corrected) are told; more are other classes: DataError. Labels that are no
-    classes are not compared, and that is told.
+    classes, or are not found in items with more than an image, are not compared, and that is told.
     """
-    looked: list[tuple[Hashable | None, Any, int]] = []
-    for i, row in images:
-        label, target = base.label(i), reader.record(row)["target"]
-        if label is None or target is None or isinstance(target, float) or (isinstance(label, float) and isnan(label)):
-            continue  # nothing to compare
-        looked.append((class_in(label), target, row))
-        if looked[-1][0] is None:
-            _tell_unlabelled(base, reader, f"that of image {i} is {_short(label)}")
-            return
-    if len(looked) >= ALL_DIFFERENT and len({label for label, _, _ in looked}) == len(looked):
-        if len({target for _, target, _ in looked}) < len(looked):
-            _tell_unlabelled(base, reader, f"all {len(looked)} that were looked at are different")
-        return
     pairs: Counter[tuple[Hashable, Any]] = Counter()
     seen: dict[tuple[Hashable, Any], str] = {}
-    for label, target, row in looked:
+    for label, target, row in _comparable(base, reader, images):
         pairs[label, target] += 1
         seen.setdefault((label, target), reader.where(row))
     agreed: dict[Hashable, Any] = {}
@@ -78,6 +65,37 @@ def check_labels(base: Swappable, reader: ShardReader, images: Iterable[tuple[in
         f"disagree, labels taken from {base.label_from()}; check_labels=False if these are no labels, or if you regrouped them "
         "on purpose)"
     )
+
+
+def _comparable(
+    base: Swappable, reader: ShardReader, images: Iterable[tuple[int, int]]
+) -> list[tuple[Hashable, Any, int]]:
+    """(class, target, row) of every image that has both; empty, and told, where labels are no classes or are not found."""
+    looked: list[tuple[Hashable, Any, int]] = []
+    without = 0
+    for i, row in images:
+        label, target = base.label(i), reader.record(row)["target"]
+        if target is None or isinstance(target, float) or (isinstance(label, float) and isnan(label)):
+            continue  # nothing to compare
+        if label is None:
+            without += 1
+            continue
+        known = class_in(label)
+        if known is None:
+            _tell_unlabelled(base, reader, f"that of image {i} is {_short(label)}")
+            return []
+        looked.append((known, target, row))
+    if len(looked) >= ALL_DIFFERENT and len({label for label, _, _ in looked}) == len(looked):
+        if len({target for _, target, _ in looked}) < len(looked):
+            _tell_unlabelled(base, reader, f"all {len(looked)} that were looked at are different")
+        return []
+    beside = base.unlabelled() if without and not looked else []
+    if beside:
+        log.warning(
+            "%s: the labels of the base are not compared with the classes of the shards: none is found among %s; call it "
+            "'label', or put it behind the image (check_labels=False if there is none)", reader.directory, few(beside),
+        )  # fmt: skip
+    return looked
 
 
 def _tell_unlabelled(base: Swappable, reader: ShardReader, why: str) -> None:

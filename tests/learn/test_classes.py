@@ -110,6 +110,42 @@ def test_images_without_a_label_are_passed_over(base: ArrayDataset, shards: Path
     assert not caplog.records
 
 
+def test_labels_that_are_not_found_are_told(base: ArrayDataset, shards: Path, caplog: Any) -> None:
+    import datasets
+
+    wrong = [i % 3 for i in range(N)]
+    beside: list[tuple[Callable[[Any, Any], Any], str]] = [
+        (lambda image, y: {"pixel_values": image, "diagnosis": y, "id": 3}, "item['diagnosis'], item['id']"),
+        (lambda image, y: (y, image), "item[0]"),
+        (lambda image, y: {"a": 0, "b": 1, "c": 2, "d": 3, "image": image}, "item['a'], item['b'], item['c'] and others"),
+        (lambda image, y: {"id": 3, "at": 5, "views": {"image": image, "y": y}}, "item['id'], item['at'], item['views']['y']"),
+    ]  # fmt: skip
+    images = [base[i][0] for i in range(N)]
+    columns = {"image": images, "digit": wrong, "colour": wrong}
+    table = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    ways = [(Labelled(base, wrong, make), said) for make, said in beside]
+    ways += [(table, "item['digit'], item['colour']"), (Subset(table, range(N)), "item['digit'], item['colour']")]
+    for data, said in ways:
+        caplog.clear()
+        CounterfactualDataset(data, shards)
+        (told,) = caplog.records
+        assert told.levelname == "WARNING"
+        assert (
+            f"are not compared with the classes of the shards: none is found among {said}; call it" in told.getMessage()
+        )
+        assert "\n" not in told.getMessage()
+    caplog.clear()
+    CounterfactualDataset(ways[0][0], shards, check_labels=False)
+    empty = table.add_column("label", [None] * N)  # a label there is, of no image
+    for silent in (
+        Labelled(base, wrong, lambda image, y: image),
+        Labelled(base, wrong, lambda image, y: (image,)),
+        empty,
+    ):
+        CounterfactualDataset(silent, shards)
+    assert not caplog.records
+
+
 def test_a_few_images_may_all_have_classes_of_their_own(base: ArrayDataset, shards: Path) -> None:
     few = Subset(Labelled(base, list(range(N))), range(15))  # fewer say nothing
     with pytest.raises(DataError, match="expected one label of the base for each target"):

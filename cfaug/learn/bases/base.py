@@ -26,7 +26,7 @@ from PIL import Image
 from torch.utils.data import IterableDataset
 
 from cfaug.errors import UsageError, one_line
-from cfaug.learn.bases.facts import UNKNOWN, keys_of, label_in, label_place, sources_of, stored_label
+from cfaug.learn.bases.facts import UNKNOWN, entries_beside, keys_of, label_in, label_place, sources_of, stored_label
 from cfaug.learn.bases.images import (
     Place,
     as_picture,
@@ -97,11 +97,23 @@ class Swappable:
             return "." + ("y_array" if hasattr(self.dataset, "y_array") else "targets")
         with undrawn():
             item = self.item(0)
-        return "item" + "".join(f"[{key!r}]" for key in label_place(item, _image_or_first(item)) or ())
+        return _in_item(label_place(item, _image_or_first(item)) or ())
+
+    def unlabelled(self) -> list[str]:
+        """What the first item has beside its image where no label is found in it, for a warning; else empty."""
+        with undrawn():
+            item = self.item(0)
+        image = _image_or_first(item)
+        hidden = label_place(item, image) is None and not self._stores_labels
+        return [_in_item(place) for place in entries_beside(item, image)] if hidden else []
 
     def keys(self) -> Sequence[str] | None:
         """The source key of every item, where the data set knows them; no item is made for it."""
         return keys_of(self.dataset)
+
+
+def _in_item(place: Place) -> str:
+    return "item" + "".join(f"[{key!r}]" for key in place)
 
 
 def _image_or_first(item: Any) -> Place:

@@ -152,6 +152,18 @@ def label_place(item: Any, image: Place) -> Place | None:
     return None
 
 
+def entries_beside(item: Any, image: Place) -> list[Place]:
+    """Where everything stands that an item has beside its image, at any depth above the image."""
+    found: list[Place] = []
+    for depth, key in enumerate(image):
+        container = value_at(item, image[:depth])
+        keys: list[Any] = list(container) if isinstance(container, Mapping) else []
+        if isinstance(container, tuple | list):
+            keys = [*range(len(container))]
+        found += [(*image[:depth], other) for other in keys if other != key]
+    return found
+
+
 def _shows(value: Any) -> bool:
     return any(True for _ in places(value, is_image_like))
 

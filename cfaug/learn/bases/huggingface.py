@@ -105,6 +105,9 @@ class SwappableColumns(Swappable):
     def label_from(self) -> str:
         return f"column {self._label!r}"
 
+    def unlabelled(self) -> list[str]:
+        return super().unlabelled() if self._label is None else []
+
 
 def open_columns(dataset: Any, image_key: Any) -> Swappable | None:
     """A base of a ``datasets.Dataset`` with an Image column; None for anything else, UsageError for several columns."""

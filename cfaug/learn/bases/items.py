@@ -171,8 +171,8 @@ class SwappableItems(Swappable):
     def keeps(self, i: int) -> UsageError:
         """The error for a data set that keeps finished items."""
         return UsageError(
-            f"base: {type(self.dataset).__name__} kept item {i} as its transform left it; keep images before they are "
-            "transformed, or pass transform= (from a PIL image to what it yields)"
+            f"base: expected images that are kept untransformed, {type(self.dataset).__name__} kept item {i} as its transform "
+            "left it; keep images before they are transformed, or pass transform= (from a PIL image to what it yields)"
         )
 
     def _image(self, item: Any, i: int) -> Place:
