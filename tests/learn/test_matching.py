@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn.guard import open_training_shards
-from cfaug.learn.inner import has_swap
 from cfaug.learn.matching import LABELS_CHECKED
 from cfaug.learn.spread import spread
 from cfaug.offline.destinations.directory import write_shard
@@ -225,95 +223,6 @@ def test_what_is_below_a_class_of_ones_own_is_seen(tmp_path: Path, base: ArrayDa
     for epoch, outer in enumerate((Around(ordered), Subset(Around(ordered), [1]), ConcatDataset([Around(ordered)])), 1):
         CounterfactualDataset(outer, shards).set_epoch(epoch)
         assert ordered.epoch == epoch
-
-
-def test_a_base_that_swaps_in_its_transform_is_refused(tmp_path: Path, base: ArrayDataset, shards: Path) -> None:
-    import albumentations
-
-    from cfaug.learn import RandomCounterfactual
-    from cfaug.learn.albumentations import RandomCounterfactual as Twin
-    from cfaug.learn.albumentations import SeededAugmentation
-
-    (tmp_path / "class").mkdir()
-    for i in range(2):
-        base[i][0].save(tmp_path / "class" / f"{i}.png")
-    swap = RandomCounterfactual(shards)
-    ways = [
-        ImageFolder(str(tmp_path), v2.Compose([swap, v2.ToImage()])),
-        Subset(ImageFolder(str(tmp_path), torch.nn.Sequential(v2.RandomApply(torch.nn.ModuleList([swap])))), [0]),
-        SeededAugmentation(Pictures(base), albumentations.Compose([albumentations.OneOf([Twin(shards)])])),
-    ]
-    for way in ways:
-        with pytest.raises(UsageError, match="images would be swapped twice"):
-            CounterfactualDataset(way, shards)
-    with pytest.raises(UsageError, match="images would be swapped twice"):
-        CounterfactualDataset(Pictures(base), shards, transform=v2.Compose([swap]))
-
-
-class Held:
-    """What people write around a transform of another library."""
-
-    def __init__(self, first: Any) -> None:
-        self.first = first
-
-    def __call__(self, image: Any) -> Any:
-        return self.first(image)
-
-    def twice(self, image: Any) -> Any:
-        return self.first(self.first(image))
-
-
-def swaps_by_a_global(image: Any) -> Any:
-    return calls_a_global(image)
-
-
-def calls_a_global(image: Any) -> Any:
-    return GLOBAL[0](image)
-
-
-class CallsAGlobal:
-    def __call__(self, image: Any) -> Any:
-        return next(GLOBAL[0](one) for one in [image])
-
-
-GLOBAL: list[Any] = []
-
-
-def test_a_swap_is_seen_behind_functions_and_classes(base: ArrayDataset, shards: Path, monkeypatch: Any) -> None:
-    import albumentations
-    import datasets
-
-    from cfaug.learn import RandomCounterfactual
-    from cfaug.learn.albumentations import RandomCounterfactual as Twin
-
-    swap, tensor = RandomCounterfactual(shards), v2.PILToTensor()
-    compose = albumentations.Compose([albumentations.OneOf([Twin(shards)])])
-    around: Any = Held(None)
-    around.first = Held(around)  # a circle
-    monkeypatch.setattr(around.first, "other", swap, raising=False)
-    plain: Any = Held(v2.Compose([tensor, v2.Lambda(lambda image: image.swap)]))
-    plain.first.back = plain
-    monkeypatch.setitem(globals(), "swap", swap)  # a name of an attribute, and of nothing that is called
-    swapping = [
-        lambda image: tensor(swap(image)), v2.Compose([v2.Lambda(lambda image: swap(image)), tensor]), Held(compose), Held(swap),
-        v2.Compose([Held([tensor, (swap,)])]), Held({"train": swap, "val": tensor}), partial(lambda f, image: f(image), swap),
-        partial(tensor, last=swap), Held(swap).twice, lambda image, f=swap: f(image), around, torch.nn.ModuleDict({"a": swap}),
-    ]  # fmt: skip
-    assert [has_swap(one) for one in swapping] == [True] * len(swapping)
-    others = [
-        plain, tensor, None, Held(compose.transforms[0].transforms), Held(None), lambda image: image, "train", [], Held([swap] * 65),
-        Held(Pictures(base)), RandomCounterfactual,
-    ]  # fmt: skip
-    assert [has_swap(one) for one in others] == [False] * 3 + [True] + [False] * 7
-    globals_used = [swaps_by_a_global, CallsAGlobal(), lambda image: calls_a_global(image)]
-    assert not any(map(has_swap, globals_used))
-    monkeypatch.setitem(globals(), "GLOBAL", [swap])
-    assert all(map(has_swap, globals_used))
-    columns = datasets.Dataset.from_dict({"image": [base[0][0]]}).cast_column("image", datasets.Image())
-    transformed = columns.with_transform(lambda batch: {"image": [swap(image) for image in batch["image"]]})
-    for data in (Around(Pictures(base), Held(compose)), transformed):
-        with pytest.raises(UsageError, match="images would be swapped twice"):
-            CounterfactualDataset(data, shards)
 
 
 def test_an_empty_base_is_one_line(base: ArrayDataset, shards: Path) -> None:
