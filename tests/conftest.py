@@ -33,7 +33,7 @@ def _seeded() -> None:
 
     random.seed(0)
     np.random.seed(0)
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)  # of the CPU: manual_seed would queue a call for CUDA in every test
 
 
 @pytest.fixture(scope="session")
