@@ -36,6 +36,10 @@ from cfaug.offline.shards import Sample, ShardReader
 
 StreamKind = Literal["counterfactual", "null"]
 STREAM_KINDS: tuple[StreamKind, ...] = ("counterfactual", "null")
+# a DataLoader's arguments that the stream decides, and the one value of each that says so
+DECIDED = {
+    "batch_size": None, "in_order": True, "shuffle": None, "drop_last": False, "sampler": None, "batch_sampler": None,
+}  # fmt: skip
 REQUESTS = 16  # at a time, to shards on no local disk: each takes a round trip
 
 
@@ -291,14 +295,7 @@ class StreamLoader(DataLoader[Any]):
     """
 
     def __init__(self, stream: CounterfactualStream, **arguments: Any) -> None:
-        for name, only in (
-            ("batch_size", None),
-            ("in_order", True),
-            ("shuffle", None),
-            ("drop_last", False),
-            ("sampler", None),
-            ("batch_sampler", None),
-        ):
+        for name, only in DECIDED.items():
             if arguments.pop(name, only) not in (only, None):
                 raise UsageError(
                     f"{name}: expected none in loader(), the stream makes the batches and their order; leave it out"

@@ -24,9 +24,10 @@ from cfaug.errors import CfaugError, DataError, StorageError, UsageError
 from cfaug.offline.about.card import card
 from cfaug.offline.about.croissant import croissant
 from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.destinations.staging import field_of
 from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.engines import Engine, Outcome, make_engine
-from cfaug.offline.format import CARD, CROISSANT, IMAGES, ManifestRow
+from cfaug.offline.format import CARD, CROISSANT, ManifestRow
 from cfaug.offline.plan import Plan, sources_digest
 from cfaug.offline.progress import Progress
 from cfaug.offline.reading.column_file import publish_columns
@@ -103,8 +104,7 @@ def generate(
     """
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"expected batch_size of at least 1, got {batch_size!r}")
-    if image not in IMAGES:
-        raise UsageError(f"image: expected one of {', '.join(IMAGES)}, came {image!r}; say how images are to be stored")
+    field_of(image)  # refuses another one before anything is written
     if type(retries) is not int or retries < 0:
         raise UsageError(f"expected retries of 0 or more, got {retries!r}")
     if gate is not None and not isinstance(getattr(gate, "digest", None), str):
@@ -248,8 +248,8 @@ def _publish(work: ShardWork, shared: bool) -> bool:
         return False
     names = [plan.shard_name(number) for number in plan.shards()]
     padded = canvas_of(model) is not None
-    text = card(plan, model.schema, padded=padded, image=IMAGES[work.image], example=rows[names[0]])
-    metadata = croissant(plan, model.schema, rows.values(), IMAGES[work.image])
+    text = card(plan, model.schema, padded=padded, image=field_of(work.image), example=rows[names[0]])
+    metadata = croissant(plan, model.schema, rows.values(), field_of(work.image))
     destination.publish(names, {CARD: text.encode(), CROISSANT: metadata}, rows)
     if isinstance(destination.storage, LocalStorage):
         with destination.staging():  # nobody sweeps up what is being written

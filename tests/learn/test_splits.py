@@ -139,7 +139,7 @@ REFUSED: list[dict[str, Any]] = [
 ACCEPTED: list[dict[str, Any]] = [
     *({"split": said} for said in (
         "train", "TRAIN", "training", "trainval", "train_noval", "train_no_val", "train_without_val", "train-minus-minival", "train[:50%]", "train+unlabeled", "latest", "contest", "devices",
-        "value", "invalidated", "train_val", "train-val", "TrainVal", "TRAIN_VAL", "train_val2018", "lists/train_val.txt", "not_test", "excl_val", "non-test", "train_excluding_val", "/home/test/train.txt", Split.TRAIN, Named.TRAIN, Numbered.TRAIN,
+        "value", "invalidated", "train_val", "train-val", "TrainVal", "TRAIN_VAL", "train_val2018", "lists/train_val.txt", "not_test", "excl_val", "non-test", "train_excluding_val", "/data/test/train.txt", Split.TRAIN, Named.TRAIN, Numbered.TRAIN,
         {"train": [1], "val": [2]}, ["val"], np.array(["test"]), None, 0, 0.8, lambda: "val",
     )),
     {"mode": "train"}, {"mode": "RGB"}, {"mode": "fine"}, {"fold": 1}, {"partition": 1}, {"subset": [0, 1]}, {"stage": "fit"}, {"phase": "train"}, {"image_set": "train"},

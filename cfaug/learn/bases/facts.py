@@ -143,11 +143,11 @@ def label_place(item: Any, image: Place) -> Place | None:
     if isinstance(item, Mapping):
         others = [name for name in item if name not in image]
         chosen = next((name for name in LABELS if name in item), others[0] if len(others) == 1 else None)
-        return None if chosen is None or _shows(item[chosen]) else (chosen,)
+        return None if chosen is None or shows_image(item[chosen]) else (chosen,)
     for depth in range(len(image) - 1, -1, -1):
         container = value_at(item, image[:depth])
         after = container[image[depth] + 1 :] if isinstance(container, (tuple, list)) else ()
-        if len(after) and not _shows(after[0]):
+        if len(after) and not shows_image(after[0]):
             return (*image[:depth], image[depth] + 1)
     return None
 
@@ -164,7 +164,8 @@ def entries_beside(item: Any, image: Place) -> list[Place]:
     return found
 
 
-def _shows(value: Any) -> bool:
+def shows_image(value: Any) -> bool:
+    """Whether an image stands anywhere in a value."""
     return any(True for _ in places(value, is_image_like))
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import ConcatDataset, StackDataset, Subset
 
 from cfaug.errors import UsageError
 from cfaug.learn.bases.base import Swappable, is_index, open_base
-from cfaug.learn.bases.facts import held_datasets, keys_of, part_of, stacked
+from cfaug.learn.bases.facts import held_datasets, keys_of, part_of, shows_image, stacked
 from cfaug.learn.bases.images import as_picture, image_place, is_image_like, is_plain, places, value_at
 from cfaug.learn.bases.items import SwappableItems
 from cfaug.learn.bases.twins import Held, Seen, Twin
@@ -156,7 +156,7 @@ def stack(dataset: Any, image_key: Any) -> Swappable | None:
         try:
             opened[at] = open_base(part)
         except UsageError as error:
-            if any(True for _ in places(part[0], is_image_like)):
+            if shows_image(part[0]):
                 hidden = hidden or error
     if len(opened) > 1:
         named = ", ".join(map(repr, opened))

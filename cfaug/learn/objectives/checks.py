@@ -156,8 +156,8 @@ def _int64(found: Tensor, name: str, what: str) -> tuple[Tensor, int, int]:
         raise UsageError(
             f"{name}: expected integer {what}, came {found.dtype}; convert them with .long(), or take logits.argmax(1)"
         )
-    whole = found.long()
-    low, high = torch.stack(torch.aminmax(whole)).tolist()  # one wait for the device, not two
+    numbers = found.long()
+    low, high = torch.stack(torch.aminmax(numbers)).tolist()  # one wait for the device, not two
     if low < 0 and not found.dtype.is_signed:
         raise UsageError(f"{name}: expected {what} below 2^63, came {found.dtype} above; renumber them from 0")
-    return whole, low, high
+    return numbers, low, high

@@ -78,9 +78,14 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     text = canonical_json(record)
     if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, say
         parse_object(text, MAX_RECORD_BYTES, f"sample {sample.key!r}: its record")
+    return {"__key__": sample.key, "json": text, field_of(image): ENCODERS[image](sample)}
+
+
+def field_of(image: str) -> str:
+    """The field of images stored as `image`, ``png`` or ``webp``; UsageError unless it is one of ``IMAGES``."""
     if image not in IMAGES:
         raise UsageError(f"image: expected one of {', '.join(IMAGES)}, came {image!r}; say how images are to be stored")
-    return {"__key__": sample.key, "json": text, IMAGES[image]: ENCODERS[image](sample)}
+    return IMAGES[image]
 
 
 def stage_shard(
