@@ -32,10 +32,10 @@ from dowhy_side import reset_peak, resident
 from rows import cpu, record
 
 from cfaug.causal import SCM, CausalGraph, Intervention, do
-from cfaug.causal.functions import FunctionMechanism
 from cfaug.causal.intervention import scale, shift
+from cfaug.causal.mechanisms.functions import FunctionMechanism
 from cfaug.data import Attribute, Schema
-from cfaug.data.sets import morpho as morpho_mnist
+from cfaug.data.sources import morpho as morpho_mnist
 
 Numbers = npt.NDArray[np.float64]
 SIDE = Path(__file__).with_name("dowhy_side.py")

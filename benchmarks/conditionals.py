@@ -20,7 +20,7 @@ import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.neural_network import MLPClassifier
 
-from cfaug.causal.conditional import Conditional
+from cfaug.causal.mechanisms.conditional import Conditional
 from cfaug.data import Attribute, Schema
 
 NAMES = ["x", "w", "c"]

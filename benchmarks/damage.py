@@ -25,7 +25,7 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 HERE = Path(__file__).resolve()
-sys.path[:0] = [str(HERE.parents[1] / "tests" / "offline")]
+sys.path[:0] = [str(HERE.parents[1] / "tests")]
 
 import damages  # noqa: E402
 import numpy as np  # noqa: E402

@@ -28,25 +28,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from cfaug.decode.distilled import student_config
 from rows import cpu, record
 
 from cfaug.causal import SCM
 from cfaug.config import Recipe, load_recipe
 from cfaug.data import Schema
-from cfaug.data.sets import mnist
+from cfaug.data.sources import mnist
 from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder
-from cfaug.decode.distilled import student_config
-from cfaug.decode.sampling import evaluations
+from cfaug.decode.diffusion.sampling import evaluations
 from cfaug.judge import gap_closed
 from cfaug.judge.accuracy import read_results
 from cfaug.judge.axioms import l1
 from cfaug.judge.tables import summarise
-from cfaug.shipped import shipped_recipes
+from cfaug.shipped_recipes import shipped_recipes
+from cfaug.stages.attribute_classifiers import attribute_readers, quantised
+from cfaug.stages.generated_sets import balanced_acts, make_pool
 from cfaug.stages.inputs import open_inputs
 from cfaug.stages.pipeline import Pipeline
-from cfaug.stages.pools import balanced_acts, make_pool
 from cfaug.stages.probes import leak_figures
-from cfaug.stages.readers import attribute_readers, quantised
 
 SETTINGS = [
     "--train.methods=[erm,counterfactuals_only,oracle]",

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cfaug.causal.background import Background
-from cfaug.causal.discovery import Discovery, discover
-from cfaug.causal.structure_learning import Proposal, _edges, _silence
+from cfaug.causal.discover.background_knowledge import Background
+from cfaug.causal.discover.discovery import Discovery, discover
+from cfaug.causal.discover.structure_learning import Proposal, _edges, _silence
 from cfaug.data import Attribute, Schema
 
 Edges = dict[frozenset[str], Proposal]

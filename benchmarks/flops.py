@@ -18,8 +18,8 @@ import torch
 from rows import cpu, record
 from torch.utils.flop_counter import FlopCounterMode
 
-from cfaug.decode.network import VelocityNet
-from cfaug.decode.sampling import evaluations
+from cfaug.decode.diffusion.network import VelocityNet
+from cfaug.decode.diffusion.sampling import evaluations
 
 SIZE, FACTOR, LATENT = 512, 8, 4
 

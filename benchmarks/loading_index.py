@@ -30,17 +30,17 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve()
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests" / "offline")]
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests")]
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 from rows import cpu, forget, record  # noqa: E402
 
 from cfaug.offline import ShardReader, write_shard  # noqa: E402
-from cfaug.offline.destinations.storage import LocalStorage  # noqa: E402
 from cfaug.offline.format import COLUMNS, ManifestRow, Sample, SourceHashes, tar_size  # noqa: E402
+from cfaug.offline.read import key_hash  # noqa: E402
 from cfaug.offline.reading.column_file import BYTES, HEADER, publish_columns  # noqa: E402
-from cfaug.offline.shards import key_hash  # noqa: E402
+from cfaug.offline.storage import LocalStorage  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "loading.jsonl"
 PIXELS = (32, 64, 128, 224, 512)

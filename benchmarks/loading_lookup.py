@@ -37,8 +37,8 @@ from writing import photograph
 from cfaug.learn import RandomCounterfactual
 from cfaug.learn.albumentations import SeededAugmentation, reseed
 from cfaug.offline import write_shard
+from cfaug.offline.read import ShardReader
 from cfaug.offline.reading.columns import SourceTable
-from cfaug.offline.shards import ShardReader
 
 SIZE, HEIGHT, QUALITY = 500, 375, 90
 SOURCES = (100_000, 1_000_000)

@@ -29,9 +29,9 @@ from torchvision.transforms import v2
 from writing import photograph
 
 from cfaug.learn import CounterfactualDataset
-from cfaug.learn.streaming import CounterfactualStream
+from cfaug.learn.stream import CounterfactualStream
 from cfaug.offline import write_shard
-from cfaug.offline.shards import Sample, ShardReader
+from cfaug.offline.read import Sample, ShardReader
 
 COMMAND = "python benchmarks/loading.py order"
 IMAGES, SHARDS, PIXELS, BATCH, EPOCH = 90, 6, 32, 8, 1

@@ -17,10 +17,10 @@ from pathlib import Path
 
 from rows import cpu, record
 
-from cfaug.offline.destinations.directory import LocalDestination
-from cfaug.offline.destinations.staging import Staged
 from cfaug.offline.format import ManifestRow
+from cfaug.offline.local_commit import LocalDestination
 from cfaug.offline.reading.manifest import read_manifest
+from cfaug.offline.write_shard import Staged
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"
 SHARDS, SAMPLES = 10_000, 1000

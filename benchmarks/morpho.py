@@ -23,11 +23,11 @@ from rows import cpu, record
 from cfaug.causal import do
 from cfaug.config import load_recipe
 from cfaug.data import load_images, measures_of
-from cfaug.decode.sampling import evaluations
+from cfaug.decode.diffusion.sampling import evaluations
 from cfaug.judge.axioms import composition, counterfactuals
-from cfaug.shipped import shipped_recipes
+from cfaug.shipped_recipes import shipped_recipes
+from cfaug.stages.attribute_classifiers import attribute_readers, quantised, to_pixels
 from cfaug.stages.pipeline import Pipeline
-from cfaug.stages.readers import attribute_readers, quantised, to_pixels
 
 SOLVERS = [
     ("reversible", 1),

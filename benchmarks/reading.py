@@ -31,7 +31,7 @@ from typing import Any
 from unittest import mock
 
 HERE = Path(__file__).resolve()
-sys.path[:0] = [str(HERE.parents[1] / "tests" / "offline")]
+sys.path[:0] = [str(HERE.parents[1] / "tests")]
 
 import damages  # noqa: E402
 import numpy as np  # noqa: E402
@@ -39,10 +39,10 @@ from PIL import Image  # noqa: E402
 from rows import cpu, record  # noqa: E402
 
 from cfaug.offline import ShardReader, verify  # noqa: E402
-from cfaug.offline.destinations.destination import open_destination  # noqa: E402
-from cfaug.offline.destinations.staging import stage_shard  # noqa: E402
+from cfaug.offline.commit import open_destination  # noqa: E402
 from cfaug.offline.format import Sample  # noqa: E402
 from cfaug.offline.reading.scan import scan  # noqa: E402
+from cfaug.offline.write_shard import stage_shard  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "offline.jsonl"
 
@@ -66,14 +66,14 @@ def photographs(pixels: int, count: int) -> list[Sample]:
 @contextmanager
 def trusting(everything: bool) -> Iterator[None]:
     """Our reader without hashing; with `everything`, also without any other check: what reading and decoding alone take."""
-    with mock.patch("cfaug.offline.shards.agrees", return_value=True):
+    with mock.patch("cfaug.offline.read.agrees", return_value=True):
         if not everything:
             yield
             return
         with (
             mock.patch("cfaug.offline.reading.decoders.check_record", lambda found, where: found),
             mock.patch("cfaug.offline.reading.decoders.parse_object", lambda data, most, where: json.loads(data)),
-            mock.patch("cfaug.offline.shards.picture_of", opened),
+            mock.patch("cfaug.offline.read.picture_of", opened),
         ):
             yield
 

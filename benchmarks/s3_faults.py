@@ -13,16 +13,16 @@ import time
 from collections import Counter
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / "offline"), str(Path(__file__).parent)]
+sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parent)]
 
 import committing  # noqa: E402
-from committing import IDENTITY, commit, name  # noqa: E402
-from faults import BUCKET, FaultProxy, s3_server  # noqa: E402
+from helpers.committing import IDENTITY, commit, name  # noqa: E402
+from helpers.faults import BUCKET, FaultProxy, s3_server  # noqa: E402
 from rows import cpu, record  # noqa: E402
 
 from cfaug.errors import CfaugError  # noqa: E402
 from cfaug.offline import ShardReader  # noqa: E402
-from cfaug.offline.destinations.destination import Destination, open_destination  # noqa: E402
+from cfaug.offline.commit import Destination, open_destination  # noqa: E402
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"
 PLACES = {  # what a run asks of the store: method and a part of the path

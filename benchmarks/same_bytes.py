@@ -27,7 +27,7 @@ from rows import cpu, record
 from cfaug.config import load_recipe
 from cfaug.offline import generate
 from cfaug.offline.engines import Outcome, make_engine
-from cfaug.shipped import shipped_recipes
+from cfaug.shipped_recipes import shipped_recipes
 from cfaug.stages import Pipeline
 
 HERE = Path(__file__).resolve()

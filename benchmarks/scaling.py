@@ -22,9 +22,9 @@ from rows import cpu, record
 
 from cfaug.config import load_recipe
 from cfaug.offline import generate
-from cfaug.offline.destinations.destination import open_destination
-from cfaug.offline.work import ShardWork
-from cfaug.shipped import shipped_recipes
+from cfaug.offline.commit import open_destination
+from cfaug.offline.make_shard import ShardWork
+from cfaug.shipped_recipes import shipped_recipes
 from cfaug.stages import Pipeline
 
 SETTINGS = ["--decoder.max_steps=10", "--generate.samples_per_shard=400"]

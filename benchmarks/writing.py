@@ -23,9 +23,9 @@ import numpy.typing as npt
 from rows import cpu, record
 from samples import record_of
 
-from cfaug.offline.destinations.destination import open_destination
-from cfaug.offline.destinations.staging import _png, stage_shard
+from cfaug.offline.commit import open_destination
 from cfaug.offline.format import Sample
+from cfaug.offline.write_shard import _png, stage_shard
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"
 SAMPLES = {32: 200, 64: 200, 128: 60, 224: 30, 512: 8}

@@ -8,17 +8,16 @@ from collections.abc import Collection, Sequence
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from cfaug.data.attributes import near
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, near
 
 if TYPE_CHECKING:
     from cfaug.config import DecoderConfig, Recipe
 
-DECODERS = ("diffusion", "distilled")
+DECODERS = ("diffusion",)
 SPACES = ("pixels", "latents")
 SAMPLERS = ("reversible", "reversible_euler", "midpoint")
 STRUCTURES = ("layout", "gradient", "none")
-DISCOVERIES = ("pc", "fci", "ges", "dagma")
+DISCOVERIES = ("pc", "fci", "ges")
 STRATEGIES = ("balance", "uniform", "every_value", "flip", "counterfactual_pairs")
 ENGINES = ("local", "torchrun", "slurm", "submitit", "ray")
 IMAGES = ("png", "png-stored", "webp")
@@ -29,9 +28,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "discover.alpha": (1e-12, 0.5), "discover.bootstraps": _ANY,
     "decoder.patch": (1, 64), "decoder.seconds": (0.1, math.inf), "decoder.max_steps": (1, math.inf),
     "decoder.batch_size": (1, math.inf), "decoder.learning_rate": (1e-9, 10), "decoder.drop_attribute": (0, 0.9),
-    "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.semantic": (0, 64), "decoder.validate_every": (1, math.inf),
+    "decoder.cell_power": (0, 1), "decoder.steps": (1, 1000), "decoder.validate_every": (1, math.inf),
     "decoder.patience": (1, math.inf), "decoder.checkpoint_seconds": _ANY, "decoder.guidance": (0, 100),
-    "decoder.distil_pairs": (1, 100), "decoder.distil_share": (0.01, 10),
     "plan.per_image": (1, math.inf), "plan.null_fraction": (0, 0.99), "plan.replicas": (1, math.inf),
     "generate.retries": (0, 100),
     "generate.workers": (0, 1024), "generate.samples_per_shard": (1, 100_000), "generate.batch_size": (1, math.inf),

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 
 from cfaug import __version__
 from cfaug.errors import CfaugError, UsageError
-from cfaug.shipped import copy_shipped, shipped_names, shipped_recipes
+from cfaug.shipped_recipes import copy_shipped, shipped_names, shipped_recipes
 
 STAGES = {
     "run": "every stage; resumes where it stopped",
@@ -125,9 +125,9 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         )
         return 0
     out = arguments.out or str(Path("shards") / recipe.name)
-    from cfaug.decode import processes
+    from cfaug.decode.diffusion import distributed as processes
     from cfaug.stages import Pipeline
-    from cfaug.stages.sharing import SHARED
+    from cfaug.stages.ranks import SHARED
 
     sharing = arguments.command == "generate" and recipe.generate.engine in SHARED
     if processes.several() and arguments.command != "fit" and not sharing:
@@ -212,7 +212,7 @@ _SHOW: dict[str, Callable[[Any, bool], None]] = {
 
 def _verify(arguments: argparse.Namespace) -> int:
     from cfaug.offline import verify
-    from cfaug.stages.sharing import plan_of, shards_of
+    from cfaug.stages.ranks import plan_of, shards_of
 
     if arguments.regenerate is not None and arguments.regenerate < 1:
         raise UsageError(
@@ -232,9 +232,9 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from cfaug.offline.about.contact_sheet import contact_sheet
-    from cfaug.offline.about.inspection import inspect_shards
-    from cfaug.stages.sharing import shards_of
+    from cfaug.offline.inspect.contact_sheet import contact_sheet
+    from cfaug.offline.inspect.inspection import inspect_shards
+    from cfaug.stages.ranks import shards_of
 
     place = shards_of(arguments.directory)
     found = inspect_shards(place, progress=not arguments.no_progress)
@@ -248,7 +248,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     import torch
 
-    from cfaug.stages.directory import versions
+    from cfaug.stages.run_directory import versions
 
     content: dict[str, Any] = {
         "versions": versions(),

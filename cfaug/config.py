@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cfaug.checks import check_ranges
-from cfaug.data.attributes import near
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, near
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class ScmConfig:
 class DiscoverConfig:
     """How ``cfaug discover`` looks for edges between attributes; no other stage reads it."""
 
-    method: str = "pc"  # pc | fci (hidden causes allowed) | ges (by score) | dagma (linear, differentiable)
+    method: str = "pc"  # pc | fci (hidden causes allowed) | ges (by score)
     alpha: float = 0.05  # level of the independence tests of pc and fci
     bootstraps: int = 20  # resamples for the confidence of every edge; 0: none
     forbidden: list[str] = field(default_factory=list)  # edges that cannot be: ["species -> light"]
@@ -67,11 +66,10 @@ class DiscoverConfig:
 class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
-    kind: str = "diffusion"  # diffusion | distilled (one network evaluation, trained from a diffusion teacher)
+    kind: str = "diffusion"  # diffusion
     space: str = "pixels"  # what the network sees: pixels | latents (of a variational autoencoder, for photographs)
     autoencoder: str | None = None  # latents: a local diffusers directory; null trains a small one on the data
     structure: str = "none"  # held fixed beside the noise; layout or gradient where attributes recolour, moving no edge
-    semantic: int = 0  # channels of a learned latent beside the noise, kept free of the attributes; 0: none
     patch: int | None = None  # space-to-depth factor; null: 1 up to 8 px, 2 up to 16 px, 4 beyond
     channels: list[int] = field(default_factory=lambda: [64, 96])
     seconds: float | None = None  # training budget; null: at most 3 minutes at 2 000 images, 25 at 20 000
@@ -87,8 +85,6 @@ class DecoderConfig:
     steps: int = 3  # solver steps each way: reversible 4 network evaluations each, midpoint 2, reversible_euler 2
     depth: dict[str, float] = field(default_factory=dict)  # attribute: flow time to invert to, in (0, 1]; 1 unless said
     guidance: float = 1.0  # strength of the intervention: scales the intervened attributes only; the others stay at 1
-    distil_pairs: int = 2  # distilled: counterfactuals of each training image that the teacher makes for the student
-    distil_share: float = 0.5  # distilled: the student's training budget, as a share of the teacher's
     device: str = "cpu"  # cpu | cuda | mps, or cuda:1
     bf16: bool = True  # autocast to bfloat16: a quarter faster in training where the processor has it
     compile: bool = False  # torch.compile the network in training

@@ -6,7 +6,8 @@ whoever raises one of these has already found the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -47,6 +48,21 @@ def one_line(error: object, most: int = 300) -> str:
     """What an error (or a text) says, without line breaks, cut at `most` characters; an error's kind where it says nothing."""
     said = " ".join(str(error).split())[:most]
     return said or (type(error).__name__ if isinstance(error, BaseException) else "")
+
+
+def shown(value: Any) -> str:
+    """A cell in an error message: its repr on one line, cut to 60 characters."""
+    line = " ".join(repr(value).split())
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """The known names closest to ``name``, or all of them when none is close: the end of an error message."""
+    known = [str(k) for k in known]
+    close = difflib.get_close_matches(str(name), known, n=3)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known: {', '.join(known[:20]) or 'none'}{', ...' if len(known) > 20 else ''}"
 
 
 _NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "cannot allocate memory", "bad_alloc")

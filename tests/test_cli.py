@@ -14,13 +14,13 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
+from helpers.tiny_run import Answer, call, contents, folder, folder_recipe
 from PIL import Image
-from tiny_run import Answer, call, contents, folder, folder_recipe
 
 from cfaug import __version__
 from cfaug.cli import STAGES, main
 from cfaug.config import load_recipe
-from cfaug.shipped import shipped_recipes
+from cfaug.shipped_recipes import shipped_recipes
 
 
 @pytest.fixture(scope="module")

@@ -75,7 +75,7 @@ def test_a_wheel_carries_the_recipes_the_template_and_the_types(tmp_path: Path) 
         "cfaug/py.typed",
         "cfaug/judge/report.html",
         "cfaug/stages/pipeline.py",
-        "cfaug/data/sets/digits.py",
+        "cfaug/data/sources/digits.py",
     } <= names
     assert not {name for name in names if name.startswith(("recipes/", "tests/", "shards/"))}
 
@@ -91,6 +91,6 @@ def test_every_package_on_disk_is_packaged() -> None:
 
 
 def test_recipes_are_found_in_this_installation() -> None:
-    from cfaug.shipped import shipped_recipes
+    from cfaug.shipped_recipes import shipped_recipes
 
     assert {"demo", "double_colored_mnist", "folder"} <= set(shipped_recipes())

@@ -21,7 +21,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 USER = Path(__file__).with_name("user_file.py")
 ROOMS = (
-    "cfaug", "cfaug.data", "cfaug.causal", "cfaug.decode", "cfaug.offline", "cfaug.learn", "cfaug.learn.objectives",
+    "cfaug", "cfaug.data", "cfaug.causal", "cfaug.decode", "cfaug.offline", "cfaug.learn", "cfaug.train.objectives",
     "cfaug.judge",
 )  # fmt: skip
 

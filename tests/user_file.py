@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import cfaug
-import cfaug.learn.objectives as losses
+import cfaug.train.objectives as losses
 from cfaug.causal import (
     MECHANISMS,
     ActedSCM,
@@ -33,13 +33,11 @@ from cfaug.causal import (
     Noise,
     assumption_card,
     check_label_safety,
-    confounding,
     cramers_v,
     diagnose,
     discover,
     falsify,
     flip,
-    forecast,
     missing_counts,
     normalised_mutual_information,
     refuse_if_ancestor,
@@ -52,6 +50,8 @@ from cfaug.causal import (
 from cfaug.causal import SCM as ModelOfAttributes
 from cfaug.causal import CausalGraph as Graph
 from cfaug.causal import do as intervene
+from cfaug.causal.audit import confounding
+from cfaug.causal.audit import plan_effect as forecast
 from cfaug.data import (
     SOURCES,
     ArrayDataset,
@@ -94,33 +94,15 @@ from cfaug.judge import (
     write_results,
 )
 from cfaug.learn import (
-    METHODS,
-    MODELS,
     CounterfactualDataset,
     CounterfactualStream,
     Draw,
-    GroupDRO,
-    Method,
-    MixedImages,
     MixingCollate,
-    Mixture,
     RandomCounterfactual,
-    SmallCNN,
-    StreamedImages,
     StreamLoader,
     Swappable,
-    TensorImages,
-    TrainedClassifier,
-    TrainingSet,
-    TrainingSets,
-    TrainSettings,
-    Validation,
     open_base,
     open_training_shards,
-    predict,
-    train_classifier,
-    training_set,
-    validation_set,
 )
 from cfaug.offline import (
     Engine,
@@ -138,6 +120,26 @@ from cfaug.offline import (
 )
 from cfaug.offline import Plan as PlanOfRows
 from cfaug.offline import PlanRow as Row
+from cfaug.train import (
+    METHODS,
+    MODELS,
+    GroupDRO,
+    Method,
+    MixedImages,
+    Mixture,
+    SmallCNN,
+    StreamedImages,
+    TensorImages,
+    TrainedClassifier,
+    TrainingSet,
+    TrainingSets,
+    TrainSettings,
+    Validation,
+    predict,
+    train_classifier,
+    training_set,
+    validation_set,
+)
 
 
 def the_top(table: pd.DataFrame) -> tuple[cfaug.SCM, cfaug.Plan]:

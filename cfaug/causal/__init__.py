@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from cfaug.causal.acted import ActedSCM
-from cfaug.causal.assumptions import assumption_card
-from cfaug.causal.background import Background
-from cfaug.causal.confounding import confounding, cramers_v, missing_counts, normalised_mutual_information
-from cfaug.causal.diagnosis import diagnose
-from cfaug.causal.discovery import Discovery, discover
-from cfaug.causal.falsification import falsify
-from cfaug.causal.forecast import forecast
-from cfaug.causal.functions import FunctionMechanism
+from cfaug.causal.audit.assumptions import assumption_card
+from cfaug.causal.audit.confounding import confounding, cramers_v, missing_counts, normalised_mutual_information
+from cfaug.causal.audit.diagnosis import diagnose
+from cfaug.causal.audit.falsification import falsify
+from cfaug.causal.audit.independence import Independence, IndependenceTest
+from cfaug.causal.audit.plan_effect import forecast
+from cfaug.causal.discover.background_knowledge import Background
+from cfaug.causal.discover.discovery import Discovery, discover
 from cfaug.causal.graph import CausalGraph, check_label_safety, refuse_if_ancestor, refuse_unconfirmed
-from cfaug.causal.independence import Independence, IndependenceTest
 from cfaug.causal.intervention import Change, Intervention, do, flip, resample, scale, shift, uniform
 from cfaug.causal.mechanisms import MECHANISMS, ImageMechanism, Mechanism
+from cfaug.causal.mechanisms.functions import FunctionMechanism
 from cfaug.causal.noise import Noise
+from cfaug.causal.prediction import ActedSCM
 from cfaug.causal.scm import SCM
 
 __all__ = [

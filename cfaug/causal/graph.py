@@ -22,9 +22,8 @@ from typing import Any
 
 import networkx as nx
 
-from cfaug.data.attributes import IMAGE, Schema, near, refuse_no_schema
-from cfaug.data.columns import shown
-from cfaug.errors import UsageError
+from cfaug.data.schema import IMAGE, Schema, refuse_no_schema
+from cfaug.errors import UsageError, near, shown
 
 _NAME = re.compile(r"[^\s<>;,=-]+(?:[ -][^\s<>;,=-]+)*")
 _ARROW = re.compile(r"(<->\?|->\?|<->|->)")

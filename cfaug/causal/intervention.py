@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cfaug.data.attributes import IMAGE, Attribute, Schema
+from cfaug.data.schema import IMAGE, Attribute, Schema
 from cfaug.errors import UsageError
 
 Value = str | int | float

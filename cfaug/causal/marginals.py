@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.draws import Array
-from cfaug.data.attributes import Attribute, Schema
+from cfaug.causal.row_random import Array
+from cfaug.data.schema import Attribute, Schema
 
 QUANTILES = 1025
 

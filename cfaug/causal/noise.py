@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.draws import Array, Seeds, normals, stream, uniforms
 from cfaug.causal.mechanisms import Mechanism, has_normal_noise
+from cfaug.causal.row_random import Array, Seeds, normals, stream, uniforms
 
 Bank = npt.NDArray[np.float32]
 BANK = 10_000
@@ -41,14 +41,13 @@ class Noise:
     values: Mapping[str, Array]
     factual: pd.DataFrame
     seeds: Seeds
-    imputed: pd.DataFrame | None = None
 
     def __len__(self) -> int:
         return len(self.factual)
 
     def moved(self, table: pd.DataFrame) -> Noise:
         """The same noise in another world: ``table`` is what ``predict`` gave for it, and the next do() starts from there."""
-        return Noise(self.values, table, self.seeds, self.imputed)
+        return Noise(self.values, table, self.seeds)
 
 
 class Districts:

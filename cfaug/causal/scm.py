@@ -5,8 +5,7 @@
     table_cf = acted.predict(noise)       the same noise, the new mechanisms
 
 A value that is missing in a row leaves the noise of that attribute, and of its children, unknown in that row; what
-would have to be computed from it is missing in the counterfactual too, and never guessed: unless ``impute=True`` asks for
-a draw from what the row's other values say (:mod:`cfaug.causal.imputation`).
+would have to be computed from it is missing in the counterfactual too, and never guessed.
 
 Attributes absent from the graph are isolated roots: they stay as they are. A value is recomputed only in rows where
 a parent's value differs from the factual one, so non-descendants, and everything under do(), stay bit for bit what they
@@ -31,17 +30,16 @@ import numpy as np
 import pandas as pd
 
 from cfaug.causal import storage
-from cfaug.causal.acted import ActedSCM, dtype_of
-from cfaug.causal.cautions import complete, tell, warn
-from cfaug.causal.conditional import row_weights
-from cfaug.causal.draws import Array, Seeds, natural, row_seeds, stream
+from cfaug.causal.fit_warnings import complete, tell, warn
 from cfaug.causal.graph import CausalGraph
-from cfaug.causal.imputation import impute
 from cfaug.causal.intervention import Intervention, do
 from cfaug.causal.marginals import Marginal
 from cfaug.causal.mechanisms import MECHANISMS, Mechanism, default_kind, mechanism_named, refuse_unsuited
+from cfaug.causal.mechanisms.conditional import row_weights
 from cfaug.causal.noise import Districts, Noise
-from cfaug.data.attributes import Schema
+from cfaug.causal.prediction import ActedSCM, dtype_of
+from cfaug.causal.row_random import Array, Seeds, natural, row_seeds, stream
+from cfaug.data.schema import Schema
 from cfaug.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
@@ -160,26 +158,21 @@ class SCM:
         return self._marginals[name]
 
     # --- the three verbs
-    def abduct(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds = 0, impute: bool = False) -> Noise:
+    def abduct(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds = 0) -> Noise:
         """The noise of B rows, given all their attributes jointly; NaN for an attribute that is missing or has a parent
-        missing in that row (the target must be there), unless ``impute`` fills it in first.
+        missing in that row (the target must be there).
 
         ``seed`` is one number (each row then draws by the number and its key) or B numbers, one a row.
         """
-        return self._abduct(table, seed, impute, self.order)
+        return self._abduct(table, seed, self.order)
 
-    def _abduct(
-        self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds, impute: bool, needed: Collection[str]
-    ) -> Noise:
+    def _abduct(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds, needed: Collection[str]) -> Noise:
         """``abduct`` of the attributes ``needed`` alone."""
         self.mechanism(self.order[0])
         self.schema.check(table, self.schema.names)
         factual = self.schema.canonical(table)
         rows = row_seeds(seed, factual.index)
         factual.index = table.index  # the caller's own, so that what comes back can stand beside what came
-        imputed = factual.isna() if impute else None
-        if impute:
-            factual = self._impute(factual, rows)
         noise = {}
         for k, name in enumerate(self.order):
             if name not in needed:
@@ -191,15 +184,7 @@ class SCM:
             )
             noise[name] = np.full((len(known), mechanism.width), np.nan)
             noise[name][known] = found
-        return Noise(noise, factual, rows, imputed)
-
-    def _impute(self, factual: pd.DataFrame, rows: Seeds) -> pd.DataFrame:
-        ordered = {name: self._mechanisms[name] for name in self.order}
-        return impute(ordered, self.districts, factual, rows)
-
-    def impute(self, table: pd.DataFrame, seed: int | Sequence[int] | Seeds = 0) -> pd.DataFrame:
-        """The schema's columns of ``table``, every missing value drawn given what its row has: as ``abduct(impute=True)`` does."""
-        return self._abduct(table, seed, True, ()).factual
+        return Noise(noise, factual, rows)
 
     def act(self, intervention: Intervention | Sequence[Intervention]) -> ActedSCM:
         """This model under do(...), one for all rows or one a row; UsageError for what the schema does not allow.
@@ -231,7 +216,6 @@ class SCM:
         table: pd.DataFrame,
         intervention: Intervention | Sequence[Intervention],
         seed: int | Sequence[int] | Seeds = 0,
-        impute: bool = False,
         chunk: int = CHUNK,
     ) -> pd.DataFrame:
         """abduct, act, predict: what each row's attributes would have been.
@@ -249,7 +233,7 @@ class SCM:
         columns = {name: np.empty(n, dtype=dtype_of(self.schema[name])) for name in names}
         for start in range(0, max(1, n), chunk):
             here = slice(start, start + chunk)
-            noise = self._abduct(table.iloc[here], seed if seeds is None else seeds[here], impute, needed)
+            noise = self._abduct(table.iloc[here], seed if seeds is None else seeds[here], needed)
             part = acted[here].predict(noise)
             for name in names:
                 columns[name][here] = part[name]
@@ -261,14 +245,13 @@ class SCM:
         tables: Iterable[pd.DataFrame],
         intervention: Intervention,
         seed: int = 0,
-        impute: bool = False,
     ) -> Iterator[pd.DataFrame]:
         """The counterfactuals of one table after the other: for more rows than memory holds.
 
         A row's answer is that of ``counterfactual`` on the whole, whatever table it comes in: draws belong to its key.
         """
         for table in tables:
-            yield self.counterfactual(table, intervention, seed, impute)
+            yield self.counterfactual(table, intervention, seed)
 
     def resolve(
         self,
@@ -288,7 +271,7 @@ class SCM:
             absent = next((name for name, value in values.items() if pd.isna(value)), None)
             if absent is not None:
                 raise DataError(
-                    f"row {key!r}: {acted.at(i)} needs the value of {absent!r}, which is missing; fill it in, or use scm.impute"
+                    f"row {key!r}: {acted.at(i)} needs the value of {absent!r}, which is missing; fill it in"
                 )
             found.append(do(values))
         return found

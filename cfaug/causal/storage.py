@@ -20,8 +20,8 @@ from cfaug.causal.graph import CausalGraph
 from cfaug.causal.marginals import Marginal
 from cfaug.causal.mechanisms import Mechanism, mechanism_named
 from cfaug.causal.noise import Districts
-from cfaug.data.attributes import Schema
 from cfaug.data.files import replace_file
+from cfaug.data.schema import Schema
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 if TYPE_CHECKING:

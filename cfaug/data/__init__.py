@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from cfaug.data.attributes import Attribute, Schema
-from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset, pixel_digest
+from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
 from cfaug.data.groups import Grouper
+from cfaug.data.images import pixel_digest
+from cfaug.data.micro_batch import Sources
+from cfaug.data.schema import Attribute, Schema
 from cfaug.data.sources import SOURCES, can_unconfound, measures_of, open_source
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ __all__ = [
     "FolderDataset",
     "Grouper",
     "Schema",
+    "Sources",
     "can_unconfound",
     "load_images",
     "load_padded",
@@ -31,7 +34,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("load_images", "load_padded"):  # need torch: loaded on first use
-        from cfaug.data import loading
+        from cfaug.data import loading as loading
 
         return getattr(loading, name)
     raise AttributeError(f"module 'cfaug.data' has no attribute {name!r}")

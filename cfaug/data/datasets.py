@@ -13,38 +13,13 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
-from cfaug.data.attributes import Attribute, Schema, near
-from cfaug.errors import DataError, UsageError
+from cfaug.data.images import Pixels, read_image, to_pil
+from cfaug.data.schema import Attribute, Schema
+from cfaug.errors import DataError, UsageError, near
 
 SPLITS = ("train", "val", "test")
-# Pillow without a list of formats reaches Ghostscript through an EPS file named .png
-FORMATS = ("PNG", "JPEG", "WEBP")
-Pixels = npt.NDArray[np.uint8]
-
-
-def pixel_digest(image: Pixels) -> str:
-    """sha256 (hex) of "HxWx3:" and the RGB bytes of a uint8 image (H, W, C) or (H, W); grey counts as R = G = B.
-
-    The identity of a source image: shards carry it, and training finds counterfactuals by it.
-    """
-    pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        pixels = pixels[..., None]
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
-        raise UsageError(f"expected a uint8 image (H, W, 1 or 3), got {pixels.dtype} {pixels.shape}")
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
-    h, w, _ = pixels.shape
-    return hashlib.sha256(f"{h}x{w}x3:".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def to_pil(image: Pixels) -> Image.Image:
-    """A uint8 array (H, W, C) as a PIL image: mode L for C = 1, RGB for C = 3."""
-    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
 @runtime_checkable
@@ -222,25 +197,6 @@ class FolderDataset(_Indexed):
 
 def _by(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape))
-
-
-def read_image(path: Path) -> Pixels:
-    """Decode one PNG, JPEG or WebP file to uint8 (H, W, C); DataError naming the file if that fails."""
-    try:
-        with Image.open(path, formats=FORMATS) as picture:
-            picture.load()
-            if picture.mode.startswith(("I", "F")):
-                raise DataError(f"{path}: expected 8 bits a channel, got mode {picture.mode}; convert it to 8 bits")
-            pixels = np.array(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such image file") from error
-    # Pillow reports a damaged file as OSError, SyntaxError or ValueError, depending on where the damage is
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: cannot decode this as PNG, JPEG or WebP ({reason}); replace the file") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def read_metadata(root: Path) -> pd.DataFrame:

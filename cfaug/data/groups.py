@@ -10,17 +10,31 @@ from pixels. A training row without a value is in no group of that attribute (No
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
-from cfaug.data.attributes import Schema, near
-from cfaug.errors import DataError, UsageError
+from cfaug.data.schema import Schema
+from cfaug.errors import DataError, UsageError, near
 
 QUARTILES = ("q1", "q2", "q3", "q4")
+
+
+def quartiles(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+    """The three quartiles of the values that are there; NaN where none is."""
+    known = values[~np.isnan(values)]
+    first, second, third = np.quantile(known, [0.25, 0.5, 0.75]) if len(known) else (np.nan,) * 3
+    return float(first), float(second), float(third)
+
+
+def quarter(values: npt.NDArray[np.float64], cuts: Sequence[float]) -> npt.NDArray[np.int64]:
+    """The quarter 0..3 that each value is in, -1 for NaN. A value equal to a quartile is in the lower quarter, everywhere."""
+    found = np.searchsorted(np.asarray(cuts, dtype=float), values, side="left")
+    return np.where(np.isnan(values), -1, np.minimum(found, len(cuts)))
 
 
 @dataclass(frozen=True)
@@ -49,8 +63,7 @@ class Grouper:
                     raise DataError(
                         f"column {name!r}: expected training rows with a value, got none in {len(columns)} rows; fill in some"
                     )
-                q = np.quantile(values, [0.25, 0.5, 0.75])
-                edges.append((name, (float(q[0]), float(q[1]), float(q[2]))))
+                edges.append((name, quartiles(values)))
         return cls(own, tuple(edges))
 
     @property
@@ -81,9 +94,7 @@ class Grouper:
         cuts = dict(self.edges).get(attribute)
         if cuts is None:
             return column
-        quarter = np.searchsorted(np.array(cuts), column.to_numpy(), side="left")
-        names = np.array([*QUARTILES, None], dtype=object)
-        found = names[np.where(column.isna(), len(QUARTILES), quarter)]
+        found = np.array([*QUARTILES, None], dtype=object)[quarter(column.to_numpy(), cuts)]
         return pd.Series(found, index=column.index, name=attribute, dtype=object)
 
     def _targets(self, table: pd.DataFrame) -> pd.Series:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from cfaug.data.datasets import AttributeDataset, Pixels
+from cfaug.data.datasets import AttributeDataset
+from cfaug.data.images import Pixels
 from cfaug.errors import DataError
 
 SIDES = (4, 256)

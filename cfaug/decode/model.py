@@ -28,15 +28,14 @@ from cfaug.config import DecoderConfig
 from cfaug.data import Schema
 from cfaug.data.files import replace_file
 from cfaug.decode import storage
-from cfaug.decode.condition import differing
-from cfaug.decode.diffusion import DiffusionDecoder, ImageNoise
-from cfaug.decode.distilled import CarriedImage, DistilledDecoder
-from cfaug.decode.training import FitReport
+from cfaug.decode.diffusion.condition import differing
+from cfaug.decode.diffusion.decoder import DiffusionDecoder, ImageNoise
+from cfaug.decode.diffusion.training import FitReport
 from cfaug.errors import ShardError, UsageError
 
 
 class Decoder(Protocol):
-    """An image mechanism: what :class:`DiffusionDecoder` and :class:`DistilledDecoder` have in common."""
+    """An image mechanism: what :class:`DiffusionDecoder` offers."""
 
     config: DecoderConfig
     report: FitReport | None
@@ -66,14 +65,11 @@ class Decoder(Protocol):
     def save(self, directory: str | Path) -> None: ...
 
 
-_KINDS: dict[str, type[DiffusionDecoder] | type[DistilledDecoder]] = {
-    "diffusion": DiffusionDecoder,
-    "distilled": DistilledDecoder,
-}
+_KINDS: dict[str, type[DiffusionDecoder]] = {"diffusion": DiffusionDecoder}
 
 
-def load_decoder(directory: str | Path, device: str = "cpu") -> DiffusionDecoder | DistilledDecoder:
-    """Read a saved decoder of either kind.
+def load_decoder(directory: str | Path, device: str = "cpu") -> DiffusionDecoder:
+    """Read a saved decoder of any kind.
 
     Raises:
         ShardError: a missing, truncated or altered checkpoint, or one of a kind that does not exist.
@@ -92,7 +88,7 @@ class ModelNoise:
     """Exogenous noise of a batch: of every attribute, and of the image."""
 
     attributes: Noise
-    image: ImageNoise | CarriedImage
+    image: ImageNoise
 
 
 class CounterfactualModel:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cfaug.data.files import replace_file
-from cfaug.decode.training import FitReport
+from cfaug.decode.diffusion.training import FitReport
 from cfaug.errors import ShardError, UsageError
 
 FORMAT = 2

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cfaug.causal.intervention import Intervention, do
-from cfaug.data.attributes import Schema
+from cfaug.data.schema import Schema
 from cfaug.errors import UsageError
 
 Predictor = Callable[[Tensor], Tensor]

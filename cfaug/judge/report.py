@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.causal.assumptions import STATUS_WORDS, effect_words, pair_words
+from cfaug.causal.audit.assumptions import STATUS_WORDS, effect_words, pair_words
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
-from cfaug.judge.drawings import discovery_drawing, graph_drawing, group_matrix, method_bars, png_uri
+from cfaug.judge.charts import discovery_drawing, graph_drawing, group_matrix, method_bars, png_uri
 from cfaug.judge.tables import MethodSummary, attribute_gaps, summarise
 
 Pixels = npt.NDArray[np.uint8]

@@ -1,4 +1,4 @@
-"""Training on the mixture: wrapper, transform, objectives, methods. Of generation it knows only the shards."""
+"""The user's training loop: wrapper, transform, collate function, stream. Of generation it knows only the shard reader."""
 
 from __future__ import annotations
 
@@ -6,78 +6,36 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cfaug.learn.assembly import Mixture, TrainingSets, training_set, validation_set
-    from cfaug.learn.bases import Swappable, open_base
     from cfaug.learn.collate import MixingCollate
-    from cfaug.learn.draws import Draw
+    from cfaug.learn.dataset import CounterfactualDataset
     from cfaug.learn.guard import open_training_shards
-    from cfaug.learn.methods import METHODS, Method
-    from cfaug.learn.mixing import CounterfactualDataset
-    from cfaug.learn.models import MODELS, SmallCNN
-    from cfaug.learn.objectives import GroupDRO
-    from cfaug.learn.sources import MixedImages, StreamedImages, TensorImages, TrainingSet
-    from cfaug.learn.streaming import CounterfactualStream, StreamLoader
-    from cfaug.learn.train import TrainedClassifier, TrainSettings, Validation, predict, train_classifier
-    from cfaug.learn.transforms import RandomCounterfactual
+    from cfaug.learn.policies import Draw
+    from cfaug.learn.stream import CounterfactualStream, StreamLoader
+    from cfaug.learn.swap import Swappable, open_base
+    from cfaug.learn.transform import RandomCounterfactual
 
 _HOMES = {
-    "CounterfactualDataset": "mixing",
-    "CounterfactualStream": "streaming",
-    "StreamLoader": "streaming",
+    "CounterfactualDataset": "dataset",
+    "CounterfactualStream": "stream",
+    "StreamLoader": "stream",
     "MixingCollate": "collate",
-    "Swappable": "bases",
-    "open_base": "bases",
+    "Swappable": "swap",
+    "open_base": "swap",
     "open_training_shards": "guard",
-    "Draw": "draws",
-    "RandomCounterfactual": "transforms",
-    "GroupDRO": "objectives",
-    "METHODS": "methods",
-    "Method": "methods",
-    "MODELS": "models",
-    "SmallCNN": "models",
-    "MixedImages": "sources",
-    "StreamedImages": "sources",
-    "TensorImages": "sources",
-    "TrainingSet": "sources",
-    "TrainSettings": "train",
-    "TrainedClassifier": "train",
-    "Validation": "train",
-    "Mixture": "assembly",
-    "TrainingSets": "assembly",
-    "predict": "train",
-    "train_classifier": "train",
-    "training_set": "assembly",
-    "validation_set": "assembly",
+    "Draw": "policies",
+    "RandomCounterfactual": "transform",
 }
 
 __all__ = [
-    "METHODS",
-    "MODELS",
     "CounterfactualDataset",
     "CounterfactualStream",
     "Draw",
-    "GroupDRO",
-    "Method",
-    "MixedImages",
     "MixingCollate",
-    "Mixture",
     "RandomCounterfactual",
-    "SmallCNN",
     "StreamLoader",
-    "StreamedImages",
     "Swappable",
-    "TensorImages",
-    "TrainSettings",
-    "TrainedClassifier",
-    "TrainingSet",
-    "TrainingSets",
-    "Validation",
     "open_base",
     "open_training_shards",
-    "predict",
-    "train_classifier",
-    "training_set",
-    "validation_set",
 ]
 
 

@@ -30,10 +30,10 @@ from cfaug.errors import UsageError
 from cfaug.learn.checks import whole
 from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
+from cfaug.learn.image_types import as_pixels
 from cfaug.learn.inner import tell_epoch
-from cfaug.learn.lookups import open_lookup
-from cfaug.learn.pictures import as_pixels
-from cfaug.offline.shards import ShardReader
+from cfaug.learn.pixel_swap import open_lookup
+from cfaug.offline.read import ShardReader
 
 _APPLIED: ContextVar[bool] = ContextVar("applied", default=False)  # of the call that this thread is in
 
@@ -43,7 +43,7 @@ class RandomCounterfactual(Counting, A.ImageOnlyTransform):  # type: ignore[misc
 
     Images: uint8 (H, W, 3) RGB, (H, W) or (H, W, 1), before anything that changes a pixel; what comes out has the same
     shape. Unknown images pass through. Draws from albumentations' own generators, one to three numbers an image whether
-    or not it is known. ``shards``: OUT, OUT/shards or a URL; ``held_out`` is looked at once and not saved. ``seen``, ``matched``, ``swapped`` and the warning: as in :mod:`cfaug.learn.lookups`.
+    or not it is known. ``shards``: OUT, OUT/shards or a URL; ``held_out`` is looked at once and not saved. ``seen``, ``matched``, ``swapped`` and the warning: as in :mod:`cfaug.learn.pixel_swap`.
 
     Raises UsageError for probabilities out of range and for float images, DataError when the shards lack what is asked
     for, (``guard``) have samples outside the train split, or have samples of images in the data sets ``held_out``.

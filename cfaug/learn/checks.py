@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from cfaug.errors import DataError, UsageError, one_line
 
 if TYPE_CHECKING:  # what is asked of numbers does not load the shards
-    from cfaug.offline.shards import ShardReader
+    from cfaug.offline.read import ShardReader
 
 PolicyName = Literal["replace", "append", "pairs", "groups"]
 POLICIES: tuple[str, ...] = get_args(PolicyName)

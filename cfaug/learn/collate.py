@@ -19,19 +19,19 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.images import with_value
 from cfaug.learn.checks import whole
 from cfaug.learn.counts import Counting
 from cfaug.learn.epochs import Epochs
-from cfaug.learn.lookups import open_lookup
-from cfaug.offline.shards import ShardReader
+from cfaug.learn.pixel_swap import open_lookup
+from cfaug.learn.swap.images import with_value
+from cfaug.offline.read import ShardReader
 
 
 class MixingCollate(Counting, Epochs):
     """A ``collate_fn`` (of a DataLoader, of ``wds.batched``) over untransformed samples; picklable, safe under spawn.
 
     Samples: ``(image, ...)`` or dicts, the image PIL or uint8, not transformed yet. ``p``, ``null_p``: the rule of
-    :mod:`cfaug.learn.lookups`. ``transform``: from the (swapped) image to a tensor. ``then``: called with the batch's
+    :mod:`cfaug.learn.pixel_swap`. ``transform``: from the (swapped) image to a tensor. ``then``: called with the batch's
     ``(images, labels)``, or with the whole batch when samples are dicts; further elements of a batch stay as they are.
     ``image_key``: needed only when a dict has more than one image. ``set_epoch`` is seen by persistent workers.
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
-    from cfaug.learn.lookups import PixelLookup
+    from cfaug.learn.pixel_swap import PixelLookup
 
 SETTLE = 0.05  # seconds in which two workers that would warn at the same moment notice one another
 

@@ -20,9 +20,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from cfaug.errors import DataError, UsageError
-from cfaug.learn.pictures import recognisable, said_sizes, size_of
+from cfaug.learn.image_types import recognisable, said_sizes, size_of
 from cfaug.learn.spread import spread
-from cfaug.offline.shards import SPLITS, TRAIN, ShardReader
+from cfaug.offline.read import SPLITS, TRAIN, ShardReader
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ def refuse_split(dataset: Any) -> None:
     """UsageError for a data set that says that it, or one inside it, is validation or test.
 
     It says so as torchvision's do (``split``, ``_split``, ``image_set``, ``train=False``) or by another usual name (``mode``,
-    ``phase``, ``is_test``, ...): :func:`cfaug.learn.bases.splits.splits_of`.
+    ``phase``, ``is_test``, ...): :func:`cfaug.learn.swap.splits.splits_of`.
     """
-    from cfaug.learn.bases.splits import is_evaluated, splits_of
+    from cfaug.learn.swap.splits import is_evaluated, splits_of
 
     said = sorted(filter(is_evaluated, splits_of(dataset)))
     if said:
@@ -73,7 +73,7 @@ def refuse_split(dataset: Any) -> None:
 
 
 def _refuse_sources(reader: ShardReader, dataset: Any, number: int) -> None:
-    from cfaug.learn.bases import open_base
+    from cfaug.learn.swap import open_base
 
     try:
         base = open_base(dataset)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cfaug.learn.bases.facts import inner_datasets, is_dataset
 from cfaug.learn.counts import Counting
+from cfaug.learn.swap.metadata import inner_datasets, is_dataset
 
 SEARCHED = 2000  # objects that are looked at below a transform, the nearest first
 CALLS = ("__call__", "forward")  # what runs when an object is called

@@ -17,12 +17,12 @@ from torchvision.datasets import DatasetFolder
 
 from cfaug.data.datasets import AttributeDataset
 from cfaug.errors import DataError, UsageError
-from cfaug.learn.bases import Swappable
-from cfaug.learn.bases.base import undrawn
-from cfaug.learn.bases.facts import part_of
-from cfaug.learn.matching import Matches
-from cfaug.learn.pictures import recognisable
+from cfaug.learn.image_types import recognisable
+from cfaug.learn.match import Matches
 from cfaug.learn.spread import spread
+from cfaug.learn.swap import Swappable
+from cfaug.learn.swap.base import undrawn
+from cfaug.learn.swap.metadata import part_of
 
 LOOKED_AT = 8  # images of those that have samples: a permutation leaves none of a thousand in place, mostly
 

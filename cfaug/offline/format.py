@@ -33,7 +33,6 @@ FORMAT = 1
 MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CARD = "README.md"
-CROISSANT = "croissant.json"
 PLAN_HEADER = "plan.json"
 COLUMNS = "index.bin"  # all indices in another form, for readers; derived
 TAR, INDEX = ".tar", ".index.jsonl"  # what a shard's two files end in

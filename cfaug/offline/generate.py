@@ -2,7 +2,7 @@
 
     for outcome in engine.map(work, shards that are missing):  count it, or try again, or list it
 
-Every worker commits its own shards (see :mod:`cfaug.offline.work`); what is here decides what is missing, looks at what
+Every worker commits its own shards (see :mod:`cfaug.offline.make_shard`); what is here decides what is missing, looks at what
 came back and says so. It promises the same bytes only for the same environment (batch size, threads, device type, dtype,
 versions), which the manifest records and a later run must match.
 """
@@ -21,17 +21,16 @@ from typing import Any
 from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirmed
 from cfaug.data import AttributeDataset
 from cfaug.errors import CfaugError, DataError, StorageError, UsageError
-from cfaug.offline.about.card import card
-from cfaug.offline.about.croissant import croissant
-from cfaug.offline.destinations.destination import open_destination
-from cfaug.offline.destinations.staging import field_of
-from cfaug.offline.destinations.storage import LocalStorage
+from cfaug.offline.commit import open_destination
 from cfaug.offline.engines import Engine, Outcome, make_engine
-from cfaug.offline.format import CARD, CROISSANT, ManifestRow
+from cfaug.offline.format import CARD, ManifestRow
+from cfaug.offline.inspect.card import card
+from cfaug.offline.make_shard import Environment, Gate, Model, ShardDone, ShardWork, canvas_of, environment_of
 from cfaug.offline.plan import Plan, sources_digest
 from cfaug.offline.progress import Progress
 from cfaug.offline.reading.column_file import publish_columns
-from cfaug.offline.work import Environment, Gate, Model, ShardDone, ShardWork, canvas_of, environment_of
+from cfaug.offline.storage import LocalStorage
+from cfaug.offline.write_shard import field_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ def generate(
             cannot be read, a model that returns NaN) is not tried again; the other shards are made, then it is listed.
         log_to: JSON lines, one an event: start, shard, retry, failed, finished.
         tensorboard: directory for the same figures.
-        gate: filter of what is made (see :class:`~cfaug.offline.work.Gate`); what it rejects is left out of its shard.
+        gate: filter of what is made (see :class:`~cfaug.offline.make_shard.Gate`); what it rejects is left out of its shard.
 
     A committed shard whose file is missing or of the wrong size is made again and must come out the same.
 
@@ -232,7 +231,7 @@ class _Run:
 
 
 def _publish(work: ShardWork, shared: bool) -> bool:
-    """Whether every shard of the plan is committed; if so the manifest, the card and Croissant are written, and index.bin.
+    """Whether every shard of the plan is committed; if so the manifest, the card and index.bin are written.
 
     :class:`StorageError` where some are not and nobody else is at work: workers wrote to a place of their own.
     """
@@ -249,8 +248,7 @@ def _publish(work: ShardWork, shared: bool) -> bool:
     names = [plan.shard_name(number) for number in plan.shards()]
     padded = canvas_of(model) is not None
     text = card(plan, model.schema, padded=padded, image=field_of(work.image), example=rows[names[0]])
-    metadata = croissant(plan, model.schema, rows.values(), field_of(work.image))
-    destination.publish(names, {CARD: text.encode(), CROISSANT: metadata}, rows)
+    destination.publish(names, {CARD: text.encode()}, rows)
     if isinstance(destination.storage, LocalStorage):
         with destination.staging():  # nobody sweeps up what is being written
             publish_columns(destination.storage, sorted(rows.values(), key=lambda row: row.name))

@@ -5,7 +5,7 @@
 
 Events: ``start``, ``shard``, ``retry``, ``failed``, ``end`` (with ``error`` where the run did not reach its end). A line is
 appended in one write, so a crash leaves at most one torn line, which readers pass over and the next run does not write on.
-The log is for people and for :func:`cfaug.offline.about.stats.read_stats`: what exists is said by the manifest alone.
+The log is for people and for :func:`cfaug.offline.inspect.stats.read_stats`: what exists is said by the manifest alone.
 """
 
 from __future__ import annotations

@@ -22,8 +22,6 @@ from typing import IO
 import numpy as np
 
 from cfaug.errors import ShardError, StorageError
-from cfaug.offline.destinations.explained import unreadable
-from cfaug.offline.destinations.storage import LocalStorage, Storage, open_storage
 from cfaug.offline.format import (
     BLOCK,
     CARD,
@@ -39,6 +37,7 @@ from cfaug.offline.format import (
     header,
     padded,
 )
+from cfaug.offline.os_errors import unreadable
 from cfaug.offline.plan import Plan
 from cfaug.offline.reading.column_file import Unusable, map_columns
 from cfaug.offline.reading.columns import agrees, fingerprint_of
@@ -46,6 +45,7 @@ from cfaug.offline.reading.decoders import decode_image, parse_record
 from cfaug.offline.reading.manifest import COMMITS, read_manifest
 from cfaug.offline.reading.opening import check_size, open_shards, read_index, vouched
 from cfaug.offline.reading.scan import read_exactly, scan
+from cfaug.offline.storage import LocalStorage, Storage, open_storage
 
 MOST = 20  # lines about one shard, and about any other one thing
 TOLD = 1000  # lines about shards

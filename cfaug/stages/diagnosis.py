@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from cfaug.causal import SCM, diagnose, falsify, forecast
+from cfaug.causal import SCM, diagnose, falsify
+from cfaug.causal.audit import plan_effect as forecast
 from cfaug.config import Recipe
 from cfaug.offline import Plan
 from cfaug.stages.inputs import Inputs

@@ -19,9 +19,9 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal import CausalGraph, refuse_if_ancestor
-from cfaug.causal.background import Background
-from cfaug.causal.discovery import Discovery
-from cfaug.causal.discovery import discover as discover_in
+from cfaug.causal.discover.background_knowledge import Background
+from cfaug.causal.discover.discovery import Discovery
+from cfaug.causal.discover.discovery import discover as discover_in
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, Schema, load_images
 from cfaug.errors import DataError, UsageError
@@ -76,7 +76,7 @@ def discover(recipe: Recipe, inputs: Inputs, progress: bool = False) -> Findings
     """Ask the training table of ``inputs`` for edges between the attributes, as ``recipe.discover`` says.
 
     Raises:
-        UsageError, DataError: as :func:`cfaug.causal.discovery.discover`.
+        UsageError, DataError: as :func:`cfaug.causal.discover.discovery.discover`.
     """
     config, table, schema = recipe.discover, inputs.train.table, inputs.schema
     background = Background.read(config.forbidden, config.required, config.tiers)
@@ -138,8 +138,8 @@ def fill(
     """
     import torch
 
-    from cfaug.learn import TensorImages, train_classifier
-    from cfaug.stages.readers import settings_of
+    from cfaug.stages.attribute_classifiers import settings_of
+    from cfaug.train import TensorImages, train_classifier
 
     table = dataset.schema.canonical(dataset.table)
     holes = [name for name in dataset.schema.names if table[name].isna().any()]

@@ -21,14 +21,14 @@ from cfaug.config import Recipe
 from cfaug.data import load_images
 from cfaug.decode import CounterfactualModel
 from cfaug.judge import axioms
-from cfaug.judge.leaks import LEAST_SOURCES
-from cfaug.learn.models import as_input
+from cfaug.judge.probes import LEAST_SOURCES
 from cfaug.offline import Plan, PlanRow, ShardReader
+from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, to_pixels
+from cfaug.stages.generated_sets import balanced_acts, make_pool
 from cfaug.stages.inputs import Inputs
-from cfaug.stages.losses import three_losses
-from cfaug.stages.pools import balanced_acts, make_pool
+from cfaug.stages.loss_breakdown import three_losses
 from cfaug.stages.probes import leak_figures, shortcut_probe
-from cfaug.stages.readers import Pixels, attribute_readers, to_pixels
+from cfaug.train.models import as_input
 
 PROBED = 2000
 """Sources of the leak probes, at most, where the losses are not measured (their pool serves both)."""

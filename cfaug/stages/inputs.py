@@ -30,10 +30,9 @@ from cfaug.data import (
     measures_of,
     open_source,
 )
-from cfaug.data.attributes import near
 from cfaug.data.sources import Measure
-from cfaug.errors import DataError, ShardError, UsageError
-from cfaug.learn import METHODS
+from cfaug.errors import DataError, ShardError, UsageError, near
+from cfaug.train import METHODS
 
 log = logging.getLogger(__name__)
 
@@ -145,8 +144,8 @@ def _known_to_learn(recipe: Recipe) -> None:
     """UsageError for a method, classifier or device that is not there: before the decoder trains for minutes."""
     import torch
 
-    from cfaug.learn.methods import method_named
-    from cfaug.learn.models import MODELS
+    from cfaug.train.methods import method_named
+    from cfaug.train.models import MODELS
 
     for name in recipe.train.methods:
         if method_named(name).data == "oracle" and not can_unconfound(recipe.data.source):
@@ -176,7 +175,7 @@ def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: b
             "set decoder.validate_every to null"
         )
     if config.space == "latents" and config.autoencoder is not None and not fitted:
-        from cfaug.decode.latents import class_in
+        from cfaug.decode.diffusion.latents import class_in
 
         class_in(config.autoencoder)
 

@@ -21,24 +21,24 @@ from cfaug import causal
 from cfaug.causal import SCM, refuse_unconfirmed
 from cfaug.config import Recipe
 from cfaug.data import load_images
-from cfaug.decode import CounterfactualModel, Decoder, DiffusionDecoder, DistilledDecoder, processes
-from cfaug.decode.distilled import student_config
+from cfaug.decode import CounterfactualModel, Decoder, DiffusionDecoder
+from cfaug.decode.diffusion import distributed as processes
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.judge.report import write_report
-from cfaug.learn import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.offline import GenerateReport, Plan, ShardReader, VerifyReport, generate, make_plan, verify
-from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.commit import open_destination
 from cfaug.offline.format import PLAN_HEADER
+from cfaug.stages.attribute_classifiers import settings_of
 from cfaug.stages.diagnosis import diagnosis
-from cfaug.stages.directory import RunDirectory, versions
 from cfaug.stages.discovery import Findings, discover
 from cfaug.stages.evaluation import Evaluation, evaluate_counterfactuals
 from cfaug.stages.inputs import Inputs, open_inputs, refuse_other_model, uses_counterfactuals
-from cfaug.stages.readers import settings_of
+from cfaug.stages.ranks import SHARED, missing_shards, rank_of, recorded_destination, with_own_device
 from cfaug.stages.reporting import report_data, shard_confounding
-from cfaug.stages.sharing import SHARED, missing_shards, rank_of, recorded_destination, with_own_device
+from cfaug.stages.run_directory import RunDirectory, versions
 from cfaug.stages.validation import Validation
+from cfaug.train import Mixture, TrainingSets, train_classifier, validation_set
 
 log = logging.getLogger(__name__)
 
@@ -178,7 +178,7 @@ class Pipeline:
     def _fit(self, folder: Path) -> None:
         partial = self.out / "fit.partial"
         with self._timed("fit"):
-            decoder = self._fit_decoder(self.scm, folder / "teacher", partial)
+            decoder = self._fit_decoder(self.scm, partial)
             if self.leads:
                 with _writing(folder):
                     CounterfactualModel(self.scm, decoder).save(folder)
@@ -186,24 +186,13 @@ class Pipeline:
                 shutil.rmtree(partial, ignore_errors=True)
         self._meet()
 
-    def _fit_decoder(self, scm: SCM, place: Path, partial: Path) -> Decoder:
-        """The decoder that the recipe asks for; a distilled one's teacher is kept in ``place``."""
+    def _fit_decoder(self, scm: SCM, partial: Path) -> Decoder:
+        """The decoder that the recipe asks for."""
         config, train, seed = self.recipe.decoder, self.inputs.train, self.recipe.seed
         parents = self.inputs.graph.parents("image")
         score = Validation(self.recipe, self.inputs, scm, self.progress) if config.validate_every else None
-        distilled = config.kind == "distilled"
-        if distilled and processes.first((place / "decoder.json").exists(), config.device):
-            teacher = DiffusionDecoder.load(place, config.device)
-        else:
-            teacher = DiffusionDecoder(scm.schema, parents, dataclasses.replace(config, kind="diffusion"))
-            teacher.fit(train, seed, self.progress, checkpoint=partial / "diffusion", score=score)
-            if distilled and self.leads:
-                with _writing(place):
-                    teacher.save(place)
-        if not distilled:
-            return teacher
-        student = DistilledDecoder(teacher.schema, parents, student_config(config, len(train)))
-        return student.fit(train, teacher, seed, self.progress, checkpoint=partial / "distilled", score=score)
+        decoder = DiffusionDecoder(scm.schema, parents, config)
+        return decoder.fit(train, seed, self.progress, checkpoint=partial / "diffusion", score=score)
 
     @cached_property
     def planned(self) -> Plan:

@@ -1,4 +1,4 @@
-"""The leak probes of :mod:`cfaug.judge.leaks` on a run's images.
+"""The leak probes of :mod:`cfaug.judge.probes` on a run's images.
 
 The original-attribute probe looks at counterfactuals of unconfounded sources, so that the target cannot tell it the
 original value; where a data set cannot be made unconfounded, its figure stands beside what the target alone tells.
@@ -13,12 +13,12 @@ import numpy as np
 
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset
-from cfaug.judge import leaks
+from cfaug.judge import probes as leaks
 from cfaug.judge.axioms import Model
 from cfaug.offline import ShardReader
+from cfaug.stages.attribute_classifiers import probe_fit
+from cfaug.stages.generated_sets import Pool, exchanged_acts, make_pool
 from cfaug.stages.inputs import Inputs
-from cfaug.stages.pools import Pool, exchanged_acts, make_pool
-from cfaug.stages.readers import probe_fit
 
 
 def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None, progress: bool) -> dict[str, Any]:

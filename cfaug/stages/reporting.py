@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cfaug.causal import confounding, missing_counts
+from cfaug.causal import missing_counts
+from cfaug.causal.audit import confounding
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.judge.axioms import worst_rows

@@ -24,11 +24,11 @@ from cfaug.data import load_images
 from cfaug.decode import CounterfactualModel, Decoder
 from cfaug.errors import UsageError
 from cfaug.judge.axioms import counterfactuals
-from cfaug.learn import TrainedClassifier
-from cfaug.learn.models import as_input
+from cfaug.stages.attribute_classifiers import attribute_readers, quantised
+from cfaug.stages.generated_sets import balanced_acts
 from cfaug.stages.inputs import Inputs
-from cfaug.stages.pools import balanced_acts
-from cfaug.stages.readers import attribute_readers, quantised
+from cfaug.train import TrainedClassifier
+from cfaug.train.models import as_input
 
 IMAGES = 200
 """Validation images of a score, at most: its standard error is 2 points where the shares are about 0.9, and it takes seconds."""

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from cfaug.causal import SCM, CausalGraph, FunctionMechanism, Mechanism
-from cfaug.causal.assumptions import assumption_card, effect_words, summary
-from cfaug.causal.identification import identification
+from cfaug.causal.audit.assumptions import assumption_card, effect_words, summary
+from cfaug.causal.audit.identification import identification
 from cfaug.data import Attribute, Schema
 from cfaug.errors import UsageError
 

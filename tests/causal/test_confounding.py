@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import f_oneway
 
-from cfaug.causal import SCM, CausalGraph, confounding, cramers_v, diagnose, do, normalised_mutual_information
-from cfaug.causal.backdoor import back_doors, safe_interventions
-from cfaug.causal.confounding import (
+from cfaug.causal import SCM, CausalGraph, cramers_v, diagnose, do, normalised_mutual_information
+from cfaug.causal.audit import confounding
+from cfaug.causal.audit.back_doors import back_doors, safe_interventions
+from cfaug.causal.audit.confounding import (
     Dependence,
     conditional,
     contingency,
@@ -21,7 +22,7 @@ from cfaug.causal.confounding import (
     dependence,
     effective_sample_size,
 )
-from cfaug.causal.forecast import forecast
+from cfaug.causal.audit.plan_effect import forecast
 from cfaug.data import Attribute, Schema, open_source
 from cfaug.errors import DataError, UsageError
 
@@ -138,7 +139,7 @@ def test_in_large_tables_the_chance_level_is_df_over_2n(monkeypatch: pytest.Monk
     counts = counts_of(5, 4, 1, 20_000)
     exact = dependence(counts).chance
     # the function of that name hides the module from a dotted path
-    monkeypatch.setattr(sys.modules["cfaug.causal.confounding"], "EXACT_WORK", 0)
+    monkeypatch.setattr(sys.modules["cfaug.causal.audit.confounding"], "EXACT_WORK", 0)
     assert dependence(counts).chance == 12 / 40_000 == pytest.approx(exact, rel=0.01)
     assert dependence(counts).chance != exact
 

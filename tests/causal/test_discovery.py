@@ -17,11 +17,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from cfaug.causal import CausalGraph
-from cfaug.causal.background import Background
-from cfaug.causal.discovery import METHODS, Discovery, discover
-from cfaug.causal.extension import Edge, extension
+from cfaug.causal.discover.background_knowledge import Background
+from cfaug.causal.discover.discovery import METHODS, Discovery, discover
+from cfaug.causal.discover.orient_edges import Edge, extension
+from cfaug.causal.discover.structure_learning import Score, dagma, fci, pc
 from cfaug.causal.graph import refuse_if_ancestor, refuse_unconfirmed
-from cfaug.causal.structure_learning import Score, dagma, fci, pc
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 
@@ -400,7 +400,7 @@ def test_an_edge_without_a_direction_is_not_called_directed() -> None:
 
 
 def test_the_sample_of_a_large_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", 1500)
+    monkeypatch.setattr("cfaug.causal.audit.independence.MOST_ROWS", 1500)
     s = schema("x", "B", "z", "w")
     assert "pc: tested on a random sample of 1 500 of 2 000 rows" in discover(collider(), s, "pc").text
     assert not discover(collider(), s, "ges").notes  # its score is of all rows
@@ -488,7 +488,7 @@ def test_something_else_in_the_place_of_table_or_schema_is_one_line(table: Any, 
 )
 def test_a_name_that_no_graph_can_hold_is_refused_before_the_search(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written into a graph it would be other nodes, or even an arrow that counts as confirmed."""
-    monkeypatch.setattr("cfaug.causal.discovery._search", lambda *_: pytest.fail("the search has begun"))
+    monkeypatch.setattr("cfaug.causal.discover.discovery._search", lambda *_: pytest.fail("the search has begun"))
     table = collider(300).rename(columns={"w": name})
     wide = Schema([*schema("x", "B", "z"), Attribute(name, "continuous")])
     with pytest.raises(UsageError) as e:
@@ -523,7 +523,7 @@ def test_a_missing_package_is_one_line_with_what_to_type(
 ) -> None:
     whole = importlib.util.find_spec
     monkeypatch.setattr(
-        "cfaug.causal.structure_learning.find_spec", lambda name: None if name == package else whole(name)
+        "cfaug.causal.discover.structure_learning.find_spec", lambda name: None if name == package else whole(name)
     )
     with pytest.raises(UsageError, match=rf'needs the package {package}.*pip install "cfaug\[discover\]"'):
         discover(collider(300), schema("x", "B", "z", "w"), method)

@@ -8,8 +8,8 @@ import pytest
 from scipy.stats import kstest
 
 from cfaug.causal import SCM, CausalGraph, do
-from cfaug.causal.confounding import normalised_mutual_information as nmi
-from cfaug.causal.draws import row_seeds
+from cfaug.causal.audit.confounding import normalised_mutual_information as nmi
+from cfaug.causal.row_random import row_seeds
 from cfaug.data import Attribute, Schema
 
 N = 4000

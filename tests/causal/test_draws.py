@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chisquare, kstest
 
-from cfaug.causal.draws import gumbels, normals, row_seeds, stream, uniforms
+from cfaug.causal.row_random import gumbels, normals, row_seeds, stream, uniforms
 from cfaug.errors import UsageError
 
 KEYS = pd.Index([f"image-{i:05d}" for i in range(20_000)])

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.causal import CausalGraph
-from cfaug.causal.falsification import falsify, holm, implied, implied_independences
+from cfaug.causal.audit.falsification import falsify, holm, implied, implied_independences
 from cfaug.data import Attribute, Schema
 from cfaug.errors import UsageError
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.causal import CausalGraph
-from cfaug.causal.identification import (
+from cfaug.causal.audit.identification import (
     STATUSES,
     hedge,
     identification,

@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, chi2_contingency, kstest, norm
 
-from cfaug.causal.independence import MOST_ROWS, Independence, IndependenceTest, independence
+from cfaug.causal.audit.independence import MOST_ROWS, Independence, IndependenceTest, independence
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 
@@ -249,7 +249,7 @@ def test_a_large_table_is_sampled_at_random_and_says_so(monkeypatch: pytest.Monk
     assert test.test("x", "z").n == MOST_ROWS
     assert IndependenceTest(table, s).test("x", "y") == found  # the same rows again
     assert IndependenceTest(table.head(MOST_ROWS), s).sampled == ""
-    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", n)
+    monkeypatch.setattr("cfaug.causal.audit.independence.MOST_ROWS", n)
     whole = IndependenceTest(table, s)
     assert (whole.test("x", "y").n, whole.sampled) == (n, "")
     assert found.statistic / MOST_ROWS == pytest.approx(whole.test("x", "y").statistic / n, rel=0.15)
@@ -257,7 +257,7 @@ def test_a_large_table_is_sampled_at_random_and_says_so(monkeypatch: pytest.Monk
 
 def test_a_few_labels_in_a_large_table_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """400 labels among 30 000 rows; a sample of the rows alone would leave 13 of them."""
-    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", 1000)
+    monkeypatch.setattr("cfaug.causal.audit.independence.MOST_ROWS", 1000)
     rng = np.random.default_rng(0)
     n = 30_000
     x, z = rng.standard_normal(n), rng.standard_normal(n)
@@ -278,7 +278,7 @@ def test_a_few_labels_in_a_large_table_are_all_used(monkeypatch: pytest.MonkeyPa
 
 def test_a_sampled_question_is_of_all_rows_that_can_answer_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     """x is large where y is missing; a question about x alone with z must see both kinds of row in their true shares."""
-    monkeypatch.setattr("cfaug.causal.independence.MOST_ROWS", 1000)
+    monkeypatch.setattr("cfaug.causal.audit.independence.MOST_ROWS", 1000)
     rng = np.random.default_rng(0)
     n = 40_000
     absent = rng.random(n) < 0.05

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.causal import SCM, CausalGraph, Intervention, do
-from cfaug.causal.functions import FunctionMechanism
 from cfaug.causal.intervention import scale, shift
+from cfaug.causal.mechanisms.functions import FunctionMechanism
 from cfaug.data import Attribute, Schema
 
 Numbers = npt.NDArray[np.float64]

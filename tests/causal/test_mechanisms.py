@@ -6,11 +6,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal import ordinal
-from cfaug.causal.conditional import Conditional
-from cfaug.causal.draws import Seeds, row_seeds
-from cfaug.causal.functions import FunctionMechanism
-from cfaug.causal.mechanisms import MECHANISMS, CategoricalMechanism, OrdinalMechanism, default_kind, mechanism_named
+from cfaug.causal.mechanisms import (
+    MECHANISMS,
+    CategoricalMechanism,
+    OrdinalMechanism,
+    default_kind,
+    mechanism_named,
+    ordinal,
+)
+from cfaug.causal.mechanisms.conditional import Conditional
+from cfaug.causal.mechanisms.functions import FunctionMechanism
+from cfaug.causal.row_random import Seeds, row_seeds
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 

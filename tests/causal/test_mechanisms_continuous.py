@@ -6,13 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal import flows
-from cfaug.causal.additive import AdditiveNoiseMechanism, LinearMechanism
-from cfaug.causal.draws import Seeds, row_seeds
-from cfaug.causal.flows import ContinuousMechanism
-from cfaug.causal.mechanisms import mechanism_named
+from cfaug.causal.mechanisms import flows, mechanism_named
+from cfaug.causal.mechanisms.additive import AdditiveNoiseMechanism, LinearMechanism
+from cfaug.causal.mechanisms.flows import ContinuousMechanism
+from cfaug.causal.row_random import Seeds, row_seeds
 from cfaug.data import Attribute, Schema
-from cfaug.data.sets.morpho import intensity_of
+from cfaug.data.sources.morpho import intensity_of
 from cfaug.errors import DataError
 
 KINDS = ("spline_flow", "additive_noise", "linear")

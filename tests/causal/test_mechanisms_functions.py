@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal.draws import row_seeds
-from cfaug.causal.functions import FunctionMechanism
+from cfaug.causal.mechanisms.functions import FunctionMechanism
+from cfaug.causal.row_random import row_seeds
 from cfaug.errors import DataError, UsageError
 
 TABLE = pd.DataFrame({"t": [1.0, 2.0, 3.0, 4.0], "v": [2.5, 1.0, 7.0, 9.5]}, index=["a", "b", "c", "d"])

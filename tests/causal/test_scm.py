@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 from scipy.stats import kstest
 
-from cfaug.causal import SCM, CausalGraph, FunctionMechanism, do, flip, flows, resample, scale, shift, uniform
+from cfaug.causal import SCM, CausalGraph, FunctionMechanism, do, flip, resample, scale, shift, uniform
+from cfaug.causal.mechanisms import flows
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, ShardError, UsageError
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cfaug.data import lookup
-from cfaug.data.datasets import to_pil
+from cfaug.data.images import to_pil
 from cfaug.data.lookup import has_pixels, pixels_hash, sample_hash
 from cfaug.errors import UsageError
 

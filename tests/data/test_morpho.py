@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cfaug.data import can_unconfound, measures_of, open_source
-from cfaug.data.sets import morpho
+from cfaug.data.sources import morpho
 from cfaug.errors import UsageError
 
 READ = measures_of("morpho_mnist")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cfaug.data import ArrayDataset, Grouper
-from cfaug.data.sets import digits, mnist
+from cfaug.data.sources import digits, mnist
 from cfaug.errors import DataError, UsageError
 
 

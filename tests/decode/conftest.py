@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from small_decoder import GRAPH, Constant, small, source
+from helpers.small_decoder import GRAPH, Constant, small, source
 
 from cfaug.causal import SCM, CausalGraph
 from cfaug.data import ArrayDataset
 from cfaug.decode import CounterfactualModel, DiffusionDecoder
-from cfaug.decode.fit import Learner
-from cfaug.decode.views import Frame
+from cfaug.decode.diffusion.flow_loss import Learner
+from cfaug.decode.diffusion.training_images import Frame
 
 
 @pytest.fixture(scope="session")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_decoder import small, source
+from helpers.small_decoder import small, source
 
-from cfaug.decode import fit
-from cfaug.decode.fit import FlowLoss
+from cfaug.decode.diffusion import flow_loss as fit
+from cfaug.decode.diffusion.flow_loss import FlowLoss
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small_decoder import floats, small, source
+from helpers.small_decoder import floats, small, source
 
 from cfaug.data import ArrayDataset
 from cfaug.decode import DiffusionDecoder, ImageNoise
-from cfaug.decode.condition import Condition
-from cfaug.decode.fit import FlowLoss
-from cfaug.decode.training import budget_seconds
-from cfaug.decode.views import ImageViews
+from cfaug.decode.diffusion.condition import Condition
+from cfaug.decode.diffusion.flow_loss import FlowLoss
+from cfaug.decode.diffusion.training import budget_seconds
+from cfaug.decode.diffusion.training_images import ImageViews
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 Make = Callable[..., DiffusionDecoder]
@@ -253,7 +253,7 @@ def test_the_default_budget_is_the_designs() -> None:
 
 
 def test_a_diverged_training_names_the_step(data: ArrayDataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfaug.decode import fit
+    from cfaug.decode.diffusion import flow_loss as fit
 
     real, calls = fit.FlowLoss.__call__, iter(range(100))
     monkeypatch.setattr(fit.FlowLoss, "__call__", lambda *a: real(*a) * (float("nan") if next(calls) == 2 else 1))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_decoder import GRAPH, floats, small, source
+from helpers.small_decoder import GRAPH, floats, small, source
 
 from cfaug.causal import SCM, CausalGraph, do
 from cfaug.data import ArrayDataset

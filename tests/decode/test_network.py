@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cfaug.config import DecoderConfig
-from cfaug.decode.fit import FlowLoss, Learner
-from cfaug.decode.network import VelocityNet, variance
+from cfaug.decode.diffusion.flow_loss import FlowLoss, Learner
+from cfaug.decode.diffusion.network import VelocityNet, variance
 
 
 @pytest.fixture

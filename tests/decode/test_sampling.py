@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfaug.decode.sampling import evaluations, invert, render
+from cfaug.decode.diffusion.sampling import evaluations, invert, render
 
 X = torch.linspace(-1, 1, 12, dtype=torch.float64).view(1, 3, 2, 2)
 LAST = torch.zeros(1, dtype=torch.int64)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from cfaug.config import DecoderConfig
 from cfaug.decode import codec
-from cfaug.decode.space import WORST_L1, LatentSpace, PixelSpace, Space, forget, open_space, restore
+from cfaug.decode.diffusion.image_space import WORST_L1, LatentSpace, PixelSpace, Space, forget, open_space, restore
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 
@@ -183,7 +183,7 @@ def test_a_stated_scale_far_from_the_measured_one_is_told_and_not_used(
     (tmp_path / "config.json").write_text(json.dumps({**config, "scaling_factor": measured * (factor or 1.5)}))
     weights = "diffusion_pytorch_model.safetensors"
     (tmp_path / weights).write_bytes((directories["AutoencoderKL"] / weights).read_bytes())
-    with caplog.at_level(logging.WARNING, "cfaug.decode.latents"):
+    with caplog.at_level(logging.WARNING, "cfaug.decode.diffusion.latents"):
         caplog.clear()
         space = LatentSpace.from_directory(tmp_path, 3).measure(images)
     assert any("scaling_factor" in record.getMessage() for record in caplog.records) == told

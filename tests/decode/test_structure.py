@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cfaug.decode.structure import CHANNELS, structure_map
+from cfaug.decode.diffusion.structure import CHANNELS, structure_map
 
 
 def layers(mask: np.ndarray, fore: list[float], back: list[float]) -> torch.Tensor:

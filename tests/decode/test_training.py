@@ -17,17 +17,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from cfaug.decode.semantic import Adversary, SemanticEncoder
 from safetensors.torch import load_file
 from torch import nn
 
 from cfaug.config import DecoderConfig
-from cfaug.decode import processes, training
-from cfaug.decode.checkpoint import averaged
-from cfaug.decode.fit import Learner, train_velocity
-from cfaug.decode.network import VelocityNet
-from cfaug.decode.semantic import Adversary, SemanticEncoder
-from cfaug.decode.training import FitReport, autocast, forget, optimise
-from cfaug.decode.views import ImageViews
+from cfaug.decode.diffusion import distributed as processes
+from cfaug.decode.diffusion import training
+from cfaug.decode.diffusion.checkpoint import averaged
+from cfaug.decode.diffusion.flow_loss import Learner, train_velocity
+from cfaug.decode.diffusion.network import VelocityNet
+from cfaug.decode.diffusion.training import FitReport, autocast, forget, optimise
+from cfaug.decode.diffusion.training_images import ImageViews
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 REPO = Path(__file__).resolve().parents[2]

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfaug.judge.drawings import graph_drawing
+from cfaug.judge.charts import graph_drawing
 
 
 @settings(deadline=None, max_examples=40)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfaug.errors import UsageError
-from cfaug.judge.leaks import LEAST_SOURCES, above, original_attribute, provenance, split_by_source, told_by_colour
+from cfaug.judge.probes import LEAST_SOURCES, above, original_attribute, provenance, split_by_source, told_by_colour
 
 N = 600
 SOURCES = [f"image-{i}" for i in range(N)]

@@ -14,12 +14,12 @@ import pandas as pd
 import pytest
 
 from cfaug.causal import SCM, CausalGraph
-from cfaug.causal.assumptions import assumption_card
-from cfaug.causal.falsification import falsify
+from cfaug.causal.audit.assumptions import assumption_card
+from cfaug.causal.audit.falsification import falsify
 from cfaug.data import Attribute, Schema
 from cfaug.errors import CfaugError, UsageError
 from cfaug.judge import summarise
-from cfaug.judge.drawings import scale_colour
+from cfaug.judge.charts import scale_colour
 from cfaug.judge.report import MOST_TESTS, ReportData, render_report, verdict, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -163,7 +163,7 @@ def test_the_card_says_who_is_safe_what_is_identified_and_what_was_fitted(report
 
 
 def test_unconfirmed_arrows_and_discovered_ones_are_drawn(report: ReportData) -> None:
-    from cfaug.causal.discovery import discover
+    from cfaug.causal.discover.discovery import discover
 
     rng = np.random.default_rng(0)
     x = rng.normal(0, 1, 300)

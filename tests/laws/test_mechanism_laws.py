@@ -13,9 +13,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cfaug.causal import flows, spline
-from cfaug.causal.draws import row_seeds, stream
-from cfaug.causal.mechanisms import MECHANISMS, FunctionMechanism, Mechanism, mechanism_named
+from cfaug.causal.mechanisms import MECHANISMS, FunctionMechanism, Mechanism, flows, mechanism_named, spline
+from cfaug.causal.row_random import row_seeds, stream
 from cfaug.data import Attribute, Schema
 from cfaug.errors import UsageError
 

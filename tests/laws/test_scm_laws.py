@@ -15,7 +15,8 @@ import pandas as pd
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cfaug.causal import SCM, CausalGraph, Intervention, do, flip, flows, resample, scale, shift, uniform
+from cfaug.causal import SCM, CausalGraph, Intervention, do, flip, resample, scale, shift, uniform
+from cfaug.causal.mechanisms import flows
 from cfaug.causal.noise import Noise
 from cfaug.data import Attribute, Schema
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from coloured_shards import source, write
+from helpers.coloured_shards import source, write
 
 from cfaug.data import ArrayDataset
 

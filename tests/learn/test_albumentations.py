@@ -13,7 +13,7 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from coloured_shards import N, source
+from helpers.coloured_shards import N, source
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
@@ -195,7 +195,7 @@ def test_swaps_known_arrays_first_in_the_compose(base: ArrayDataset, shards: Pat
 
 
 def test_grey_arrays_keep_their_shape(shards: Path, base: ArrayDataset, tmp_path: Path) -> None:
-    from coloured_shards import write
+    from helpers.coloured_shards import write
 
     data = ArrayDataset(base.images[..., :1], base.table, base.schema, "train")
     swap = RandomCounterfactual(write(tmp_path, data), p=1.0)
@@ -276,6 +276,6 @@ def test_warns_once_and_refuses(base: ArrayDataset, shards: Path, caplog: pytest
 
 
 def write_test(shards: Path, data: ArrayDataset) -> Path:
-    from coloured_shards import write
+    from helpers.coloured_shards import write
 
     return write(shards.parent / "of-test", data)

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import base_cases
 import datasets
 import numpy as np
 import pytest
 import torch
-from base_cases import CASES, TO_FLOAT, N, Plain, exactly, image_folder, write_pngs
+from helpers import base_cases
+from helpers.base_cases import CASES, TO_FLOAT, N, Plain, exactly, image_folder, write_pngs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
@@ -27,11 +27,11 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from cfaug.errors import CfaugError, DataError, UsageError
-from cfaug.learn.bases import open_base
-from cfaug.learn.bases.images import as_picture, with_value
-from cfaug.learn.bases.splits import splits_of
-from cfaug.learn.pictures import like
+from cfaug.learn.image_types import like
 from cfaug.learn.reordered import mark_of
+from cfaug.learn.swap import open_base
+from cfaug.learn.swap.images import as_picture, with_value
+from cfaug.learn.swap.splits import splits_of
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
 OTHERS = np.random.default_rng(1).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
@@ -947,7 +947,7 @@ def test_with_value_changes_one_place_and_no_other(item: Any, data: st.DataObjec
 def test_datasets_is_imported_only_for_its_users() -> None:
     import ast
 
-    import cfaug.learn.bases as bases
+    import cfaug.learn.swap as bases
 
     importing = set()
     for path in Path(bases.__path__[0]).glob("*.py"):

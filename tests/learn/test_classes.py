@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coloured_shards import N, source, write
+from helpers.coloured_shards import N, source, write
 from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 from cfaug.data import ArrayDataset
 from cfaug.errors import DataError
 from cfaug.learn import CounterfactualDataset
-from cfaug.learn.classes import class_in
+from cfaug.learn.label_check import class_in
 
 
 class Labelled(Dataset[Any]):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
-from coloured_shards import N, source
+from helpers.coloured_shards import N, source
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2

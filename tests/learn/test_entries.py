@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coloured_shards import N, source
+from helpers.coloured_shards import N, source
 from torch.utils.data import ConcatDataset, Subset
 from torchvision.transforms import v2
 
@@ -23,7 +23,7 @@ from cfaug.learn.albumentations import SeededAugmentation
 from cfaug.learn.checks import policy_shares, same_state, shares, whole
 from cfaug.learn.epochs import Epochs
 from cfaug.learn.guard import refuse_split
-from cfaug.offline.shards import ShardReader
+from cfaug.offline.read import ShardReader
 
 DRAWING: list[Callable[..., Any]] = [RandomCounterfactual, Twin, MixingCollate]
 
@@ -164,7 +164,7 @@ def test_a_loader_keeps_the_streams_checkpoint(shards: Path) -> None:
 def test_a_loop_that_ends_in_mid_epoch_ends_quietly(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = iter(CounterfactualStream(shards, 4, classes=["0", "1"]).loader())
     next(batches)
-    monkeypatch.setattr("cfaug.learn.streaming.CfaugError", None)  # as at the interpreter's end
+    monkeypatch.setattr("cfaug.learn.stream.CfaugError", None)  # as at the interpreter's end
     batches.close()
 
 

@@ -13,14 +13,15 @@ import albumentations as A
 import numpy as np
 import pytest
 import torch
-from coloured_shards import N, source
+from helpers.coloured_shards import N, source
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
 from cfaug.errors import DataError, UsageError
-from cfaug.learn import CounterfactualDataset, CounterfactualStream, MixingCollate, mixing
+from cfaug.learn import CounterfactualDataset, CounterfactualStream, MixingCollate
+from cfaug.learn import dataset as mixing
 from cfaug.learn.albumentations import SeededAugmentation
 
 

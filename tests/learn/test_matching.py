@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from coloured_shards import N, source, write
+from helpers.coloured_shards import N, source, write
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, Subset
 from torchvision.datasets import ImageFolder
@@ -23,10 +23,10 @@ from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn.guard import open_training_shards
-from cfaug.learn.matching import LABELS_CHECKED
+from cfaug.learn.match import LABELS_CHECKED
 from cfaug.learn.spread import spread
-from cfaug.offline.destinations.directory import write_shard
-from cfaug.offline.shards import Sample, SourceHashes
+from cfaug.offline.local_commit import write_shard
+from cfaug.offline.read import Sample, SourceHashes
 
 
 class Pictures(Dataset[Any]):
@@ -281,7 +281,7 @@ def test_what_is_looked_at_is_spread_over_all() -> None:
 
 
 def test_every_second_label_is_another(tmp_path: Path, base: ArrayDataset, shards: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("cfaug.learn.matching.LABELS_CHECKED", N // 2)
+    monkeypatch.setattr("cfaug.learn.match.LABELS_CHECKED", N // 2)
     assert N // 2 < LABELS_CHECKED
     for odd in (0, 1):
         labels = [(i // 2 + (i % 2 == odd)) % 2 for i in range(N)]

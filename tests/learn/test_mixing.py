@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coloured_shards import N, source
+from helpers.coloured_shards import N, source
 from PIL import Image
 from torch.utils.data import DataLoader, Subset, TensorDataset
 from torchvision.transforms import v2
@@ -19,8 +19,8 @@ from torchvision.transforms import v2
 from cfaug.data import ArrayDataset
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import CounterfactualDataset
-from cfaug.learn.pool import _same_shape
-from cfaug.offline.shards import ShardReader
+from cfaug.offline.read import ShardReader
+from cfaug.train.in_memory import _same_shape
 
 
 def pixel(item: tuple) -> int:

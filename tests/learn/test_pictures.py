@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coloured_shards import N, source, write
+from helpers.coloured_shards import N, source, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -18,10 +18,10 @@ from torch.utils.data import Dataset
 from torchvision import tv_tensors
 
 from cfaug.data import ArrayDataset
-from cfaug.data.datasets import to_pil
+from cfaug.data.images import to_pil
 from cfaug.errors import CfaugError, DataError
 from cfaug.learn import CounterfactualDataset, MixingCollate, RandomCounterfactual, open_training_shards
-from cfaug.learn.pictures import in_mode, like, recognisable
+from cfaug.learn.image_types import in_mode, like, recognisable
 
 TURNED = 6  # EXIF orientation: a quarter
 

@@ -13,20 +13,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from coloured_shards import N, source
 from datasets import Dataset as Table
 from datasets import Image as Picture
+from helpers.coloured_shards import N, source
 from torch.utils.data import DataLoader, Subset
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset, pixel_digest
 from cfaug.errors import UsageError
-from cfaug.learn import CounterfactualDataset, mixing
+from cfaug.learn import CounterfactualDataset
+from cfaug.learn import dataset as mixing
 from cfaug.learn.epochs import FORGOTTEN, TOLD
-from cfaug.learn.independence import _options
-from cfaug.learn.matching import Matches
-from cfaug.offline.destinations.directory import write_shard
-from cfaug.offline.shards import Sample
+from cfaug.learn.match import Matches
+from cfaug.learn.policy_groups import _options
+from cfaug.offline.local_commit import write_shard
+from cfaug.offline.read import Sample
 
 
 def same(one: Any, other: Any) -> bool:

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cfaug.learn.draws import Append, Replace, Uniforms
-from cfaug.learn.independence import Independent, fit_independent
-from cfaug.learn.matching import Matches
+from cfaug.learn.match import Matches
+from cfaug.learn.policies import Append, Replace, Uniforms
+from cfaug.learn.policy_groups import Independent, fit_independent
 
 
 def matches(counterfactuals: list[int], nulls: list[int]) -> Matches:

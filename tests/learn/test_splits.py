@@ -14,9 +14,9 @@ import torchvision.datasets
 from torch.utils.data import Dataset, StackDataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.bases.facts import inner_datasets
-from cfaug.learn.bases.splits import FLAGS, REVERSED, SAYS, splits_of
 from cfaug.learn.guard import refuse_split
+from cfaug.learn.swap.metadata import inner_datasets
+from cfaug.learn.swap.splits import FLAGS, REVERSED, SAYS, splits_of
 
 TRAIN, VAL, TEST, TRAINVAL = ("train", True), ("val", False), ("test", False), ("trainval", True)
 # class, attribute, (value, whether it may be trained on) of every value that torchvision's code lets through

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, get_worker_info
 from torchvision.transforms import v2
 
 from cfaug.errors import CfaugError, DataError, ShardError, UsageError
-from cfaug.learn.streaming import CounterfactualStream, EpochOrder, dealt, rounds
-from cfaug.offline.destinations.directory import write_shard
-from cfaug.offline.shards import Sample, ShardReader
+from cfaug.learn.stream import CounterfactualStream, EpochOrder, dealt, rounds
+from cfaug.offline.local_commit import write_shard
+from cfaug.offline.read import Sample, ShardReader
 
 COUNTS = (7, 11, 1, 9, 12)  # samples a shard; every fourth is a null intervention: 10 of them, 30 counterfactuals
 SIZE = 4

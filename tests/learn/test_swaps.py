@@ -10,7 +10,7 @@ import albumentations
 import datasets
 import pytest
 import torch
-from coloured_shards import N
+from helpers.coloured_shards import N
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 from torchvision.datasets import ImageFolder

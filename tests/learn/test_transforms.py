@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from coloured_shards import N, source
+from helpers.coloured_shards import N, source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -27,9 +27,9 @@ from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import RandomCounterfactual
 from cfaug.learn.counts import SharedCounts
-from cfaug.learn.lookups import open_lookup
-from cfaug.offline.destinations.directory import write_shard
-from cfaug.offline.shards import ShardReader, SourceHashes
+from cfaug.learn.pixel_swap import open_lookup
+from cfaug.offline.local_commit import write_shard
+from cfaug.offline.read import ShardReader, SourceHashes
 
 COUNTERFACTUALS, NULL = {1, 11}, 21  # what every pixel of a sample of these shards is
 
@@ -304,12 +304,12 @@ def test_workers_warn_once_together(shards: Path, tmp_path: Path) -> None:
     swap = RandomCounterfactual(shards)
     data = Transformed(None, 0, 300, v2.Compose([swap, v2.PILToTensor()]))
     handler = logging.FileHandler(tmp_path / "log")  # forked workers append to the same file
-    logging.getLogger("cfaug.learn.lookups").addHandler(handler)
+    logging.getLogger("cfaug.learn.pixel_swap").addHandler(handler)
     try:
         for _ in DataLoader(data, batch_size=10, num_workers=3, multiprocessing_context="fork"):
             pass
     finally:
-        logging.getLogger("cfaug.learn.lookups").removeHandler(handler)
+        logging.getLogger("cfaug.learn.pixel_swap").removeHandler(handler)
         handler.close()
     assert (tmp_path / "log").read_text().count("knew none of the first 100") == 1
     assert (swap.seen, swap.matched) == (300, 0)

@@ -18,16 +18,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from column_samples import arrays, committed, is_mapped, made, published
+from helpers.column_samples import arrays, committed, is_mapped, made, published
 
 from cfaug.errors import ShardError
 from cfaug.offline import ShardReader, verify
-from cfaug.offline.destinations.storage import LocalStorage
 from cfaug.offline.format import COLUMNS
+from cfaug.offline.read import key_hash
 from cfaug.offline.reading import column_file, columns, descriptors, indices
 from cfaug.offline.reading.column_file import BYTES, HEADER, publish_columns
 from cfaug.offline.reading.columns import Columns
-from cfaug.offline.shards import key_hash
+from cfaug.offline.storage import LocalStorage
 
 LOG = "cfaug.offline.reading.column_file"
 

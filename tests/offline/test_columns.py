@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-from column_samples import arrays, committed, is_mapped, made, picture, published
+from helpers import tiny
+from helpers.column_samples import arrays, committed, is_mapped, made, picture, published
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -21,8 +21,7 @@ from cfaug.data import pixel_digest
 from cfaug.data.lookup import sample_hash
 from cfaug.errors import ShardError
 from cfaug.offline import Plan, PlanRow, ShardReader, generate, verify, write_shard
-from cfaug.offline.destinations.destination import open_destination
-from cfaug.offline.destinations.storage import LocalStorage
+from cfaug.offline.commit import open_destination
 from cfaug.offline.format import (
     BLOCK,
     COLUMNS,
@@ -35,10 +34,11 @@ from cfaug.offline.format import (
     Sample,
     SourceHashes,
 )
+from cfaug.offline.read import SourceTable, key_hash, key_hashes
 from cfaug.offline.reading import columns, plain
 from cfaug.offline.reading.column_file import publish_columns
 from cfaug.offline.reading.plain import parse_row
-from cfaug.offline.shards import SourceTable, key_hash, key_hashes
+from cfaug.offline.storage import LocalStorage
 
 ROWS = st.lists(
     st.tuples(st.integers(0, 5), st.booleans(), st.sampled_from(SPLITS), st.booleans()), min_size=1, max_size=14
@@ -210,7 +210,7 @@ def test_every_flipped_byte_of_an_image_or_a_record_is_found(tmp_path: Path, ima
 def test_a_wrong_xxh3_in_an_index_is_refused_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = made(0, 0)
     with monkeypatch.context() as patch:
-        patch.setattr("cfaug.offline.destinations.staging.xxhash.xxh3_64_intdigest", lambda data: 5)
+        patch.setattr("cfaug.offline.write_shard.xxhash.xxh3_64_intdigest", lambda data: 5)
         place = committed(tmp_path, [[sample]])
     with pytest.raises(ShardError, match="vouches"):
         ShardReader(place).picture(0)

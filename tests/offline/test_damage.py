@@ -11,16 +11,16 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 
-import damages
 import numpy as np
 import pytest
-from damages import Fault, Region
+from helpers import damages
+from helpers.damages import Fault, Region
 
 from cfaug.errors import ShardError
 from cfaug.offline import write_shard
 from cfaug.offline.format import shard_name
+from cfaug.offline.read import ShardReader
 from cfaug.offline.reading.scan import scan
-from cfaug.offline.shards import ShardReader
 from cfaug.offline.verify import verify
 
 Made = tuple[Path, bytes, list[Region]]

@@ -18,26 +18,26 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-import committing
 import numpy as np
 import pytest
 import webdataset
-from committing import IDENTITY, claim, commit, name, staged
+from helpers import committing
+from helpers.committing import IDENTITY, claim, commit, name, staged
+from helpers.processes import killed_at
 from hypothesis import given
 from hypothesis import strategies as st
-from processes import killed_at
 
 from cfaug.causal.intervention import do
 from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, verify
-from cfaug.offline.destinations.destination import open_destination
-from cfaug.offline.destinations.directory import LocalDestination
-from cfaug.offline.destinations.staging import _Tar, encode_sample, stage_shard
-from cfaug.offline.destinations.storage import LocalStorage
+from cfaug.offline.commit import open_destination
 from cfaug.offline.format import Sample
+from cfaug.offline.local_commit import LocalDestination
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.reading import manifest as manifest_module
 from cfaug.offline.reading.manifest import read_manifest
+from cfaug.offline.storage import LocalStorage
+from cfaug.offline.write_shard import _Tar, encode_sample, stage_shard
 
 
 @pytest.fixture
@@ -335,9 +335,9 @@ def test_a_manifest_that_was_replaced_meanwhile_is_read_again(place) -> None:
 
 def _holding(directory: Path, how: str) -> subprocess.Popen[bytes]:
     code = f"""
-        import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import committing
-        from cfaug.offline.destinations.directory import LocalDestination
+        import sys, time; sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+        from helpers import committing
+        from cfaug.offline.local_commit import LocalDestination
         place = LocalDestination({str(directory)!r})
         with {how}:
             print("in", flush=True)
@@ -354,7 +354,7 @@ def test_a_second_session_is_refused_and_ranks_share_one(place) -> None:
     try:
         for shared in (False, True):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr("cfaug.offline.destinations.directory.PATIENCE", 0.1)
+                patch.setattr("cfaug.offline.local_commit.PATIENCE", 0.1)
                 with pytest.raises(UsageError, match=rf"pid {other.pid} on .*--out") as caught:
                     claim(place, shared=shared)
             assert "\n" not in str(caught.value)

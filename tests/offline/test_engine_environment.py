@@ -9,9 +9,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-import engine_work
 import pytest
-from engine_work import check_law
+from helpers import engine_work
+from helpers.engine_work import check_law
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,8 +103,8 @@ def test_a_real_torchrun_of_two_ranks(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
-        import json, os, pathlib, sys; sys.path.insert(0, {str(HERE)!r})
-        from engine_work import Work
+        import json, os, pathlib, sys; sys.path.insert(0, {str(HERE.parent)!r})
+        from helpers.engine_work import Work
         from cfaug.offline.engines import local_rank, make_engine
         done = [outcome.shard for outcome in make_engine("torchrun", 1).map(Work(), range(7))]
         pathlib.Path({str(tmp_path)!r}, f"rank-{{os.environ['RANK']}}.json").write_text(json.dumps([done, local_rank()]))

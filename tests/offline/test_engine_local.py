@@ -12,12 +12,12 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-import engine_work
 import pytest
-from engine_work import OneSlow, OneThread, Unloadable, Unpicklable, Work, check_law
+from helpers import engine_work
+from helpers.engine_work import OneSlow, OneThread, Unloadable, Unpicklable, Work, check_law
+from helpers.processes import alive, marks, wait_until
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from processes import alive, marks, wait_until
 
 from cfaug.errors import CfaugError, UsageError
 from cfaug.offline.engines import ENGINES, LocalEngine, local, make_engine
@@ -100,8 +100,8 @@ def test_workers_leave_with_their_parent_however_it_ends(tmp_path, how: str) -> 
     (tmp_path / "marks").mkdir()
     script.write_text(
         textwrap.dedent(f"""
-        import sys; sys.path.insert(0, {str(HERE)!r})
-        from engine_work import SlowOdd
+        import sys; sys.path.insert(0, {str(HERE.parent)!r})
+        from helpers.engine_work import SlowOdd
         from cfaug.offline.engines import LocalEngine
         if __name__ == "__main__":
             work = SlowOdd({{}}, {str(tmp_path / "marks")!r})
@@ -135,9 +135,9 @@ def test_a_script_without_a_main_guard_ends_with_a_line(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(f"""
-        import sys, pathlib; sys.path.insert(0, {str(HERE)!r})
+        import sys, pathlib; sys.path.insert(0, {str(HERE.parent)!r})
         with open({str(tmp_path / "runs")!r}, "a") as file: file.write("x")
-        from engine_work import Work
+        from helpers.engine_work import Work
         from cfaug.offline.engines import LocalEngine
         list(LocalEngine(2).map(Work(), range(5)))
         """)

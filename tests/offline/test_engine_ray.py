@@ -11,13 +11,14 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-import engine_work
 import pytest
-from engine_work import THREADS, OneSlow, OneStays, Work, check_law
-from processes import alive, wait_until
+from helpers import engine_work
+from helpers.engine_work import THREADS, OneSlow, OneStays, Work, check_law
+from helpers.processes import alive, wait_until
 
 from cfaug.errors import CfaugError, UsageError
-from cfaug.offline.engines import Engine, Outcome, make_engine, rays
+from cfaug.offline.engines import Engine, Outcome, make_engine
+from cfaug.offline.engines import ray_engine as rays
 
 # A worker takes two of the four CPUs, so two find room; Ray would give each as many threads, if nobody said otherwise.
 ROOM = {"num_cpus": 2}

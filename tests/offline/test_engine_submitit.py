@@ -6,13 +6,14 @@ import os
 import signal
 from pathlib import Path
 
-import engine_work
 import pytest
-from engine_work import OneSlow, Work, check_law
-from processes import alive, marks, wait_until
+from helpers import engine_work
+from helpers.engine_work import OneSlow, Work, check_law
+from helpers.processes import alive, marks, wait_until
 
 from cfaug.errors import CfaugError, UsageError
-from cfaug.offline.engines import Engine, jobs, make_engine
+from cfaug.offline.engines import Engine, make_engine
+from cfaug.offline.engines import submitit_engine as jobs
 
 
 def engine(folder: Path, workers: int = 2, **options: object) -> Engine:

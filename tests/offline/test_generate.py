@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from processes import alive, killed_at, wait_until
+from helpers import tiny
+from helpers.processes import alive, killed_at, wait_until
 
 from cfaug.causal.intervention import do
 from cfaug.data import pixel_digest
 from cfaug.errors import CfaugError, DataError, ShardError, StorageError, UsageError
 from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate, make_engine, verify
-from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.commit import open_destination
 from cfaug.offline.engines import Outcome, attempt
 
 HERE = Path(__file__).parent
@@ -156,7 +156,7 @@ def test_a_killed_run_with_workers_leaves_no_orphans_and_resumes(reference, tmp_
     marks, out = tmp_path / "marks", tmp_path / "out"
     marks.mkdir()
     code = f"""
-        import sys; sys.path.insert(0, {str(HERE)!r})
+        import sys; sys.path.insert(0, {str(HERE.parent)!r})
         import tiny, test_generate
         if __name__ == "__main__":
             test_generate.run({str(out)!r}, workers=2, model=tiny.model(mark={str(marks)!r}, pause=0.3),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from make_golden import DOS, make
+from helpers.make_golden import DOS, make
 
 from cfaug.data import pixel_digest
 from cfaug.offline import ShardReader, verify

@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import hostile
 import pytest
+from helpers import hostile
 
 from cfaug.errors import ShardError
 from cfaug.offline.format import IndexRow, parse_object
+from cfaug.offline.read import ShardReader
 from cfaug.offline.reading.decoders import decode_image
 from cfaug.offline.reading.scan import scan
-from cfaug.offline.shards import ShardReader
 from cfaug.offline.verify import verify
 
 MEMORY = 200  # MB that a reader may take for one hostile shard

@@ -6,18 +6,17 @@ import json
 import tracemalloc
 from pathlib import Path
 
-import looked_at
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
+from helpers import looked_at, tiny
 
-from cfaug.causal import confounding
+from cfaug.causal.audit import confounding
 from cfaug.data import ArrayDataset
 from cfaug.errors import ShardError
 from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate
-from cfaug.offline.about import inspection
-from cfaug.offline.about.inspection import inspect_shards
+from cfaug.offline.inspect import inspection
+from cfaug.offline.inspect.inspection import inspect_shards
 from cfaug.offline.progress import Progress
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import looked_at
 import numpy as np
 import pytest
-import tiny
+from helpers import looked_at, tiny
 from PIL import Image
 
 from cfaug.data import ArrayDataset
 from cfaug.errors import ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, balance_groups, generate
-from cfaug.offline.about import contact_sheet
-from cfaug.offline.about.contact_sheet import contact_sheet as draw
+from cfaug.offline.inspect import contact_sheet
+from cfaug.offline.inspect.contact_sheet import contact_sheet as draw
 
 
 def pixels(path: Path) -> np.ndarray:

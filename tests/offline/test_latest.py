@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from committing import commit
+from helpers.committing import commit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.offline import ShardReader
-from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.commit import open_destination
 from cfaug.offline.reading import indices
 from cfaug.offline.reading.descriptors import Descriptors
 from cfaug.offline.reading.indices import Indices

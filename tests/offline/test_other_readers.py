@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
 from cfaug.causal.intervention import do
 from cfaug.data import ArrayDataset
@@ -124,7 +124,7 @@ def test_why_real_rows_lead_and_the_card_states_the_schema(mixed, tmp_path) -> N
 def test_reading_needs_neither_torch_nor_webdataset_nor_diffusers(mixed) -> None:
     code = f"""
         import sys
-        from cfaug.offline.shards import ShardReader
+        from cfaug.offline.read import ShardReader
         reader = ShardReader({str(mixed)!r})
         reader.sample(0)
         print([name for name in ("torch", "webdataset", "diffusers", "sklearn", "scipy") if name in sys.modules])

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from helpers import tiny
 
 from cfaug.data import ArrayDataset, pixel_digest
-from cfaug.data.datasets import Pixels
+from cfaug.data.images import Pixels
 from cfaug.errors import DataError
 from cfaug.offline import Plan, ShardReader, balance_groups, generate, verify
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.causal.intervention import do
 from cfaug.errors import CfaugError, ShardError
 from cfaug.offline import Plan, PlanRow, balance_groups
-from cfaug.offline.destinations.storage import open_storage
 from cfaug.offline.plan.file import load_header
 from cfaug.offline.plan.rows import runs
 from cfaug.offline.plan.strategies import MAKERS, counterfactual_pairs
+from cfaug.offline.storage import open_storage
 
 
 def a_plan(samples_per_shard: int = 10, **more: Any) -> Plan:
@@ -243,7 +243,7 @@ def test_a_plan_that_stops_half_way_is_no_plan(tmp_path: Path, monkeypatch: pyte
         (self.path / name).write_bytes(content)
 
     with monkeypatch.context() as patch:
-        patch.setattr("cfaug.offline.destinations.storage.LocalStorage.write", full)
+        patch.setattr("cfaug.offline.storage.LocalStorage.write", full)
         with pytest.raises(CfaugError, match="the disk is full") as caught:
             plan.save(tmp_path)
     assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cfaug.causal.draws import Seeds, stream
+from cfaug.causal.row_random import Seeds, stream
 from cfaug.errors import UsageError
 from cfaug.offline.plan.permutation import permuted
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
+from helpers import tiny
 
 from cfaug.errors import DataError, ShardError, UsageError
 from cfaug.offline import Plan, ShardReader, balance_groups, generate, write_shard

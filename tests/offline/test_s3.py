@@ -11,15 +11,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import committing
 import pytest
-from committing import IDENTITY, claim, commit, name, staged
-from faults import BUCKET, FaultProxy, s3_server
+from helpers import committing
+from helpers.committing import IDENTITY, claim, commit, name, staged
+from helpers.faults import BUCKET, FaultProxy, s3_server
 
 from cfaug.errors import ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader
-from cfaug.offline.destinations.destination import Destination, open_destination
-from cfaug.offline.destinations.storage import open_storage
+from cfaug.offline.commit import Destination, open_destination
+from cfaug.offline.storage import open_storage
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_what_a_killed_worker_had_staged_goes(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = (
-        "import sys; from cfaug.offline.destinations.destination import open_destination\n"
+        "import sys; from cfaug.offline.commit import open_destination\n"
         "with open_destination('memory://x').staging() as place:\n"
         "    (place / 'shard').write_bytes(b'half'); print(place, flush=True); sys.stdin.read()"
     )

@@ -19,12 +19,12 @@ from PIL import Image
 
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import ShardReader, encode_sample, verify, write_shard
-from cfaug.offline.destinations.destination import open_destination
-from cfaug.offline.destinations.directory import LocalDestination
-from cfaug.offline.destinations.staging import ENCODERS, _Tar, stage_shard
-from cfaug.offline.destinations.storage import open_storage
+from cfaug.offline.commit import open_destination
 from cfaug.offline.format import ManifestRow, Sample
+from cfaug.offline.local_commit import LocalDestination
 from cfaug.offline.reading.scan import scan
+from cfaug.offline.storage import open_storage
+from cfaug.offline.write_shard import ENCODERS, _Tar, stage_shard
 
 
 def sample(i: int, channels: int = 3, **changes: object) -> Sample:
@@ -48,7 +48,7 @@ def shards(tmp_path) -> Path:
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_SAMPLES", 7), ("MAX_LINE", 300), ("MAX_INDEX_BYTES", 2000)])
 def test_what_readers_would_refuse_is_not_written(tmp_path, monkeypatch, bound: str, value: int) -> None:
-    monkeypatch.setattr(f"cfaug.offline.destinations.staging.{bound}", value)
+    monkeypatch.setattr(f"cfaug.offline.write_shard.{bound}", value)
     with pytest.raises(ShardError, match="plan smaller shards"):
         write_shard(tmp_path, "cf-train-000000.tar", [sample(i) for i in range(8)], "p", "m")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
@@ -355,7 +355,7 @@ def test_a_tar_that_other_readers_would_misread_is_a_problem(tmp_path, monkeypat
 
 def test_one_writer_at_a_time_and_a_killed_one_locks_nobody_out(shards) -> None:
     code = (
-        "import sys, time; from cfaug.offline.destinations.directory import LocalDestination\n"
+        "import sys, time; from cfaug.offline.local_commit import LocalDestination\n"
         "with LocalDestination(sys.argv[1]).session(): print('in', flush=True); time.sleep(60)"
     )
     other = subprocess.Popen([sys.executable, "-c", code, str(shards)], stdout=subprocess.PIPE)

@@ -14,7 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
-from cfaug.offline.destinations.stored_png import BLOCK, stored_png
+from cfaug.offline.stored_png import BLOCK, stored_png
 
 SIZES = st.integers(1, 40)
 

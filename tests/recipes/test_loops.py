@@ -157,7 +157,7 @@ def test_last_layer_retraining_on_counterfactuals_runs(data: Path) -> None:
 
 
 def test_the_stand_in_for_a_decoder_is_exact(made: Any, data: Path) -> None:
-    from cfaug.offline.shards import ShardReader
+    from cfaug.offline.read import ShardReader
 
     reader = ShardReader(data / "counterfactuals")
     counts: dict[tuple[str, str], int] = {}

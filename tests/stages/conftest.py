@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_run import folder, folder_recipe
+from helpers.tiny_run import folder, folder_recipe
 
 from cfaug.cli import main
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import call, folder, folder_recipe
+from helpers.tiny_run import call, folder, folder_recipe
 
 from cfaug.causal import SCM, CausalGraph, do
 from cfaug.config import load_recipe

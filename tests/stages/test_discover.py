@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from painted import COLOURS, SHAPES, masks, paint
-from tiny_run import SMALL, call, folder, folder_recipe
+from helpers.painted import COLOURS, SHAPES, masks, paint
+from helpers.tiny_run import SMALL, call, folder, folder_recipe
 
 from cfaug.causal import CausalGraph
-from cfaug.causal.discovery import Discovery, Edge
+from cfaug.causal.discover.discovery import Discovery, Edge
 from cfaug.config import DiscoverConfig, Recipe, TrainConfig, load_recipe
 from cfaug.data import ArrayDataset, Attribute, Grouper, Schema
 from cfaug.errors import DataError
-from cfaug.judge.drawings import discovery_drawing
+from cfaug.judge.charts import discovery_drawing
 from cfaug.judge.report import ReportData, render_report
 from cfaug.stages.discovery import compare, discover, fill
 from cfaug.stages.inputs import Inputs

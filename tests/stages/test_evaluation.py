@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from painted import inputs
-from tiny_run import call, folder_recipe
+from helpers.painted import inputs
+from helpers.tiny_run import call, folder_recipe
 
 from cfaug.causal import Intervention, do
 from cfaug.data import ArrayDataset, Attribute, Schema

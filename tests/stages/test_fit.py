@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import call, contents, folder_recipe
+from helpers.tiny_run import call, contents, folder_recipe
 
 from cfaug.cli import main
 from cfaug.config import load_recipe
 from cfaug.data import Schema
-from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder, fit, pairs, student, training
-from cfaug.decode.checkpoint import averaged
+from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder, pairs, student
+from cfaug.decode.diffusion import flow_loss as fit
+from cfaug.decode.diffusion import training
+from cfaug.decode.diffusion.checkpoint import averaged
 from cfaug.errors import ShardError, UsageError
 from cfaug.stages.inputs import open_inputs, refuse_other_model
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from painted import COLOURS, PaintedModel, inputs, recipe
+from helpers.painted import COLOURS, PaintedModel, inputs, recipe
 
 from cfaug.causal import do
 from cfaug.errors import CfaugError, DataError
+from cfaug.stages.generated_sets import Pool, balanced_acts, exchanged_acts, make_pool
 from cfaug.stages.inputs import Inputs
-from cfaug.stages.losses import LOSSES, three_losses
-from cfaug.stages.pools import Pool, balanced_acts, exchanged_acts, make_pool
+from cfaug.stages.loss_breakdown import LOSSES, three_losses
 from cfaug.stages.probes import leak_figures
 
 
@@ -177,7 +177,7 @@ def test_every_seed_trains_its_own_classifier_and_every_kind_the_same_seeds(
         def predict(self, images: torch.Tensor) -> torch.Tensor:
             return torch.full((len(images),), seeds[-1], dtype=torch.int64)
 
-    monkeypatch.setattr("cfaug.stages.losses.train_classifier", Guess)
+    monkeypatch.setattr("cfaug.stages.loss_breakdown.train_classifier", Guess)
     found = three_losses(recipe(loss_seeds=3), opened, *pools(opened, PaintedModel(), 60), False)
     assert seeds == [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2]
     for kind in found["accuracy"].values():

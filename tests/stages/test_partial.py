@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from tiny_run import call, folder_recipe
+from helpers.tiny_run import call, folder_recipe
 
 from cfaug.causal import do
 from cfaug.data import ArrayDataset, Attribute, Schema
 from cfaug.decode import CounterfactualModel
 from cfaug.judge.report import percent
 from cfaug.offline import Plan, ShardReader, verify
-from cfaug.stages.pools import exchanged_acts
+from cfaug.stages.generated_sets import exchanged_acts
 
 GRAPH = "species <-> background; background -> glow; species -> image; background -> image; glow -> image"
 

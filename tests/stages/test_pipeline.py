@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers.tiny_run import SMALL, call, contents, folder_recipe, shard_bytes
 from PIL import Image
-from tiny_run import SMALL, call, contents, folder_recipe, shard_bytes
 
 from cfaug.config import load_recipe
 from cfaug.judge.accuracy import FIELDS
 from cfaug.offline import Plan, ShardReader, verify
-from cfaug.offline.destinations.destination import open_destination
+from cfaug.offline.commit import open_destination
 
 
 def test_a_run_writes_everything(finished: Path, recipe: Path) -> None:

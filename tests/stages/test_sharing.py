@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import call, contents, folder, folder_recipe
+from helpers.tiny_run import call, contents, folder, folder_recipe
 
 from cfaug.offline import ShardReader, verify
 

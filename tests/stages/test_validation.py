@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import painted
 import pandas as pd
 import pytest
 import torch
+from helpers import painted
 
 from cfaug.causal import SCM, CausalGraph
 from cfaug.config import DecoderConfig
 from cfaug.data import Attribute, Schema
-from cfaug.decode.training import FitReport
+from cfaug.decode.diffusion.training import FitReport
 from cfaug.errors import UsageError
 from cfaug.stages.inputs import Inputs
 from cfaug.stages.validation import Validation

@@ -13,11 +13,10 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from cfaug.data.attributes import near
-from cfaug.errors import UsageError
-from cfaug.offline.engines.environment import local_rank, slurm, torchrun
+from cfaug.errors import UsageError, near
 from cfaug.offline.engines.local import LocalEngine
 from cfaug.offline.engines.protocol import Engine, Outcome, attempt
+from cfaug.offline.engines.ranks import local_rank, slurm, torchrun
 
 __all__ = ["ENGINES", "Engine", "LocalEngine", "Outcome", "attempt", "local_rank", "make_engine"]
 
@@ -37,12 +36,12 @@ def make_engine(name: str, workers: int, options: Mapping[str, Any] | None = Non
         raise UsageError(f"expected an engine among {', '.join(ENGINES)}, got {name!r}{hint}")
     given = dict(options or {})
     if name == "submitit":
-        from cfaug.offline.engines.jobs import JobEngine
+        from cfaug.offline.engines.submitit_engine import JobEngine
 
         _refuse_unknown(name, given, JobEngine.options)
         return JobEngine(workers, **given)
     if name == "ray":
-        from cfaug.offline.engines.rays import RayEngine
+        from cfaug.offline.engines.ray_engine import RayEngine
 
         _refuse_unknown(name, given, RayEngine.options)
         return RayEngine(workers, **given)

@@ -20,8 +20,8 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
 from cfaug.errors import CfaugError, UsageError
-from cfaug.offline.engines.children import ADVICE, PackedWork, died, one_thread, pack
 from cfaug.offline.engines.protocol import Outcome, attempt, check_workers, this_worker
+from cfaug.offline.engines.worker import ADVICE, PackedWork, died, one_thread, pack
 
 Result = TypeVar("Result")
 STARTS = 3  # deaths in a row before a worker of a slot has ever been ready: more of the same would not help

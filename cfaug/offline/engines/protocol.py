@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from cfaug.errors import CfaugError, UsageError, one_line
-from cfaug.offline.destinations.explained import is_transient
+from cfaug.offline.os_errors import is_transient
 
 log = logging.getLogger(__name__)
 _told: list[bool] = []

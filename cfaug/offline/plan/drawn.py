@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.causal.draws import stream
 from cfaug.causal.intervention import Intervention, Value
+from cfaug.causal.row_random import stream
 from cfaug.offline.format import MAX_SEED
 from cfaug.offline.plan.permutation import Whole, permuted
 from cfaug.offline.plan.rows import Known, PlanRow, PlanSummary, runs, sources_digest

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 from cfaug.causal.intervention import Intervention
 from cfaug.errors import CfaugError, ShardError
-from cfaug.offline.destinations.explained import explained, unreadable
-from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import MAX_SEED, PLAN_HEADER, SPLITS, canonical_json
+from cfaug.offline.os_errors import explained, unreadable
 from cfaug.offline.plan.rows import PlanRow, PlanSummary, RowSource
+from cfaug.offline.storage import Storage
 
 PLAN_FORMAT = 2
 HEADER_FIELDS = (

@@ -17,9 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data import Schema
-from cfaug.data.attributes import near
-from cfaug.data.columns import shown
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError, UsageError, near, shown
 from cfaug.offline.plan.permutation import Whole
 
 SHARE = "share"

@@ -5,7 +5,7 @@
 A Feistel network (Luby and Rackoff 1988, How to construct pseudorandom permutations from pseudorandom functions) in the
 mixed-radix form of Black and Rogaway 2002 (Ciphers with arbitrary finite domains, section 5): with a = ceil(sqrt(n)) the
 square ab is hardly larger than n, and what falls outside goes through the network again (cycle walking) until it is inside.
-The round functions are SplitMix64 (:mod:`cfaug.causal.draws`). It shuffles well; it is no cipher and hides nothing.
+The round functions are SplitMix64 (:mod:`cfaug.causal.row_random`). It shuffles well; it is no cipher and hides nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.causal.draws import Seeds, stream
+from cfaug.causal.row_random import Seeds, stream
 from cfaug.errors import UsageError
 
 Whole = npt.NDArray[np.int64]

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cfaug.errors import UsageError
-from cfaug.offline.destinations.storage import open_storage
 from cfaug.offline.format import MAX_SAMPLES, SPLITS, shard_name
 from cfaug.offline.plan.file import PLAN_FORMAT, LoadedRows, encoded, load_header, plan_digest, save_plan
 from cfaug.offline.plan.rows import ListedRows, PlanRow, PlanSummary, RowSource, sources_digest
+from cfaug.offline.storage import open_storage
 
 __all__ = ["PLAN_FORMAT", "ROWS_PER_PART", "Plan", "PlanRow", "PlanSummary", "sources_digest"]
 

@@ -18,7 +18,7 @@ from itertools import accumulate
 from typing import Any, Protocol
 
 from cfaug.causal.intervention import Intervention, Value, do
-from cfaug.data.columns import text_of
+from cfaug.data.table import text_of
 from cfaug.errors import UsageError
 from cfaug.offline.format import KEY, MAX_KEY, MAX_SEED, canonical_json
 

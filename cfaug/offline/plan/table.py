@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cfaug.causal.draws import natural
+from cfaug.causal.row_random import natural
 from cfaug.data import Schema
-from cfaug.data.attributes import refuse_no_schema
+from cfaug.data.schema import refuse_no_schema
 from cfaug.errors import DataError, UsageError
 from cfaug.offline.plan.drawn import DrawnRows, Levels
 from cfaug.offline.plan.permutation import Whole

@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.causal.draws import Seeds, stream, uniforms
+from cfaug.causal.row_random import Seeds, stream, uniforms
 from cfaug.offline.plan.permutation import Whole, permuted
 
 

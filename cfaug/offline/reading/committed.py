@@ -1,6 +1,6 @@
 """The committed shards of a place one after another, in memory that does not grow with them: for looking through all of them.
 
-:class:`cfaug.offline.shards.ShardReader` is for random access and holds every index; this holds one at a time, and reads
+:class:`cfaug.offline.read.ShardReader` is for random access and holds every index; this holds one at a time, and reads
 each tar forwards through one open file. Every byte handed out has the sha256 that the index states.
 """
 
@@ -15,12 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.errors import ShardError
-from cfaug.offline.destinations.explained import unreadable
-from cfaug.offline.destinations.storage import Storage
 from cfaug.offline.format import IndexRow, ManifestRow, Member, Record
+from cfaug.offline.os_errors import unreadable
 from cfaug.offline.reading.decoders import decode_image, parse_record
 from cfaug.offline.reading.manifest import read_manifest
 from cfaug.offline.reading.opening import check_size, open_shards, read_index, vouched
+from cfaug.offline.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 
 from cfaug.errors import ShardError, UsageError
-from cfaug.offline.destinations.explained import unreadable
-from cfaug.offline.destinations.storage import LocalStorage, Storage
-from cfaug.offline.format import CARD, COLUMNS, CROISSANT, MANIFEST, ManifestRow
+from cfaug.offline.format import CARD, COLUMNS, MANIFEST, ManifestRow
+from cfaug.offline.os_errors import unreadable
+from cfaug.offline.storage import LocalStorage, Storage
 
 COMMITS = "commits/"
-PUBLISHED = (CARD, CROISSANT, COLUMNS)
+PUBLISHED = (CARD, COLUMNS)
 """What stands beside the shards of a finished run, and goes when they go."""
 Identity = dict[str, str | int]
 

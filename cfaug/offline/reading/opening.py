@@ -8,11 +8,11 @@ from os import PathLike
 from pathlib import Path
 
 from cfaug.errors import ShardError, UsageError
-from cfaug.offline.destinations.explained import unreadable
-from cfaug.offline.destinations.storage import Storage, open_storage
 from cfaug.offline.format import BLOCK, MANIFEST, IndexRow, ManifestRow, Member, padded, tar_size
+from cfaug.offline.os_errors import unreadable
 from cfaug.offline.reading.manifest import COMMITS
 from cfaug.offline.reading.plain import parse_row
+from cfaug.offline.storage import Storage, open_storage
 
 
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from cfaug import CounterfactualDataset
-from cfaug.learn.objectives import dfr
+from cfaug.train.objectives import dfr
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms

@@ -1,0 +1,235 @@
+"""The diagnosis before anything is fitted: how bad is the shortcut, and on which attributes may one intervene?
+
+One screen for people (``text``), plain data for the report: the dependence of the target and every attribute, alone and
+given the others (``cfaug.causal.audit.confounding``), the groups and what they are worth, and what the graph says of every
+intervention (``cfaug.causal.audit.back_doors``). It does not test the graph, beyond one remark: a spurious attribute that depends on the
+target although the graph gives them no way to.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from cfaug.causal.audit.back_doors import safe_interventions
+from cfaug.causal.audit.confounding import (
+    coded,
+    conditional,
+    contingency,
+    correlation,
+    dependence,
+    effective_sample_size,
+    missing_counts,
+    target_of,
+)
+from cfaug.causal.graph import CausalGraph, refuse_no_graph
+from cfaug.data.groups import Grouper
+from cfaug.data.schema import Schema, refuse_no_schema
+from cfaug.data.table import refuse_no_table
+
+ALPHA = 0.01  # below it "dependent": at 0.05 one of twenty harmless attributes would be called a shortcut
+WIDTH = 160
+RAREST = 3
+
+
+def diagnose(table: pd.DataFrame, schema: Schema, graph: CausalGraph | None = None) -> dict[str, Any]:
+    """What stands between this table and a fair classifier, as plain data.
+
+    ``{"n", "missing": {name: rows without it}, "target", "spurious": {...}, "attributes": {...}, "interventions": {...},
+    "text": [lines of at most 160 characters]}``.
+
+    ``spurious[name]``: ``n`` (the rows that have it, which alone its figures and groups are of), ``nmi``, ``cramers_v``,
+    ``groups``, ``smallest_group`` {"name", "n"} (of those with any rows), ``rarest_groups`` (up to three of the like),
+    ``empty_groups``, ``effective_sample_size`` (Kish's, of the rows weighted so that every group that has any counts the
+    same), ``safe`` and ``path``: False, and the directed path to the target, when the graph has one, so that
+    an intervention could not keep the label.
+
+    ``attributes[name]``, spurious ones first: ``role`` ("spurious" or "other"), ``kind``, the fields of ``Dependence`` on the target,
+    ``eta``, ``eta_chance``, ``eta_p_value`` (None unless continuous), ``dependent`` (p < 0.01; of eta or of the quartiles, halved,
+    for a continuous one), ``conditional``: the fields of ``Conditional`` given all other attributes, and ``given``, their names.
+
+    ``interventions`` as ``safe_interventions`` gives it; {} without a graph.
+
+    Raises UsageError without target or spurious attribute and for what is no table, schema or graph, DataError for a spurious attribute without any value.
+    """
+    refuse_no_table(table)
+    refuse_no_schema(schema)
+    target = target_of(schema)
+    if graph is not None:
+        refuse_no_graph(graph)
+        graph.check(schema)
+    missing = missing_counts(table, schema)
+    groups = _groups(table, schema)
+    attributes = _attributes(table, schema, target, missing)
+    interventions = safe_interventions(graph, schema, target) if graph is not None else {}
+    found: dict[str, Any] = {}
+    for name in schema.spurious:
+        path = interventions[name]["path"] if interventions else None
+        measures = {key: attributes[name][key] for key in ("n", "nmi", "cramers_v")}
+        found[name] = {**measures, **groups[name], "safe": path is None, "path": path}
+    values = len(Grouper.fit(table, schema).schema[target].categories)
+    lines = [f"{len(table)} rows, target {target} ({values} values)"]
+    lines += [f"{m}: {n} of {len(table)} rows have no value ({100 * n / len(table):.0f} %)" for m, n in missing.items()]
+    result = {
+        "n": len(table),
+        "missing": missing,
+        "target": target,
+        "spurious": found,
+        "attributes": attributes,
+        "interventions": interventions,
+    }
+    lines += [*_measure_lines(result), *_group_lines(result), *_intervention_lines(result)]
+    return result | {"text": wrapped(lines)}
+
+
+def _groups(table: pd.DataFrame, schema: Schema) -> dict[str, dict[str, Any]]:
+    grouper = Grouper.fit(table, schema)
+    labels = grouper.labels(table, missing=True)
+    found = {}
+    for name in schema.spurious:
+        sizes = labels[name].value_counts().reindex(list(grouper.names(name)), fill_value=0)
+        filled = sizes[sizes > 0].sort_values(kind="stable")
+        rarest = [{"name": str(g), "n": int(n)} for g, n in filled.head(RAREST).items()]
+        # every group weighs the same in the balanced set: each of its n rows weighs 1 / n
+        weights = np.repeat(1.0 / filled.to_numpy(dtype=np.float64), filled.to_numpy())
+        found[name] = {
+            "groups": len(sizes),
+            "smallest_group": rarest[0],
+            "rarest_groups": rarest,
+            "empty_groups": [str(g) for g in sizes.index[sizes == 0]],
+            "effective_sample_size": effective_sample_size(weights),
+        }
+    return found
+
+
+def _attributes(
+    table: pd.DataFrame, schema: Schema, target: str, missing: Mapping[str, int]
+) -> dict[str, dict[str, Any]]:
+    others = [name for name in schema.names if name != target and name not in schema.spurious]
+    order = [*schema.spurious, *others]
+    valued = [name for name in order if missing.get(name, 0) < len(table)]
+    columns, codes = coded(table, Schema([schema[n] for n in (target, *valued)], target))
+    y = codes[target]
+    found: dict[str, dict[str, Any]] = {}
+    for name in order:
+        continuous = schema[name].kind == "continuous"
+        x = codes.get(name, np.full(len(table), -1, dtype=np.int64))
+        row = asdict(dependence(contingency(y, x)))
+        row["n"] = int((x >= 0).sum())
+        eta = correlation(columns[name].to_numpy(), y) if continuous and name in codes else None
+        row |= {
+            "eta": eta and eta.eta,
+            "eta_chance": eta and eta.chance,
+            "eta_p_value": eta and eta.p_value,
+            # two tests of one attribute: half the level for each
+            "dependent": bool((row["p_value"] if eta is None else 2 * min(row["p_value"], eta.p_value)) < ALPHA),
+        }
+        given = [other for other in valued if other != name]
+        share = conditional(y, x, [codes[other] for other in given])
+        row["conditional"] = asdict(share) | {"given": given}
+        role = "spurious" if name in schema.spurious else "other"
+        found[name] = {"role": role, "kind": schema[name].kind, **row}
+    return found
+
+
+# --- words
+def wrapped(lines: list[str]) -> list[str]:
+    """The lines, none longer than 160 characters; what goes on is indented."""
+    parts = (textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for line in lines)
+    return [part for line, found in zip(lines, parts) for part in ([line] if len(line) <= WIDTH else found)]
+
+
+def aligned(table: list[list[str]], texts: int) -> list[str]:
+    """Rows of cells as lines: the first ``texts`` columns to the left (the first cut to fit), figures to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*table)]
+    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
+    lines = []
+    for first, *rest in table:
+        cells = [first[: widths[0]], *rest]
+        sides = [c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))]
+        lines.append("  ".join(sides).rstrip())
+    return lines
+
+
+def p_text(p: float) -> str:
+    """A p-value for people: "0.03", "< 0.001"."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def _measure_lines(result: Mapping[str, Any]) -> list[str]:
+    head = ["attribute", "role", "rows", "nats", "NMI", "chance", "V", "V~", "eta", "p", "given others"]
+    table, notes = [head], []
+    for name, row in result["attributes"].items():
+        share, continuous = row["conditional"], row["eta"] is not None
+        p = min(1.0, 2 * min(row["p_value"], row["eta_p_value"])) if continuous else row["p_value"]
+        figures = [
+            row["mutual_information"],
+            row["nmi"],
+            row["nmi_chance"],
+            row["cramers_v"],
+            row["cramers_v_corrected"],
+        ]
+        given = "-" if share["value"] is None else f"{share['value'] + 0.0:+.3f} (p {p_text(share['p_value'])})"
+        eta = f"{row['eta']:.3f}" if continuous else "-"
+        table.append([name, row["role"], str(row["n"]), *(f"{f:.3f}" for f in figures), eta, p_text(p), given])
+        if share["value"] is None and share["given"]:
+            notes.append((name, share["why"]))
+    target = result["target"]
+    lines = [
+        f"dependence on {target} (NMI beside what chance shows; V~ without bias; p of independence; nats given the others)"
+    ]
+    lines += aligned(table, 2)
+    for why in dict.fromkeys(why for _, why in notes):
+        lines.append(f"given the others, not said for {', '.join(n for n, w in notes if w == why)}: {why}")
+    return lines
+
+
+def _group_lines(result: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for name, row in result["spurious"].items():
+        n = row["n"]
+        rarest = ", ".join(f"{g['name']} (n = {g['n']})" for g in row["rarest_groups"])
+        empty = row["empty_groups"]
+        named = f": {', '.join(empty[:RAREST])}{', ...' if len(empty) > RAREST else ''}" if empty else ""
+        worth = f"balancing {n} rows leaves what {row['effective_sample_size']:.0f} independent rows would tell"
+        rest = (
+            ""
+            if n == result["n"]
+            else f"these figures are of the {n} rows that have {name}, the others are in no group"
+        )
+        lines.append(f"{name}: {row['groups']} groups, {len(empty)} empty{named}; rarest {rarest}; {worth}")
+        lines += [f"{name}: {rest}"] * bool(rest)
+    return lines
+
+
+def _intervention_lines(result: Mapping[str, Any]) -> list[str]:
+    lines, target = [], result["target"]
+    quiet = []  # of an attribute nobody means to intervene on, only that it may not be is worth a line
+    for name, row in result["interventions"].items():
+        spurious = name in result["spurious"]
+        if name == target:
+            continue
+        if not row["safe"]:
+            lines.append(f"{name}: not safe to intervene on, {row['why']}")
+            continue
+        if not spurious:
+            quiet.append(name)
+            continue
+        text = f"{name}: safe to intervene on, {row['why']}"
+        if row["recomputed"]:
+            text += f"; recomputed with it: {', '.join(row['recomputed'])}"
+        lines.append(text)
+        if row["open_paths"]:
+            lines.append(f"{name}: confounded through {'; '.join(row['open_paths'])}; do({name}) cuts it")
+        elif result["attributes"][name]["dependent"]:
+            lines.append(
+                f"{name}: depends on {target}, yet the graph has no way between them: an arrow, a <-> or how the rows were selected is missing"
+            )
+    if quiet:
+        lines.append(f"also safe, though not listed as spurious: {', '.join(quiet)}")
+    return lines

@@ -1,0 +1,342 @@
+"""Conditional independence of mixed columns: is ``a`` independent of ``b`` given ``Z``, whatever their kinds?
+
+Every column becomes features f: K - 1 indicators of a discrete one, the first three Legendre polynomials of its ranks
+for a continuous one (so the answer does not change with a monotone transform of a column). Each feature is regressed on
+a basis of Z: the features and cubic splines of every member, and products of pairs while there are rows for them. A
+discrete column is regressed by multinomial logistic regression (on few splines: it costs more, and an error of it
+counts only times an error of the other regression), a continuous one by least squares. With residuals r,
+
+    S = sum_i r_a,i (x) r_b,i        C = sum_i E[r_a r_a' | z_i] (x) E[r_b r_b' | z_i]        T = S' C^-1 S
+
+and T is chi-square with (features of a)(features of b) degrees of freedom when a and b are independent given Z. It is
+the score test of the two nested likelihood-ratio tests of Tsagris et al. (2018, doi:10.1007/s41060-018-0097-y), one
+for each direction, in the symmetric form of the generalised covariance measure (Shah & Peters, 2020,
+doi:10.1214/19-AOS1857): an error of either regression enters only as a product with an error of the other, and the
+variances need not be the same everywhere, which a likelihood ratio takes for granted. The conditional variance of a
+discrete column follows from its fitted probabilities, so that rare cells do not upset C; without Z and with two discrete
+columns T is Pearson's chi-square exactly.
+
+A question is answered from at most ``MOST_ROWS`` rows, drawn at random with a fixed seed from those that have its values:
+what they do not show is a partial correlation below about 0.04, and the regressions of all rows of a large table cost minutes.
+
+Not found: a dependence whose sign depends on Z and that averages out over it, and one that three polynomials do not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cfaug.data.schema import Attribute, Schema
+from cfaug.errors import UsageError
+
+Array = npt.NDArray[np.float64]
+
+MOST_LEVELS = 12
+"""Levels of a discrete column that are tested apart; the rarest beyond them count as one."""
+RARE = 5
+"""A level with fewer rows counts with the other rare ones."""
+ROWS_PER_COLUMN = 25
+"""Products of pairs enter the basis of Z while there are so many rows for each of its columns."""
+FEWEST_ROWS = 5
+"""Rows for each column of the basis and degree of freedom, below which nothing can be said (p = 1)."""
+MOST_ROWS = 20_000
+"""Rows that a question is answered from, at most: a partial correlation of 0.04 is found there 99 times in 100, at level 0.05."""
+SEED = 20_000
+"""Of the draw of those rows: always the same, so that an answer can be repeated."""
+RIDGE = 1.0
+"""Penalty of the logistic regression, in rows: keeps it finite where Z determines a discrete column."""
+
+
+@dataclass(frozen=True)
+class Independence:
+    """The answer to one question: ``p_value`` in [0, 1], T, its degrees of freedom, and the rows it is of."""
+
+    p_value: float
+    statistic: float
+    dof: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of N rows, as the regressions see it; absent rows are zeros.
+
+    ``features`` (N, P) is what is tested; ``present`` (N,). As a condition it contributes ``fine`` (N, M) to the regressions
+    of continuous columns and ``coarse`` (N, L) to those of discrete ones. P = 0 for a constant column.
+    """
+
+    discrete: bool
+    features: Array
+    fine: Array
+    coarse: Array
+    present: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Residuals:
+    """Residuals (B, P) of a column's features on a basis, and their conditional second moments (B, P * P)."""
+
+    values: Array
+    moments: Array
+
+
+def _indicators(codes: npt.NDArray[np.int64], order: Sequence[int]) -> Array:
+    """One column for each level in ``order``; any other level is the zero row."""
+    same: npt.NDArray[np.bool_] = codes[:, None] == np.asarray(order, dtype=np.int64)[None, :]
+    return same.astype(np.float64)
+
+
+def _discrete(texts: pd.Series) -> Column:
+    codes, _ = pd.factorize(texts, use_na_sentinel=True)
+    codes = codes.astype(np.int64)
+    present = codes >= 0
+    counts = np.bincount(codes[present])
+    order = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k] >= RARE]
+    rest = int(counts.sum() - counts[order].sum())
+    # the rare ones together are one more level, the reference when they are there and the commonest level otherwise
+    chosen = order if rest >= RARE else order[1:]
+    tested = order[: MOST_LEVELS - 1] if len(order) >= MOST_LEVELS else chosen
+    return Column(True, _indicators(codes, tested), _indicators(codes, chosen), _indicators(codes, chosen), present)
+
+
+def _continuous(values: Array) -> Column:
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+    from sklearn.preprocessing import SplineTransformer
+
+    present = np.isfinite(values)
+    n, found = len(values), int(present.sum())
+    if len(np.unique(values[present])) < 3:  # two values, or one, are levels and not a scale
+        return _discrete(pd.Series(np.where(present, values, np.nan)))
+    share = (rankdata(values[present]) - 0.5) / found  # in (0, 1); ties share their mean rank
+    t = 2 * share - 1
+    legendre = np.stack([3**0.5 * t, 5**0.5 * (3 * t**2 - 1) / 2, 7**0.5 * (5 * t**3 - 3 * t) / 2], axis=1)
+
+    def splines(knots: int) -> Array:
+        found: Array = SplineTransformer(n_knots=knots, include_bias=False).fit_transform(ndtri(share)[:, None])
+        return found
+
+    def spread(part: Array) -> Array:
+        out = np.zeros((n, part.shape[1]))
+        out[present] = part
+        return out
+
+    features = spread(legendre)
+    # 14 at 500 rows, 25 at 5 000, evenly spaced: a wiggle in the tails that a and b both follow, and that coarser knots
+    # miss, would be taken for dependence of a and b
+    fine = spread(splines(int(np.clip(round(3 * found**0.25), 4, 40))))
+    coarse = spread(splines(int(np.clip(round(found**0.25), 4, 10))))
+    # the polynomials are in the basis too: a column that follows z closely is then a straight line, no approximation
+    return Column(False, features, np.hstack([features, fine]), np.hstack([features, coarse]), present)
+
+
+def column_of(attribute: Attribute, values: pd.Series) -> Column:
+    """The column of one attribute, of canonical ``values``; an ordinal of more than five ranks enters by its ranks."""
+    if attribute.kind == "continuous":
+        return _continuous(values.to_numpy(dtype=np.float64))
+    if attribute.kind == "ordinal" and values.nunique() > 5:
+        ranks = pd.Index(attribute.values or sorted(set(values.dropna()))).get_indexer(pd.Index(values))
+        return _continuous(np.where(ranks < 0, np.nan, ranks.astype(np.float64)))
+    return _discrete(values)
+
+
+def _drawn(canonical: pd.DataFrame) -> pd.DataFrame:
+    """The rows in a random order, without those that no question can need.
+
+    A question takes the first ``MOST_ROWS`` that have its values, a random sample of all that do. It never needs more than the first
+    ``MOST_ROWS`` of each pattern of missing values, so the rest need no features; a few labels among a million rows stay.
+    """
+    order = np.random.default_rng(SEED).permutation(len(canonical))
+    pattern = canonical.isna().groupby(list(canonical.columns), sort=False).ngroup().to_numpy()[order]
+    before = pd.Series(pattern).groupby(pattern).cumcount().to_numpy()
+    return canonical.iloc[order[before < MOST_ROWS]]
+
+
+def _sample_words(n: int, holes: bool) -> str:
+    most, rows = (f"{k:,}".replace(",", " ") for k in (MOST_ROWS, n))
+    if holes:
+        return f"each test is on a random sample of at most {most} of the rows, {rows} in all, that have its values"
+    return f"tested on a random sample of {most} of {rows} rows"
+
+
+class IndependenceTest:
+    """Answers many questions about one table: what does not depend on the question is computed once.
+
+    Args:
+        table: one row an image; values may be missing, the target's too.
+        schema: names and kinds of the columns.
+
+    ``sampled`` says in words that a table of more than ``MOST_ROWS`` rows is sampled; it is empty for a smaller one.
+
+    Raises:
+        DataError: as ``Schema.check`` does: a missing column, an infinite number, a category outside the schema's values.
+    """
+
+    def __init__(self, table: pd.DataFrame, schema: Schema) -> None:
+        Schema(schema.attributes).check(table, schema.names)  # without a target: that one may lack values here as well
+        canonical = schema.canonical(table)
+        self.names = schema.names
+        self.sampled = ""
+        if len(canonical) > MOST_ROWS:
+            self.sampled = _sample_words(len(canonical), bool(canonical.isna().any(axis=None)))
+            canonical = _drawn(canonical)
+        self._columns = {a.name: column_of(a, canonical[a.name]) for a in schema}
+        self._bases: dict[tuple[frozenset[str], frozenset[str], bool], Array] = {}
+        self._residuals: dict[tuple[str, frozenset[str], frozenset[str]], _Residuals] = {}
+
+    def column(self, name: str) -> Column:
+        """The column ``name``; UsageError for an unknown one."""
+        if name not in self._columns:
+            raise UsageError(f"the table has no attribute {name!r}; known: {', '.join(self.names)}")
+        return self._columns[name]
+
+    def test(self, a: str, b: str, given: Sequence[str] = ()) -> Independence:
+        """Whether ``a`` and ``b`` are independent given ``given``, in the rows that have them all.
+
+        ``p_value`` 1 and ``dof`` 0 when one of them is constant (or a function of the condition) there, or when the rows are too
+        few to say anything; ``n`` is at most ``MOST_ROWS``. UsageError for an unknown name, or one that is asked about and given at once.
+        """
+        from scipy.stats import chi2, f
+
+        both = (self.column(a), self.column(b))
+        members = frozenset(given)
+        if a == b or members & {a, b}:
+            raise UsageError(f"independence of {a!r} and {b!r} given {', '.join(given)}: expected different attributes")
+        holes = frozenset(n for n in (a, b, *members) if not self.column(n).present.all())
+        dof, n = both[0].features.shape[1] * both[1].features.shape[1], len(both[0].present[self._rows(holes)])
+        if dof == 0 or n < FEWEST_ROWS * (1 + dof):
+            return Independence(1.0, 0.0, 0.0, n)
+        m = self._basis(members, holes, not (both[0].discrete and both[1].discrete)).shape[1]
+        if n < FEWEST_ROWS * (m + dof):
+            return Independence(1.0, 0.0, 0.0, n)
+        x, y = self._fit(a, members, holes), self._fit(b, members, holes)
+        p, q = x.values.shape[1], y.values.shape[1]
+        total = (x.values.T @ y.values).ravel()
+        spread = (x.moments.T @ y.moments).reshape(p, p, q, q).transpose(0, 2, 1, 3).reshape(p * q, p * q)
+        size = np.sqrt(np.clip(np.diag(spread), 0.0, None))
+        # a feature that the condition determines has no residual left: nothing to test in it
+        kept = size > 1e-4 * np.sqrt(n)
+        scaled = spread[np.ix_(kept, kept)] / np.outer(size[kept], size[kept])
+        weights, axes = np.linalg.eigh(scaled)
+        good = weights > 1e-8 * len(weights)
+        rank = int(good.sum())
+        if not rank:
+            return Independence(1.0, 0.0, 0.0, n)
+        statistic = float((((axes.T @ (total[kept] / size[kept]))[good] ** 2) / weights[good]).sum())
+        if both[0].discrete and both[1].discrete:
+            return Independence(float(chi2.sf(statistic, rank)), statistic, float(rank), n)
+        if not (both[0].discrete or both[1].discrete):
+            statistic *= 1 - m / n  # both residuals are short of what the regressions took
+        # C has been estimated from the same rows (Hotelling, 1931); its chi-square is the limit of many rows
+        ratio = statistic * (n - rank) / (rank * (n - 1))
+        return Independence(float(f.sf(ratio, rank, n - rank)), statistic, float(rank), n)
+
+    def _rows(self, holes: frozenset[str]) -> npt.NDArray[np.int64] | slice:
+        if not holes:
+            return slice(MOST_ROWS)
+        there = np.logical_and.reduce([self._columns[name].present for name in sorted(holes)])
+        return np.flatnonzero(there)[:MOST_ROWS]  # rows beyond that are in random order, see _drawn
+
+    def _basis(self, members: frozenset[str], holes: frozenset[str], fine: bool) -> Array:
+        """Orthogonal columns (B, M) of mean square 1 that span the basis of the condition, the constant among them."""
+        key = (members, holes, fine)
+        if key not in self._bases:
+            rows = self._rows(holes)
+            columns = [self._columns[name] for name in sorted(members)]
+            own = [(c.fine if fine else c.coarse)[rows] for c in columns]
+            n = len(next(iter(self._columns.values())).present[rows])
+            parts = [np.ones((n, 1)), *own]
+            room = n / ROWS_PER_COLUMN - sum(part.shape[1] for part in parts)
+            for i, j in combinations(range(len(columns)), 2):
+                # a curve for each level; of two continuous ones the polynomials, since all products would be hundreds
+                left, right = (
+                    own[k] if columns[i].discrete or columns[j].discrete else columns[k].features[rows] for k in (i, j)
+                )
+                if (width := left.shape[1] * right.shape[1]) <= room:
+                    parts.append((left[:, :, None] * right[:, None, :]).reshape(n, width))
+                    room -= width
+            wide = np.hstack(parts)
+            wide = wide / np.sqrt((wide**2).mean(0) + 1e-12)
+            weights, axes = np.linalg.eigh(wide.T @ wide / max(n, 1))
+            good = weights > 1e-10 * len(weights)
+            self._bases[key] = wide @ (axes[:, good] / np.sqrt(weights[good]))
+        return self._bases[key]
+
+    def _fit(self, name: str, members: frozenset[str], holes: frozenset[str]) -> _Residuals:
+        key = (name, members, holes)
+        if key not in self._residuals:
+            column = self._columns[name]
+            features = column.features[self._rows(holes)]
+            basis = self._basis(members, holes, not column.discrete)
+            if column.discrete:
+                chances = multinomial_chances(features, basis)
+                residuals = features - chances
+                moments = -chances[:, :, None] * chances[:, None, :]
+                each = np.arange(chances.shape[1])
+                moments[:, each, each] += chances
+            else:
+                residuals = features - basis @ (basis.T @ features / len(basis))
+                moments = residuals[:, :, None] * residuals[:, None, :]
+            self._residuals[key] = _Residuals(residuals, moments.reshape(len(residuals), -1))
+        return self._residuals[key]
+
+
+def multinomial_chances(indicators: Array, basis: Array, steps: int = 25) -> Array:
+    """Fitted probabilities (B, P) of P levels beside the reference one, by Newton's method.
+
+    Args:
+        indicators: (B, P) in {0, 1}, at most one 1 a row.
+        basis: (B, M), orthogonal columns of mean square 1.
+        steps: at most so many; five or six are usual.
+    """
+    (n, p), m = indicators.shape, basis.shape[1]
+    if m == 1:  # the constant alone
+        return np.broadcast_to(indicators.mean(0), indicators.shape).copy()
+    beta = np.zeros((m, p))
+    beta[:, :] = basis.T @ np.broadcast_to(
+        np.log((indicators.mean(0) + 1e-3) / (1 - indicators.sum(1).mean() + 1e-3)), (n, p)
+    )
+    beta /= n  # the constant is in the span of the basis: this starts from the shares of the levels
+
+    def chances_of(b: Array) -> tuple[Array, float]:
+        z = basis @ b
+        top = np.maximum(z.max(1), 0.0)
+        e = np.exp(z - top[:, None])
+        bottom = e.sum(1) + np.exp(-top)
+        value = (indicators * z).sum() - (np.log(bottom) + top).sum() - RIDGE / 2 * (b**2).sum()
+        return e / bottom[:, None], float(value)
+
+    chances, value = chances_of(beta)
+    light = basis.astype(np.float32)  # for the curvature only: it sets the pace, the slope sets the place
+    for _ in range(steps):
+        slope = basis.T @ (indicators - chances) - RIDGE * beta
+        curve = np.empty((p, m, p, m))
+        for k in range(p):
+            for j in range(k + 1):
+                weight = (chances[:, k] * ((k == j) - chances[:, j])).astype(np.float32)
+                curve[k, :, j, :] = curve[j, :, k, :] = light.T @ (light * weight[:, None])
+        flat = curve.reshape(p * m, p * m)
+        flat[np.diag_indices(p * m)] += RIDGE
+        step = np.linalg.solve(flat, slope.T.ravel()).reshape(p, m).T
+        gain, length = float((slope * step).sum()), 1.0
+        if gain < 1e-6:  # twice the log-likelihood that is still to be had
+            break
+        while length > 1e-3:
+            moved, reached = chances_of(beta + length * step)
+            if reached >= value:
+                break
+            length /= 2
+        beta, chances, value = beta + length * step, moved, reached
+    return chances
+
+
+def independence(table: pd.DataFrame, schema: Schema, a: str, b: str, given: Sequence[str] = ()) -> Independence:
+    """One question about one table; see :meth:`IndependenceTest.test`, and that class for many questions."""
+    names = dict.fromkeys((a, b, *given))
+    return IndependenceTest(table, Schema([schema[name] for name in names])).test(a, b, given)

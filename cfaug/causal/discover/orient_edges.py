@@ -1,0 +1,151 @@
+"""From edges that a discovery leaves open to one graph that can be written: a direction for every edge, and what was chosen.
+
+A method finds a class of graphs that imply the same independences, and only the directions that all of them share are
+known. The others are chosen so that the whole is one of the class (Dor & Tarsi, 1992), and every choice is said. Among the
+graphs of the class the choice is arbitrary, with one exception: an image is changed in its spurious attributes and keeps its
+label, so where the class has a graph in which the target follows from no spurious attribute, that one is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+
+from cfaug.causal.discover.background_knowledge import Background
+
+Pair = frozenset[str]
+
+DIRECTED = ("->", "o->")
+WORDS = {
+    "--": "either direction fits",
+    "o-o": "either direction or a hidden cause fits",
+    "o->": "or a hidden cause of both",
+    "-o": "its other end is open",
+    "<->": "a hidden cause of both",
+}
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One edge between ``a`` and ``b``; ``presence`` and ``orientation`` in [0, 1], None without resamples."""
+
+    a: str
+    kind: str
+    """"->" a causes b, "--" either, "<->" hidden cause, "o->" b causes not a, "o-o" nothing known, "-o" open at b."""
+    b: str
+    presence: float | None = None
+    orientation: float | None = None
+    required: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.a} {self.kind} {self.b}"
+
+
+def extension(
+    names: Sequence[str],
+    edges: Sequence[Edge],
+    background: Background,
+    target: str | None = None,
+    spurious: Sequence[str] = (),
+) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
+    """An acyclic direction for every edge but the "<->", and a sentence for each that the edges themselves do not give.
+
+    Directed edges stay unless they close a cycle, which finite samples can make; the most present ones are believed first.
+    The others are directed one sink after another, making no new collider (Dor & Tarsi, 1992); where that cannot
+    be, in the order of what is there already. A ``target`` that could follow from one of ``spurious``, or not, does not; one more
+    sentence then says so.
+    """
+    order: Any = nx.DiGraph()
+    order.add_nodes_from(names)
+    said: list[str] = []
+    ranked = sorted(edges, key=lambda e: (not e.required, -(e.presence or 0.0), -(e.orientation or 0.0), e.a, e.b))
+    for e in ranked:
+        if e.kind in DIRECTED:
+            if nx.has_path(order, e.b, e.a):
+                order.add_edge(e.b, e.a)
+                said.append(f"{e} would close a cycle and is written as {e.b} -> {e.a}")
+            else:
+                order.add_edge(e.a, e.b)
+    open_ends = {frozenset((e.a, e.b)): e for e in ranked if e.kind not in (*DIRECTED, "<->")}
+    possible = order.copy()
+    possible.add_edges_from([(a, b) for e in open_ends.values() for a, b in ((e.a, e.b), (e.b, e.a))])
+    kept_from = [s for s in spurious if s in order and target in order and nx.has_path(possible, s, target)]
+    last = target if kept_from else None
+    chosen = _without_new_colliders(order, set(open_ends), background, last, spurious)
+    order.add_edges_from([pair for pair, _ in chosen])
+    hidden = any(e.kind == "<->" for e in edges)
+    for (a, b), whole in chosen:
+        e = open_ends[frozenset((a, b))]
+        why = WORDS.get(e.kind, "the data do not say")
+        if e.kind == "--" and whole and not hidden and _may_be_hidden(order, a, b):
+            why += f", and so does {a} <-> {b}, a hidden cause of both"
+        said.append(f"{e} is written as {a} -> {b}: {why}{'' if whole else '; no choice keeps all that was found'}")
+    if kept_from and open_ends and not any(nx.has_path(order, s, target) for s in kept_from):
+        said.append(f"chosen so that the target {target} follows from no spurious attribute ({', '.join(kept_from)})")
+    return sorted(order.edges), tuple(said)
+
+
+def _may_be_hidden(order: Any, a: str, b: str) -> bool:
+    """Whether a <-> b in place of a -> b implies the same independences, in a graph with no other "<->".
+
+    The new arrowhead at a makes a collider x -> a <-> b of every cause x of a, which the skeleton shows unless x is a cause of b too.
+    """
+    return set(order.predecessors(a)) <= set(order.predecessors(b))
+
+
+def _without_new_colliders(
+    order: Any, undirected: set[Pair], background: Background, target: str | None, spurious: Sequence[str]
+) -> list[tuple[tuple[str, str], bool]]:
+    """A direction for each undirected pair, and whether it keeps all that was found.
+
+    The target is taken as a sink only when no other node can be one: then every graph of the class has it as its only
+    sink, and what is left are its ancestors in all of them. So it has an ancestor here only if it has it in all.
+    """
+    directed, left, found = order.copy(), set(undirected), []
+    rest = sorted(directed.nodes)
+    while left:
+
+        def touching(node: str) -> list[str]:
+            return sorted(m for pair in left if node in pair for m in pair if m != node)
+
+        def adjacent(a: str, b: str) -> bool:
+            return directed.has_edge(a, b) or directed.has_edge(b, a) or frozenset((a, b)) in undirected
+
+        def sink(node: str) -> bool:
+            near_by = touching(node)
+            around = [*near_by, *(p for p in directed.predecessors(node) if p in rest)]
+            return (
+                not any(child in rest for child in directed.successors(node))
+                and not any(background.forbids(n, node) for n in near_by)
+                and all(adjacent(n, m) for n in near_by for m in around if n != m)
+            )
+
+        # of several sinks the last by name, so that the earlier names come out as causes: the choice is arbitrary, not hidden
+        node = next((n for n in sorted(rest, key=lambda n: (n != target, n), reverse=True) if sink(n)), None)
+        if node is not None:
+            for other in touching(node):
+                left.discard(frozenset((other, node)))
+                found.append(((other, node), True))
+                directed.add_edge(other, node)
+            rest.remove(node)
+            continue
+        a, b = sorted(min(left, key=lambda pair: (target is None or target not in pair, sorted(pair))))
+        if not _better(directed, a, b, background, target, spurious):
+            a, b = b, a
+        left.discard(frozenset((a, b)))
+        found.append(((a, b), False))
+        directed.add_edge(a, b)
+    return found
+
+
+def _better(directed: Any, a: str, b: str, background: Background, target: str | None, spurious: Sequence[str]) -> bool:
+    """Whether a -> b rather than b -> a: no cycle before all, then what is known beforehand, then the target's safety."""
+    if nx.has_path(directed, b, a) or nx.has_path(directed, a, b):
+        return not nx.has_path(directed, b, a)
+    if background.forbids(a, b) or background.forbids(b, a):
+        return not background.forbids(a, b)
+    reaches = target is not None and nx.has_path(directed, b, target)
+    return not (reaches and (b == target or any(s in directed and nx.has_path(directed, s, a) for s in spurious)))

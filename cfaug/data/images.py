@@ -1,0 +1,76 @@
+"""Pixels: how an image file is read, how uint8 and [-1, 1] relate, and the digest that identifies an image.
+
+    x = pixels / 127.5 - 1          to_float: uint8 in [0, 255] -> float in [-1, 1]
+    pixels = round((x + 1) * 127.5) to_uint8: clamped, the inverse of to_float on all 256 values
+
+No other module writes either formula. Arrays of images are (H, W, C) or (N, H, W, C) with C in {1, 3}; tensors are (B, C, H, W).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from cfaug.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+# Pillow without a list of formats reaches Ghostscript through an EPS file named .png
+FORMATS = ("PNG", "JPEG", "WEBP")
+Pixels = npt.NDArray[np.uint8]
+
+
+def to_float(pixels: torch.Tensor) -> torch.Tensor:
+    """A uint8 tensor of any shape as float32 in [-1, 1]."""
+    return pixels.float().div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: torch.Tensor) -> torch.Tensor:
+    """A float tensor of any shape, about [-1, 1], as uint8; values outside are clamped. NaN becomes 0: check before."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
+
+
+def pixel_digest(image: Pixels) -> str:
+    """sha256 (hex) of "HxWx3:" and the RGB bytes of a uint8 image (H, W, C) or (H, W); grey counts as R = G = B.
+
+    The identity of a source image: shards carry it, and training finds counterfactuals by it.
+    """
+    pixels = np.asarray(image)
+    if pixels.ndim == 2:
+        pixels = pixels[..., None]
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
+        raise UsageError(f"expected a uint8 image (H, W, 1 or 3), got {pixels.dtype} {pixels.shape}")
+    if pixels.shape[2] == 1:
+        pixels = np.repeat(pixels, 3, axis=2)
+    h, w, _ = pixels.shape
+    return hashlib.sha256(f"{h}x{w}x3:".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def to_pil(image: Pixels) -> Image.Image:
+    """A uint8 array (H, W, C) as a PIL image: mode L for C = 1, RGB for C = 3."""
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def read_image(path: Path) -> Pixels:
+    """Decode one PNG, JPEG or WebP file to uint8 (H, W, C); DataError naming the file if that fails."""
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            picture.load()
+            if picture.mode.startswith(("I", "F")):
+                raise DataError(f"{path}: expected 8 bits a channel, got mode {picture.mode}; convert it to 8 bits")
+            pixels = np.array(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such image file") from error
+    # Pillow reports a damaged file as OSError, SyntaxError or ValueError, depending on where the damage is
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path}: cannot decode this as PNG, JPEG or WebP ({reason}); replace the file") from error
+    return pixels[..., None] if pixels.ndim == 2 else pixels

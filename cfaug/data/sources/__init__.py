@@ -1,0 +1,120 @@
+"""Data sets by name: what a recipe's ``data.source`` may say, and how each is opened.
+
+A registry of names, never an import path from a configuration file.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
+from cfaug.data.schema import Schema
+from cfaug.errors import UsageError, near
+
+Measure = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
+"""(N, H, W, C) uint8 images -> (N,) values of one attribute, in its unit, read from the pixels alone."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a named source is made (``module:function``, loaded on use) and whether it knows its own confounding.
+
+    ``measures`` names (``module:CONSTANT``) the attributes that can be read from pixels; empty: none can.
+    """
+
+    maker: str
+    can_unconfound: bool
+    measures: str = ""
+
+
+SOURCES: dict[str, Source] = {
+    "digits": Source("cfaug.data.sources.digits:digits", True),
+    "double_colored_mnist": Source("cfaug.data.sources.mnist:double_colored_mnist", True),
+    "morpho_mnist": Source("cfaug.data.sources.morpho:morpho_mnist", False, "cfaug.data.sources.morpho:MEASURES"),
+    "folder": Source("cfaug.data.datasets:FolderDataset", False),
+}
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise UsageError(f"unknown data source {name!r}; {near(name, SOURCES)}")
+    return SOURCES[name]
+
+
+def can_unconfound(source: str) -> bool:
+    """Can this source be had with attributes drawn independently of the target (the oracle's training set)?"""
+    return _source(source).can_unconfound
+
+
+def measures_of(source: str) -> dict[str, Measure]:
+    """The attributes of this source that a formula reads from pixels, each with its formula; {} when there is none.
+
+    Each maps uint8 images (N, H, W, C) to float64 (N,) in the attribute's unit. UsageError for an unknown source.
+    """
+    entry = _source(source)
+    if not entry.measures:
+        return {}
+    module, constant = entry.measures.split(":")
+    return dict(getattr(importlib.import_module(module), constant))
+
+
+def open_source(
+    source: str,
+    root: str | Path | None = None,
+    split: str = "train",
+    *,
+    target: str | None = None,
+    spurious: Sequence[str] | None = None,
+    kinds: Mapping[str, str] | None = None,
+    values: Mapping[str, Sequence[str]] | None = None,
+    attributes: Sequence[str] = (),
+    schema: Schema | None = None,
+    seed: int = 0,
+    confounded: bool = True,
+    **options: Any,
+) -> AttributeDataset:
+    """Open one split of a named source.
+
+    A generated source (digits, double_colored_mnist, morpho_mnist) has its own attributes and values: ``target`` and
+    ``spurious`` default to its own and may select among them; ``seed`` draws its other attributes, and ``options``
+    are its own (``rho``, ...). Where ``can_unconfound`` says so, ``confounded=False`` gives the same source images with
+    attributes drawn independently of the target.
+    For a folder these come from the table; ``seed`` means nothing there. Raises UsageError for an unknown
+    source, option or attribute, with the near names.
+    """
+    entry = _source(source)
+    module, function = entry.maker.split(":")
+    maker = getattr(importlib.import_module(module), function)
+    if not confounded and not entry.can_unconfound:
+        raise UsageError(f"a {source} cannot be made unconfounded: its images are what they are; drop the oracle")
+    if maker is FolderDataset:
+        if options:
+            raise UsageError(f"source {source!r} has no option {next(iter(options))!r}; it takes none")
+        if root is None:
+            raise UsageError(f"source {source!r} needs a root; give the directory that holds metadata.csv")
+        return FolderDataset(root, split, target, spurious or (), kinds, values, schema, attributes)
+    known = [p for p in inspect.signature(maker).parameters if p not in ("root", "split", "seed", "confounded")]
+    for option in options:
+        if option not in known:
+            raise UsageError(f"source {source!r} has no option {option!r}; {near(option, known)}")
+    if entry.can_unconfound:
+        options["confounded"] = confounded
+    dataset: ArrayDataset = maker(root=root, split=split, seed=seed, **options)
+    own = dataset.schema
+    for name in (*(kinds or {}), *(values or {}), *attributes):
+        if own[name].kind != (kinds or {}).get(name, own[name].kind):
+            raise UsageError(f"source {source!r}: attribute {name!r} is {own[name].kind}, not {(kinds or {})[name]}")
+        if values and name in values and tuple(map(str, values[name])) != own[name].values:
+            raise UsageError(f"source {source!r} brings its own values of {name!r}; remove values.{name}")
+    if schema is None and (target is not None or spurious is not None):
+        chosen = own.target if target is None else target
+        schema = Schema(own, chosen, [s for s in own.spurious if s != chosen] if spurious is None else spurious)
+    return dataset if schema is None else ArrayDataset(dataset.images, dataset.table, schema, split)

@@ -1,0 +1,90 @@
+"""Attributes as the networks of this room read them: encoded parents, and for each a flag that says whether it is known.
+
+A hidden value is a block of zeros with the flag at zero: the null token that partial labels, block dropout in training and
+decoupled guidance share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cfaug.data import Schema
+from cfaug.data.groups import quarter, quartiles
+from cfaug.errors import UsageError
+
+
+class Condition:
+    """The encoding of the image's parents.
+
+    Args:
+        schema: the attributes.
+        parents: names of the image's parents, at least one.
+
+    Raises:
+        UsageError: no parents, or one that is not in the schema.
+    """
+
+    def __init__(self, schema: Schema, parents: Collection[str]) -> None:
+        for name in parents:
+            schema[name]
+        self.schema = schema
+        self.parents = tuple(name for name in schema.names if name in set(parents))
+        if not self.parents:
+            raise UsageError(
+                "the decoder needs at least one attribute that is a parent of the image; add `attribute -> image` to the graph"
+            )
+
+    @property
+    def width(self) -> int:
+        """D + P: columns of the encoded parents and their presence flags."""
+        return self.schema.width(self.parents) + len(self.parents)
+
+    def encode(self, table: pd.DataFrame) -> torch.Tensor:
+        """(B, D + P), float32: the encoded parents, then one presence flag a parent."""
+        present = torch.tensor(table[list(self.parents)].notna().to_numpy(), dtype=torch.float32)
+        encoded = self.schema.encode(table, self.parents, missing=True)
+        return torch.cat([torch.from_numpy(encoded), present], dim=1)
+
+    def blocks(self) -> list[torch.Tensor]:
+        """For each parent, the columns that belong to it, its flag last."""
+        width = self.schema.width(self.parents)
+        blocks = self.schema.blocks(self.parents)
+        return [
+            torch.tensor([*range(blocks[name].start, blocks[name].stop), width + i])
+            for i, name in enumerate(self.parents)
+        ]
+
+    def without(self, condition: torch.Tensor, hidden: Sequence[Collection[str]]) -> torch.Tensor:
+        """A copy of ``condition`` (B, D + P) with the named parents of each row hidden."""
+        result = condition.clone()
+        for name, block in zip(self.parents, self.blocks(), strict=True):
+            rows = torch.tensor([i for i, names in enumerate(hidden) if name in names], dtype=torch.int64)
+            result[rows[:, None], block[None].to(rows.device)] = 0
+        return result
+
+    def cells(self, table: pd.DataFrame) -> torch.Tensor:
+        """(B,): the number of rows with the same attributes (continuous ones by quartile, missing ones together)."""
+        columns = {}
+        for name in self.parents:
+            column = table[name]
+            if self.schema[name].kind == "continuous":
+                known = column.to_numpy(dtype=float)
+                column = pd.Series(quarter(known, quartiles(known)), index=table.index)
+            columns[name] = column
+        cells = pd.DataFrame(columns).groupby(list(columns), dropna=False).ngroup().to_numpy()
+        return torch.from_numpy(np.bincount(cells)[cells].astype(np.float64))
+
+
+def differing(factual: pd.DataFrame, counterfactual: pd.DataFrame, parents: Sequence[str]) -> list[set[str]]:
+    """For each row the attributes that differ; a missing value differs from any value and not from itself."""
+    found: list[set[str]] = [set() for _ in range(len(factual))]
+    for name in parents:
+        first, second = factual[name], counterfactual[name]
+        differs = (first.to_numpy() != second.to_numpy()) & ~(first.isna() & second.isna()).to_numpy()
+        for row in np.flatnonzero(differs):
+            found[row].add(name)
+    return found

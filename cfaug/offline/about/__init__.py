@@ -1,1 +1,0 @@
-"""What is said about shards: figures, pictures, the dataset card, Croissant, and the log of a run."""

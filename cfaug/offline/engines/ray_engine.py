@@ -1,0 +1,221 @@
+"""The engine of a Ray cluster: actors that each hold the work and pull one shard after the other.
+
+`workers` is how many actors are asked for. One that the cluster has no room for yet waits without a shard, so it holds
+nothing up, and starts to pull when a node joins. An actor that dies, or whose node does, costs the shard it had in hand:
+that shard's outcome says so, and another actor is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, ClassVar, TypeVar
+
+from cfaug.errors import CfaugError, UsageError, one_line
+from cfaug.offline.engines.protocol import Outcome, check_workers
+from cfaug.offline.engines.worker import ADVICE, ONE_THREAD, PackedWork, pack
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+STARTS = 3  # deaths in a row of actors that have never been ready
+LOOK = 5.0  # seconds that one wait for an outcome lasts at most
+PATIENCE = 30.0  # seconds between two lines that say that no actor has found room
+
+
+class RayEngine:
+    """At most `workers` actors at once.
+
+    Args:
+        workers: at least 1; more than the cluster has room for is fine.
+        address: of the cluster (``auto``, ``ray://host:10001``); None takes RAY_ADDRESS, or starts one on this machine
+            and ends it afterwards. A session that is already connected is used and left as it is.
+        num_cpus, num_gpus, resources: what one actor takes, by Ray's names (GPUs may be a fraction).
+        runtime_env: Ray's description of the actors' environment (working_dir, pip, env_vars ...).
+
+    Raises:
+        UsageError: ray is not installed, or an option has a wrong value.
+    """
+
+    shared = False
+    options: ClassVar[tuple[str, ...]] = ("address", "num_cpus", "num_gpus", "resources", "runtime_env")
+
+    def __init__(
+        self,
+        workers: int,
+        address: str | None = None,
+        num_cpus: float = 1,
+        num_gpus: float = 0,
+        resources: Mapping[str, float] | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            import ray  # noqa: F401
+        except ImportError:
+            raise UsageError('engine ray needs the package ray: pip install "cfaug[ray]"') from None
+        check_workers(workers, 1, "ray")
+        if address is not None and not (isinstance(address, str) and address):
+            raise UsageError(f"expected an address such as auto or ray://host:10001 for engine ray, got {address!r}")
+        for name, value in {"num_cpus": num_cpus, "num_gpus": num_gpus, **_table("resources", resources)}.items():
+            if type(value) not in (int, float) or not 0 <= value < math.inf:
+                raise UsageError(f"expected a number of 0 or more for option {name} of engine ray, got {value!r}")
+        environment = _table("runtime_env", runtime_env)
+        variables = {**ONE_THREAD, **_table("runtime_env env_vars", environment.get("env_vars"))}
+        self.workers, self.address = workers, address
+        self.actor_options: dict[str, Any] = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": dict(resources or {}),
+            "runtime_env": {**environment, "env_vars": variables},
+            "max_restarts": 0,  # Ray's own restart would run the same shard again unseen; the caller counts its retries
+            "max_task_retries": 0,
+        }
+
+    def map(self, work: Callable[[int], Result], shards: Sequence[int]) -> Generator[Outcome[Result], None, None]:
+        """Yield an outcome for every shard.
+
+        Raises:
+            UsageError: `work` cannot be pickled, no cluster at the address.
+            CfaugError: actors end before they are ready, again and again.
+        """
+        import ray
+        from ray import cloudpickle
+
+        if not shards:
+            return
+        payload = pack(work, cloudpickle.dumps)
+        started = not ray.is_initialized()
+        if started:
+            _connect(self.address)
+        crew: _Crew | None = None
+        try:
+            crew = _Crew(ray.put(payload), self.actor_options, min(self.workers, len(shards)))
+            yield from crew.pull(deque(shards))
+        finally:
+            if crew is not None:
+                crew.end()
+            if started:
+                ray.shutdown()
+
+
+class _Crew:
+    """The actors, and what each was asked for last: a reference -> (actor, its shard; None while it gets ready)."""
+
+    def __init__(self, payload: Any, options: Mapping[str, Any], size: int) -> None:
+        import ray
+
+        self._payload, self._asked, self._size = payload, {}, size  # type: tuple[Any, dict[Any, tuple[Any, int | None]], int]
+        # no class of ours below the decorator's: what is sent is a reference to this module
+        self._new: Any = ray.remote(Holder).options(**options)
+        self._unready, self._reason = 0, ""
+        self._said = time.monotonic()
+
+    def pull(self, queue: deque[int]) -> Iterator[Outcome[Any]]:
+        import ray
+
+        for _ in range(self._size):
+            self._ask_for_one()
+        while queue or self._at_work():
+            done, _ = ray.wait(list(self._asked), num_returns=1, timeout=LOOK)
+            self._mention_patience()
+            for reference in done:
+                actor, shard = self._asked.pop(reference)
+                try:
+                    outcome = ray.get(reference)
+                    self._unready = 0
+                except ray.exceptions.RayError as error:  # also a node that went, and a network that did not come back
+                    with suppress(Exception):
+                        ray.kill(actor)
+                    outcome = self._lost(shard, error)
+                    actor = None
+                if queue and actor is None:
+                    self._replace(outcome)
+                elif queue:
+                    following = queue.popleft()
+                    self._asked[actor.make.remote(following)] = (actor, following)
+                elif actor is not None:
+                    ray.kill(actor)  # its memory, and its place for others
+                if outcome is not None:
+                    yield outcome
+
+    def end(self) -> None:
+        import ray
+
+        for actor, _ in self._asked.values():
+            with suppress(Exception):
+                ray.kill(actor)
+        self._asked.clear()
+
+    def _ask_for_one(self) -> None:
+        actor = self._new.remote(self._payload, sys.path)
+        self._asked[actor.ready.remote()] = (actor, None)
+
+    def _lost(self, shard: int | None, error: Exception) -> Outcome[Any] | None:
+        """The outcome of a dead actor's shard; None when it had none."""
+        self._reason = one_line(f"{type(error).__name__}: {error}")
+        if shard is None:
+            self._unready += 1
+            return None
+        told = CfaugError(f"worker process died at shard {shard} ({self._reason}): {ADVICE}")
+        return Outcome(shard, error=told, transient=True)
+
+    def _replace(self, outcome: Outcome[Any] | None) -> None:
+        """Another actor, unless those that were asked for do nothing but die; CfaugError when nobody is at work then."""
+        if self._unready < STARTS or outcome is not None:
+            self._ask_for_one()
+        elif not self._at_work():
+            raise CfaugError(
+                f"Ray actors end before they can start, {STARTS} in a row ({self._reason}): check num_gpus and runtime_env"
+            )
+
+    def _at_work(self) -> bool:
+        return any(shard is not None for _, shard in self._asked.values())
+
+    def _mention_patience(self) -> None:
+        """Now and then, while no actor has found room at all: the cluster may never have it."""
+        if self._at_work():
+            self._said = time.monotonic()
+        elif time.monotonic() - self._said > PATIENCE:
+            self._said = time.monotonic()
+            log.warning(
+                "no Ray actor has started yet: the cluster has no room for one with the num_cpus and num_gpus asked"
+            )
+
+
+class Holder:
+    """The actor: holds the work, unpickled once."""
+
+    def __init__(self, payload: bytes, path: Sequence[str]) -> None:
+        self._work = PackedWork(payload, path)
+
+    def ready(self) -> None:
+        """Answered once the actor has been given a place and has the work."""
+
+    def make(self, shard: int) -> Outcome[Any]:
+        return self._work(shard)
+
+
+def _connect(address: str | None) -> None:
+    import ray
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a run reports to nobody
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None and not os.environ.get("RAY_ADDRESS"):
+        quiet["include_dashboard"] = False
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise UsageError(
+            f"no Ray cluster at {address or 'this machine'} ({one_line(error)}): check generate.options.address"
+        ) from None
+
+
+def _table(name: str, value: Any) -> dict[str, Any]:
+    if value is not None and not isinstance(value, Mapping):
+        raise UsageError(f"expected a mapping for option {name} of engine ray, got {value!r}")
+    return dict(value or {})

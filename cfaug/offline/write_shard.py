@@ -1,0 +1,284 @@
+"""Encoding samples and staging a shard: the same samples give the same bytes, under a name nobody trusts yet.
+
+    json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6, not optimised
+    tar  = USTAR, mtime 0, owner cfaug/cfaug 0/0, mode 0444, members sorted    offset of a payload = its header's + 512
+
+"The same bytes" holds for the same Pillow and zlib; the pixels and the records are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+from PIL import Image
+
+from cfaug.data.files import partial_name
+from cfaug.errors import ShardError, UsageError
+from cfaug.offline.format import (
+    BLOCK,
+    IMAGES,
+    KEY,
+    MAX_INDEX_BYTES,
+    MAX_KEY,
+    MAX_LINE,
+    MAX_PIXELS,
+    MAX_RECORD_BYTES,
+    MAX_SAMPLES,
+    TAR_NAME,
+    IndexRow,
+    ManifestRow,
+    Member,
+    Quick,
+    Sample,
+    canonical_json,
+    check_record,
+    header,
+    index_name,
+    padded,
+    parse_object,
+    tar_size,
+)
+from cfaug.offline.os_errors import explained
+from cfaug.offline.stored_png import stored_png
+
+FLUSH = 1 << 20  # bytes after which the disk is told to begin
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A complete shard under its partial names, waiting to be committed with `row`."""
+
+    row: ManifestRow
+    tar: Path
+    index: Path
+
+
+def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
+    """The two members of a sample as ``webdataset`` has them: ``__key__``, ``json`` and ``png`` or ``webp`` (bytes).
+
+    `image` is ``png``, ``png-stored`` (a PNG that is not compressed: larger, and quick to read) or ``webp`` (lossless, RGB).
+    :class:`UsageError` for another one, :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
+    it), an image that is not uint8 with 1 or 3 channels, or a record that is not one of format 1.
+    """
+    if not KEY.fullmatch(sample.key) or len(sample.key) > MAX_KEY:
+        raise ShardError(f"expected a key of 1 to {MAX_KEY} characters from A-Z a-z 0-9 _ -, got {sample.key!r}")
+    record = check_record(sample.record, f"sample {sample.key!r}")
+    if record["key"] != sample.key:
+        raise ShardError(f"sample {sample.key!r}: its record says key {record['key']!r}: they must agree")
+    text = canonical_json(record)
+    if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, say
+        parse_object(text, MAX_RECORD_BYTES, f"sample {sample.key!r}: its record")
+    return {"__key__": sample.key, "json": text, field_of(image): ENCODERS[image](sample)}
+
+
+def field_of(image: str) -> str:
+    """The field of images stored as `image`, ``png`` or ``webp``; UsageError unless it is one of ``IMAGES``."""
+    if image not in IMAGES:
+        raise UsageError(f"image: expected one of {', '.join(IMAGES)}, came {image!r}; say how images are to be stored")
+    return IMAGES[image]
+
+
+def stage_shard(
+    directory: str | Path,
+    name: str,
+    samples: Iterable[Sample],
+    plan_digest: str,
+    model_digest: str,
+    environment: Mapping[str, str | int] | None = None,
+    image: str = "png",
+) -> Staged:
+    """Write `samples` as shard `name` (``*.tar``) under partial names and fsync; nothing is committed yet.
+
+    On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``);
+    what `samples` raise passes as it is.
+    """
+    if not TAR_NAME.fullmatch(name):
+        raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
+    directory, beside = Path(directory), index_name(name)
+    tar, index = directory / partial_name(name), directory / partial_name(beside)
+    lines: list[bytes] = []  # not rows: thousands of small objects would keep the garbage collector busy
+    keys: set[str] = set()
+    shape_of_first: Any = None
+    with _samples_own_errors(), explained(directory, name), removed_on_failure(tar, index):
+        with tar.open("wb") as handle:
+            writer = _Tar(handle)
+            for sample in _carried(samples):
+                fields = encode_sample(sample, image)
+                shape_of_first = _same_fields(sample, shape_of_first, name)
+                lines.append(_index_row(sample, fields, writer.size, IMAGES[image]).line())
+                keys.add(sample.key)
+                for field in ("json", IMAGES[image]):  # sorted, as webdataset has them
+                    writer.add(f"{sample.key}.{field}", fields[field])
+            writer.close()
+            handle.flush()
+            os.fsync(handle.fileno())
+        if not lines or len(keys) != len(lines):
+            raise ShardError(f"{name}: expected at least one sample and no key twice, got {len(lines)} samples")
+        content = b"".join(lines)
+        if len(lines) > MAX_SAMPLES or len(content) > MAX_INDEX_BYTES or max(map(len, lines)) > MAX_LINE:
+            raise ShardError(
+                f"{name}: expected at most {MAX_SAMPLES} samples and {MAX_LINE} bytes for one in the index, which readers "
+                f"accept, got {len(lines)} and {max(map(len, lines))}: plan smaller shards, or shorten the source keys"
+            )
+        with index.open("wb") as handle:
+            handle.write(content)
+            handle.flush()
+            os.fsync(handle.fileno())
+    row = ManifestRow(
+        name=name, count=len(lines), bytes=writer.size, sha256=writer.sha256.hexdigest(),
+        index=beside, index_bytes=len(content), index_sha256=hashlib.sha256(content).hexdigest(),
+        plan=plan_digest, model=model_digest, environment=dict(environment or {}),
+    )  # fmt: skip
+    return Staged(row, tar, index)
+
+
+class _Carried(Exception):
+    """Around an OSError that `samples` raised, so that it is not taken for one of the disk that is written to."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+
+def _carried(samples: Iterable[Sample]) -> Iterator[Sample]:
+    try:
+        yield from samples
+    except OSError as error:
+        raise _Carried(error) from None
+
+
+@contextmanager
+def _samples_own_errors() -> Iterator[None]:
+    try:
+        yield
+    except _Carried as carried:
+        raise carried.error from None
+
+
+class _Tar:
+    """USTAR members, counted and hashed as they pass, so that the tar never has to be read again.
+
+    The bytes are those of ``webdataset.TarWriter(handle, "cfaug", "cfaug", 0o444, mtime=0)`` (a test compares them). tarfile
+    makes one header; from member to member only name, size and checksum differ, and building each anew would take longer
+    than encoding a small image.
+    """
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self.handle, self.size, self.sha256, self._sent = handle, 0, hashlib.sha256(), 0
+        any_header = header("", 0)
+        self._fixed = any_header[100:124], any_header[136:148], any_header[156:]
+        self._sum = sum(map(sum, self._fixed)) + 8 * ord(" ")  # the checksum counts as eight spaces
+
+    def add(self, name: str, data: bytes) -> None:
+        before, middle, after = self._fixed
+        path, size = name.encode("ascii"), b"%011o\0" % len(data)
+        checksum = b"%06o\0 " % (self._sum + sum(path) + sum(size))
+        padding = bytes(-len(data) % BLOCK)
+        self._write(b"".join((path.ljust(100, b"\0"), before, size, middle, checksum, after, data, padding)))
+
+    def close(self) -> None:
+        self._write(bytes(tar_size(self.size) - self.size))
+
+    def _write(self, data: bytes) -> None:
+        self.handle.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        if self.size - self._sent >= FLUSH:
+            self._send()
+
+    def _send(self) -> None:
+        """Let the disk begin with what is written while the next images are encoded: the fsync waits for less.
+
+        Linux starts to write back what it is told nobody will read again; elsewhere, and in memory, it is a no-op.
+        """
+        if hasattr(os, "posix_fadvise"):
+            self.handle.flush()
+            os.posix_fadvise(self.handle.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
+        self._sent = self.size
+
+
+def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, field: str) -> IndexRow:
+    """The index row of the sample whose first header starts at `offset`; each member is a header and whole blocks."""
+    members = {}
+    for name in ("json", field):  # the order in which webdataset writes: sorted
+        data = fields[name]
+        members[name] = Member(offset + BLOCK, len(data), hashlib.sha256(data).hexdigest())
+        offset += BLOCK + padded(len(data))
+    record, quick = sample.record, None
+    if sample.source is not None:
+        hashes = (xxhash.xxh3_64_intdigest(fields[field]), *sample.source)
+        quick = Quick(*(f"{one:016x}" for one in hashes))
+    return IndexRow(
+        sample.key, record["source_key"], record["source_digest"], record["split"], not record["do"], **members,
+        xxh3=quick,
+    )  # fmt: skip
+
+
+def _same_fields(sample: Sample, first: Any, name: str) -> Any:
+    """Names and types of attributes must not vary in a shard: readers infer them from the first few samples."""
+    shape: dict[str, type | None] = {}
+    for field in ("attributes", "factual", "quality"):
+        for attribute, value in sample.record[field].items():
+            shape[f"{field}.{attribute}"] = None if value is None else type(value)
+    if first is None:
+        return shape
+    same = shape.keys() == first.keys()
+    same = same and all(None in (shape[k], first[k]) or shape[k] is first[k] for k in shape)
+    if not same:
+        raise ShardError(
+            f"{name}, sample {sample.key!r}: expected the same attributes and types as in the samples before"
+        )
+    return {k: first[k] or shape[k] for k in shape}
+
+
+def _pixels(sample: Sample) -> npt.NDArray[np.uint8]:
+    image = sample.image
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        came = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise ShardError(f"sample {sample.key!r}: expected a uint8 image (height, width, 1 or 3), got {came}")
+    if not 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS:
+        raise ShardError(f"sample {sample.key!r}: expected at most {MAX_PIXELS} pixels, which readers accept, got more")
+    return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
+
+
+def _png(sample: Sample) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(_pixels(sample)).save(stream, "PNG", compress_level=6, optimize=False)
+    return stream.getvalue()
+
+
+def _png_stored(sample: Sample) -> bytes:
+    return stored_png(_pixels(sample))
+
+
+def _webp(sample: Sample) -> bytes:
+    pixels = _pixels(sample)
+    if pixels.ndim == 2:
+        raise ShardError(
+            f"sample {sample.key!r}: expected an RGB image for webp, got a grey one: set generate.image=png"
+        )
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "WEBP", lossless=True, quality=75, method=4)
+    return stream.getvalue()
+
+
+ENCODERS = {"png": _png, "png-stored": _png_stored, "webp": _webp}
+
+
+@contextmanager
+def removed_on_failure(*paths: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,105 @@
+"""Nets that judge: readers of one attribute each, and the small probe; how the recipe's classifier is trained.
+
+Readers are trained on unconfounded images where the source can make them; otherwise on the confounded ones with groups
+resampled, and the result says so, because such a reader may share the shortcut.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from cfaug.config import Recipe
+from cfaug.data import AttributeDataset, load_images
+from cfaug.data.images import to_uint8
+from cfaug.judge.probes import Fit
+from cfaug.stages.inputs import Inputs
+from cfaug.train import TensorImages, TrainedClassifier, TrainSettings, train_classifier
+from cfaug.train.method_data import group_codes
+
+Pixels = npt.NDArray[np.uint8]
+
+MOST_PROBE_STEPS = 1000
+"""Gradient steps of a probe, at most; a minute for 32 px on one core."""
+
+
+def settings_of(recipe: Recipe) -> TrainSettings:
+    """The classifier settings of a recipe."""
+    train = recipe.train
+    return TrainSettings(
+        epochs=train.epochs,
+        batch_size=train.batch_size,
+        lr=train.learning_rate,
+        weight_decay=train.weight_decay,
+        model=train.model,
+        device=train.device,
+        threads=train.threads,
+        bf16=train.bf16,
+    )
+
+
+def to_pixels(images: Tensor) -> Pixels:
+    """(N, C, H, W), uint8 or float in [-1, 1], to uint8 (N, H, W, C)."""
+    return quantised(images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def quantised(images: Tensor) -> Tensor:
+    """(N, C, H, W), uint8 or float in [-1, 1], to uint8 as the shards have it."""
+    if images.dtype == torch.uint8:
+        return images
+    return to_uint8(images)
+
+
+def probe_fit(recipe: Recipe, sources: int, seed: int) -> Fit:
+    """A ``Fit`` of the small CNN, with as many gradient steps as the recipe's classifiers get on ``sources`` images.
+
+    So what a probe finds, a classifier could find. Rate and decay are its own: with those that suit a classifier, a net
+    that has only a faint mark to find says the same of every image, and the leak looks like none.
+    """
+    train = recipe.train
+    base = TrainSettings(lr=2e-3, weight_decay=1e-2, device=train.device, threads=train.threads, bf16=train.bf16)
+    steps = min(MOST_PROBE_STEPS, train.epochs * max(1, sources // train.batch_size))
+
+    def fit(images: Tensor, codes: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+        epochs = math.ceil(steps / max(1, len(images) // base.batch_size))
+        source = TensorImages(images, codes)
+        return train_classifier("erm", source, None, replace(base, epochs=epochs), seed, classes).predict
+
+    return fit
+
+
+def attribute_readers(
+    recipe: Recipe, inputs: Inputs, judged: Collection[str], progress: bool
+) -> tuple[dict[str, TrainedClassifier], str]:
+    """A reader for each categorical parent of the image, trained on other sources than those judged, and on what."""
+    source: AttributeDataset = inputs.oracle or inputs.train
+    basis = (
+        "unconfounded images" if inputs.oracle else "the confounded training images, groups resampled: a weaker witness"
+    )
+    kept = [i for i in range(len(source)) if source.key(i) not in judged]
+    table = source.table.iloc[kept]
+    images = load_images(source, kept, progress=False)
+    groups = torch.from_numpy(group_codes(table, inputs.grouper, "each"))
+    readers = {}
+    for name in inputs.graph.parents("image"):
+        attribute = inputs.schema[name]
+        if attribute.kind == "categorical":
+            here = np.flatnonzero(table[name].notna())  # an image without the value has nothing to teach its reader
+            codes = torch.from_numpy(np.asarray(inputs.schema.index(name, table[name].iloc[here])))
+            rows = slice(None) if len(here) == len(table) else torch.from_numpy(here)  # a slice copies no image
+            readers[name] = train_classifier(
+                "erm" if inputs.oracle else "group_resampling",
+                TensorImages(images[rows], codes, groups[rows]),
+                None,
+                settings_of(recipe),
+                seed=recipe.seed,
+                classes=attribute.categories,
+                progress=progress,
+            )
+    return readers, basis

@@ -1,0 +1,113 @@
+"""The same sources in several kinds: as they are, reconstructed, and as counterfactuals; in memory, as uint8.
+
+The losses and the leak probes compare kinds, so everything else must be equal: source keys, interventions, seeds and
+the quantisation that the shards have. Interventions are those of the plan's strategy: every spurious attribute drawn
+evenly within each target class, hence independently of the target and of the factual value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from cfaug.causal import Intervention, do
+from cfaug.data import AttributeDataset, Schema, load_images
+from cfaug.errors import CfaugError, DataError, generating
+from cfaug.judge.axioms import Model
+from cfaug.offline import balance_groups
+from cfaug.stages.attribute_classifiers import quantised
+from cfaug.train.models import as_input
+
+
+@dataclass(frozen=True)
+class Pool:
+    """N sources of one data set; images uint8 (N, C, H, W), row by row of one source."""
+
+    table: pd.DataFrame
+    """Factual attributes, indexed by source key."""
+    factual: Tensor
+    reconstruction: Tensor
+    """Null interventions."""
+    counterfactual: Tensor
+
+    @property
+    def sources(self) -> list[str]:
+        """The source keys."""
+        return [str(key) for key in self.table.index]
+
+
+def balanced_acts(dataset: AttributeDataset, most: int, seed: int) -> dict[str, Intervention]:
+    """Source key -> intervention on all spurious attributes, for at most ``most`` sources drawn at random."""
+    rows = np.sort(np.random.default_rng([seed, 5]).permutation(len(dataset))[:most])
+    plan = balance_groups(dataset.table.iloc[rows], dataset.schema, seed=seed)
+    found = {row.source_key: row.do for row in plan}
+    return {key: found[key] for key in map(str, dataset.table.index[rows])}
+
+
+def exchanged_acts(table: pd.DataFrame, schema: Schema, seed: int) -> dict[str, Intervention]:
+    """Source key -> the spurious attributes of another source of the same class.
+
+    So the counterfactuals keep the joint distribution of target and spurious attributes exactly, confounding included:
+    what tells them from reconstructions is then a mark of generation and no shift of attributes. A source that lacks a
+    value exchanges the others with a source that lacks the same.
+    """
+    generator = np.random.default_rng([seed, 6])
+    table = schema.canonical(table)
+    donors = np.arange(len(table))
+    lacking = table[list(schema.spurious)].isna().astype(str).agg("".join, axis=1)
+    classes = pd.factorize(table[str(schema.target)] + lacking)[0]
+    for label in np.unique(classes):
+        members = np.flatnonzero(classes == label)
+        donors[members] = generator.permutation(members)
+    return {
+        str(key): do({n: value for n in schema.spurious if not pd.isna(value := table.iloc[donor][n])})
+        for key, donor in zip(table.index, donors, strict=True)
+    }
+
+
+def make_pool(
+    model: Model, dataset: AttributeDataset, acts: Mapping[str, Intervention], seed: int, batch: int, progress: bool
+) -> Pool:
+    """Reconstructions and counterfactuals of the sources that ``acts`` names, in its order.
+
+    Raises:
+        DataError: a source that the data set does not have.
+        CfaugError: the model made pixels that are no numbers, or the memory does not suffice for ``batch`` rows.
+    """
+    position = {dataset.key(i): i for i in range(len(dataset))}
+    if missing := [key for key in acts if key not in position]:
+        raise DataError(
+            f"expected source {missing[0]!r} in both the confounded and the unconfounded images, it is in one only; "
+            "a source must keep its keys when it is made unconfounded"
+        )
+    rows = [position[key] for key in acts]
+    factual = load_images(dataset, rows, progress=False)
+    table = dataset.table.iloc[rows]
+    interventions = list(acts.values())
+    null: list[Tensor] = []
+    real: list[Tensor] = []
+    steps = range(0, len(rows), batch)
+    for start in tqdm(steps, desc="generate to judge", unit="batch", disable=not progress, leave=False, delay=2):
+        part = slice(start, start + batch)
+        seeds = [seed + start + i for i in range(len(factual[part]))]
+        # abducted once for both, so a reconstruction and a counterfactual differ in the intervention alone
+        with generating(batch, len(seeds)):
+            noise = model.abduct(as_input(factual[part]), table.iloc[part], seed=seeds)
+            null.append(_made(model, noise, [do()] * len(seeds), table.index[start]))
+            real.append(_made(model, noise, interventions[part], table.index[start]))
+    return Pool(table, factual, torch.cat(null), torch.cat(real))
+
+
+def _made(model: Model, noise: object, acts: Sequence[Intervention], first: str) -> Tensor:
+    images, _ = model.act(acts).predict(noise)
+    if not bool(torch.isfinite(images).all()):
+        raise CfaugError(
+            f"the model made non-finite pixels in the batch of source {first!r}: fit it again, or check its sampler"
+        )
+    return quantised(images)

@@ -1,0 +1,99 @@
+"""A mixture held in memory: every image and every sample that can be drawn, once, as uint8."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from torch.utils.data import Subset
+
+from cfaug.errors import DataError, UsageError
+from cfaug.learn.image_types import as_pixels
+from cfaug.learn.label_check import class_in
+from cfaug.train.training_sets import MixedImages
+
+if TYPE_CHECKING:
+    from cfaug.learn.dataset import CounterfactualDataset
+
+IN_PLACE = ("replace", "groups")  # policies under which position i always has the label of image i
+
+
+def materialise(
+    dataset: CounterfactualDataset,
+    groups: Callable[[pd.DataFrame], npt.NDArray[np.int64]] | None = None,
+    transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    held: MixedImages | None = None,
+) -> MixedImages:
+    """:meth:`CounterfactualDataset.materialise`, whose arguments these are."""
+    if dataset.policy not in IN_PLACE:
+        raise UsageError(
+            f"materialise: expected policy {' or '.join(IN_PLACE)}, came {dataset.policy!r}; read it item by item"
+        )
+    if held is not None and isinstance(held.draw, _PoolDraw):
+        return held.redrawn(replace(held.draw, dataset=dataset), transform)
+    base, reader, matches = dataset.opened, dataset.reader, dataset.matches
+    real = np.stack([as_pixels(base.picture(i)) for i in range(len(base))])
+    used = _drawable(matches.rows, matches.start, matches.total)
+    drawable = [_same_shape(reader.image(row), real[0], reader.where(row)) for row in used.tolist()]
+    pool = torch.from_numpy(np.concatenate([real, np.stack(drawable)])).permute(0, 3, 1, 2).contiguous()
+    place = np.full(len(reader) + 1, -1, dtype=np.int64)
+    place[used] = len(real) + np.arange(len(used))
+    codes = None
+    if groups is not None:
+        drawn = pd.DataFrame([reader.record(row)["attributes"] for row in used.tolist()])
+        table = pd.concat([table_of(dataset.base), drawn], ignore_index=True)
+        codes = torch.from_numpy(np.ascontiguousarray(groups(table)))
+    targets = torch.as_tensor(_targets(dataset), dtype=torch.int64)
+    return MixedImages(pool, targets, _PoolDraw(dataset, place), codes, transform)
+
+
+@dataclass(frozen=True)
+class _PoolDraw:
+    """epoch -> pool rows: the dataset's draw, with real images first in the pool; ``place`` maps shard rows to it."""
+
+    dataset: CounterfactualDataset
+    place: npt.NDArray[np.int64]
+
+    def __call__(self, epoch: int) -> torch.Tensor:
+        _, rows = self.dataset.draws(epoch)
+        return torch.from_numpy(np.where(rows < 0, np.arange(len(rows)), self.place[rows]))
+
+
+def _drawable(
+    rows: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32], total: npt.NDArray[np.int32]
+) -> npt.NDArray[np.int64]:
+    parts = [rows[first : first + count] for first, count in zip(start.tolist(), total.tolist()) if count]
+    return np.unique(np.concatenate(parts)).astype(np.int64)
+
+
+def _same_shape(pixels: npt.NDArray[np.uint8], factual: npt.NDArray[np.uint8], where: str) -> npt.NDArray[np.uint8]:
+    if pixels.shape[2] == 1 and factual.shape[2] == 3:
+        pixels = np.repeat(pixels, 3, axis=2)
+    if pixels.shape != factual.shape:
+        raise DataError(f"{where}: expected an image of shape {factual.shape} as its source has, came {pixels.shape}")
+    return pixels
+
+
+def table_of(base: Any) -> pd.DataFrame:
+    """The attribute table of an AttributeDataset, or of a Subset of one; UsageError where there is none."""
+    if isinstance(base, Subset):
+        return table_of(base.dataset).iloc[list(base.indices)]
+    table = getattr(base, "table", None)
+    if not isinstance(table, pd.DataFrame):
+        raise UsageError("attributes of real images: expected a base with a .table (an AttributeDataset), it has none")
+    return table
+
+
+def _targets(dataset: CounterfactualDataset) -> list[int]:
+    found: list[int] = []
+    for i in range(len(dataset.opened)):
+        label = class_in(dataset.opened.label(i))
+        if not isinstance(label, int):
+            raise UsageError(f"materialise: expected a class number as the label of image {i}, came {label!r}")
+        found.append(label)
+    return found

@@ -1,0 +1,1 @@
+"""What several test files share: small models, data sets, faults, stand-ins."""
