@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from cfaug.checks import check_ranges
-from cfaug.errors import UsageError, near
+from cfaug.errors import UsageError, near, one_line
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ def make_parser() -> Any:
 
 def _type_error(message: str) -> str:
     """jsonargparse's words in ours: which setting, what it expects, what came."""
-    message = " ".join(message.split())
+    message = one_line(message, 2000)
     found = re.search(r'Parser key "([\w.]+)":.*?[Vv]alue: (.*)$', message)
     hint: Any = Recipe
     for part in found[1].split(".") if found else ():
@@ -274,7 +274,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date and is none
             mark = getattr(error, "problem_mark", None)
             line = f" at line {mark.line + 1}" if mark else ""
-            reason = " ".join(str(getattr(error, "problem", None) or error).split())
+            reason = one_line(getattr(error, "problem", None) or error)
             raise UsageError(f"{path} is not valid YAML{line}: {reason}; check indentation and quotes") from None
         if not isinstance(content, dict):
             raise UsageError(f"expected a mapping of settings in {path}, but {type(content).__name__} came")

@@ -45,15 +45,27 @@ class ShardError(CfaugError):
 
 
 def one_line(error: object, most: int = 300) -> str:
-    """What an error (or a text) says, without line breaks, cut at `most` characters; an error's kind where it says nothing."""
+    """An error's message (or any text) without line breaks, cut at `most` characters; the error's type where the message is empty."""
     said = " ".join(str(error).split())[:most]
     return said or (type(error).__name__ if isinstance(error, BaseException) else "")
 
 
-def shown(value: Any) -> str:
-    """A cell in an error message: its repr on one line, cut to 60 characters."""
+def shown(value: Any, most: int = 60) -> str:
+    """A value in an error message: its repr on one line, cut to `most` characters."""
     line = " ".join(repr(value).split())
-    return line if len(line) <= 60 else f"{line[:57]}..."
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def described(value: Any) -> str:
+    """What a value is, in an error message: its type and, where it has them, its dtype and shape."""
+    shape = tuple(value.shape) if hasattr(value, "shape") else ""
+    return one_line(f"{type(value).__name__} {getattr(value, 'dtype', '')} {shape}")
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """The first `most` of some names in an error message: "a, b, c and 4 more"."""
+    words = [str(name) for name in names]
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def near(name: str, known: Iterable[str]) -> str:

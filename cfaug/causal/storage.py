@@ -22,7 +22,7 @@ from cfaug.causal.mechanisms import Mechanism, mechanism_named
 from cfaug.causal.noise import Districts
 from cfaug.data.files import replace_file
 from cfaug.data.schema import Schema
-from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.errors import CfaugError, ShardError, UsageError, one_line
 
 if TYPE_CHECKING:
     from cfaug.causal.scm import SCM
@@ -123,7 +123,7 @@ def load(directory: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     except FileNotFoundError as error:
         raise ShardError(f"{path}: not found; expected a model directory written by save()") from error
     except (ValueError, OSError) as error:
-        raise ShardError(f"{path}: corrupt ({' '.join(str(error).split())[:120]}); fit the model again") from error
+        raise ShardError(f"{path}: corrupt ({one_line(error, 120)}); fit the model again") from error
     if form != FORMAT:
         raise ShardError(f"{path}: expected SCM format {FORMAT}, got {form!r}; fit the model again")
     arrays: dict[str, npt.NDArray[Any]] = {}
@@ -135,9 +135,7 @@ def load(directory: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         try:
             arrays = dict(unpack(packed.read_bytes()))
         except (SafetensorError, OSError, ValueError) as error:
-            raise ShardError(
-                f"{packed}: corrupt ({' '.join(str(error).split())[:120]}); fit the model again"
-            ) from error
+            raise ShardError(f"{packed}: corrupt ({one_line(error, 120)}); fit the model again") from error
     came = digest(data, arrays)
     if came != expected:
         raise ShardError(f"{path}: expected digest {str(expected)[:12]}, got {came[:12]}; fit the model again")

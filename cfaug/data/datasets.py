@@ -17,7 +17,7 @@ import pandas as pd
 
 from cfaug.data.images import Pixels, read_image, to_pil
 from cfaug.data.schema import Attribute, Schema
-from cfaug.errors import DataError, UsageError, near
+from cfaug.errors import DataError, UsageError, near, one_line
 
 SPLITS = ("train", "val", "test")
 
@@ -210,7 +210,7 @@ def read_metadata(root: Path) -> pd.DataFrame:
         # text throughout: the schema decides what is a number, and "NA" may well be a category
         table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (ValueError, OSError) as error:
-        raise DataError(f"{path}: cannot be read as a CSV file ({' '.join(str(error).split())})") from error
+        raise DataError(f"{path}: cannot be read as a CSV file ({one_line(error)})") from error
     for column in ("file_name", "split"):
         if column not in table.columns:
             raise DataError(f"{path}: no column {column!r}; {near(column, table.columns)}")

@@ -9,7 +9,22 @@ import socket
 from contextlib import suppress
 from pathlib import Path
 
-PARTIAL = ".partial"
+from cfaug.errors import UsageError
+
+PARTIAL = ".partial"  # what the name of a file that is being written ends in
+
+
+def expand(path: str | os.PathLike[str]) -> Path:
+    """A path as a user wrote it, with ``~`` and ``~name`` replaced by the home directory. Every room opens paths by this rule.
+
+    A shell leaves the ``~`` in ``--out=~/run`` and in a recipe as it is. UsageError where there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise UsageError(
+            f"expected a path, got {str(path)!r} of a user without a home directory; write it out"
+        ) from None
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError, UsageError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -71,6 +71,6 @@ def read_image(path: Path) -> Pixels:
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise DataError(f"{path}: cannot decode this as PNG, JPEG or WebP ({reason}); replace the file") from error
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -13,7 +13,7 @@ import torch
 
 from cfaug.data.files import replace_file
 from cfaug.decode.diffusion.training import FitReport
-from cfaug.errors import ShardError, UsageError
+from cfaug.errors import ShardError, UsageError, one_line
 
 FORMAT = 2
 ADVICE = "train it again with `cfaug fit RECIPE.yaml --out DIR --overwrite`"
@@ -78,7 +78,7 @@ def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]
 
 def corrupt(directory: str | Path, error: Exception) -> ShardError:
     """The one line for a checkpoint that cannot be read."""
-    reason = " ".join(str(error).split())[:160]
+    reason = one_line(error, 160)
     return ShardError(
         f"corrupt checkpoint in {directory}: expected decoder.json and decoder.safetensors as saved, but {reason}; {ADVICE}"
     )

@@ -27,7 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.errors import ShardError
+from cfaug.data.datasets import SPLITS as SPLITS
+from cfaug.errors import ShardError, shown
 
 FORMAT = 1
 MANIFEST = "manifest.jsonl"
@@ -36,7 +37,6 @@ CARD = "README.md"
 PLAN_HEADER = "plan.json"
 COLUMNS = "index.bin"  # all indices in another form, for readers; derived
 TAR, INDEX = ".tar", ".index.jsonl"  # what a shard's two files end in
-PARTIAL = ".partial"
 KEY = re.compile(r"[A-Za-z0-9_-]{1,120}", re.ASCII)
 TAR_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.tar", re.ASCII)
 INDEX_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.index\.jsonl", re.ASCII)
@@ -44,7 +44,6 @@ INDEX_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.index\.jsonl", re.ASCII)
 MAX_KEY = 95  # characters that are written; a reader accepts what KEY says
 SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 XXH3 = re.compile(r"[0-9a-f]{16}", re.ASCII)
-SPLITS = ("train", "val", "test")  # as in cfaug.data.datasets; index.bin has their places
 TRAIN = SPLITS[0]  # the one split that is trained on
 PLANNED_NAME = re.compile(rf"cf-({'|'.join(SPLITS)})-([0-9]{{6,}})(\.tar|\.index\.jsonl)", re.ASCII)
 IMAGE_FIELDS = ("png", "webp")
@@ -156,7 +155,7 @@ class IndexRow(NamedTuple):
         except (KeyError, TypeError, ValueError):
             sound = False
         if not sound:
-            raise ShardError(f"{where}: expected an index row of shard format {FORMAT}, found {_short(line)}")
+            raise ShardError(f"{where}: expected an index row of shard format {FORMAT}, found {shown(line)}")
         return row
 
 
@@ -206,7 +205,7 @@ class ManifestRow:
         except TypeError:
             sound = False
         if not sound:
-            raise ShardError(f"{where}: expected a manifest row of shard format {FORMAT}, found {_short(line)}")
+            raise ShardError(f"{where}: expected a manifest row of shard format {FORMAT}, found {shown(line)}")
         return row
 
 
@@ -286,7 +285,7 @@ def parse_object(data: bytes, most: int, where: str) -> dict[str, Any]:
     if len(data) > most:
         raise ShardError(f"{where}: expected at most {most} bytes of JSON, found {len(data)}: {_DAMAGED}")
     if data.count(b"{") + data.count(b"[") > MAX_NESTING:
-        raise ShardError(f"{where}: expected one flat JSON object, found {_short(data)}, too deeply nested: {_DAMAGED}")
+        raise ShardError(f"{where}: expected one flat JSON object, found {shown(data)}, too deeply nested: {_DAMAGED}")
     try:
         text = data.decode("ascii")
         fields, end = _DECODER.raw_decode(text)
@@ -297,7 +296,7 @@ def parse_object(data: bytes, most: int, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise ShardError(f"{where}: expected one object of plain ASCII JSON, found {_short(data)}: {_DAMAGED}")
+        raise ShardError(f"{where}: expected one object of plain ASCII JSON, found {shown(data)}: {_DAMAGED}")
     return fields
 
 
@@ -321,10 +320,6 @@ def _is_value(value: object) -> bool:
     if value is None or isinstance(value, str):
         return True
     return math.isfinite(value) if type(value) is float else type(value) is int and -MAX_SEED <= value <= MAX_SEED
-
-
-def _short(line: bytes) -> str:
-    return repr(line[:60].decode("utf-8", "replace")) + ("..." if len(line) > 60 else "")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cfaug.data import AttributeDataset
-from cfaug.errors import ShardError, UsageError
+from cfaug.errors import ShardError, UsageError, shown
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import IMAGES, IndexRow, ManifestRow, Sample, planned
 from cfaug.offline.make_shard import Gate, Model, ShardWork, environment_of
@@ -206,12 +206,8 @@ def _record_difference(then: bytes, now: bytes) -> str:
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not names:
         return "the same values, written in other bytes"
-    said = [f"{name} {_short(old.get(name))} then, {_short(new.get(name))} now" for name in names[:_FIELDS]]
+    said = [f"{name} {shown(old.get(name))} then, {shown(new.get(name))} now" for name in names[:_FIELDS]]
     return "; ".join([*said, *([f"and {len(names) - _FIELDS} more"] if len(names) > _FIELDS else [])])
-
-
-def _short(value: object) -> str:
-    return text if len(text := json.dumps(value)) <= 40 else f"{text[:20]}..."
 
 
 def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

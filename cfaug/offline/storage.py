@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from cfaug.data.files import replace_file
-from cfaug.errors import UsageError
+from cfaug.data.files import expand, replace_file
+from cfaug.errors import UsageError, one_line
 
 LARGEST = 5 * 2**30  # bytes; what one put to S3 can hold
 ATTEMPTS = 6  # at one request, with exponential backoff: a store may say 503 for about half a minute
@@ -266,7 +266,7 @@ def _as_os_error() -> Iterator[None]:
         kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
         if not kinds & {"botocore.BotoCoreError", "botocore.ClientError", "aiohttp.ClientError"}:
             raise
-        said = " ".join(str(error).split()) or type(error).__name__
+        said = one_line(error)
         if kinds & {"botocore.NoCredentialsError", "botocore.PartialCredentialsError", "botocore.ProfileNotFound"}:
             raise PermissionError(errno.EACCES, f"{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
         network = kinds & {
@@ -301,5 +301,5 @@ def open_storage(place: str | Path) -> LocalStorage | FsspecStorage:
 
 def local_path(place: str | Path) -> Path:
     """`place` as it is found from any working directory: a worker's may be another, and what lies beside it has a name."""
-    path = Path(os.path.expanduser(place)).absolute()
+    path = expand(place).absolute()
     return path.resolve() if ".." in path.parts else path

@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from cfaug.data.files import PARTIAL
 from cfaug.errors import ShardError, StorageError
 from cfaug.offline.format import (
     BLOCK,
@@ -28,7 +29,6 @@ from cfaug.offline.format import (
     COLUMNS,
     INDEX,
     MANIFEST,
-    PARTIAL,
     PLAN_HEADER,
     TAR,
     TAR_RECORD,

@@ -131,7 +131,7 @@ def test_other_pixels_say_by_how_much(run) -> None:
 
 def test_other_sources_are_named_by_field(run) -> None:
     found = again(tiny.model(), tiny.dataset(seed=9), PLAN, run, n=1)
-    assert 'source_digest "' in found.problems[0]
+    assert "source_digest '" in found.problems[0]
     with pytest.raises(DataError, match="is not in the data set"):
         again(tiny.model(), tiny.dataset(2), PLAN, run, n=20)
 

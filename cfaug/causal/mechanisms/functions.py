@@ -18,7 +18,7 @@ import pandas as pd
 from cfaug.causal.mechanisms.conditional import one_seed_a_row
 from cfaug.causal.row_random import Array, Seeds, gumbels, normals, uniforms
 from cfaug.data.table import spread
-from cfaug.errors import DataError, UsageError, lacks_memory
+from cfaug.errors import DataError, UsageError, lacks_memory, one_line
 
 NOISES: Mapping[str, Callable[[Seeds, int], Array]] = {"normal": normals, "uniform": uniforms, "gumbel": gumbels}
 TOLERANCE = 1e-5  # of a standard deviation
@@ -86,8 +86,7 @@ class FunctionMechanism:
         except Exception as error:
             if lacks_memory(error):  # the batch is too large, the function is not wrong
                 raise
-            why = " ".join(str(error).split())
-            why = f": {why if len(why) <= 200 else why[:197] + '...'}" if why else ""
+            why = f": {one_line(error, 200)}" if str(error).strip() else ""
             raise UsageError(
                 f"{what} of {self.name!r} raised {type(error).__name__}{why}; correct the function"
             ) from error

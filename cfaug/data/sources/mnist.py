@@ -25,7 +25,7 @@ import pandas as pd
 from cfaug.data.datasets import SPLITS, ArrayDataset
 from cfaug.data.schema import Attribute, Schema
 from cfaug.data.sources.colouring import Codes, correlations, draw_colours
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError, UsageError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def _read(root: Path, train: bool) -> tuple[npt.NDArray[np.uint8], Codes]:
         for empty in (root / "MNIST" / "raw", root / "MNIST"):  # torchvision leaves empty directories behind
             with contextlib.suppress(OSError):
                 empty.rmdir()
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise DataError(
             f"{root}: expected MNIST in torchvision's layout (MNIST/raw/train-images-idx3-ubyte, ...), could neither "
             f"read nor download it ({reason}); pass another root"

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from cfaug.data.files import PARTIAL, replace_file
-from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.errors import CfaugError, ShardError, UsageError, one_line, shown
 
 _FILE = "training.safetensors"
 _FORMAT = 1
@@ -120,8 +120,8 @@ def read(directory: Path, state: TrainingState, settings: dict[str, Any]) -> boo
     for name in sorted(set(theirs) | set(ours)):
         if theirs.get(name) != ours.get(name):
             raise UsageError(
-                f"the training checkpoint in {directory} was made with {name} = {_short(theirs.get(name))}, but "
-                f"{_short(ours.get(name))} came; delete that directory to train from the start, or set {name} back"
+                f"the training checkpoint in {directory} was made with {name} = {shown(theirs.get(name))}, but "
+                f"{shown(ours.get(name))} came; delete that directory to train from the start, or set {name} back"
             )
     try:
         _restore(state, tensors)
@@ -205,7 +205,7 @@ def _load(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def _damaged(directory: Path, error: Exception) -> ShardError:
     return ShardError(
         f"corrupt training checkpoint in {directory}: expected {_FILE} as training writes it, but "
-        f"{' '.join(str(error).split())[:160]}; delete that directory to train from the start"
+        f"{one_line(error, 160)}; delete that directory to train from the start"
     )
 
 
@@ -215,8 +215,3 @@ def _digest(tensors: dict[str, torch.Tensor]) -> str:
         content.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:12] + "..."

@@ -21,7 +21,7 @@ import torch
 from cfaug.config import DecoderConfig
 from cfaug.data.files import replace_file
 from cfaug.decode.diffusion.latents import WORST_L1, LatentSpace, one_or_three
-from cfaug.errors import ShardError
+from cfaug.errors import ShardError, one_line
 
 __all__ = ["WORST_L1", "LatentSpace", "PixelSpace", "Space", "forget", "open_space", "restore"]
 
@@ -96,7 +96,7 @@ def restore(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor],
             return PixelSpace(int(description["image_channels"]))
         return LatentSpace.restore(description, weights, device)
     except Exception as error:  # torch, diffusers and Python each have their own
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise ShardError(
             f"corrupt checkpoint: expected the description and weights of a space as saved, but {type(error).__name__}: "
             f"{reason}; run `cfaug fit` again with --overwrite"
@@ -137,7 +137,7 @@ def _fitted(
                     space.report = FitReport(**json.loads(said["report"]))
                     return space
         except Exception as error:  # damaged: training it again costs time and loses nothing
-            log.warning("cannot read %s (%s); training the autoencoder again", path, " ".join(str(error).split()))
+            log.warning("cannot read %s (%s); training the autoencoder again", path, one_line(error))
     space = LatentSpace.fit(images, config, seed, progress, checkpoint)
     if processes.primary():
         texts = {"key": key, "description": json.dumps(space.description())}

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from cfaug.config import DecoderConfig
 from cfaug.data.images import to_float
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from cfaug.decode.diffusion.training import FitReport
@@ -57,7 +57,7 @@ def class_in(path: str | Path) -> str:
     try:
         came = json.loads((path / _CONFIG).read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise UsageError(f"expected a JSON object in {path / _CONFIG}, but {reason}; {_ADVICE}") from None
     if came not in AUTOENCODERS:
         raise UsageError(f"expected {' or '.join(AUTOENCODERS)} in {path}, but it holds {came!r:.80}; {_ADVICE}")
@@ -120,7 +120,7 @@ class LatentSpace:
                     f"its weights and its configuration differ in {len(absent)} tensors, first {absent[0]}"
                 )
         except Exception as error:  # safetensors, diffusers and torch each have their own
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise UsageError(f"expected {came} in {path}, but it cannot be loaded: {reason}; {_ADVICE}") from None
         return cls(autoencoder, image_channels, device)
 

@@ -30,7 +30,7 @@ from cfaug.config import DecoderConfig
 from cfaug.decode.diffusion import checkpoint as disk
 from cfaug.decode.diffusion import distributed as processes
 from cfaug.decode.diffusion.checkpoint import TrainingState, averaged, forget
-from cfaug.errors import CfaugError, UsageError, lacks_memory
+from cfaug.errors import CfaugError, UsageError, lacks_memory, one_line
 
 __all__ = ["FitReport", "Loss", "autocast", "averaged", "budget_seconds", "forget", "optimise", "progress_share"]
 
@@ -331,7 +331,7 @@ def _explained(config: DecoderConfig, world: int, what: str) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         if lacks_memory(error):
             half = max(world, config.batch_size // 2 // world * world)
             less = f"decoder.batch_size={half}" if half < config.batch_size else "fewer decoder.channels"

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+from cfaug.data.files import expand
 from cfaug.errors import CfaugError, StorageError, UsageError, one_line
 from cfaug.offline.engines.protocol import Outcome, check_workers
 from cfaug.offline.engines.worker import ADVICE, PackedWork, one_thread, pack
@@ -63,7 +64,7 @@ class JobEngine:
         _check(options)
         self.workers: int = options.pop("slurm_array_parallelism", workers)
         self.cluster: str = options.pop("cluster", "auto")
-        self.folder = Path(options.pop("folder", FOLDER)).expanduser().absolute()
+        self.folder = expand(options.pop("folder", FOLDER)).absolute()
         self.shards_per_job: int | None = options.pop("shards_per_job", None)
         self.timeouts: int = options.pop("max_num_timeout", TIMEOUTS)
         self.given = options
