@@ -184,7 +184,7 @@ def _apart(what: str, directory: Path) -> dict[str, Any]:
 
 
 def _build(directory: Path) -> dict[str, Any]:
-    from cfaug.offline.reading.manifest import read_manifest
+    from cfaug.offline.committed import read_manifest
 
     manifest, began, spent = read_manifest(LocalStorage(directory)), time.perf_counter(), time.process_time()
     publish_columns(LocalStorage(directory), manifest)
@@ -252,9 +252,9 @@ def _peak() -> float:
 
 
 def _open(directory: Path, imports: float) -> dict[str, Any]:
+    from cfaug.offline.committed import read_manifest
     from cfaug.offline.reading.column_file import map_columns
     from cfaug.offline.reading.columns import fingerprint_of
-    from cfaug.offline.reading.manifest import read_manifest
 
     storage, count = LocalStorage(directory), ((directory / COLUMNS).stat().st_size - HEADER) // BYTES
     numbers = np.random.default_rng(0).integers(0, count, LOOKUPS).tolist()

@@ -22,8 +22,8 @@ from sklearn.datasets import load_sample_image
 from writing import photograph
 
 from cfaug.offline import encode_sample
+from cfaug.offline.decoders import picture_of
 from cfaug.offline.format import IMAGES
-from cfaug.offline.reading.decoders import picture_of
 
 PIXELS = (32, 64, 128, 224, 512)
 COMMAND = "python benchmarks/loading.py stored"

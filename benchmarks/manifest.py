@@ -17,9 +17,9 @@ from pathlib import Path
 
 from rows import cpu, record
 
+from cfaug.offline.committed import read_manifest
 from cfaug.offline.format import ManifestRow
 from cfaug.offline.local_commit import LocalDestination
-from cfaug.offline.reading.manifest import read_manifest
 from cfaug.offline.write_shard import Staged
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"

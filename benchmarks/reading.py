@@ -41,7 +41,7 @@ from rows import cpu, record  # noqa: E402
 from cfaug.offline import ShardReader, verify  # noqa: E402
 from cfaug.offline.commit import open_destination  # noqa: E402
 from cfaug.offline.format import Sample  # noqa: E402
-from cfaug.offline.reading.scan import scan  # noqa: E402
+from cfaug.offline.scan import scan  # noqa: E402
 from cfaug.offline.write_shard import stage_shard  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "offline.jsonl"
@@ -71,8 +71,8 @@ def trusting(everything: bool) -> Iterator[None]:
             yield
             return
         with (
-            mock.patch("cfaug.offline.reading.decoders.check_record", lambda found, where: found),
-            mock.patch("cfaug.offline.reading.decoders.parse_object", lambda data, most, where: json.loads(data)),
+            mock.patch("cfaug.offline.decoders.check_record", lambda found, where: found),
+            mock.patch("cfaug.offline.decoders.parse_object", lambda data, most, where: json.loads(data)),
             mock.patch("cfaug.offline.read.picture_of", opened),
         ):
             yield

@@ -24,9 +24,7 @@ from typing import IO, Any
 
 from cfaug.data.files import PARTIAL, sync_directory
 from cfaug.errors import CfaugError, UsageError
-from cfaug.offline.format import LOCK, MANIFEST, ManifestRow, Sample, planned
-from cfaug.offline.os_errors import explained
-from cfaug.offline.reading.manifest import (
+from cfaug.offline.committed import (
     PUBLISHED,
     Identity,
     digests_of,
@@ -39,6 +37,8 @@ from cfaug.offline.reading.manifest import (
     refuse_missing,
     refuse_other_bytes,
 )
+from cfaug.offline.format import LOCK, MANIFEST, ManifestRow, Sample, planned
+from cfaug.offline.os_errors import explained
 from cfaug.offline.storage import LocalStorage, local_path
 from cfaug.offline.write_shard import Staged, removed_on_failure, stage_shard
 

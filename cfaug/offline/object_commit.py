@@ -26,9 +26,7 @@ from pathlib import Path
 
 from cfaug.data.files import is_running
 from cfaug.errors import ShardError
-from cfaug.offline.format import FORMAT, MANIFEST, ManifestRow, canonical_json, planned
-from cfaug.offline.os_errors import explained
-from cfaug.offline.reading.manifest import (
+from cfaug.offline.committed import (
     COMMITS,
     PUBLISHED,
     Identity,
@@ -42,6 +40,8 @@ from cfaug.offline.reading.manifest import (
     refuse_missing,
     refuse_other_bytes,
 )
+from cfaug.offline.format import FORMAT, MANIFEST, ManifestRow, canonical_json, planned
+from cfaug.offline.os_errors import explained
 from cfaug.offline.storage import FsspecStorage
 from cfaug.offline.write_shard import Staged, removed_on_failure
 

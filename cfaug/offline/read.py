@@ -24,6 +24,8 @@ from PIL import Image
 from cfaug.data.images import pixel_digest
 from cfaug.data.lookup import Picture, has_pixels, pixels_hash, sample_hash
 from cfaug.errors import ShardError
+from cfaug.offline.committed import altered, check_size, open_shards, read_index, read_manifest
+from cfaug.offline.decoders import decode_image, parse_record, picture_of, pixels_of
 from cfaug.offline.format import (
     BLOCK,
     FORMAT,
@@ -58,12 +60,9 @@ from cfaug.offline.reading.columns import (
     key_hashes,
     leading,
 )
-from cfaug.offline.reading.decoders import decode_image, parse_record, picture_of, pixels_of
 from cfaug.offline.reading.descriptors import Descriptors
 from cfaug.offline.reading.indices import Indices, Lazy
 from cfaug.offline.reading.indices import place as place_of
-from cfaug.offline.reading.manifest import read_manifest
-from cfaug.offline.reading.opening import altered, check_size, open_shards, read_index
 from cfaug.offline.storage import LocalStorage
 
 __all__ = [

@@ -23,6 +23,8 @@ import numpy as np
 
 from cfaug.data.files import PARTIAL
 from cfaug.errors import ShardError, StorageError
+from cfaug.offline.committed import COMMITS, check_size, open_shards, read_index, read_manifest, vouched
+from cfaug.offline.decoders import decode_image, parse_record
 from cfaug.offline.format import (
     BLOCK,
     CARD,
@@ -41,10 +43,7 @@ from cfaug.offline.os_errors import unreadable
 from cfaug.offline.plan import Plan
 from cfaug.offline.reading.column_file import Unusable, map_columns
 from cfaug.offline.reading.columns import agrees, fingerprint_of
-from cfaug.offline.reading.decoders import decode_image, parse_record
-from cfaug.offline.reading.manifest import COMMITS, read_manifest
-from cfaug.offline.reading.opening import check_size, open_shards, read_index, vouched
-from cfaug.offline.reading.scan import read_exactly, scan
+from cfaug.offline.scan import read_exactly, scan
 from cfaug.offline.storage import LocalStorage, Storage, open_storage
 
 MOST = 20  # lines about one shard, and about any other one thing

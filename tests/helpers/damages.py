@@ -15,7 +15,7 @@ import numpy as np
 from cfaug.errors import ShardError
 from cfaug.offline import ShardReader, verify, write_shard
 from cfaug.offline.format import BLOCK, Sample, padded
-from cfaug.offline.reading.scan import scan
+from cfaug.offline.scan import scan
 
 NAME = "cf-train-000000.tar"
 INDEX = "cf-train-000000.index.jsonl"

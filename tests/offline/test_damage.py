@@ -20,7 +20,7 @@ from cfaug.errors import ShardError
 from cfaug.offline import write_shard
 from cfaug.offline.format import shard_name
 from cfaug.offline.read import ShardReader
-from cfaug.offline.reading.scan import scan
+from cfaug.offline.scan import scan
 from cfaug.offline.verify import verify
 
 Made = tuple[Path, bytes, list[Region]]

@@ -22,10 +22,10 @@ import pytest
 from helpers import hostile
 
 from cfaug.errors import ShardError
+from cfaug.offline.decoders import decode_image
 from cfaug.offline.format import IndexRow, parse_object
 from cfaug.offline.read import ShardReader
-from cfaug.offline.reading.decoders import decode_image
-from cfaug.offline.reading.scan import scan
+from cfaug.offline.scan import scan
 from cfaug.offline.verify import verify
 
 MEMORY = 200  # MB that a reader may take for one hostile shard
@@ -194,7 +194,7 @@ class Endless(io.RawIOBase):
 
 
 def test_an_endless_shard_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.offline.reading.scan.MAX_SAMPLES", 200)
+    monkeypatch.setattr("cfaug.offline.scan.MAX_SAMPLES", 200)
     samples = scan(Endless(), "the stream")
     assert len(list(itertools.islice(samples, 200))) == 200
     with pytest.raises(ShardError, match=r"the stream, sample 'k200': expected at most 200 samples"):

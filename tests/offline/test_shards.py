@@ -22,7 +22,7 @@ from cfaug.offline import ShardReader, encode_sample, verify, write_shard
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import ManifestRow, Sample
 from cfaug.offline.local_commit import LocalDestination
-from cfaug.offline.reading.scan import scan
+from cfaug.offline.scan import scan
 from cfaug.offline.storage import open_storage
 from cfaug.offline.write_shard import ENCODERS, _Tar, stage_shard
 

@@ -15,10 +15,10 @@ from helpers import damages
 from cfaug.causal.intervention import do
 from cfaug.errors import ShardError, StorageError
 from cfaug.offline import Plan, ShardReader, verify
+from cfaug.offline.committed import Committed
 from cfaug.offline.plan import PlanRow
-from cfaug.offline.reading.committed import Committed
 from cfaug.offline.reading.descriptors import Descriptors
-from cfaug.offline.reading.scan import scan
+from cfaug.offline.scan import scan
 from cfaug.offline.storage import LocalStorage
 
 Failing = Callable[..., None]

@@ -20,9 +20,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cfaug.data.files import replace_file
 from cfaug.errors import StorageError, UsageError, one_line
+from cfaug.offline.committed import Committed
 from cfaug.offline.format import IndexRow, ManifestRow, Record, Value
 from cfaug.offline.inspect.inspection import quartiles
-from cfaug.offline.reading.committed import Committed
 
 SHARDS = 200
 SOURCES = 2_000  # of which the rows are chosen, in the order they are met

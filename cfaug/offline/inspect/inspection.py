@@ -21,10 +21,10 @@ from typing import Any
 
 import numpy as np
 
+from cfaug.offline.committed import Committed
 from cfaug.offline.format import IndexRow, Record, Value
 from cfaug.offline.inspect.inspection_text import text
 from cfaug.offline.inspect.stats import Stats, read_stats
-from cfaug.offline.reading.committed import Committed
 from cfaug.offline.storage import LocalStorage, Storage
 
 SETTLE = 20_000

@@ -33,9 +33,9 @@ import xxhash
 
 from cfaug.data.files import partial_name, sync_directory
 from cfaug.errors import one_line
+from cfaug.offline.committed import read_index
 from cfaug.offline.format import COLUMNS, IndexRow, ManifestRow
 from cfaug.offline.reading.columns import BYTES, LOOKUPS, SECTIONS, Columns, build, fingerprint_of
-from cfaug.offline.reading.opening import read_index
 from cfaug.offline.storage import LocalStorage, Storage
 from cfaug.offline.write_shard import removed_on_failure
 

@@ -9,10 +9,10 @@ from itertools import accumulate
 from typing import Any, Generic, TypeVar, overload
 
 from cfaug.errors import CfaugError
+from cfaug.offline.committed import index_lines
 from cfaug.offline.format import KEY, IndexRow, ManifestRow
 from cfaug.offline.os_errors import unreadable
 from cfaug.offline.reading.latest import Latest
-from cfaug.offline.reading.opening import index_lines
 from cfaug.offline.reading.plain import parse_row
 from cfaug.offline.storage import Storage
 

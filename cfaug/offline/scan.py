@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from cfaug.errors import ShardError
+from cfaug.offline.decoders import FIELDS, decode_image, parse_record
 from cfaug.offline.format import BLOCK, IMAGE_FIELDS, KEY, MAX_SAMPLES, Sample, header, padded, tar_size
 from cfaug.offline.os_errors import unreadable
-from cfaug.offline.reading.decoders import FIELDS, decode_image, parse_record
 from cfaug.offline.storage import open_storage
 
 MEMBER = re.compile(rf"({KEY.pattern})\.([a-z]+)", re.ASCII)

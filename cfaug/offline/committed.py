@@ -1,0 +1,295 @@
+"""What is committed at a place: its manifest, its indices, and its samples one after another.
+
+    manifest.jsonl                  one line per committed shard
+    commits/<shard name>.json       the same line, one file per shard, until ``manifest.jsonl`` lists it
+
+Readers take the union, so a run that is still going on is readable. Nothing is believed before its size and sha256 agree with
+the row that vouches for it. :class:`cfaug.offline.read.ShardReader` is for random access; :class:`Committed` reads each tar
+forwards through one open file, in memory that does not grow with the number of shards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Container, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+
+from cfaug.errors import ShardError, UsageError
+from cfaug.offline.decoders import decode_image, parse_record
+from cfaug.offline.format import (
+    BLOCK,
+    CARD,
+    COLUMNS,
+    MANIFEST,
+    IndexRow,
+    ManifestRow,
+    Member,
+    Record,
+    padded,
+    tar_size,
+)
+from cfaug.offline.os_errors import unreadable
+from cfaug.offline.storage import Storage, open_storage
+
+COMMITS = "commits/"
+PUBLISHED = (CARD, COLUMNS)
+"""What stands beside the shards of a finished run, and goes when they go."""
+Identity = dict[str, str | int]
+
+
+def read_manifest(storage: Storage) -> list[ManifestRow]:
+    """The committed shards, sorted by name. A last line without its newline never was committed and is not seen.
+
+    Raises:
+        ShardError: for a damaged line, a shard listed twice, or shards of different plans, models or environments.
+        StorageError: where the place did not answer (``transient``); trying again may help.
+    """
+    where = f"{storage.url.rstrip('/')}/{MANIFEST}"
+    try:
+        try:
+            content = storage.read(MANIFEST)
+        except FileNotFoundError:
+            content = b""
+        rows = parse_rows(content[: content.rfind(b"\n") + 1], where)
+        rows += _commits(storage, {row.name for row in rows})
+    except OSError as error:
+        raise unreadable(error, where, "check the path and its permissions") from None
+    check_rows(rows, where)
+    return sorted(rows, key=lambda row: row.name)
+
+
+def parse_rows(content: bytes, where: str, first: int = 1) -> list[ManifestRow]:
+    """The rows of whole lines; errors count lines from `first`."""
+    return [ManifestRow.parse(line, f"{where} line {n}") for n, line in enumerate(content.split(b"\n")[:-1], first)]
+
+
+def check_rows(rows: Iterable[ManifestRow], where: str) -> None:
+    """:class:`ShardError` for a shard listed twice, and for rows of different runs."""
+    seen: set[str] = set()
+    identity: Identity | None = None
+    for row in rows:
+        identity = refuse_beside(row, seen, identity, where)
+        seen.add(row.name)
+
+
+def refuse_beside(row: ManifestRow, seen: Container[str], identity: Identity | None, where: str) -> Identity:
+    """The identity of `row`, which may stand beside rows named `seen` of a run `identity`; :class:`ShardError` otherwise."""
+    found = identity_of(row)
+    if row.name in seen:
+        raise ShardError(f"{where}: shard {row.name} is listed twice: generate again with --overwrite")
+    if identity is not None and found != identity:
+        raise ShardError(f"{where}: {row.name} and those before are of different runs: generate with --overwrite")
+    return found
+
+
+def intact_rows(rows: Mapping[str, ManifestRow], sizes: Mapping[str, int]) -> dict[str, ManifestRow]:
+    """Those of `rows` whose tar and index have their sizes in the listing `sizes`."""
+    return {
+        name: row
+        for name, row in rows.items()
+        if (sizes.get(row.name), sizes.get(row.index)) == (row.bytes, row.index_bytes)
+    }
+
+
+def refuse_missing(place: str, names: Iterable[str], committed: Container[str]) -> None:
+    """:class:`ShardError` unless all of `names` are committed."""
+    missing = [name for name in names if name not in committed]
+    if missing:
+        raise ShardError(f"{place}: {len(missing)} shards are not committed ({missing[0]}): run again")
+
+
+def identity_of(row: ManifestRow) -> Identity:
+    """What a shard's bytes depend on: ``plan``, ``model`` and the environment's names."""
+    return {"plan": row.plan, "model": row.model, **row.environment}
+
+
+def refuse_another_run(place: str, theirs: Mapping[str, str | int], ours: Mapping[str, str | int]) -> None:
+    """:class:`UsageError` in one line where what is at `place` is not of this run's identity."""
+    for name in [*ours, *theirs]:
+        if ours.get(name) != theirs.get(name):
+            raise UsageError(
+                f"{place} holds shards with {name}={theirs.get(name)!s:.16}, this run has {name}="
+                f"{ours.get(name)!s:.16}: use another --out, or --overwrite to drop them"
+            )
+
+
+def digests_of(row: ManifestRow) -> tuple[str, str]:
+    """The sha256 of the tar and of the index."""
+    return row.sha256, row.index_sha256
+
+
+def refuse_other_bytes(row: ManifestRow, committed: tuple[str, str] | None) -> bool:
+    """Whether `row` is what is committed under its name already; :class:`ShardError` where that has other digests."""
+    if committed is not None and committed != digests_of(row):
+        raise ShardError(
+            f"{row.name}: expected the bytes committed before ({committed[0][:12]}), got others "
+            f"({row.sha256[:12]}): the model is not deterministic, or the run is another: use --overwrite"
+        )
+    return committed is not None
+
+
+def commit_name(shard: str) -> str:
+    """The name of the object whose existence commits a shard in an object store."""
+    return f"{COMMITS}{shard}.json"
+
+
+def parse_commit(content: bytes, name: str) -> ManifestRow:
+    """The row of one commit object; :class:`ShardError` unless it is one whole line about the shard it is named after."""
+    if not content.endswith(b"\n"):
+        raise ShardError(f"{name}: expected one manifest row, found {len(content)} bytes: generate with --overwrite")
+    row = ManifestRow.parse(content[:-1], name)
+    if commit_name(row.name) != name:
+        raise ShardError(f"{name}: holds the row of {row.name}: generate with --overwrite")
+    return row
+
+
+def _commits(storage: Storage, known: set[str]) -> list[ManifestRow]:
+    """Rows of the commit objects of shards that are not `known`."""
+    names = sorted(name for name in storage.sizes(COMMITS) if name.endswith(".tar.json"))
+    wanted = [name for name in names if name[len(COMMITS) : -len(".json")] not in known]
+    return [parse_commit(content, name) for name, content in storage.read_many(wanted).items()]
+
+
+def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
+    """The storage that holds the manifest, `place` itself or its ``shards``, and the sizes of the blobs there."""
+    if not isinstance(place, str | PathLike):
+        raise UsageError(f"shards: expected a path or a URL, came {type(place).__name__}")
+    try:
+        storage = open_storage(place)
+        sizes = storage.sizes()
+        if MANIFEST not in sizes and not storage.sizes(COMMITS):
+            inside = storage.within("shards")
+            found = inside.sizes()
+            if found or inside.sizes(COMMITS):
+                return inside, found
+        return storage, sizes
+    except OSError as error:
+        raise unreadable(error, str(place), "check the path") from None
+
+
+def vouched(data: bytes, member: Member, where: str) -> bytes:
+    """`data` itself when it has the sha256 that the index states, else :class:`ShardError`."""
+    if hashlib.sha256(data).hexdigest() != member.sha256:
+        raise altered(data, member.size, where)
+    return data
+
+
+def altered(data: bytes, size: int, where: str) -> ShardError:
+    """What is wrong with `data` that is not the `size` bytes that were written."""
+    came = "other bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
+    return ShardError(
+        f"{where}: expected the bytes the index vouches for, found {came}: run cfaug verify, generate again"
+    )
+
+
+def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> list[IndexRow]:
+    """The index of one shard, checked against its manifest row, and its offsets against the layout of a tar of ours.
+
+    `sizes` is a listing of `storage`: an index is read only when it has the size that the manifest states.
+
+    Raises:
+        ShardError: it is not what the manifest vouches for, or cannot be read.
+        StorageError: the place did not answer (``transient``).
+    """
+    check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
+    try:
+        content = storage.read(row.index)
+    except OSError as error:
+        raise unreadable(error, f"{row.name}, its index {row.index}", "generate this shard again") from None
+    lines = index_lines(content, row)
+    if len(lines) != row.count:
+        raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(lines)}: generate again")
+    rows = [IndexRow.parse(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
+    at = 0
+    for sample in rows:
+        image = sample.json.offset + padded(sample.json.size) + BLOCK
+        if (sample.json.offset, sample.image.offset) != (at + BLOCK, image):
+            raise ShardError(
+                f"{row.name}, sample {sample.key!r}: expected its bytes right behind those of the sample before, found "
+                "them elsewhere in the tar: generate this shard again"
+            )
+        if sample.image_field != rows[0].image_field:
+            raise ShardError(
+                f"{row.name}, sample {sample.key!r}: expected {rows[0].image_field} as in the samples before"
+            )
+        at = image + padded(sample.image.size)
+    if tar_size(at) != row.bytes:
+        raise ShardError(f"{row.name}: its samples make a tar of {tar_size(at)} bytes, the manifest says {row.bytes}")
+    return rows
+
+
+def index_lines(content: bytes, row: ManifestRow) -> list[bytes]:
+    """The lines of a shard's index; :class:`ShardError` unless `content` has the sha256 that the manifest states."""
+    if hashlib.sha256(content).hexdigest() != row.index_sha256:
+        raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
+    return content.splitlines()
+
+
+def check_size(name: str, size: int, sizes: Mapping[str, int], what: str = "") -> None:
+    """:class:`ShardError` unless `sizes` has `name` with exactly `size` bytes: the cheap half of verification."""
+    found = sizes.get(name)
+    if found is None:
+        raise ShardError(f"{what}{name}: in the manifest, but not there: generate it again")
+    if found != size:
+        raise ShardError(f"{what}{name}: expected {size} bytes, found {found} (truncated?): generate this shard again")
+
+
+@dataclass(frozen=True)
+class OpenSample:
+    """One sample of an opened shard: `row` of its index, `where` as errors name it; read while its shard is open."""
+
+    row: IndexRow
+    where: str
+    _handle: IO[bytes]
+
+    def read(self, member: Member) -> bytes:
+        """The payload of ``row.json`` or ``row.image``."""
+        try:
+            self._handle.seek(member.offset)
+            data = self._handle.read(member.size)
+        except OSError as error:  # where it is read, not where its shard was opened
+            raise unreadable(error, self.where, "generate this shard again") from None
+        return vouched(data, member, self.where)
+
+    def record(self) -> Record:
+        return parse_record(self.read(self.row.json), self.where)
+
+    def image(self) -> npt.NDArray[np.uint8]:
+        """uint8, height x width x channels (1 or 3)."""
+        return decode_image(self.read(self.row.image), self.where, self.row.image_field)
+
+
+class Committed:
+    """What is committed at `place` (a run, its shards, or a URL): `storage` and `manifest`.
+
+    :class:`ShardError` when nothing is.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.storage: Storage
+        self.storage, self._sizes = open_shards(place)
+        self.manifest: list[ManifestRow] = read_manifest(self.storage)
+        if not self.manifest:
+            raise ShardError(f"expected committed shards in {self.storage.url}, found none: generate first")
+
+    def samples(self, shard: ManifestRow) -> Iterator[OpenSample]:
+        """The samples of one shard, in its order.
+
+        Raises:
+            ShardError: naming the shard, and the key of a damaged sample.
+            StorageError: the place did not answer (``transient``).
+        """
+        check_size(shard.name, shard.bytes, self._sizes)
+        index = read_index(self.storage, shard, self._sizes)
+        try:
+            with self.storage.opened(shard.name) as handle:
+                for row in index:
+                    yield OpenSample(row, f"{shard.name}, sample {row.key!r}", handle)
+        except OSError as error:
+            raise unreadable(error, shard.name, "generate this shard again") from None
