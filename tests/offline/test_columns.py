@@ -210,7 +210,7 @@ def test_every_flipped_byte_of_an_image_or_a_record_is_found(tmp_path: Path, ima
 def test_a_wrong_xxh3_in_an_index_is_refused_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = made(0, 0)
     with monkeypatch.context() as patch:
-        patch.setattr("cfaug.offline.write_shard.xxhash.xxh3_64_intdigest", lambda data: 5)
+        patch.setattr("xxhash.xxh3_64_intdigest", lambda data: 5)
         place = committed(tmp_path, [[sample]])
     with pytest.raises(ShardError, match="vouches"):
         ShardReader(place).picture(0)

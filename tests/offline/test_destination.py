@@ -30,12 +30,12 @@ from hypothesis import strategies as st
 from cfaug.causal.intervention import do
 from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, verify
+from cfaug.offline import committed as manifest_module
 from cfaug.offline.commit import open_destination
 from cfaug.offline.committed import read_manifest
 from cfaug.offline.format import Sample
 from cfaug.offline.local_commit import LocalDestination
 from cfaug.offline.plan import Plan, PlanRow
-from cfaug.offline import committed as manifest_module
 from cfaug.offline.storage import LocalStorage
 from cfaug.offline.write_shard import _Tar, encode_sample, stage_shard
 

@@ -48,7 +48,7 @@ def shards(tmp_path) -> Path:
 
 @pytest.mark.parametrize(("bound", "value"), [("MAX_SAMPLES", 7), ("MAX_LINE", 300), ("MAX_INDEX_BYTES", 2000)])
 def test_what_readers_would_refuse_is_not_written(tmp_path, monkeypatch, bound: str, value: int) -> None:
-    monkeypatch.setattr(f"cfaug.offline.write_shard.{bound}", value)
+    monkeypatch.setattr(sys.modules["cfaug.offline.write_shard"], bound, value)
     with pytest.raises(ShardError, match="plan smaller shards"):
         write_shard(tmp_path, "cf-train-000000.tar", [sample(i) for i in range(8)], "p", "m")
     assert not [path for path in tmp_path.iterdir() if not path.name.startswith(".")]
