@@ -110,18 +110,15 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 
 def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from cfaug.config import load_recipe
+    from cfaug.settings import dump_yaml
 
     overrides = _overrides(rest)
     if arguments.seed is not None:
         overrides.append(f"--seed={arguments.seed}")
     recipe = load_recipe(arguments.recipe or shipped_recipes()["demo"], overrides)
     if arguments.print_config:
-        import yaml
-
         sys.stdout.write(
-            json.dumps(recipe.to_dict(), indent=1) + "\n"
-            if arguments.json
-            else yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+            json.dumps(recipe.to_dict(), indent=1) + "\n" if arguments.json else dump_yaml(recipe.to_dict())
         )
         return 0
     out = arguments.out or str(Path("shards") / recipe.name)

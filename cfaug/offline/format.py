@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from cfaug import config
 from cfaug.data.datasets import SPLITS as SPLITS
 from cfaug.errors import ShardError, shown
 
@@ -48,7 +49,7 @@ TRAIN = SPLITS[0]  # the one split that is trained on
 PLANNED_NAME = re.compile(rf"cf-({'|'.join(SPLITS)})-([0-9]{{6,}})(\.tar|\.index\.jsonl)", re.ASCII)
 IMAGE_FIELDS = ("png", "webp")
 # How images may be stored, all lossless -> their field. Stored PNGs are not compressed: larger, and quick to read.
-IMAGES = {"png": "png", "png-stored": "png", "webp": "webp"}
+IMAGES = {name: name.partition("-")[0] for name in config.IMAGES}
 MAX_PIXELS = 1 << 24  # 4096 x 4096: no model makes more, and decoding one takes Pillow ten bytes a pixel
 MAX_IMAGE_BYTES = 1 << 26  # no lossless image of MAX_PIXELS needs more
 MAX_RECORD_BYTES = 1 << 20

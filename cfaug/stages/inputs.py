@@ -18,7 +18,6 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from cfaug.causal import SCM, CausalGraph, missing_counts, refuse_if_ancestor
-from cfaug.checks import check_depth
 from cfaug.config import Recipe
 from cfaug.data import (
     Attribute,
@@ -167,8 +166,10 @@ def _known_to_learn(recipe: Recipe) -> None:
 
 def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: bool) -> None:
     """UsageError for what the decoder would refuse only after the directory is claimed and the SCM fitted."""
+    from cfaug.decode.diffusion.condition import check_depth
+
     config, parents = recipe.decoder, graph.parents("image")
-    check_depth(config, parents)
+    check_depth(config.depth, parents)
     if config.validate_every and not any(schema[name].kind == "categorical" for name in parents):
         raise UsageError(
             "decoder.validate_every needs a categorical attribute that is a parent of the image, but all are continuous; "

@@ -19,6 +19,7 @@ from cfaug.config import Recipe, load_recipe
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
 from cfaug.offline.commit import open_destination
+from cfaug.settings import dump_yaml
 
 MADE = ("plan", "model", "fit.partial", "shards", "evaluation", "results.jsonl", "report.html")
 """What a configuration has made. A directory without any of it is nobody's yet: what is there only looked at the data."""
@@ -89,8 +90,6 @@ class RunDirectory:
         Raises:
             UsageError: the directory holds a run on other data (a folder of the same name, or one that has changed).
         """
-        import yaml
-
         owner = self.read_json("run.json")
         made = [name for name in MADE if (self.path / name).exists()]
         if made and not (isinstance(owner, dict) and "data" in owner):
@@ -114,7 +113,7 @@ class RunDirectory:
             raise CfaugError(
                 f"cannot create the output directory {self.path}: {error.strerror}; choose another --out"
             ) from None
-        text = yaml.safe_dump(self.recipe.to_dict(), sort_keys=False)
+        text = dump_yaml(self.recipe.to_dict())
         path = self.path / "config.yaml"
         renewed = self._adopted or (other and not made)
         if renewed:

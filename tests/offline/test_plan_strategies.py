@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.causal.intervention import do
-from cfaug.checks import STRATEGIES
+from cfaug.config import STRATEGIES
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups

@@ -17,6 +17,15 @@ from cfaug.data.groups import quarter, quartiles
 from cfaug.errors import UsageError
 
 
+def check_depth(depth: Collection[str], parents: Collection[str]) -> None:
+    """Raise UsageError when ``decoder.depth`` names an attribute that is not a parent of the image."""
+    for name in depth:
+        if name not in parents:
+            raise UsageError(
+                f"decoder.depth: expected parents of the image in the graph ({', '.join(parents)}), got {name!r}; remove it or add its edge"
+            )
+
+
 class Condition:
     """The encoding of the image's parents.
 

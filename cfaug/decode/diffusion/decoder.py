@@ -23,11 +23,10 @@ from typing import Any, cast
 import pandas as pd
 import torch
 
-from cfaug.checks import check_depth
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
 from cfaug.decode.diffusion import sampling
-from cfaug.decode.diffusion.condition import Condition
+from cfaug.decode.diffusion.condition import Condition, check_depth
 from cfaug.decode.diffusion.decoder_base import TrainedMechanism
 from cfaug.decode.diffusion.flow_loss import Learner, build_learner, train_velocity
 from cfaug.decode.diffusion.image_space import forget as forget_space
@@ -76,7 +75,7 @@ class DiffusionDecoder(TrainedMechanism):
         self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
     ) -> None:
         super().__init__(schema, parents, config or DecoderConfig(), settings)
-        check_depth(self.config, self.parents)
+        check_depth(self.config.depth, self.parents)
 
     # -- learning ------------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from cfaug.checks import check_decoder
 from cfaug.config import DecoderConfig
 from cfaug.data import Schema
 from cfaug.decode import storage
@@ -170,6 +169,4 @@ def changed(config: DecoderConfig, settings: dict[str, Any]) -> DecoderConfig:
     for name in settings:
         if name not in known:
             raise UsageError(f"the decoder has no setting {name!r}; known: {', '.join(known)}")
-    config = dataclasses.replace(config, **settings)
-    check_decoder(config)
-    return config
+    return dataclasses.replace(config, **settings)

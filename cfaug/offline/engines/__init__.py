@@ -13,14 +13,13 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from cfaug.config import ENGINES
 from cfaug.errors import UsageError, near
 from cfaug.offline.engines.local import LocalEngine
 from cfaug.offline.engines.protocol import Engine, Outcome, attempt
 from cfaug.offline.engines.ranks import local_rank, slurm, torchrun
 
 __all__ = ["ENGINES", "Engine", "LocalEngine", "Outcome", "attempt", "local_rank", "make_engine"]
-
-ENGINES = ("local", "torchrun", "slurm", "submitit", "ray")
 
 
 def make_engine(name: str, workers: int, options: Mapping[str, Any] | None = None) -> Engine:
