@@ -2,39 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
-from cfaug.data.groups import Grouper
-from cfaug.data.images import pixel_digest
-from cfaug.data.micro_batch import Sources
-from cfaug.data.schema import Attribute, Schema
-from cfaug.data.sources import SOURCES, can_unconfound, measures_of, open_source
+from cfaug.lazy import lazy
 
 if TYPE_CHECKING:
-    from cfaug.data.loading import load_images, load_padded
+    from cfaug.data.datasets import ArrayDataset as ArrayDataset
+    from cfaug.data.datasets import AttributeDataset as AttributeDataset
+    from cfaug.data.datasets import duplicates_across_splits as duplicates_across_splits
+    from cfaug.data.groups import Grouper as Grouper
+    from cfaug.data.images import pixel_digest as pixel_digest
+    from cfaug.data.loading import load_images as load_images
+    from cfaug.data.loading import load_padded as load_padded
+    from cfaug.data.micro_batch import Sources as Sources
+    from cfaug.data.schema import Attribute as Attribute
+    from cfaug.data.schema import Schema as Schema
+    from cfaug.data.sources import SOURCES as SOURCES
+    from cfaug.data.sources import can_unconfound as can_unconfound
+    from cfaug.data.sources import measures_of as measures_of
+    from cfaug.data.sources import open_source as open_source
+    from cfaug.data.sources.folder import FolderDataset as FolderDataset
 
-__all__ = [
-    "SOURCES",
-    "ArrayDataset",
-    "Attribute",
-    "AttributeDataset",
-    "FolderDataset",
-    "Grouper",
-    "Schema",
-    "Sources",
-    "can_unconfound",
-    "load_images",
-    "load_padded",
-    "measures_of",
-    "open_source",
-    "pixel_digest",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in ("load_images", "load_padded"):  # need torch: loaded on first use
-        from cfaug.data import loading as loading
-
-        return getattr(loading, name)
-    raise AttributeError(f"module 'cfaug.data' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "datasets": "ArrayDataset AttributeDataset duplicates_across_splits",
+        "groups": "Grouper",
+        "images": "pixel_digest",
+        "loading": "load_images load_padded",  # needs torch
+        "micro_batch": "Sources",
+        "schema": "Attribute Schema",
+        "sources": "SOURCES can_unconfound measures_of open_source",
+        "sources.folder": "FolderDataset",
+    },
+)

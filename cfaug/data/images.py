@@ -9,12 +9,13 @@ No other module writes either formula. Arrays of images are (H, W, C) or (N, H, 
 from __future__ import annotations
 
 import hashlib
+import struct
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cfaug.errors import DataError, UsageError, one_line
 
@@ -57,20 +58,64 @@ def to_pil(image: Pixels) -> Image.Image:
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
 
 
-def read_image(path: Path) -> Pixels:
-    """Decode one PNG, JPEG or WebP file to uint8 (H, W, C); DataError naming the file if that fails."""
+class Decoded(NamedTuple):
+    """An image file as it is shown, and what had to be done for that."""
+
+    pixels: Pixels
+    """uint8 (H, W, C), C in {1, 3}."""
+    transparent: bool
+    """Whether any pixel was not opaque."""
+
+
+def decode(path: Path) -> Decoded:
+    """Read one PNG, JPEG or WebP file as a viewer shows it: upright by its EXIF orientation, transparency on white.
+
+    Grey images keep their one channel, other modes become RGB. Raises DataError, naming the file, for a file that is absent,
+    unreadable or damaged, for one with several frames, and for more than 8 bits per channel.
+    """
     try:
         with Image.open(path, formats=FORMATS) as picture:
+            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a camera's JPEG may carry a preview
+                raise DataError(
+                    f"{path}: expected one image, got an animation of {getattr(picture, 'n_frames', 1)} frames; save one of them"
+                )
             picture.load()
             if picture.mode.startswith(("I", "F")):
-                raise DataError(f"{path}: expected 8 bits a channel, got mode {picture.mode}; convert it to 8 bits")
-            pixels = np.array(picture.convert("L" if picture.mode in ("L", "1") else "RGB"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such image file") from error
+                raise DataError(f"{path}: expected 8 bits per channel, got mode {picture.mode}; convert it to 8 bits")
+            pixels, transparent = _on_white(_upright(picture))
+    except FileNotFoundError:
+        raise DataError(f"{path}: expected an image file, got no such file; correct the name or add the file") from None
+    except PermissionError:
+        raise DataError(
+            f"{path}: expected a file that may be read, got permission denied; change its permissions"
+        ) from None
+    except DataError:
+        raise
     # Pillow reports a damaged file as OSError, SyntaxError or ValueError, depending on where the damage is
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, DataError):
-            raise
-        reason = one_line(error)
-        raise DataError(f"{path}: cannot decode this as PNG, JPEG or WebP ({reason}); replace the file") from error
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+        raise DataError(
+            f"{path}: cannot decode this as PNG, JPEG or WebP ({one_line(error)}); replace the file"
+        ) from error
+    return Decoded(pixels[..., None] if pixels.ndim == 2 else pixels, transparent)
+
+
+def read_image(path: Path) -> Pixels:
+    """The pixels of :func:`decode`: uint8 (H, W, C), C in {1, 3}."""
+    return decode(path).pixels
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(picture)
+    except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):  # damaged EXIF is shown as it lies
+        return picture
+
+
+def _on_white(picture: Image.Image) -> tuple[Pixels, bool]:
+    mode = "L" if picture.mode in ("L", "1") else "RGB"
+    if picture.has_transparency_data:
+        layers = picture.convert("RGBA")
+        if layers.getchannel("A").getextrema() != (255, 255):
+            white = Image.new("RGBA", layers.size, "white")
+            return np.array(Image.alpha_composite(white, layers).convert(mode)), True
+    return np.array(picture.convert(mode)), False

@@ -2,8 +2,9 @@
 
     text(3) = text(3.0) = "3",   text(True) = "True",   text(None) = text(NaN) = None
 
-The text of a cell depends on that cell alone: never on the column's other cells, their order or the column's dtype (pandas
-takes True for 1, and the first of the two for both). What is no single value (a list, a complex number) is refused.
+The text of a cell depends on that cell alone: never on the column's other cells, on their order or on the column's dtype
+(pandas treats True and 1 as equal, and would give both the text of the first). A cell that is not a single value (a list, a
+complex number) is refused.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import functools
 import logging
 import math
+import unicodedata
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ log = logging.getLogger(__name__)
 _NO_CELL = (
     list, tuple, dict, set, frozenset, np.ndarray, pd.Series, pd.DataFrame, complex, np.complexfloating, bytes, bytearray,
 )  # fmt: skip
-# of these kinds (``pandas.api.types.infer_dtype``) cells that are equal have the same text, and all are single values
+# In a column of these kinds (``pandas.api.types.infer_dtype``) equal cells have the same text, and every cell is one value
 _ALIKE = ("string", "integer", "floating", "mixed-integer-float", "boolean", "empty", "decimal")
 _LOOKS_MISSING = frozenset({"NA", "N/A", "#N/A", "<NA>", "nan", "NaN", "NAN", "null", "NULL", "None"})
 
@@ -44,7 +47,7 @@ def text_of(value: Any) -> str | None:
 
 
 def keys(index: pd.Index) -> pd.Index:
-    """The source keys as text; a million that are text already are not looked at one by one."""
+    """The source keys as text; keys that are text already are not converted one by one."""
     whole = pd.api.types.infer_dtype(index, skipna=False) == "string"
     return pd.Index(index.astype(object) if whole else [str(k) for k in index], dtype=object, name=index.name)
 
@@ -59,8 +62,8 @@ def _is_number(text: str) -> bool:
 def learned(column: pd.Series, name: str, ordinal: bool) -> tuple[str, ...]:
     """The distinct texts of a canonical column without holes, sorted: as numbers if all are, so that "10" comes after "9".
 
-    The log warns, once a process, of those that other programs write for a missing value. Raises DataError for an ordinal
-    of words: the alphabet's order ("large" below "small") is not theirs.
+    The log warns, once per process, of texts that other programs write for a missing value, and of texts that look the same.
+    Raises DataError for an ordinal of words: their order is not the alphabet's ("large" below "small").
     """
     unique = sorted(column.unique())
     words = [text for text in unique if not _is_number(text)]
@@ -75,12 +78,28 @@ def learned(column: pd.Series, name: str, ordinal: bool) -> tuple[str, ...]:
             f"column {name!r} holds the text {text!r} in {int((column == text).sum())} rows: a category, not a missing value; "
             "leave the cell empty if it is missing"
         )
+    _tell_spellings(column, unique, name)
     return tuple(unique if words else sorted(unique, key=float))
+
+
+def _tell_spellings(column: pd.Series, unique: list[str], name: str) -> None:
+    """Warn of categories that differ in white space or in the Unicode form of a letter: they look the same and count as two."""
+    alike: dict[str, list[str]] = {}
+    for text in unique:
+        alike.setdefault(" ".join(unicodedata.normalize("NFC", text).split()), []).append(text)
+    for texts in alike.values():
+        if len(texts) > 1:
+            counts = column.value_counts()
+            cells = [f"{text!a} ({counts[text]} rows)" for text in texts]
+            _say_once(
+                f"column {name!r}: {', '.join(cells)} differ in white space or in the Unicode form of a letter only, and count as "
+                f"{len(texts)} categories; write them alike if they are one"
+            )
 
 
 @functools.lru_cache(maxsize=1024)
 def _say_once(message: str) -> None:
-    # a schema is fitted many times to one table; who reads the log needs to hear of it once
+    # a schema is fitted to one table many times; the log says it once
     log.warning(message)
 
 
@@ -112,10 +131,10 @@ def column_of(table: Any, name: str) -> pd.Series:
 
 
 def refuse_no_table(table: object) -> None:
-    """UsageError for what is no DataFrame."""
+    """UsageError for anything but a DataFrame."""
     if not isinstance(table, pd.DataFrame):
         raise UsageError(
-            f"expected a table as a pandas DataFrame, one row an image, got a {type(table).__name__}; make one with pd.DataFrame(...)"
+            f"expected a table as a pandas DataFrame, one row per image, got a {type(table).__name__}; make one with pd.DataFrame(...)"
         )
 
 
@@ -144,20 +163,30 @@ def texts_of(column: pd.Series, name: str) -> npt.NDArray[np.object_]:
     """(n,) the canonical text of every cell, None where it is missing or empty. Raises DataError for a cell that is no value."""
     if isinstance(column.dtype, pd.CategoricalDtype):
         known = texts_of(pd.Series(column.cat.categories), name)
-        texts, codes = np.array([*known, None], dtype=object), column.cat.codes.to_numpy()
-    elif (factors := _factors(column)) is not None:
+        return _taken(known, column.cat.codes.to_numpy())
+    cells = column.to_numpy(dtype=object, copy=True)
+    # text and holes, as in a canonical table: no cell needs converting
+    if pd.api.types.infer_dtype(cells, skipna=True) in ("string", "empty"):
+        cells[pd.isna(cells)] = None
+        cells[cells == ""] = None  # an empty cell of a CSV file is a missing value
+        return cells
+    if (factors := _factors(column)) is not None:
         codes, uniques = factors
-        texts = np.array([*map(text_of, uniques), None], dtype=object)  # code -1 is the last: missing
-    else:
-        _refuse_no_cell(column, name)
-        texts, codes = np.array([*map(text_of, column), None], dtype=object), np.arange(len(column))
-    texts[texts == ""] = None  # an empty cell of a CSV file is a missing value
-    found: npt.NDArray[np.object_] = texts[codes]
+        return _taken(map(text_of, uniques), codes)
+    _refuse_no_cell(column, name)
+    return _taken(map(text_of, column), np.arange(len(column)))
+
+
+def _taken(texts: Iterable[str | None], codes: npt.NDArray[Any]) -> npt.NDArray[np.object_]:
+    """The text of each code; of code -1, and of an empty text, None."""
+    known = np.array([*texts, None], dtype=object)
+    known[known == ""] = None
+    found: npt.NDArray[np.object_] = known[codes]
     return found
 
 
 def numbers_of(column: pd.Series, name: str) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
-    """(n,) numbers, NaN where missing, and (n,) which cells hold a text instead. Raises DataError for what is no value."""
+    """(n,) numbers, NaN where missing, and (n,) which cells hold a text instead. Raises DataError for a cell that is no value."""
     kind = column.dtype
     if isinstance(kind, np.dtype) and kind.kind in "fiub":
         return column.to_numpy(dtype=np.float64, copy=True), np.zeros(len(column), dtype=np.bool_)

@@ -123,7 +123,7 @@ def test_a_missing_column_and_an_unknown_attribute_get_near_names(schema: Schema
     with pytest.raises(UsageError) as u:
         schema["backgruond"]
     one_line(u, "'backgruond'", "background")
-    with pytest.raises(DataError, match="empty table"):
+    with pytest.raises(DataError, match="one without rows"):
         schema.fit(table.iloc[:0])
 
 

@@ -72,7 +72,7 @@ def test_grey_stays_one_channel_and_a_transform_is_applied(tmp_path: Path) -> No
 def test_bad_folders_are_one_line_each(tmp_path: Path) -> None:
     refused(UsageError, "nowhere", "does not exist", root=tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    refused(UsageError, "metadata.csv", "not found", root=tmp_path / "empty")
+    refused(UsageError, "metadata.csv", "does not exist", root=tmp_path / "empty")
     good = write(tmp_path / "good")
     refused(UsageError, "'plase'", "place", root=good, spurious=["plase"])
     refused(UsageError, "'colour'", root=good, attributes=["colour"])
@@ -130,7 +130,7 @@ def test_array_datasets_check_themselves_and_pickle(tiny_digits: ArrayDataset) -
     assert again.table.equals(tiny_digits.table)
     assert isinstance(again, AttributeDataset)
     schema, table = tiny_digits.schema, tiny_digits.table
-    with pytest.raises(UsageError, match="one table row an image"):
+    with pytest.raises(UsageError, match="one table row per image"):
         ArrayDataset(tiny_digits.images[:3], table, schema)
     with pytest.raises(UsageError, match="uint8"):
         ArrayDataset(tiny_digits.images / 255.0, table, schema)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.data.datasets import ArrayDataset, AttributeDataset, FolderDataset
+from cfaug.data.datasets import ArrayDataset, AttributeDataset
 from cfaug.data.schema import Schema
+from cfaug.data.sources.folder import FolderDataset
 from cfaug.errors import UsageError, near
 
 Measure = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
@@ -39,7 +40,7 @@ SOURCES: dict[str, Source] = {
     "digits": Source("cfaug.data.sources.digits:digits", True),
     "double_colored_mnist": Source("cfaug.data.sources.mnist:double_colored_mnist", True),
     "morpho_mnist": Source("cfaug.data.sources.morpho:morpho_mnist", False, "cfaug.data.sources.morpho:MEASURES"),
-    "folder": Source("cfaug.data.datasets:FolderDataset", False),
+    "folder": Source("cfaug.data.sources.folder:FolderDataset", False),
 }
 
 

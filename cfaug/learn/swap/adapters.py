@@ -16,7 +16,7 @@ from PIL import Image
 from torchvision.datasets import DatasetFolder
 from torchvision.datasets.folder import default_loader, pil_loader
 
-from cfaug.data.datasets import ArrayDataset, FolderDataset
+from cfaug.data import ArrayDataset, FolderDataset
 from cfaug.data.images import FORMATS, to_pil
 from cfaug.learn.image_types import carried, in_mode, is_unloaded, like
 from cfaug.learn.spread import spread

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset
 from torchvision.datasets import DatasetFolder, VisionDataset
 
-from cfaug.data.datasets import ArrayDataset, FolderDataset
+from cfaug.data import ArrayDataset, FolderDataset
 from cfaug.learn.swap.images import Place, is_image_like, places, value_at
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "fine_label")

@@ -1,0 +1,264 @@
+"""A directory of images with ``metadata.csv``: one row per image, ``file_name``, ``split`` and one column per attribute.
+
+The file is a CSV file in UTF-8 with a header; its cells are separated by commas, or all by semicolons or tabs, as spreadsheets
+write them. A file name is a path inside the directory. Everything in the file is text: the schema decides what is a number.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import logging
+import os
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import pandas as pd
+
+from cfaug.data.datasets import SPLITS, Indexed, check_split
+from cfaug.data.files import expand
+from cfaug.data.images import Pixels, decode, pixel_digest, read_image
+from cfaug.data.schema import Attribute, Schema
+from cfaug.errors import DataError, UsageError, near, one_line, shown
+
+log = logging.getLogger(__name__)
+
+METADATA = "metadata.csv"
+
+
+class FolderDataset(Indexed):
+    """A directory of images with ``metadata.csv``: ``file_name``, ``split`` and one column per attribute.
+
+    ``split`` is train, val or test in every row; the source key is ``file_name`` with forward slashes. The attributes are
+    ``target``, ``spurious``, the keys of ``kinds`` and ``values``, and ``attributes`` (more columns, for instance the graph's
+    nodes); other columns are ignored. Unless ``schema`` is given it is fitted here, whatever ``split`` is asked
+    for: categories over all rows, means and standard deviations over the train rows only. An empty cell is a missing
+    value: allowed in train rows, for every attribute but the target.
+
+    Images are read when asked for, upright and with transparency on white. Grey images keep their one channel; other modes
+    become RGB. Raises UsageError or DataError (one line) for whatever does not hold; ``check_images`` decodes every image ahead
+    of time. Names that lead out of ``root`` are refused; a symbolic link inside it is taken to be its owner's wish.
+    """
+
+    digests: tuple[str, ...] = ()
+    """The pixel digest of every image, after ``check_images``."""
+
+    def __init__(
+        self,
+        root: str | Path,
+        split: str = "train",
+        target: str | None = None,
+        spurious: Sequence[str] = (),
+        kinds: Mapping[str, str] | None = None,
+        values: Mapping[str, Sequence[str]] | None = None,
+        schema: Schema | None = None,
+        attributes: Sequence[str] = (),
+        transform: Callable[[Any], Any] | None = None,
+    ) -> None:
+        self.root = expand(root)
+        self.transform = transform
+        check_split(split)
+        whole = read_metadata(self.root)
+        if schema is None:
+            schema = _folder_schema(whole, target, spurious, kinds or {}, values or {}, attributes, self.root)
+        rows = whole[whole["split"] == split]
+        if rows.empty:
+            raise DataError(
+                f"{self.root / METADATA}: expected rows with split {split!r}, got none; mark at least one row"
+            )
+        rows = rows.set_axis(pd.Index([_on_disk(self.root, name) for name in rows.index], dtype=object), axis=0)
+        self._prepare(rows, schema, split)
+
+    def image(self, i: int, /) -> Pixels:
+        """Image ``i``, decoded now: uint8 (H, W, C). DataError naming the file when it cannot be decoded."""
+        return read_image(self.root / self._keys[i])
+
+    def check_images(self, progress: Callable[[Iterator[int]], Iterator[int]] = iter) -> str:
+        """Decode every image fully; sha256 (hex) of all pixels in order.
+
+        ``progress`` wraps the iterator over indices (for instance ``functools.partial(tqdm, total=len(dataset))``). The log
+        warns of images with transparency. Raises DataError naming the first image that is unreadable, truncated or of a
+        different shape.
+        """
+        first: tuple[int, ...] = ()
+        transparent, digests = [], []
+        for i in progress(iter(range(len(self)))):
+            image, see_through = decode(self.root / self._keys[i])
+            first = first or image.shape
+            if image.shape != first:
+                raise DataError(
+                    f"{self.root / self._keys[i]}: expected height x width x channels {'x'.join(map(str, first))} as in "
+                    f"{self._keys[0]}, got {'x'.join(map(str, image.shape))}; make all images the same"
+                )
+            digests.append(pixel_digest(image))
+            if see_through:
+                transparent.append(self._keys[i])
+        if transparent:
+            log.warning(
+                "%d %s images have transparency and are shown on white (first: %s); save them without, if another ground is meant",
+                len(transparent), self.split, transparent[0],
+            )  # fmt: skip
+        self.digests = tuple(digests)
+        return hashlib.sha256(f"{first[2:]} {' '.join(digests)}".encode()).hexdigest()
+
+
+# --- metadata.csv
+def read_metadata(root: Path) -> pd.DataFrame:
+    """``root/metadata.csv`` as text columns, index = file_name as :func:`_inside` writes it; every row is checked.
+
+    Raises UsageError where there is no such file, and DataError naming the line for a row that has too many or too few cells,
+    a file name that is empty, leads out of ``root`` or stands there twice, or a split that does not exist.
+    """
+    path = root / METADATA
+    if not root.is_dir():
+        raise UsageError(
+            f"{root}: expected a directory of images with {METADATA}, but it does not exist; correct the path"
+        )
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: expected this file with file_name, split and one column per attribute, but it does not exist"
+        )
+    lines, header, rows = _read_cells(path)
+    for column in ("file_name", "split"):
+        if column not in header:
+            raise DataError(f"{path}: expected a column {column!r}; {near(column, header)}")
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{path}: expected every column once, got {twice!r} twice; rename one of them")
+    table = pd.DataFrame(rows, columns=pd.Index(header, dtype=object), dtype=object)
+    table = table[[name for name in header if name]]
+    names: list[str] = []
+    for line, written, split in zip(lines, table["file_name"], table["split"]):
+        names.append(_inside(written, f"{path}, line {line}", root))
+        if split not in SPLITS:
+            raise DataError(
+                f"{path}, line {line} ({shown(written)}): expected split {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, got {split!r}; "
+                "correct it"
+            )
+    _refuse_twice(root, path, names, lines)
+    return table.drop(columns="file_name").set_axis(pd.Index(names, dtype=object, name="file_name"), axis=0)
+
+
+def _read_cells(path: Path) -> tuple[list[int], list[str], list[list[str]]]:
+    """Line numbers, header, and rows of as many cells as the header has. Empty lines, and empty cells beyond, are left out."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as handle:
+            text = handle.read()
+        separator = _separator(text)
+        reader = csv.reader(text.splitlines(keepends=True), delimiter=separator, strict=True)
+        found = [(reader.line_num, row) for row in reader if any(row)]
+    except PermissionError:
+        raise DataError(
+            f"{path}: expected a file that may be read, got permission denied; change its permissions"
+        ) from None
+    except UnicodeDecodeError as error:
+        form = "UTF-16" if error.object[:2] in (b"\xff\xfe", b"\xfe\xff") else "another encoding"
+        raise DataError(f"{path}: expected a CSV file in UTF-8, got {form}; save it as CSV UTF-8") from None
+    except (csv.Error, OSError) as error:
+        raise DataError(f"{path}: cannot be read as a CSV file ({one_line(error)}); correct or replace it") from error
+    if not found:
+        raise DataError(
+            f"{path}: expected a CSV file with a header, got an empty file; list file_name, split and attributes"
+        )
+    header = [name.strip() for name in found[0][1]]
+    while header and not header[-1]:
+        header.pop()
+    lines, rows = [], []
+    for line, row in found[1:]:
+        while len(row) > len(header) and not row[-1]:
+            row.pop()
+        if len(row) != len(header):
+            raise DataError(
+                f"{path}, line {line}: expected {len(header)} cells as in the header, got {len(row)}; put a value that holds "
+                f"{separator!r} in double quotes, and leave a cell empty where a value is missing"
+            )
+        lines.append(line)
+        rows.append(row)
+    return lines, header, rows
+
+
+def _separator(text: str) -> str:
+    """A comma; a semicolon or a tab where only that makes file_name a column of its own."""
+    first = text.lstrip().partition("\n")[0]
+    columns = {mark: {name.strip().strip('"') for name in first.split(mark)} for mark in ",;\t"}
+    return next((mark for mark in ",;\t" if "file_name" in columns[mark]), ",")
+
+
+def _inside(written: str, where: str, root: Path) -> str:
+    """A file name as one relative path with forward slashes: ``./a.png``, ``a//b.png`` and ``a\\b.png`` each have one reading."""
+    if not written.strip():
+        raise DataError(f"{where}: expected a file name, got an empty cell; name an image")
+    name = written.replace("\\", "/")
+    if PurePosixPath(name).is_absolute() or PureWindowsPath(written).drive or ".." in name.split("/"):
+        raise DataError(f"{where}: expected a path inside {root}, got {written!r}, which leads out of it; correct it")
+    return str(PurePosixPath(name))
+
+
+def _refuse_twice(root: Path, path: Path, names: Sequence[str], lines: Sequence[int]) -> None:
+    """DataError for a file that is listed in two rows, also where its name is spelled in two ways."""
+    seen: dict[str, int] = {}
+    for i, name in enumerate(names):
+        form = unicodedata.normalize("NFC", name)
+        # names that differ in upper and lower case are one file on some file systems
+        other = seen.setdefault(form.casefold(), i)
+        if other == i:
+            continue
+        if form == unicodedata.normalize("NFC", names[other]) or _same_file(root / name, root / names[other]):
+            raise DataError(
+                f"{path}, line {lines[i]}: expected every image once, got {name!r} twice (also in line {lines[other]}); remove one row"
+            )
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        return False
+
+
+def _on_disk(root: Path, name: str) -> str:
+    """``name``, or the Unicode form of it that the file's name has (macOS decomposes accents). DataError if there is no file."""
+    for form in (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name)):
+        if (root / form).is_file():
+            return form
+    place = (root / name).parent
+    beside = [entry.name for entry in place.iterdir()] if place.is_dir() else []
+    hint = near(PurePosixPath(name).name, beside) if len(beside) else f"there is no directory {place}"
+    raise DataError(f"{root / name}: metadata.csv names this image, but there is no such file; {hint}")
+
+
+def _folder_schema(
+    whole: pd.DataFrame,
+    target: str | None,
+    spurious: Sequence[str],
+    kinds: Mapping[str, str],
+    values: Mapping[str, Sequence[str]],
+    attributes: Sequence[str],
+    root: Path,
+) -> Schema:
+    spurious = [spurious] if isinstance(spurious, str) else list(spurious)
+    names = list(dict.fromkeys([*([] if target is None else [target]), *spurious, *kinds, *values, *attributes]))
+    if not names:
+        raise UsageError(
+            "expected at least one attribute of the folder, got none; give target= and spurious= as column names"
+        )
+    columns = [str(column) for column in whole.columns if column != "split"]
+    for name in names:
+        if name not in columns:
+            raise UsageError(f"{root / METADATA}: expected a column {name!r}; {near(name, columns)}")
+    declared = [Attribute(n, kinds.get(n, "categorical"), tuple(values[n]) if n in values else None) for n in names]
+    train = whole[whole["split"] == "train"]
+    if train.empty:
+        raise DataError(
+            f"{root / METADATA}: expected rows with split train, got none: the training split is empty; mark some rows"
+        )
+    # categories over every split (a test value unseen in training is still a value), statistics from train alone;
+    # which rows may lack a value is judged when a split is opened
+    everything = Schema([a for a in declared if a.kind != "continuous"])
+    everything = everything.fit(whole, [name for name in everything.names if name != target])
+    numbers = Schema([a for a in declared if a.kind == "continuous"])
+    numbers = numbers.fit(train, numbers.names)
+    merged = [numbers[a.name] if a.kind == "continuous" else everything[a.name] for a in declared]
+    return Schema(merged, target, spurious)
