@@ -70,7 +70,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
     "column missing": (
         lambda root: table(root, lambda rows: rows.rename(columns={"background": "backgrounds"}, inplace=True)),
         2,
-        ("no column 'background'", "did you mean backgrounds?"),
+        ("a column 'background'", "did you mean backgrounds?"),
     ),
     "image truncated": (lambda root: halve(root / "bird-17.png"), 1, ("bird-17.png", "replace the file")),
     "image of a test row unreadable": (lambda root: (root / "bird-59.png").write_text("hello"), 1, ("bird-59.png",)),
@@ -114,7 +114,7 @@ BAD_RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "cycle": ({"graph": "species -> background; background -> species; species -> image"}, ("cycle: background -> species -> background",)),
     "unknown attribute in the graph": (
         {"graph": "species -> image; background -> image; backgroud -> image"},
-        ("no column 'backgroud'", "background"),
+        ("a column 'backgroud'", "background"),
     ),
     "spurious attribute causes the target": (
         {"graph": "background -> glow; glow -> species; species -> image; background -> image"},

@@ -165,7 +165,7 @@ def test_wrong_use_is_one_line(scm: SCM, schema: Schema, table: pd.DataFrame) ->
             call()
         assert word in str(e.value)
         assert "\n" not in str(e.value)
-    with pytest.raises(DataError, match="no column 'mood'"):
+    with pytest.raises(DataError, match="a column 'mood'"):
         SCM(GRAPH, schema).fit(table.drop(columns="mood"))
     with pytest.raises(DataError, match="'mars'"):
         scm.abduct(table.assign(place="mars"))

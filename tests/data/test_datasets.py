@@ -136,7 +136,7 @@ def test_array_datasets_check_themselves_and_pickle(tiny_digits: ArrayDataset) -
         ArrayDataset(tiny_digits.images / 255.0, table, schema)
     with pytest.raises(DataError, match="twice"):
         ArrayDataset(tiny_digits.images[:2], table.iloc[[0, 0]], schema)
-    with pytest.raises(UsageError, match="no target"):
+    with pytest.raises(UsageError, match="a target whose code"):
         ArrayDataset(tiny_digits.images, table, Schema(schema.attributes))[0]
     with pytest.raises(IndexError):
         tiny_digits[64]
