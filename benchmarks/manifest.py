@@ -15,11 +15,11 @@ import time
 import tracemalloc
 from pathlib import Path
 
+from cfaug.offline.local_commit import LocalDestination
 from rows import cpu, record
 
 from cfaug.offline.committed import read_manifest
 from cfaug.offline.format import ManifestRow
-from cfaug.offline.local_commit import LocalDestination
 from cfaug.offline.write_shard import Staged
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"

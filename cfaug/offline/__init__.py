@@ -6,9 +6,9 @@ the functions. Torch, fsspec, tqdm and what an engine needs are imported where t
 
 from __future__ import annotations
 
+from cfaug.offline.commit import write_shard
 from cfaug.offline.engines import Engine, LocalEngine, make_engine
 from cfaug.offline.generate import GenerateReport, generate
-from cfaug.offline.local_commit import write_shard
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.plan.strategies import balance_groups, make_plan
 from cfaug.offline.read import ShardReader

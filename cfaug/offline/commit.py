@@ -1,4 +1,4 @@
-"""Where shards go: one small interface over a directory and an object store.
+"""How shards come into being: one protocol for a directory and an object store.
 
     destination = open_destination("OUT")                 # or s3://bucket/run, memory://run
     with destination.session(identity):                   # the coordinator, for the length of a run
@@ -6,42 +6,66 @@
             destination.commit(stage_shard(place, name, samples, plan_digest, model_digest, environment))
         destination.publish(names, {"README.md": card})
 
-A commit is safe among many processes and idempotent: the same bytes again are fine, other bytes under a committed name
-and rows of another run are refused. What is not committed is not in the manifest, whatever else lies about. It does not
-order commits. A directory lets in one coordinator at a time (it fails where the file system has no ``flock``); an object
-store does not: a second one of the same run does the same work again and commits the same bytes, one of another run finds
-RUN.json (at the same instant only where the store has conditional writes).
+    claim     RUN.json names the plan, the model and the environment; shards of a different run are refused
+    stage     write the tar and its index under names that nobody reads, and sync them
+    commit    create the tar -> create the index -> create commits/<shard name>.json, which makes the shard exist
+    publish   every shard is committed -> write manifest.jsonl -> remove the commit files and RUN.json
+
+``create`` never replaces: of two processes that commit one shard at the same instant one wins, and the other finds the
+same bytes (fine) or different ones (an error). A commit is therefore idempotent, needs no lock, and a process may be killed
+at any moment: whatever is not committed does not exist for readers, and is made again or swept up by the next session. A
+directory lets in one coordinator at a time where its file system has ``flock``. A store that ignores ``If-None-Match`` is
+asked first instead, which does not hold at the same instant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from cfaug.offline.format import ManifestRow
-from cfaug.offline.storage import FsspecStorage, LocalStorage, Storage, open_storage
-from cfaug.offline.write_shard import Staged
+from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.offline.committed import (
+    COMMITS,
+    PUBLISHED,
+    Identity,
+    commit_name,
+    identity_of,
+    parse_commit,
+    read_manifest,
+)
+from cfaug.offline.format import FORMAT, LOCK, MANIFEST, ManifestRow, Sample, canonical_json, planned
+from cfaug.offline.os_errors import explained
+from cfaug.offline.storage import LocalStorage, Storage, local_path, open_storage
+from cfaug.offline.write_shard import Staged, removed, stage_shard
+
+RUN = "RUN.json"
+BUSY = (errno.EWOULDBLOCK, errno.EACCES)  # what flock says when another process has the lock
 
 
-class Destination(Protocol):
+@dataclass(frozen=True)
+class Destination:
     """A place that shards are committed to. Picklable: workers get a copy and commit their own shards."""
 
-    @property
-    def storage(self) -> Storage:
-        """Where readers find what was committed."""
-        ...
+    storage: Storage
 
     @property
     def one_process(self) -> bool:
         """Whether the place lives in this process alone (``memory://``), so that worker processes cannot reach it."""
-        ...
+        return self.storage.url.startswith("memory:")
 
+    @contextmanager
     def session(
         self, identity: Mapping[str, str | int] | None = None, shared: bool = False, overwrite: bool = False
-    ) -> AbstractContextManager[None]:
-        """The claim for the length of a run.
+    ) -> Iterator[None]:
+        """The claim for the length of a run; what killed writers left half done is swept on entering and leaving.
 
         Args:
             identity: ``{"plan", "model", **environment}``; None where the first commit decides.
@@ -49,46 +73,189 @@ class Destination(Protocol):
             overwrite: drop what is there; not with `shared`, where others may just have made it.
 
         Raises:
-            UsageError: shards of another identity are there; of a directory also: another process has the claim.
-            ShardError: the manifest is damaged.
+            UsageError: shards of a different run are there; of a directory also: another process has the claim.
             StorageError: the place cannot be written.
         """
-        ...
+        with self._alone(shared):
+            self._sweep()
+            if overwrite:
+                self.clear()
+            if identity is not None:
+                self._claim(identity)
+            try:
+                yield
+            finally:
+                self._sweep()
 
     def committed(self) -> dict[str, ManifestRow]:
         """The committed shards by name, read afresh."""
-        ...
+        return {row.name: row for row in read_manifest(self.storage)}
 
     def intact(self) -> dict[str, ManifestRow]:
         """The committed shards by name whose tar and index have their sizes (one listing; no re-hashing)."""
-        ...
+        rows = self.committed()
+        with explained(self.storage.url, "the list of shards", "read"):
+            sizes = self.storage.sizes() if rows else {}
+        return {
+            name: row
+            for name, row in rows.items()
+            if (sizes.get(row.name), sizes.get(row.index)) == (row.bytes, row.index_bytes)
+        }
 
-    def staging(self) -> AbstractContextManager[Path]:
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
         """A local directory to stage one shard in and commit it from."""
-        ...
+        with ExitStack() as stack:
+            with explained(self.storage.url, "a shard"):
+                place = stack.enter_context(self.storage.workspace())
+            yield place
 
     def commit(self, staged: Staged) -> ManifestRow:
         """Make the staged shard exist, whole; from any process, many at once. Its partial files are gone afterwards.
 
         Raises:
-            ShardError: this name is committed with other bytes.
-            UsageError: the place holds shards of another run.
+            ShardError: this name is committed, or stored, with different bytes.
+            UsageError: the place holds shards of a different run.
             StorageError: `full`, `transient`, or neither; nothing was committed.
         """
-        ...
+        row, storage = staged.row, self.storage
+        files = ((row.name, staged.tar, row.sha256), (row.index, staged.index, row.index_sha256))
+        with explained(storage.url, row.name), removed(staged.tar, staged.index):
+            self._claim(identity_of(row))
+            known = self._is_committed(row)
+            for name, path, sha256 in files:
+                if known:  # what the commit vouches for was lost or damaged: these are the same bytes
+                    storage.adopt(path, name, replace=True)
+                else:
+                    self._adopt(path, name, sha256)
+            storage.sync()  # a power cut must not leave the commit without its shard
+            if not known:
+                try:
+                    storage.create(commit_name(row.name), row.line())
+                except FileExistsError:  # a twin's, or ours when the request was repeated
+                    self._is_committed(row)
+        return row
 
     def publish(
         self, names: Sequence[str], files: Mapping[str, bytes], rows: Mapping[str, ManifestRow] | None = None
     ) -> None:
-        """All shards `names` are committed: see that manifest.jsonl lists them, then write the small `files` whole.
+        """All shards `names` are committed: write manifest.jsonl and the small `files`, and remove the commit files.
 
-        `rows` is what :meth:`committed` has said since, for who has just asked: it is not asked again.
+        `rows` is what :meth:`committed` has just returned, for a caller that has asked already.
 
         Raises:
             ShardError: one of them is not committed.
             StorageError: as for :meth:`commit`.
         """
-        ...
+        rows = self.committed() if rows is None else rows
+        missing = [name for name in names if name not in rows]
+        if missing:
+            raise ShardError(f"{self.storage.url}: {len(missing)} shards are not committed ({missing[0]}): run again")
+        content = b"".join(rows[name].line() for name in sorted(rows))
+        with explained(self.storage.url, MANIFEST):
+            if self._content(MANIFEST) != content:
+                self.storage.write(MANIFEST, content)
+        for name, text in files.items():
+            with explained(self.storage.url, name):
+                self.storage.write(name, text)
+        with explained(self.storage.url, COMMITS):
+            self.storage.remove(*[name for name in self.storage.sizes(COMMITS) if name.endswith(".json")], RUN)
+
+    def clear(self) -> None:
+        """Forget every committed shard: what vouches for them goes first, RUN.json last."""
+        with explained(self.storage.url, "the shards"):
+            try:
+                rows = self.committed()
+            except CfaugError:  # a damaged manifest is no reason to keep it
+                rows = {}
+            self.storage.remove(MANIFEST, *self.storage.sizes(COMMITS))
+            self.storage.sync()
+            alike = [name for name in self.storage.sizes() if planned(name)]
+            mentioned = [name for row in rows.values() for name in (row.name, row.index)]
+            self.storage.remove(*{*alike, *mentioned, *PUBLISHED})
+            self.storage.remove(RUN)
+
+    def _claim(self, identity: Mapping[str, str | int]) -> None:
+        """See that the place is this run's, or make it so; :class:`UsageError` when it is a different one's."""
+        with explained(self.storage.url, RUN):
+            theirs = self._identity()
+            if theirs is None:
+                with suppress(FileExistsError):  # someone was faster: whose is it?
+                    self.storage.create(RUN, canonical_json({"format": FORMAT, **identity}) + b"\n")
+                theirs = self._identity() or {}
+        for name in [*identity, *theirs]:
+            if identity.get(name) != theirs.get(name):
+                raise UsageError(
+                    f"{self.storage.url} holds shards with {name}={theirs.get(name)!s:.16}, this run has {name}="
+                    f"{identity.get(name)!s:.16}: use another --out, or --overwrite to drop them"
+                )
+
+    def _identity(self) -> Identity | None:
+        """Whose the place is: RUN.json says it, or any row of a run that is finished."""
+        content = self._content(RUN)
+        if content is None:
+            return next((identity_of(row) for row in read_manifest(self.storage)), None)
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            fields = json.loads(content)
+            if fields.pop("format") == FORMAT:
+                return dict(fields)
+        raise ShardError(f"{self.storage.url}/{RUN}: expected a run's identity, format {FORMAT}: use another --out")
+
+    def _is_committed(self, row: ManifestRow) -> bool:
+        """Whether `row` is committed; :class:`ShardError` where its name is, with different bytes."""
+        name = commit_name(row.name)
+        content = self._content(name)
+        if content is not None:
+            committed: ManifestRow | None = parse_commit(content, name)
+        else:
+            committed = self.committed().get(row.name) if self._content(MANIFEST) is not None else None
+        if committed is not None:
+            _refuse_different(row.name, committed.sha256, row.sha256, "committed before")
+            _refuse_different(row.index, committed.index_sha256, row.index_sha256, "committed before")
+        return committed is not None
+
+    def _adopt(self, path: Path, name: str, sha256: str) -> None:
+        try:
+            self.storage.adopt(path, name)
+        except FileExistsError:
+            # Ours, when an answer was lost and the request repeated; a twin's; or what a killed run left. Overwriting
+            # it could tear what the twin is about to commit.
+            found = hashlib.sha256(self.storage.read(name)).hexdigest()
+            _refuse_different(name, found, sha256, "that a writer of this run stored before")
+
+    def _content(self, name: str) -> bytes | None:
+        with explained(self.storage.url, name, "read"), suppress(FileNotFoundError):
+            return self.storage.read(name)
+        return None
+
+    def _sweep(self) -> None:
+        with explained(self.storage.url, "files that are half done", "remove"):
+            self.storage.sweep()
+
+    @contextmanager
+    def _alone(self, shared: bool) -> Iterator[None]:
+        """A directory lets in one coordinator, or the ranks of one run; the lock dies with its process."""
+        if not isinstance(self.storage, LocalStorage):
+            yield
+            return
+        with explained(self.storage.url, LOCK):
+            self.storage.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.storage.path / LOCK).open("a+", encoding="ascii")
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
+            except OSError as error:  # without flock the claim and the idempotent commits have to do
+                if error.errno in BUSY:
+                    lock.seek(0)
+                    raise UsageError(
+                        f"another process ({lock.read().strip() or 'unknown'}) is writing {self.storage.url}: "
+                        "wait for it or use another --out"
+                    ) from None
+            with explained(self.storage.url, LOCK):
+                lock.truncate(0)
+                lock.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+                lock.flush()
+            yield
 
 
 def open_destination(out: str | Path) -> Destination:
@@ -96,15 +263,32 @@ def open_destination(out: str | Path) -> Destination:
 
     :class:`UsageError` where the protocol is unknown or its package is missing (with the pip line).
     """
-    return destination_at(open_storage(out).within("shards"))
+    return Destination(open_storage(out).within("shards"))
 
 
-def destination_at(storage: LocalStorage | FsspecStorage) -> Destination:
-    """The destination at `storage` itself."""
-    if isinstance(storage, LocalStorage):
-        from cfaug.offline.local_commit import LocalDestination
+def write_shard(
+    directory: str | Path,
+    name: str,
+    samples: Iterable[Sample],
+    plan_digest: str,
+    model_digest: str,
+    environment: Mapping[str, str | int] | None = None,
+    image: str = "png",
+) -> ManifestRow:
+    """Stage, commit and publish one shard; returns its manifest row. Claims the directory for as long as it lasts.
 
-        return LocalDestination(storage.path)
-    from cfaug.offline.object_commit import ObjectDestination
+    `image`: png, png-stored or webp, as in :func:`~cfaug.offline.encode_sample`.
+    """
+    place = Destination(LocalStorage(local_path(directory)))
+    with place.session(), place.staging() as staging:
+        row = place.commit(stage_shard(staging, name, samples, plan_digest, model_digest, environment, image))
+        place.publish([name], {})
+    return row
 
-    return ObjectDestination(storage)
+
+def _refuse_different(name: str, found: str, ours: str, when: str) -> None:
+    if found != ours:
+        raise ShardError(
+            f"{name}: expected the bytes {when} ({found[:12]}), got different ones ({ours[:12]}): the model is not "
+            "deterministic, or the run is a different one: use --overwrite"
+        )

@@ -11,7 +11,7 @@ forwards through one open file, in memory that does not grow with the number of 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -44,7 +44,7 @@ Identity = dict[str, str | int]
 
 
 def read_manifest(storage: Storage) -> list[ManifestRow]:
-    """The committed shards, sorted by name. A last line without its newline never was committed and is not seen.
+    """The committed shards, sorted by name. A last line without its newline never was committed and is ignored.
 
     Raises:
         ShardError: for a damaged line, a shard listed twice, or shards of different plans, models or environments.
@@ -53,20 +53,21 @@ def read_manifest(storage: Storage) -> list[ManifestRow]:
     where = f"{storage.url.rstrip('/')}/{MANIFEST}"
     try:
         try:
+            committed = _commits(storage)
+        except FileNotFoundError:  # the run was published between the listing and the reading
+            committed = _commits(storage)
+        try:  # after the commits: whoever removes those has written the manifest before
             content = storage.read(MANIFEST)
         except FileNotFoundError:
             content = b""
-        rows = parse_rows(content[: content.rfind(b"\n") + 1], where)
-        rows += _commits(storage, {row.name for row in rows})
     except OSError as error:
         raise unreadable(error, where, "check the path and its permissions") from None
+    lines = content[: content.rfind(b"\n") + 1].split(b"\n")[:-1]
+    rows = [ManifestRow.parse(line, f"{where} line {number}") for number, line in enumerate(lines, 1)]
+    listed = {row.name for row in rows}
+    rows += [row for row in committed if row.name not in listed]
     check_rows(rows, where)
     return sorted(rows, key=lambda row: row.name)
-
-
-def parse_rows(content: bytes, where: str, first: int = 1) -> list[ManifestRow]:
-    """The rows of whole lines; errors count lines from `first`."""
-    return [ManifestRow.parse(line, f"{where} line {n}") for n, line in enumerate(content.split(b"\n")[:-1], first)]
 
 
 def check_rows(rows: Iterable[ManifestRow], where: str) -> None:
@@ -74,34 +75,13 @@ def check_rows(rows: Iterable[ManifestRow], where: str) -> None:
     seen: set[str] = set()
     identity: Identity | None = None
     for row in rows:
-        identity = refuse_beside(row, seen, identity, where)
+        found = identity_of(row)
+        if row.name in seen:
+            raise ShardError(f"{where}: shard {row.name} is listed twice: generate again with --overwrite")
+        if identity is not None and found != identity:
+            raise ShardError(f"{where}: {row.name} and those before are of different runs: generate with --overwrite")
+        identity = found
         seen.add(row.name)
-
-
-def refuse_beside(row: ManifestRow, seen: Container[str], identity: Identity | None, where: str) -> Identity:
-    """The identity of `row`, which may stand beside rows named `seen` of a run `identity`; :class:`ShardError` otherwise."""
-    found = identity_of(row)
-    if row.name in seen:
-        raise ShardError(f"{where}: shard {row.name} is listed twice: generate again with --overwrite")
-    if identity is not None and found != identity:
-        raise ShardError(f"{where}: {row.name} and those before are of different runs: generate with --overwrite")
-    return found
-
-
-def intact_rows(rows: Mapping[str, ManifestRow], sizes: Mapping[str, int]) -> dict[str, ManifestRow]:
-    """Those of `rows` whose tar and index have their sizes in the listing `sizes`."""
-    return {
-        name: row
-        for name, row in rows.items()
-        if (sizes.get(row.name), sizes.get(row.index)) == (row.bytes, row.index_bytes)
-    }
-
-
-def refuse_missing(place: str, names: Iterable[str], committed: Container[str]) -> None:
-    """:class:`ShardError` unless all of `names` are committed."""
-    missing = [name for name in names if name not in committed]
-    if missing:
-        raise ShardError(f"{place}: {len(missing)} shards are not committed ({missing[0]}): run again")
 
 
 def identity_of(row: ManifestRow) -> Identity:
@@ -109,51 +89,24 @@ def identity_of(row: ManifestRow) -> Identity:
     return {"plan": row.plan, "model": row.model, **row.environment}
 
 
-def refuse_another_run(place: str, theirs: Mapping[str, str | int], ours: Mapping[str, str | int]) -> None:
-    """:class:`UsageError` in one line where what is at `place` is not of this run's identity."""
-    for name in [*ours, *theirs]:
-        if ours.get(name) != theirs.get(name):
-            raise UsageError(
-                f"{place} holds shards with {name}={theirs.get(name)!s:.16}, this run has {name}="
-                f"{ours.get(name)!s:.16}: use another --out, or --overwrite to drop them"
-            )
-
-
-def digests_of(row: ManifestRow) -> tuple[str, str]:
-    """The sha256 of the tar and of the index."""
-    return row.sha256, row.index_sha256
-
-
-def refuse_other_bytes(row: ManifestRow, committed: tuple[str, str] | None) -> bool:
-    """Whether `row` is what is committed under its name already; :class:`ShardError` where that has other digests."""
-    if committed is not None and committed != digests_of(row):
-        raise ShardError(
-            f"{row.name}: expected the bytes committed before ({committed[0][:12]}), got others "
-            f"({row.sha256[:12]}): the model is not deterministic, or the run is another: use --overwrite"
-        )
-    return committed is not None
-
-
 def commit_name(shard: str) -> str:
-    """The name of the object whose existence commits a shard in an object store."""
+    """The name of the blob whose existence commits a shard."""
     return f"{COMMITS}{shard}.json"
 
 
 def parse_commit(content: bytes, name: str) -> ManifestRow:
-    """The row of one commit object; :class:`ShardError` unless it is one whole line about the shard it is named after."""
+    """The row of one commit file; :class:`ShardError` unless it is one whole line about the shard it is named after."""
     if not content.endswith(b"\n"):
-        raise ShardError(f"{name}: expected one manifest row, found {len(content)} bytes: generate with --overwrite")
+        raise ShardError(f"{name}: expected one manifest row, got {len(content)} bytes: generate with --overwrite")
     row = ManifestRow.parse(content[:-1], name)
     if commit_name(row.name) != name:
         raise ShardError(f"{name}: holds the row of {row.name}: generate with --overwrite")
     return row
 
 
-def _commits(storage: Storage, known: set[str]) -> list[ManifestRow]:
-    """Rows of the commit objects of shards that are not `known`."""
+def _commits(storage: Storage) -> list[ManifestRow]:
     names = sorted(name for name in storage.sizes(COMMITS) if name.endswith(".tar.json"))
-    wanted = [name for name in names if name[len(COMMITS) : -len(".json")] not in known]
-    return [parse_commit(content, name) for name, content in storage.read_many(wanted).items()]
+    return [parse_commit(content, name) for name, content in storage.read_many(names).items()]
 
 
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:

@@ -3,9 +3,9 @@
     storage = open_storage("OUT/shards")        storage = open_storage("s3://bucket/run/shards")
     storage.read("manifest.jsonl"), storage.read_range("cf-train-000000.tar", offset, size)
 
-A blob is written whole or not at all. Names are relative, with ``/`` at most between a folder and a name. What goes wrong
-is an :class:`OSError` whatever the place is (FileNotFoundError where nothing is there), so callers explain one kind of error.
-It promises no order and no exclusion among writers: that is the destination's part.
+A blob is written whole or not at all. A name is relative and has at most one ``/``, between a folder and a name. Whatever
+goes wrong is an :class:`OSError` in both classes (FileNotFoundError where nothing is there), so callers explain one kind of
+error. The order of writes and the rules among several writers are the business of :mod:`cfaug.offline.commit`.
 """
 
 from __future__ import annotations
@@ -13,63 +13,31 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
+import socket
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, TypeAlias
 
-from cfaug.data.files import expand, replace_file
+from cfaug.data.files import PARTIAL, expand, is_running, partial_name, replace_file, sync_directory
 from cfaug.errors import UsageError, one_line
+from cfaug.offline.os_errors import explained
 
 LARGEST = 5 * 2**30  # bytes; what one put to S3 can hold
 ATTEMPTS = 6  # at one request, with exponential backoff: a store may say 503 for about half a minute
-
-
-class Storage(Protocol):
-    """A place of named blobs. Picklable; `url` is how messages name it.
-
-    What only object stores need, ``create``, is :class:`FsspecStorage`'s: in a directory locks keep writers apart.
-    """
-
-    @property
-    def url(self) -> str: ...
-
-    def read(self, name: str) -> bytes: ...
-
-    def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes from `offset`; fewer where the blob ends before."""
-        ...
-
-    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
-        """Name -> content, in the order of `names`; many at once where the place is far away."""
-        ...
-
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Name -> bytes of every blob whose name starts with `prefix`, in one listing; an absent place is empty."""
-        ...
-
-    def opened(self, name: str) -> Any:
-        """Context manager: a binary stream to read `name` from its beginning."""
-        ...
-
-    def write(self, name: str, content: bytes) -> None: ...
-
-    def remove(self, name: str) -> None:
-        """Remove `name`; nothing there is fine."""
-        ...
-
-    def within(self, folder: str) -> Storage:
-        """The place `folder` below this one."""
-        ...
+STALE = (
+    24 * 3600.0
+)  # seconds after which a file that is half done is nobody's, even where its writer cannot be asked for
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
 
 
 @dataclass(frozen=True)
 class LocalStorage:
-    """A directory of this machine, or of a file system mounted on it.
-
-    Equal to another when both are the same directory, by whatever names.
-    """
+    """A directory of this machine, or of a file system mounted on it. Two are equal when they are the same directory."""
 
     path: Path
 
@@ -87,14 +55,17 @@ class LocalStorage:
         return (self.path / name).read_bytes()
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes from `offset`; fewer where the blob ends before."""
         with (self.path / name).open("rb", buffering=0) as handle:
             handle.seek(offset)
             return handle.read(size) or b""
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """Name -> content, in the order of `names`."""
         return {name: self.read(name) for name in names}
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Name -> bytes of every blob whose name starts with `prefix`, in one listing; an absent place is empty."""
         below = prefix.rpartition("/")[0]
         start = f"{below}/" if below else ""
         try:
@@ -106,6 +77,7 @@ class LocalStorage:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[IO[bytes]]:
+        """A binary stream that reads `name` from its beginning."""
         with (self.path / name).open("rb") as handle:
             yield handle
 
@@ -113,18 +85,70 @@ class LocalStorage:
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path / name, content)
 
-    def remove(self, name: str) -> None:
-        (self.path / name).unlink(missing_ok=True)
+    def create(self, name: str, content: bytes) -> None:
+        """Like :meth:`write`, but FileExistsError where `name` exists; of several at the same instant one creates it."""
+        partial = self.path / partial_name(name)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as handle:
+                handle.write(content)
+                handle.flush()
+                os.fsync(handle.fileno())
+            self.adopt(partial, name)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def adopt(self, path: Path, name: str, replace: bool = False) -> None:
+        """The synced file `path` of :meth:`workspace` becomes `name`; FileExistsError where that exists, unless `replace`."""
+        target = self.path / name
+        if replace:
+            return os.replace(path, target)
+        try:
+            os.link(path, target)
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            if target.exists():
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name) from None
+            os.replace(path, target)
+
+    def sync(self) -> None:
+        """The names that were created or adopted here survive a power cut from now on."""
+        sync_directory(self.path)
+
+    def remove(self, *names: str) -> None:
+        """Remove `names`, and a folder that becomes empty; what is absent is fine."""
+        for name in names:
+            (self.path / name).unlink(missing_ok=True)
+        for folder in {name.partition("/")[0] for name in names if "/" in name}:
+            with suppress(OSError):
+                (self.path / folder).rmdir()
+
+    def sweep(self) -> None:
+        """Remove what killed writers left half done: of this host at once, of other hosts when it is a day old."""
+        for path in [*self.path.glob(f"*{PARTIAL}"), *self.path.glob(f"*/*{PARTIAL}")]:
+            writer, _, number = path.name.removesuffix(PARTIAL).rpartition(".")[0].rpartition(".")
+            ours = writer.endswith(f".{socket.gethostname()}") and number.isdecimal()
+            with suppress(FileNotFoundError):  # somebody else sweeps
+                if (ours and not is_running(int(number))) or time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A directory of this machine for files on their way here: the place itself, where adopting copies nothing."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        yield self.path
 
     def within(self, folder: str) -> LocalStorage:
+        """The place `folder` below this one."""
         return LocalStorage(self.path / folder)
 
 
 @dataclass(frozen=True)
 class FsspecStorage:
-    """A place that fsspec reaches: ``s3://bucket/run``, ``memory://run``, ...
+    """A place that fsspec reaches (``s3://bucket/run``, ``memory://run``, ...); the methods are those of :class:`LocalStorage`.
 
-    What its packages raise is an OSError here (:func:`_as_os_error`). Credentials, endpoint and region come from the
+    Whatever its packages raise is an OSError here (:func:`_as_os_error`). Credentials, endpoint and region come from the
     environment and its configuration files (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ...), the
     number of attempts at a request from ``AWS_MAX_ATTEMPTS``.
     """
@@ -224,13 +248,51 @@ class FsspecStorage:
         with _as_os_error():
             files.pipe_file(path, content, **options)
 
-    def remove(self, name: str) -> None:
-        files, path = self._at(name)
-        with _as_os_error(), suppress(FileNotFoundError):
-            files.rm_file(path)
+    def adopt(self, path: Path, name: str, replace: bool = False) -> None:
+        content = path.read_bytes()
+        self.write(name, content) if replace else self.create(name, content)
+
+    def sync(self) -> None:
+        """Nothing to do: a put that was answered is durable."""
+
+    def remove(self, *names: str) -> None:
+        if not names:
+            return
+        files, root = self._at("")
+        paths = [f"{root.rstrip('/')}/{name}" for name in names]
+        with _as_os_error():
+            if self.url.startswith("s3"):
+                files.rm(paths)  # a thousand in a request; what is absent is fine
+            else:
+                for path in paths:
+                    with suppress(FileNotFoundError):
+                        files.rm_file(path)
+
+    def sweep(self) -> None:
+        """Remove what killed processes of this host had in their :meth:`workspace`: nobody else knows of it."""
+        with suppress(OSError):  # a directory that is not ours to list
+            for path in Path(tempfile.gettempdir()).glob(f"{_ours()}*"):
+                number = path.name.removeprefix(_ours()).partition("-")[0]
+                if number.isdecimal() and not is_running(int(number)):
+                    shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        self.sweep()  # workers may be on other hosts than the coordinator
+        with explained(tempfile.gettempdir(), "a temporary directory"):
+            place = tempfile.TemporaryDirectory(prefix=f"{_ours()}{os.getpid()}-", ignore_cleanup_errors=True)
+        with place as path:
+            yield Path(path)
 
     def within(self, folder: str) -> FsspecStorage:
         return FsspecStorage(f"{self.url.rstrip('/')}/{folder}")
+
+
+Storage: TypeAlias = LocalStorage | FsspecStorage
+
+
+def _ours() -> str:
+    return f"cfaug-{socket.gethostname()}-"
 
 
 def _options(url: str) -> dict[str, Any]:
@@ -280,7 +342,7 @@ def _code(error: BaseException | None) -> str:
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
 
 
-def open_storage(place: str | Path) -> LocalStorage | FsspecStorage:
+def open_storage(place: str | Path) -> Storage:
     """The storage at a local path, or at a URL of any protocol that fsspec knows (``file://`` is local).
 
     :class:`UsageError` where the protocol is unknown or its package is missing (with the pip line).

@@ -8,14 +8,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -106,22 +107,20 @@ def stage_shard(
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
     directory, beside = Path(directory), index_name(name)
     tar, index = directory / partial_name(name), directory / partial_name(beside)
+    field = field_of(image)
     lines: list[bytes] = []  # not rows: thousands of small objects would keep the garbage collector busy
     keys: set[str] = set()
     shape_of_first: Any = None
-    with _samples_own_errors(), explained(directory, name), removed_on_failure(tar, index):
-        with tar.open("wb") as handle:
-            writer = _Tar(handle)
-            for sample in _carried(samples):
+    with removed(tar, index, on_success=False):
+        with closing(TarFile(tar, name)) as writer:
+            for sample in samples:
                 fields = encode_sample(sample, image)
                 shape_of_first = _same_fields(sample, shape_of_first, name)
-                lines.append(_index_row(sample, fields, writer.size, IMAGES[image]).line())
+                lines.append(_index_row(sample, fields, writer.size, field).line())
                 keys.add(sample.key)
-                for field in ("json", IMAGES[image]):  # sorted, as webdataset has them
-                    writer.add(f"{sample.key}.{field}", fields[field])
-            writer.close()
-            handle.flush()
-            os.fsync(handle.fileno())
+                # sorted, as webdataset has them
+                writer.add([(f"{sample.key}.json", fields["json"]), (f"{sample.key}.{field}", fields[field])])
+            writer.finish()
         if not lines or len(keys) != len(lines):
             raise ShardError(f"{name}: expected at least one sample and no key twice, got {len(lines)} samples")
         content = b"".join(lines)
@@ -130,7 +129,7 @@ def stage_shard(
                 f"{name}: expected at most {MAX_SAMPLES} samples and {MAX_LINE} bytes for one in the index, which readers "
                 f"accept, got {len(lines)} and {max(map(len, lines))}: plan smaller shards, or shorten the source keys"
             )
-        with index.open("wb") as handle:
+        with explained(directory, name), index.open("wb") as handle:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
@@ -142,68 +141,54 @@ def stage_shard(
     return Staged(row, tar, index)
 
 
-class _Carried(Exception):
-    """Around an OSError that `samples` raised, so that it is not taken for one of the disk that is written to."""
-
-    def __init__(self, error: OSError) -> None:
-        self.error = error
-
-
-def _carried(samples: Iterable[Sample]) -> Iterator[Sample]:
-    try:
-        yield from samples
-    except OSError as error:
-        raise _Carried(error) from None
-
-
-@contextmanager
-def _samples_own_errors() -> Iterator[None]:
-    try:
-        yield
-    except _Carried as carried:
-        raise carried.error from None
-
-
-class _Tar:
-    """USTAR members, counted and hashed as they pass, so that the tar never has to be read again.
+class TarFile:
+    """A USTAR file that is counted and hashed as it is written, so that it never has to be read again.
 
     The bytes are those of ``webdataset.TarWriter(handle, "cfaug", "cfaug", 0o444, mtime=0)`` (a test compares them). tarfile
-    makes one header; from member to member only name, size and checksum differ, and building each anew would take longer
-    than encoding a small image.
+    makes one header; from member to member only name, size and checksum differ. Building each header anew, as tarfile and
+    webdataset do, takes four times as long and more than encoding a small image.
+
+    An OSError of a write is a :class:`~cfaug.errors.StorageError` for the shard `name`.
     """
 
-    def __init__(self, handle: IO[bytes]) -> None:
-        self.handle, self.size, self.sha256, self._sent = handle, 0, hashlib.sha256(), 0
+    def __init__(self, path: Path, name: str) -> None:
+        self.path, self.name, self.size, self.sha256, self._sent = path, name, 0, hashlib.sha256(), 0
         any_header = header("", 0)
         self._fixed = any_header[100:124], any_header[136:148], any_header[156:]
         self._sum = sum(map(sum, self._fixed)) + 8 * ord(" ")  # the checksum counts as eight spaces
+        with explained(path.parent, name):
+            self._handle = path.open("wb", buffering=0)  # one write per sample: nothing to collect
 
-    def add(self, name: str, data: bytes) -> None:
+    def add(self, members: Iterable[tuple[str, bytes]]) -> None:
+        """Append (name, content) of one sample."""
         before, middle, after = self._fixed
-        path, size = name.encode("ascii"), b"%011o\0" % len(data)
-        checksum = b"%06o\0 " % (self._sum + sum(path) + sum(size))
-        padding = bytes(-len(data) % BLOCK)
-        self._write(b"".join((path.ljust(100, b"\0"), before, size, middle, checksum, after, data, padding)))
+        parts: list[bytes] = []
+        for name, data in members:
+            path, size = name.encode("ascii"), b"%011o\0" % len(data)
+            checksum = b"%06o\0 " % (self._sum + sum(path) + sum(size))
+            parts += path.ljust(100, b"\0"), before, size, middle, checksum, after, data, bytes(-len(data) % BLOCK)
+        self._write(b"".join(parts))
+
+    def finish(self) -> None:
+        """Write the end and sync the file."""
+        self._write(bytes(tar_size(self.size) - self.size))
+        with explained(self.path.parent, self.name):
+            os.fsync(self._handle.fileno())
 
     def close(self) -> None:
-        self._write(bytes(tar_size(self.size) - self.size))
+        self._handle.close()
 
     def _write(self, data: bytes) -> None:
-        self.handle.write(data)
+        with explained(self.path.parent, self.name):
+            if self._handle.write(data) != len(data):  # a regular file takes less only where no space is left
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.sha256.update(data)
         self.size += len(data)
-        if self.size - self._sent >= FLUSH:
-            self._send()
-
-    def _send(self) -> None:
-        """Let the disk begin with what is written while the next images are encoded: the fsync waits for less.
-
-        Linux starts to write back what it is told nobody will read again; elsewhere, and in memory, it is a no-op.
-        """
-        if hasattr(os, "posix_fadvise"):
-            self.handle.flush()
-            os.posix_fadvise(self.handle.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
-        self._sent = self.size
+        if self.size - self._sent >= FLUSH and hasattr(os, "posix_fadvise"):
+            # Let the disk begin while the next images are encoded, so that fsync waits for less: Linux starts to write
+            # back what it is told nobody will read again.
+            os.posix_fadvise(self._handle.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
+            self._sent = self.size
 
 
 def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, field: str) -> IndexRow:
@@ -275,10 +260,14 @@ ENCODERS = {"png": _png, "png-stored": _png_stored, "webp": _webp}
 
 
 @contextmanager
-def removed_on_failure(*paths: Path) -> Iterator[None]:
+def removed(*paths: Path, on_success: bool = True) -> Iterator[None]:
+    """Remove `paths` afterwards; with ``on_success=False`` only when something went wrong."""
     try:
         yield
     except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
+        on_success = True
         raise
+    finally:
+        if on_success:
+            for path in paths:
+                path.unlink(missing_ok=True)

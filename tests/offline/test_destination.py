@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
+from cfaug.offline.local_commit import LocalDestination
 from helpers import committing
 from helpers.committing import IDENTITY, claim, commit, name, staged
 from helpers.processes import killed_at
@@ -34,7 +35,6 @@ from cfaug.offline import committed as manifest_module
 from cfaug.offline.commit import open_destination
 from cfaug.offline.committed import read_manifest
 from cfaug.offline.format import Sample
-from cfaug.offline.local_commit import LocalDestination
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.storage import LocalStorage
 from cfaug.offline.write_shard import _Tar, encode_sample, stage_shard

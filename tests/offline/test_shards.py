@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cfaug.offline.local_commit import LocalDestination
 from PIL import Image
 
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import ShardReader, encode_sample, verify, write_shard
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import ManifestRow, Sample
-from cfaug.offline.local_commit import LocalDestination
 from cfaug.offline.scan import scan
 from cfaug.offline.storage import open_storage
 from cfaug.offline.write_shard import ENCODERS, _Tar, stage_shard

@@ -37,7 +37,7 @@ from cfaug.offline.committed import read_index
 from cfaug.offline.format import COLUMNS, IndexRow, ManifestRow
 from cfaug.offline.reading.columns import BYTES, LOOKUPS, SECTIONS, Columns, build, fingerprint_of
 from cfaug.offline.storage import LocalStorage, Storage
-from cfaug.offline.write_shard import removed_on_failure
+from cfaug.offline.write_shard import removed
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def write_columns(path: Path, columns: Columns, fingerprint: str) -> None:
     for array in arrays:
         digest.update(array.data)
     partial = path.with_name(partial_name(path.name))
-    with removed_on_failure(partial):
+    with removed(partial):
         with partial.open("wb") as handle:
             handle.write(_head(columns.lookup, len(columns), fingerprint, digest.digest()))
             for array in arrays:
