@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from cfaug.offline.local_commit import write_shard
 
 from cfaug.data import ArrayDataset, Attribute, Schema, pixel_digest
+from cfaug.offline import write_shard
 from cfaug.offline.read import Sample
 
 N = 40

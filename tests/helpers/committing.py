@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cfaug.offline.commit import Destination, destination_at
+from cfaug.offline.commit import Destination
 from cfaug.offline.format import ManifestRow, Sample
 from cfaug.offline.storage import open_storage
 from cfaug.offline.write_shard import Staged, stage_shard
@@ -58,7 +58,7 @@ def started(place: str | Path, numbers: Iterable[int]) -> subprocess.Popen[bytes
 
 
 if __name__ == "__main__":
-    there = destination_at(open_storage(sys.argv[1]))
+    there = Destination(open_storage(sys.argv[1]))
     print("ready", flush=True)
     for word in sys.argv[2:]:
         commit(there, int(word))

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cfaug.offline.local_commit import write_shard
 from helpers.coloured_shards import N, source, write
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, StackDataset, Subset
@@ -26,6 +25,7 @@ from cfaug.learn import CounterfactualDataset
 from cfaug.learn.guard import open_training_shards
 from cfaug.learn.match import LABELS_CHECKED
 from cfaug.learn.spread import spread
+from cfaug.offline import write_shard
 from cfaug.offline.read import Sample, SourceHashes
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from cfaug.offline.local_commit import write_shard
 from datasets import Dataset as Table
 from datasets import Image as Picture
 from helpers.coloured_shards import N, source
@@ -27,6 +26,7 @@ from cfaug.learn import dataset as mixing
 from cfaug.learn.epochs import FORGOTTEN, TOLD
 from cfaug.learn.match import Matches
 from cfaug.learn.policy_groups import _options
+from cfaug.offline import write_shard
 from cfaug.offline.read import Sample
 
 

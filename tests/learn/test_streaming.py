@@ -15,7 +15,6 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from cfaug.offline.local_commit import write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,6 +23,7 @@ from torchvision.transforms import v2
 
 from cfaug.errors import CfaugError, DataError, ShardError, UsageError
 from cfaug.learn.stream import CounterfactualStream, EpochOrder, dealt, rounds
+from cfaug.offline import write_shard
 from cfaug.offline.read import Sample, ShardReader
 
 COUNTS = (7, 11, 1, 9, 12)  # samples a shard; every fourth is a null intervention: 10 of them, 30 counterfactuals

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cfaug.offline.local_commit import write_shard
 from helpers.coloured_shards import N, source
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from cfaug.errors import DataError, UsageError
 from cfaug.learn import RandomCounterfactual
 from cfaug.learn.counts import SharedCounts
 from cfaug.learn.pixel_swap import open_lookup
+from cfaug.offline import write_shard
 from cfaug.offline.read import ShardReader, SourceHashes
 
 COUNTERFACTUALS, NULL = {1, 11}, 21  # what every pixel of a sample of these shards is
