@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import subprocess
 import sys
@@ -38,94 +37,6 @@ def proxy(server: FaultProxy) -> Iterator[FaultProxy]:
 @pytest.fixture
 def s3(proxy: FaultProxy, request: pytest.FixtureRequest) -> Destination:
     return open_destination(f"s3://{BUCKET}/{abs(hash(request.node.nodeid))}")
-
-
-@pytest.fixture(params=["s3", "memory"])
-def place(request: pytest.FixtureRequest) -> Destination:
-    if request.param == "s3":
-        found: Destination = request.getfixturevalue("s3")
-        return found
-    return open_destination(f"memory://{abs(hash(request.node.nodeid))}")
-
-
-def test_what_is_committed_is_what_a_directory_would_hold(place, tmp_path) -> None:
-    local = open_destination(tmp_path)
-    for destination in (local, place):
-        with destination.session(IDENTITY):
-            assert destination.committed() == {}
-            for number in (2, 0, 1):
-                commit(destination, number)
-            assert destination.intact().keys() == {name(k) for k in range(3)}
-            destination.publish([name(k) for k in range(3)], {"README.md": b"card"})
-    for file in [p.name for p in (tmp_path / "shards").glob("cf-*")] + ["README.md"]:
-        assert place.storage.read(file) == local.storage.read(file)
-    ordered = sorted(local.storage.read("manifest.jsonl").splitlines(keepends=True))
-    assert place.storage.read("manifest.jsonl") == b"".join(ordered)
-    assert pickle.loads(pickle.dumps(place)).committed() == local.committed()
-    assert place.one_process == place.storage.url.startswith("memory")
-
-
-def test_a_run_that_is_still_going_on_is_readable(place) -> None:
-    """Before the manifest is published the commits say what exists; a tar alone, even a whole one, does not."""
-    with place.staging() as there:
-        place.storage.write(name(7), staged(there, 7).tar.read_bytes())
-    assert place.committed() == {}
-    commit(place, 1)
-    commit(place, 0)
-    reader = ShardReader(place.storage.url)
-    assert [row.name for row in reader.manifest] == [name(0), name(1)]
-    expected = committing.samples(0)[1]
-    assert reader.sample(1).record == expected.record
-    with pytest.raises(ShardError, match=r"1 shards are not committed \(cf-train-000007"):
-        place.publish([name(0), name(7)], {})
-    assert "manifest.jsonl" not in place.storage.sizes()
-    commit(place, 7)  # the same bytes were left by a run that did not commit them
-    place.publish([name(0), name(1), name(7)], {})
-    assert len(ShardReader(place.storage.url)) == 9
-    commit(place, 0)
-    assert len(place.committed()) == 3
-
-
-def test_the_same_again_is_fine_and_anything_else_is_refused(place) -> None:
-    with place.session(IDENTITY):
-        commit(place, 0)
-        row = commit(place, 0)
-    with place.session(IDENTITY, shared=True):
-        assert place.committed() == {row.name: row}
-    with pytest.raises(ShardError, match="expected the bytes committed before"):
-        commit(place, 0, seed=1)
-    with pytest.raises(UsageError, match=r"shards with plan=p, this run has plan=q: .*--overwrite"):
-        commit(place, 1, plan="q")
-    with pytest.raises(UsageError, match="batch_size=4, this run has batch_size=8"):
-        claim(place, {**IDENTITY, "batch_size": 8})
-    assert place.committed() == {row.name: row}
-    with place.session({**IDENTITY, "plan": "q"}, overwrite=True):
-        assert place.committed() == {}
-        commit(place, 0, plan="q", seed=1)
-    assert set(place.storage.sizes()) == {"RUN.json", name(0), "cf-train-000000.index.jsonl"}
-
-
-def test_a_lost_or_shortened_object_is_made_again(place) -> None:
-    for number in range(2):
-        commit(place, number)
-    place.storage.write(name(0), b"short")
-    place.storage.remove("cf-train-000001.index.jsonl")
-    assert place.intact() == {}
-    assert len(place.committed()) == 2
-    for number in range(2):
-        commit(place, number)
-    assert len(place.intact()) == 2
-    assert len(ShardReader(place.storage.url)) == 6
-
-
-def test_a_tar_that_nobody_committed_is_not_overwritten(place) -> None:
-    """A twin may be about to commit it; overwriting would leave its row without its bytes."""
-    commit(place, 0)
-    with place.staging() as there:
-        place.storage.write(name(1), staged(there, 1, seed=1).tar.read_bytes())
-    with pytest.raises(ShardError, match=r"that a writer of this run stored before.*not deterministic"):
-        commit(place, 1)
-    assert set(place.committed()) == {name(0)}
 
 
 def together(s3: Destination, seeds: Sequence[int], first: Callable[[], object] | None = None) -> list[object]:
@@ -306,13 +217,6 @@ def test_no_bucket_no_credentials_no_package_are_one_line_each(proxy, monkeypatc
         open_destination("nonsense://x")
 
 
-def test_a_run_file_that_is_none_is_refused(place) -> None:
-    for content in (b"", b"[1]", json.dumps({**IDENTITY, "format": 2}).encode()):
-        place.storage.write("RUN.json", content)
-        with pytest.raises(ShardError, match=r"RUN\.json: expected a run's identity"):
-            commit(place, 0)
-
-
 def test_nobody_elses_file_system_is_changed(proxy, monkeypatch) -> None:
     """fsspec hands one instance to all who ask with the same options, also those of the user's configuration."""
     import s3fs
@@ -327,11 +231,11 @@ def test_nobody_elses_file_system_is_changed(proxy, monkeypatch) -> None:
     assert files is open_storage(f"s3://{BUCKET}/other")._at("")[0]
 
 
-def test_a_full_temporary_directory_is_named(place, monkeypatch) -> None:
+def test_a_full_temporary_directory_is_named(s3, monkeypatch) -> None:
     def full(*_: object, **__: object) -> str:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(tempfile, "mkdtemp", full)
     with pytest.raises(StorageError, match=f"in {Path(tempfile.gettempdir())}: the disk is full") as caught:
-        commit(place, 0)
+        commit(s3, 0)
     assert caught.value.full

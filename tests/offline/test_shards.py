@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import socket
 import re
+import socket
 import sys
 import tarfile
 from pathlib import Path
