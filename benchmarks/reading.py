@@ -86,7 +86,8 @@ def prepare(directory: Path, samples: list[Sample], image: str) -> None:
     """The same samples as a committed shard in `shards` and as files in `folder`."""
     destination = open_destination(directory)
     with destination.session(), destination.staging() as staging:
-        destination.commit(stage_shard(staging, damages.NAME, samples, "p", "m", image=image))
+        row = destination.commit(stage_shard(staging, damages.NAME, samples, "p", "m", image=image))
+        destination.publish([row.name], {})
     (directory / "folder").mkdir()
     options: dict[str, Any] = {"lossless": True} if image == "webp" else {"compress_level": 6}
     for sample in samples:

@@ -47,7 +47,8 @@ def committed(place: Path, shards: list[list[Sample]], image: str = "png") -> Pa
     destination = open_destination(place)
     with destination.session(), destination.staging() as staging:
         for n, samples in enumerate(shards):
-            destination.commit(stage_shard(staging, f"cf-train-{n:06d}.tar", samples, "p", "m", image=image))
+            row = destination.commit(stage_shard(staging, f"cf-train-{n:06d}.tar", samples, "p", "m", image=image))
+            destination.publish([row.name], {})
     return place / "shards"
 
 
