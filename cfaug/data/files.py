@@ -69,7 +69,10 @@ def sync_directory(directory: Path) -> None:
 
 
 def is_running(pid: int) -> bool:
-    """Whether this host has a process of that number, ours or another user's."""
+    """Whether this host has a process of that number, of any user; one that has ended and waits to be reaped does not count."""
+    with suppress(OSError, IndexError):  # where there is a /proc
+        if Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"Z", b"X"):
+            return False
     with suppress(PermissionError):
         try:
             os.kill(pid, 0)
