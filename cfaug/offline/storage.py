@@ -20,8 +20,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 from cfaug.data.files import PARTIAL, expand, is_running, partial_name, replace_file, sync_directory
 from cfaug.errors import UsageError, one_line
@@ -76,7 +77,7 @@ class LocalStorage:
             return {}
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[IO[bytes]]:
+    def opened(self, name: str) -> Iterator[BufferedReader]:
         """A binary stream that reads `name` from its beginning."""
         with (self.path / name).open("rb") as handle:
             yield handle
@@ -210,7 +211,7 @@ class FsspecStorage:
         return {name: size for name, size in sizes.items() if name.startswith(prefix)}
 
     @contextmanager
-    def opened(self, name: str) -> Iterator[IO[bytes]]:
+    def opened(self, name: str) -> Iterator[BufferedReader]:
         files, path = self._at(name)
         with _as_os_error(), files.open(path, "rb") as handle:
             yield handle
