@@ -25,7 +25,7 @@ from cfaug.offline.decoders import decode_image, parse_record
 from cfaug.offline.format import (
     BLOCK,
     CARD,
-    COLUMNS,
+    INDEX_FILE,
     MANIFEST,
     IndexRow,
     ManifestRow,
@@ -38,7 +38,7 @@ from cfaug.offline.os_errors import unreadable
 from cfaug.offline.storage import Storage, open_storage
 
 COMMITS = "commits/"
-PUBLISHED = (CARD, COLUMNS)
+PUBLISHED = (CARD, INDEX_FILE)
 """What stands beside the shards of a finished run, and goes when they go."""
 Identity = dict[str, str | int]
 
@@ -151,11 +151,7 @@ def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> 
         StorageError: the place did not answer (``transient``).
     """
     check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
-    try:
-        content = storage.read(row.index)
-    except OSError as error:
-        raise unreadable(error, f"{row.name}, its index {row.index}", "generate this shard again") from None
-    lines = index_lines(content, row)
+    lines = index_lines(storage, row)
     if len(lines) != row.count:
         raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(lines)}: generate again")
     rows = [IndexRow.parse(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
@@ -164,7 +160,7 @@ def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> 
         image = sample.json.offset + padded(sample.json.size) + BLOCK
         if (sample.json.offset, sample.image.offset) != (at + BLOCK, image):
             raise ShardError(
-                f"{row.name}, sample {sample.key!r}: expected its bytes right behind those of the sample before, found "
+                f"{row.name}, sample {sample.key!r}: expected its bytes right behind those of the sample before, got "
                 "them elsewhere in the tar: generate this shard again"
             )
         if sample.image_field != rows[0].image_field:
@@ -177,8 +173,12 @@ def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> 
     return rows
 
 
-def index_lines(content: bytes, row: ManifestRow) -> list[bytes]:
-    """The lines of a shard's index; :class:`ShardError` unless `content` has the sha256 that the manifest states."""
+def index_lines(storage: Storage, row: ManifestRow) -> list[bytes]:
+    """The lines of one shard's index file; :class:`ShardError` unless it has the sha256 that the manifest states."""
+    try:
+        content = storage.read_range(row.index, 0, row.index_bytes)
+    except OSError as error:
+        raise unreadable(error, f"{row.name}, its index {row.index}", "generate this shard again") from None
     if hashlib.sha256(content).hexdigest() != row.index_sha256:
         raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
     return content.splitlines()

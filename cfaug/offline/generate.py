@@ -24,11 +24,11 @@ from cfaug.errors import CfaugError, DataError, StorageError, UsageError
 from cfaug.offline.commit import open_destination
 from cfaug.offline.engines import Engine, Outcome, make_engine
 from cfaug.offline.format import CARD, ManifestRow
+from cfaug.offline.index import publish_index
 from cfaug.offline.inspect.card import card
 from cfaug.offline.make_shard import Environment, Gate, Model, ShardDone, ShardWork, canvas_of, environment_of
 from cfaug.offline.plan import Plan, sources_digest
 from cfaug.offline.progress import Progress
-from cfaug.offline.reading.column_file import publish_columns
 from cfaug.offline.storage import LocalStorage
 from cfaug.offline.write_shard import field_of
 
@@ -231,7 +231,7 @@ class _Run:
 
 
 def _publish(work: ShardWork, shared: bool) -> bool:
-    """Whether every shard of the plan is committed; if so the manifest, the card and index.bin are written.
+    """Whether every shard of the plan is committed; if so the manifest, the card and index.npy are written.
 
     :class:`StorageError` where some are not and nobody else is at work: workers wrote to a place of their own.
     """
@@ -251,7 +251,7 @@ def _publish(work: ShardWork, shared: bool) -> bool:
     destination.publish(names, {CARD: text.encode()}, rows)
     if isinstance(destination.storage, LocalStorage):
         with destination.staging():  # nobody sweeps up what is being written
-            publish_columns(destination.storage, sorted(rows.values(), key=lambda row: row.name))
+            publish_index(destination.storage, sorted(rows.values(), key=lambda row: row.name))
     return True
 
 

@@ -4,18 +4,21 @@
     reader.picture(i), reader.record(i)      # one checked random read each
     reader.by_key.find(key_hash("img-7.png"))          # where the samples of one source are
 
-The manifest, never a directory listing, says what exists, and every byte handed out agrees with 64 bits of the hash that
-the index states (:mod:`cfaug.offline.reading.columns`). Only PNG, WebP and JSON are decoded; nothing is unpickled and
-nothing is executed. Needs numpy and Pillow, not torch, diffusers or webdataset. It does not re-hash whole shards on
-opening: that is :func:`cfaug.offline.verify`.
+The manifest, never a directory listing, says what exists, and every byte that is handed out agrees with 64 bits of the hash
+that the index states (:mod:`cfaug.offline.index`). Only PNG, WebP and JSON are decoded; nothing is unpickled and nothing is
+executed. The module needs numpy and Pillow, not torch, diffusers or webdataset. Opening does not hash whole shards: that is
+:func:`cfaug.offline.verify`.
 """
 
 from __future__ import annotations
 
+import os
+from bisect import bisect_right
 from collections.abc import Sequence
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -23,52 +26,32 @@ from PIL import Image
 
 from cfaug.data.images import pixel_digest
 from cfaug.data.lookup import Picture, has_pixels, pixels_hash, sample_hash
-from cfaug.errors import ShardError
-from cfaug.offline.committed import altered, check_size, open_shards, read_index, read_manifest
-from cfaug.offline.decoders import decode_image, parse_record, picture_of, pixels_of
-from cfaug.offline.format import (
-    BLOCK,
-    FORMAT,
-    KEY,
-    MANIFEST,
-    RECORD_FIELDS,
-    SPLITS,
-    TRAIN,
-    IndexRow,
-    ManifestRow,
-    Record,
-    Sample,
-    SourceHashes,
-    padded,
-)
-from cfaug.offline.os_errors import unreadable
-from cfaug.offline.reading.column_file import Mapped, Unusable, columns_of, map_columns
-from cfaug.offline.reading.columns import (
+from cfaug.errors import CfaugError, ShardError
+from cfaug.offline.committed import altered, check_size, index_lines, open_shards, read_manifest
+from cfaug.offline.decoders import parse_record, picture_of, pixels_of
+from cfaug.offline.format import MANIFEST, SPLITS, TRAIN, IndexRow, ManifestRow, Record, Sample, SourceHashes
+from cfaug.offline.index import (
     DIGEST,
-    IMAGE_MASK,
-    JSON_BITS,
-    JSON_MASK,
-    PIXELS,
     SAMPLE,
     WEBP,
     XXH3,
+    Entry,
     Found,
     SourceTable,
+    Unusable,
     agrees,
     fingerprint_of,
     key_hash,
     key_hashes,
     leading,
+    number,
+    open_index,
+    published_index,
 )
-from cfaug.offline.reading.descriptors import Descriptors
-from cfaug.offline.reading.indices import Indices, Lazy
-from cfaug.offline.reading.indices import place as place_of
+from cfaug.offline.os_errors import unreadable
 from cfaug.offline.storage import LocalStorage
 
 __all__ = [
-    "FORMAT",
-    "KEY",
-    "RECORD_FIELDS",
     "SPLITS",
     "TRAIN",
     "Found",
@@ -79,24 +62,22 @@ __all__ = [
     "ShardReader",
     "SourceHashes",
     "SourceTable",
-    "decode_image",
     "key_hash",
     "key_hashes",
-    "open_shards",
-    "parse_record",
-    "read_index",
 ]
+
+OPEN_FILES = 128  # of one reader; a process may have 1024 by default
+INDEX_FILES = 16  # that are kept in memory when single rows are asked for
 
 
 class ShardReader:
-    """Every committed sample of a directory of shards, by number 0..len-1, in the order of the manifest's names.
+    """Every committed sample of a directory of shards, by number 0..len-1, in the order of the shards' names.
 
-    `place` is a run's output or its ``shards``, a path or a URL. Opening reads the manifest, compares file sizes and
-    maps the samples' columns from ``index.bin``, building them from the indices where there is none
-    (:mod:`cfaug.offline.reading.column_file`); a read checks the bytes that it read. Picklable, and safe
-    in threads and in forked or spawned workers: files stay open, in each process, and are read by ``pread``.
-    Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `fingerprint` (sha256
-    over the names and digests of the shards), `by_key` and `by_pixels` (the samples of a source, see :class:`SourceTable`).
+    `place` is a run's output or its ``shards``, a path or a URL. Opening reads the manifest, compares file sizes and maps
+    ``index.npy``, or builds the same index in memory from the shards' index files. A read checks the bytes that it read. A reader
+    is picklable and safe in threads and in forked or spawned workers: files stay open and are read by ``pread``, so nobody shares
+    a position. Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `fingerprint`
+    (sha256 over the names and digests of the shards).
 
     :class:`ShardError` names the shard, and the key where one sample is at fault; :class:`StorageError` (``transient``)
     where the place did not answer. :class:`UsageError` for a URL whose protocol or package is missing.
@@ -104,9 +85,8 @@ class ShardReader:
 
     def __init__(self, place: str | Path) -> None:
         self.storage, sizes = open_shards(place)
-        self.directory: str | Path = (
-            self.storage.url if "://" in self.storage.url else Path(self.storage.url)
-        )  # what `place` was, or its shards
+        url = self.storage.url
+        self.directory: str | Path = url if "://" in url else Path(url)  # what `place` was, or its shards
         self.manifest: list[ManifestRow] = read_manifest(self.storage)
         if not self.manifest:
             if isinstance(self.storage, LocalStorage) and not self.storage.path.exists():
@@ -114,74 +94,70 @@ class ShardReader:
                     f"{self.directory}: expected committed shards, there is no such directory: check the path or generate first"
                 )
             state = "an empty one" if MANIFEST in sizes else "none"
-            raise ShardError(
-                f"expected {self.directory}/{MANIFEST} with committed shards, found {state}: generate first"
-            )
+            raise ShardError(f"expected {self.directory}/{MANIFEST} with committed shards, got {state}: generate first")
         for row in self.manifest:
             check_size(row.name, row.bytes, sizes)
             check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
         self.fingerprint = fingerprint_of(self.manifest)
-        self._indices = Indices(self.storage, self.manifest)
-        self._files = Descriptors(self.storage.path) if isinstance(self.storage, LocalStorage) else None
-        self._columns = columns_of(self.storage, self.manifest, sizes, self.where)
+        self._index = open_index(self.storage, self.manifest, sizes)
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """What every process makes for itself."""
+        self._starts = [0, *accumulate(row.count for row in self.manifest)]
+        self._lines = lru_cache(INDEX_FILES)(lambda shard: index_lines(self.storage, self.manifest[shard]))
+        self._opened = None
+        if isinstance(self.storage, LocalStorage):
+            self._opened = lru_cache(OPEN_FILES)(partial(_OpenFile, self.storage.path))
 
     def __getstate__(self) -> dict[str, Any]:
-        if isinstance(self._columns, Mapped):  # a copy maps the same file, without reading it
-            mapped = self._columns
-            return {**self.__dict__, "_columns": (mapped.path, mapped.fingerprint, mapped.digest)}
-        return self.__dict__
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_starts", "_lines", "_opened")}
+        if self._index.path is not None:  # a copy maps the same file
+            state["_index"] = None
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if isinstance(self._columns, tuple):
+        if self._index is None:
             try:
-                self._columns = map_columns(*self._columns)
-            except Unusable:  # removed meanwhile
-                self._columns = columns_of(self.storage, self.manifest, self.storage.sizes(), self.where)
+                self._index = published_index(self.storage, self.manifest, checked=True)
+            except Unusable:  # it was removed or replaced meanwhile
+                self._index = open_index(self.storage, self.manifest, self.storage.sizes())
+        self._prepare()
 
     def __len__(self) -> int:
-        return self._indices.starts[-1]
+        return len(self._index)
 
     @property
     def index(self) -> Sequence[IndexRow]:
-        """One :class:`IndexRow` a sample (key, source_key, source_digest, split, null, image_field, image), read when it
-        is asked for; going through them in order reads each shard's index once."""
-        return Lazy(len(self), self._indices.row)
+        """One :class:`IndexRow` per sample (key, source_key, source_digest, split, null, image_field, image), read when it is
+        asked for; going through them in order reads each shard's index file once."""
+        return _IndexRows(self)
 
     @property
-    def keys(self) -> Sequence[str]:
-        """The samples' keys, likewise."""
-        return Lazy(len(self), self._indices.key)
+    def keys(self) -> list[str]:
+        """The samples' keys: reads every index file."""
+        return [row.key for row in self.index]
 
     @property
     def nulls(self) -> npt.NDArray[np.bool_]:
         """(N,) which samples are null interventions; a new array."""
-        return self._columns.nulls
+        return self._index.nulls
 
     @property
     def splits(self) -> npt.NDArray[np.uint8]:
-        """(N,) the samples' splits as places in ``SPLITS`` ("train", "val", "test"); 3: another. A new array."""
-        return self._columns.splits
+        """(N,) the samples' splits as places in ``SPLITS`` ("train", "val", "test"); 3: a different one. A new array."""
+        return self._index.entries["split"].copy()
 
     @property
     def by_key(self) -> SourceTable:
         """The samples of a source by :func:`key_hash` of its key."""
-        return self._columns.by_key
+        return self._index.by_key
 
     @property
     def by_pixels(self) -> SourceTable:
         """The samples of a source by :meth:`lookup` of its image."""
-        return self._columns.by_pixels
-
-    def by_source(self) -> dict[str, list[int]]:
-        """Source key -> the indices of its samples, ascending; null interventions are among them (`index[i].null`).
-
-        Objects for every sample: for small sets; :attr:`by_key` needs none.
-        """
-        found: dict[str, list[int]] = {}
-        for i, row in enumerate(self.index):
-            found.setdefault(row.source_key, []).append(i)
-        return found
+        return self._index.by_pixels
 
     def lookup(self, image: Picture) -> int:
         """The hash under which :attr:`by_pixels` knows `image`, if it is a source's: PIL, or uint8 (H, W) or (H, W, C).
@@ -189,34 +165,34 @@ class ShardReader:
         It only proposes: :meth:`confirms` decides. Which hash it is depends on the shards: the quickest that all of them
         have and that tells their sources apart. UsageError for anything but an 8-bit image.
         """
-        if self._columns.lookup == SAMPLE:
+        if self._index.lookup == SAMPLE:
             return sample_hash(image)
-        return pixels_hash(image) if self._columns.lookup == PIXELS else leading(_digest(image))
+        return leading(_digest(image)) if self._index.lookup == DIGEST else pixels_hash(image)
 
     def confirms(self, i: int, image: Picture) -> bool:
         """Whether the source of sample `i` has exactly the pixels of `image`."""
-        expected = self._columns.pixels.item(i)
-        if self._columns.lookup == DIGEST:
-            return leading(_digest(image)) == expected
-        return has_pixels(image, expected)
+        expected = self._index.entry(i).pixels
+        return leading(_digest(image)) == expected if self._index.lookup == DIGEST else has_pixels(image, expected)
 
     def where(self, i: int) -> str:
-        """How an error names sample `i`: shard and key."""
-        return self._indices.where(place_of(i, len(self)))
+        """How an error names sample `i`: shard and key, or its number in the shard where the index file is gone too."""
+        i = _counted(i, len(self))
+        try:
+            return f"{self.manifest[self._shard_of(i)].name}, sample {self.index[i].key!r}"
+        except CfaugError:
+            return number(self.manifest, i)
 
     def record(self, i: int) -> Record:
         """The JSON record of sample `i` (fields: ``RECORD_FIELDS``)."""
-        i = place_of(i, len(self))
-        columns = self._columns
-        return self._record(i, self._read(i, columns.blocks.item(i) * BLOCK, columns.sizes.item(i) & JSON_MASK))
+        i = _counted(i, len(self))
+        entry = self._index.entry(i)
+        return self._record(i, entry, self._read(i, entry.record_at, entry.record_bytes))
 
     def picture(self, i: int) -> Image.Image:
         """The image of sample `i`, mode L or RGB, decoded."""
-        i = place_of(i, len(self))
-        columns = self._columns
-        sizes = columns.sizes.item(i)
-        offset = columns.blocks.item(i) * BLOCK + padded(sizes & JSON_MASK) + BLOCK
-        return self._picture(i, sizes, self._read(i, offset, sizes >> JSON_BITS & IMAGE_MASK))
+        i = _counted(i, len(self))
+        entry = self._index.entry(i)
+        return self._picture(i, entry, self._read(i, entry.image_at, entry.image_bytes))
 
     def image(self, i: int) -> npt.NDArray[np.uint8]:
         """The image of sample `i`: uint8, height x width x channels (1 or 3), writable."""
@@ -224,38 +200,38 @@ class ShardReader:
 
     def sample(self, i: int) -> Sample:
         """Key, image and record of sample `i`, in one read."""
-        i = place_of(i, len(self))
-        columns = self._columns
-        sizes = columns.sizes.item(i)
-        skipped = padded(sizes & JSON_MASK) + BLOCK
-        data = self._read(i, columns.blocks.item(i) * BLOCK, skipped + (sizes >> JSON_BITS & IMAGE_MASK))
-        record = self._record(i, data[: sizes & JSON_MASK])
-        return Sample(record["key"], pixels_of(self._picture(i, sizes, data[skipped:])), record)
+        i = _counted(i, len(self))
+        entry = self._index.entry(i)
+        skipped = entry.image_at - entry.record_at
+        data = self._read(i, entry.record_at, skipped + entry.image_bytes)
+        record = self._record(i, entry, data[: entry.record_bytes])
+        return Sample(record["key"], pixels_of(self._picture(i, entry, data[skipped:])), record)
 
-    def _record(self, i: int, data: bytes) -> Record:
-        if not agrees(data, self._columns.json.item(i)):
-            raise self._altered(i, data, self._columns.sizes.item(i) & JSON_MASK)
-        key = self._indices.key(i)
-        where = f"{self.manifest[self._indices.shard_of(i)].name}, sample {key!r}"
-        record = parse_record(data, where)
-        if record["key"] != key:
-            raise ShardError(f"{where}: its record says key {record['key']!r:.140}: generate this shard again")
-        return record
+    def _record(self, i: int, entry: Entry, data: bytes) -> Record:
+        if not agrees(data, entry.record_check):
+            raise altered(data, entry.record_bytes, self.where(i))
+        try:
+            return parse_record(data, "")
+        except ShardError:
+            return parse_record(
+                data, self.where(i)
+            )  # the same error, named: to name each record would read the index files
 
-    def _picture(self, i: int, sizes: int, data: bytes) -> Image.Image:
-        if not agrees(data, self._columns.image.item(i), bool(sizes >> XXH3 & 1)):
-            raise self._altered(i, data, sizes >> JSON_BITS & IMAGE_MASK)
-        return picture_of(data, partial(self.where, i), "webp" if sizes >> WEBP & 1 else "png")
+    def _picture(self, i: int, entry: Entry, data: bytes) -> Image.Image:
+        if not agrees(data, entry.image_check, bool(entry.flags & XXH3)):
+            raise altered(data, entry.image_bytes, self.where(i))
+        return picture_of(data, partial(self.where, i), "webp" if entry.flags & WEBP else "png")
 
-    def _altered(self, i: int, data: bytes, size: int) -> ShardError:
-        return altered(data, size, self.where(i))
+    def _shard_of(self, i: int) -> int:
+        return bisect_right(self._starts, i) - 1
 
     def _read(self, i: int, offset: int, size: int) -> bytes:
-        name = self.manifest[self._indices.shard_of(i)].name
+        name = self.manifest[self._shard_of(i)].name
         try:
-            if self._files is not None:
-                return self._files.read(name, offset, size)
-            return self.storage.read_range(name, offset, size)
+            if self._opened is None:
+                return self.storage.read_range(name, offset, size)
+            file = self._opened(name)  # held by this name, so that no other thread's reads close it meanwhile
+            return os.pread(file.descriptor, size, offset)
         except FileNotFoundError:
             raise ShardError(
                 f"{self.where(i)}: the shard was there when {self.directory} was opened and is gone now: put it back or "
@@ -263,6 +239,46 @@ class ShardReader:
             ) from None
         except OSError as error:
             raise unreadable(error, self.where(i), "run cfaug verify, generate again") from None
+
+
+class _OpenFile:
+    """A file that stays open for ``pread`` until nobody holds it: to open one costs more than to read a small image from it."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self.descriptor = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+class _IndexRows(Sequence[IndexRow]):
+    """The index rows of all samples of a reader, each parsed when it is asked for."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self._reader = reader
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    @overload
+    def __getitem__(self, i: int) -> IndexRow: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[IndexRow]: ...
+    def __getitem__(self, i: int | slice) -> IndexRow | list[IndexRow]:
+        if isinstance(i, slice):
+            return [self[n] for n in range(*i.indices(len(self)))]
+        reader, i = self._reader, _counted(i, len(self))
+        shard = reader._shard_of(i)
+        line = reader._lines(shard)[i - reader._starts[shard]]
+        return IndexRow.parse(line, f"{reader.manifest[shard].name}, its index")
+
+
+def _counted(i: int, length: int) -> int:
+    """`i` counted from 0, where it may count from the end; IndexError outside."""
+    if not -length <= i < length:
+        raise IndexError(f"expected a number below {length}, got {i}")
+    return int(i) if i >= 0 else int(i) + length
 
 
 def _digest(image: Picture) -> str:

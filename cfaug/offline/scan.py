@@ -19,7 +19,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 from cfaug.errors import ShardError
 from cfaug.offline.decoders import FIELDS, decode_image, parse_record
@@ -35,15 +35,21 @@ TYPES = {
 }  # fmt: skip
 
 
-class Entry(NamedTuple):
-    """One member, its header already found sound: the payload is `data`."""
+class Readable(Protocol):
+    """What a walk needs of a stream: up to `size` bytes, none only at its end."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Member(NamedTuple):
+    """One member of a tar whose header is sound; its payload is `data`."""
 
     key: str
     field: str
     data: bytes
 
 
-def scan(source: str | Path | IO[bytes], name: str | None = None) -> Iterator[Sample]:
+def scan(source: str | Path | Readable, name: str | None = None) -> Iterator[Sample]:
     """The samples of one shard, in the order of the tar, decoded.
 
     Args:
@@ -60,14 +66,14 @@ def scan(source: str | Path | IO[bytes], name: str | None = None) -> Iterator[Sa
     shard = name or (str(source).rstrip("/").rpartition("/")[2] if isinstance(source, str | Path) else "the shard")
     try:
         with _opened(source) as stream:
-            yield from _samples(_entries(stream, shard), shard)
+            yield from samples_of(walk(stream, shard), shard)
     except OSError as error:
         raise unreadable(error, shard, "check the path") from None
 
 
-def read_exactly(stream: Any, size: int) -> bytes:
+def read_exactly(stream: Readable, size: int) -> bytes:
     """`size` bytes of `stream`, fewer only at its end: raw streams and sockets return less than was asked for."""
-    data: bytes = stream.read(size) or b""
+    data = stream.read(size) or b""
     if len(data) == size or not data:
         return data
     parts, have = [data], len(data)
@@ -77,17 +83,17 @@ def read_exactly(stream: Any, size: int) -> bytes:
     return b"".join(parts)
 
 
-def _samples(entries: Iterator[Entry], shard: str) -> Iterator[Sample]:
+def samples_of(members: Iterator[Member], shard: str) -> Iterator[Sample]:
     seen: set[str] = set()
     image_field = ""
-    for first in entries:
+    for first in members:
         where = f"{shard}, sample {first.key!r}"
         if first.key in seen:
             raise ShardError(f"{where}: the key occurs twice: generate this shard again")
         if len(seen) == MAX_SAMPLES:
             raise ShardError(f"{where}: expected at most {MAX_SAMPLES} samples in a shard: plan smaller shards")
         seen.add(first.key)
-        second = next(entries, None)
+        second = next(members, None)
         found = (first.field, second.field if second and second.key == first.key else "")
         if found[0] != "json" or found[1] not in IMAGE_FIELDS or second is None:
             raise ShardError(
@@ -105,7 +111,7 @@ def _samples(entries: Iterator[Entry], shard: str) -> Iterator[Sample]:
         raise ShardError(f"{shard}: expected at least one sample, found none: generate this shard again")
 
 
-def _entries(stream: IO[bytes], shard: str) -> Iterator[Entry]:
+def walk(stream: Readable, shard: str) -> Iterator[Member]:
     """The members, each read whole; ends only after the two zero blocks, the padding and the end of the stream."""
     at, last = 0, "at its beginning"
     while True:
@@ -122,7 +128,7 @@ def _entries(stream: IO[bytes], shard: str) -> Iterator[Entry]:
             raise ShardError(f"{where}: its {field} ends before {size} bytes and their padding (truncated?): {_AGAIN}")
         if any(data[size:]):
             raise ShardError(f"{where}: the padding after its {field} is not zero: {_AGAIN}")
-        yield Entry(key, field, data[:size])
+        yield Member(key, field, data[:size])
         last = f"after sample {key!r}"
     rest = tar_size(at) - at - BLOCK
     end = read_exactly(stream, rest + 1)
@@ -158,7 +164,7 @@ def _header_fields(block: bytes, where: str) -> tuple[str, str, int]:
 
 
 @contextmanager
-def _opened(source: str | Path | IO[bytes]) -> Iterator[IO[bytes]]:
+def _opened(source: str | Path | Readable) -> Iterator[Readable]:
     if not isinstance(source, str | Path):
         yield source
         return

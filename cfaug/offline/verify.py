@@ -1,12 +1,12 @@
 """Verification: does every committed shard hold exactly what was written, and nothing else?
 
-Reads each tar once, in the order of its index: every header, payload and padding must be what the index says, byte by
-byte, each sample is decoded and compared with index and manifest, and the whole has the manifest's sha256. So whatever
-is wrong is named by shard and key. With the plan (given, or found beside the shards) it also says what is missing. It
-repairs nothing, and it cannot tell a good counterfactual from a bad one.
+Each tar is read once by the strict walk of :mod:`cfaug.offline.scan`: every header, payload and padding must be what format 1
+demands and what the index says; each sample is decoded and compared with index and manifest; the whole has the manifest's sha256.
+What is wrong is named by shard and key. With the plan (given, or found beside the shards) the report also says what is missing.
+Verification repairs nothing, and it cannot tell a good counterfactual from a bad one.
 
-Memory: one shard's index, about 2 KB a shard for manifest and listing, and 16 bytes a sample for the keys and the sources
-(1.6 GB for 100 million samples). What is wrong is told in `MOST` lines a shard and `TOLD` in all; the rest is counted.
+Memory: one shard's index, about 2 KB per shard for manifest and listing, and 16 bytes per sample for the keys and the sources
+(1.6 GB for 100 million samples). The report has at most `MOST` lines per shard and `TOLD` lines in all; the rest is counted.
 """
 
 from __future__ import annotations
@@ -26,25 +26,20 @@ from cfaug.errors import ShardError, StorageError
 from cfaug.offline.committed import COMMITS, check_size, open_shards, read_index, read_manifest, vouched
 from cfaug.offline.decoders import decode_image, parse_record
 from cfaug.offline.format import (
-    BLOCK,
     CARD,
-    COLUMNS,
     INDEX,
+    INDEX_FILE,
     MANIFEST,
     PLAN_HEADER,
     TAR,
-    TAR_RECORD,
     IndexRow,
     ManifestRow,
-    header,
-    padded,
 )
+from cfaug.offline.index import Unusable, agrees, published_index
 from cfaug.offline.os_errors import unreadable
 from cfaug.offline.plan import Plan
-from cfaug.offline.reading.column_file import Unusable, map_columns
-from cfaug.offline.reading.columns import agrees, fingerprint_of
-from cfaug.offline.scan import read_exactly, scan
-from cfaug.offline.storage import LocalStorage, Storage, open_storage
+from cfaug.offline.scan import read_exactly, scan, walk
+from cfaug.offline.storage import Storage, open_storage
 
 MOST = 20  # lines about one shard, and about any other one thing
 TOLD = 1000  # lines about shards
@@ -123,7 +118,7 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
         problems += unreadable_plan
     if plan is not None:
         problems += _against_plan(sizes, manifest, plan)
-    notes = _of_columns(storage, manifest, sizes)
+    notes = _index_notes(storage, manifest, sizes)
     if plan is not None or CARD in sizes:  # the card comes with the last shard
         return VerifyReport(tuple(problems), counts, leftovers, notes)
     if MANIFEST not in sizes:  # an object store gets it with the last shard
@@ -153,7 +148,7 @@ def _shard_problems(storage: Storage, row: ManifestRow, index: list[IndexRow], s
             return
     try:
         with storage.opened(row.name) as stream:
-            yield from _walk(_Hashed(stream), row, index)
+            yield from _tar_problems(_Hashed(stream), row, index)
     except OSError as error:
         yield str(unreadable(error, row.name, "generate this shard again"))
 
@@ -162,42 +157,45 @@ class _Hashed:
     """A stream that hashes what passes."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self.stream, self.sha256 = stream, hashlib.sha256()
+        self.stream, self.sha256, self.size = stream, hashlib.sha256(), 0
 
     def read(self, size: int) -> bytes:
         data = read_exactly(self.stream, size)
         self.sha256.update(data)
+        self.size += len(data)
         return data
 
 
-def _walk(stream: _Hashed, row: ManifestRow, index: list[IndexRow]) -> Iterator[str]:
-    """Every region of the tar against what the index says stands there."""
-    at = 0
-    for number, sample in enumerate(index):
-        where = f"{row.name}, sample {sample.key!r}"
-        payloads = []
-        for name, member in (("json", sample.json), (sample.image_field, sample.image)):
-            block, data = stream.read(BLOCK), stream.read(padded(member.size))
-            at += len(block) + len(data)
-            if len(block) + len(data) < BLOCK + padded(member.size):
-                yield f"{where}: the shard ends in it, at byte {at}; {len(index) - number - 1} more samples are missing"
-                return
-            if block != header(f"{sample.key}.{name}", member.size):
-                yield f"{where}: the tar header of its {name} is damaged, other readers will stumble: generate it again"
-            if any(data[member.size :]):
-                yield f"{where}: the padding after its {name} is not zero: generate this shard again"
-            payloads.append(data[: member.size])
-        yield from _sample_problems(row, sample, payloads, where)
-    zeros = True
-    while chunk := stream.read(TAR_RECORD):
-        zeros = zeros and not any(chunk)
-        at += len(chunk)
-    if not zeros or at != row.bytes:
-        yield f"{row.name}: expected zeros after its last sample and {row.bytes} bytes in all: other readers will stumble"
+def _tar_problems(stream: _Hashed, row: ManifestRow, index: list[IndexRow]) -> Iterator[str]:
+    """Every member of the tar against what the index says stands there, and the whole against the manifest."""
+    members, where = walk(stream, row.name), row.name
+    try:
+        for sample in index:
+            where = f"{row.name}, sample {sample.key!r}"
+            payloads = []
+            for field_, vouching in (("json", sample.json), (sample.image_field, sample.image)):
+                member = next(members, None)
+                if member is None or (member.key, member.field, len(member.data)) != (
+                    sample.key,
+                    field_,
+                    vouching.size,
+                ):
+                    name = "the end" if member is None else f"{member.key}.{member.field} of {len(member.data)} bytes"
+                    yield f"{where}: expected its {field_} of {vouching.size} bytes, got {name}: generate this shard again"
+                    return
+                payloads.append(member.data)
+            yield from _sample_problems(row, sample, payloads, where)
+        where = row.name
+        for member in members:
+            yield f"{row.name}: expected the end after its last sample, got {member.key}.{member.field}: generate it again"
+            return
+    except ShardError as error:  # behind it nothing can be told apart
+        yield f"{where}: {str(error).partition(': ')[2]}" if where not in str(error) else str(error)
+        return
     found = stream.sha256.hexdigest()
-    if found != row.sha256:
+    if (stream.size, found) != (row.bytes, row.sha256):
         yield (
-            f"{row.name}: expected sha256 {row.sha256[:12]}..., found {found[:12]}...: "
+            f"{row.name}: expected {row.bytes} bytes with sha256 {row.sha256[:12]}..., got {stream.size} with {found[:12]}...: "
             "remove this file and generate again"
         )
 
@@ -209,7 +207,7 @@ def _sample_problems(row: ManifestRow, sample: IndexRow, payloads: list[bytes], 
         if said != (sample.key, sample.source_key, sample.source_digest, sample.split, sample.null):
             yield f"{where}: its record and the index disagree: generate this shard again"
         if record["model"] != row.model:
-            yield f"{where}: its record names another model than the manifest: generate again"
+            yield f"{where}: its record names a different model than the manifest: generate again"
     except ShardError as error:
         yield str(error)
     try:
@@ -223,42 +221,34 @@ def _sample_problems(row: ManifestRow, sample: IndexRow, payloads: list[bytes], 
 
 def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) -> list[str]:
     """What can be said of a tar whose index is of no use."""
-    problems = []
     try:
         check_size(row.name, row.bytes, sizes)
         with storage.opened(row.name) as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != row.sha256:
-            problems.append(f"{row.name}: it does not have the sha256 of the manifest either: generate it again")
-    except ShardError as error:
-        problems.append(str(error))
+            hashed = _Hashed(stream)
+            for _ in scan(hashed, row.name):
+                pass
+        if hashed.sha256.hexdigest() != row.sha256:
+            return [f"{row.name}: it does not have the sha256 of the manifest either: generate it again"]
+    except (ShardError, StorageError) as error:
+        return [str(error)]
     except OSError as error:
         return [str(unreadable(error, row.name, "generate this shard again"))]
-    try:
-        if row.name in sizes:
-            with storage.opened(row.name) as stream:
-                for _ in scan(stream, row.name):
-                    pass
-    except (ShardError, StorageError) as error:
-        problems.append(str(error))
-    except OSError as error:
-        problems.append(str(unreadable(error, row.name, "generate this shard again")))
-    return problems
+    return []
 
 
-def _of_columns(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, int]) -> tuple[str, ...]:
-    """A note where index.bin is of no use; it is derived, so nothing is lost."""
-    if COLUMNS not in sizes or not isinstance(storage, LocalStorage) or not manifest:
+def _index_notes(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, int]) -> tuple[str, ...]:
+    """A note where index.npy is of no use; it is derived, so nothing is lost."""
+    if INDEX_FILE not in sizes or not manifest:
         return ()
     try:
-        map_columns(storage.path / COLUMNS, fingerprint_of(manifest))
+        published_index(storage, manifest)
         return ()
     except Unusable as reason:
-        return (f"{COLUMNS}: {reason}: readers do without it; remove it, and generate again writes it anew",)
+        return (f"{INDEX_FILE}: {reason}: readers do without it; remove it, and generate again writes it anew",)
 
 
 def _most(problems: Iterable[str], more: str) -> list[str]:
-    """The first `MOST`, and in a line `more` how many others there are."""
+    """The first `MOST`, and in a line `more` how many there are beside them."""
     remaining = iter(problems)
     told = list(islice(remaining, MOST))
     untold = sum(1 for _ in remaining)

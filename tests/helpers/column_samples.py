@@ -1,8 +1,7 @@
-"""Samples of sources with pixels of their own, committed in shards, with index.bin or without."""
+"""Samples of sources with pixels of their own, committed in shards, with index.npy or without."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +11,7 @@ from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.offline import ShardReader
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import Sample, SourceHashes
-from cfaug.offline.reading import column_file
-from cfaug.offline.reading.column_file import publish_columns
-from cfaug.offline.reading.columns import Columns
+from cfaug.offline.index import publish_index
 from cfaug.offline.storage import LocalStorage
 from cfaug.offline.write_shard import stage_shard
 
@@ -54,13 +51,9 @@ def committed(place: Path, shards: list[list[Sample]], image: str = "png") -> Pa
 
 def published(place: Path, shards: list[list[Sample]], image: str = "png") -> Path:
     found = committed(place, shards, image)
-    publish_columns(LocalStorage(found), ShardReader(found).manifest)
+    publish_index(LocalStorage(found), ShardReader(found).manifest)
     return found
 
 
-def arrays(held: Columns) -> list[bytes]:
-    return [np.asarray(getattr(held, one.name)).tobytes() for one in fields(Columns)]
-
-
 def is_mapped(reader: ShardReader) -> bool:
-    return isinstance(reader._columns, column_file.Mapped)
+    return reader._index.path is not None

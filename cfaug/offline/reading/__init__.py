@@ -1,1 +1,0 @@
-"""Reading what is on disk and trusting none of it: the manifest, the closed table of decoders, scans."""
