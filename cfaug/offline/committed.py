@@ -112,7 +112,7 @@ def _commits(storage: Storage) -> list[ManifestRow]:
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
     """The storage that holds the manifest, `place` itself or its ``shards``, and the sizes of the blobs there."""
     if not isinstance(place, str | PathLike):
-        raise UsageError(f"shards: expected a path or a URL, came {type(place).__name__}")
+        raise UsageError(f"shards: expected a path or a URL, got {type(place).__name__}")
     try:
         storage = open_storage(place)
         sizes = storage.sizes()
@@ -137,7 +137,7 @@ def altered(data: bytes, size: int, where: str) -> ShardError:
     """What is wrong with `data` that is not the `size` bytes that were written."""
     came = "other bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
     return ShardError(
-        f"{where}: expected the bytes the index vouches for, found {came}: run cfaug verify, generate again"
+        f"{where}: expected the bytes the index vouches for, got {came}: run cfaug verify, generate again"
     )
 
 
@@ -190,7 +190,7 @@ def check_size(name: str, size: int, sizes: Mapping[str, int], what: str = "") -
     if found is None:
         raise ShardError(f"{what}{name}: in the manifest, but not there: generate it again")
     if found != size:
-        raise ShardError(f"{what}{name}: expected {size} bytes, found {found} (truncated?): generate this shard again")
+        raise ShardError(f"{what}{name}: expected {size} bytes, got {found} (truncated?): generate this shard again")
 
 
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ class Committed:
         self.storage, self._sizes = open_shards(place)
         self.manifest: list[ManifestRow] = read_manifest(self.storage)
         if not self.manifest:
-            raise ShardError(f"expected committed shards in {self.storage.url}, found none: generate first")
+            raise ShardError(f"expected committed shards in {self.storage.url}, got none: generate first")
 
     def samples(self, shard: ManifestRow) -> Iterator[OpenSample]:
         """The samples of one shard, in its order.

@@ -20,7 +20,6 @@ import struct
 import zlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,41 +36,27 @@ from cfaug.offline.format import (
 )
 
 Pixels = npt.NDArray[np.uint8]
+FIELDS: Mapping[str, int] = MappingProxyType(
+    {"json": MAX_RECORD_BYTES, "png": MAX_IMAGE_BYTES, "webp": MAX_IMAGE_BYTES}
+)
+"""What a member can be -> the most bytes that are accepted of it."""
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PNG_MODES = {0: "L", 2: "RGB"}  # colour type -> Pillow's mode at 8 bits
 PNG_CHUNKS = (b"IHDR", b"IDAT", b"IEND")
 _CHUNK, _IHDR = struct.Struct(">I4s"), struct.Struct(">IIBB")
 
 
-class Field(NamedTuple):
-    """`decode(data, where, vouched)` -> a record or pixels; `most` bytes are accepted.
-
-    `vouched`: a sha256 of `data` was checked already; without it a PNG's own checksums are.
-    """
-
-    decode: Callable[[bytes, str, bool], Any]
-    most: int
-
-
-def parse_record(data: bytes, where: str, vouched: bool = True) -> Record:
+def parse_record(data: bytes, where: str) -> Record:
     """The record in `data`, with the fields and types of format 1 or :class:`ShardError` naming `where`."""
     return check_record(parse_object(data, MAX_RECORD_BYTES, f"{where}: its record"), where)
 
 
 def decode_image(data: bytes, where: str, field: str = "png", vouched: bool = True) -> Pixels:
-    """The pixels of a ``png`` or ``webp``: uint8, height x width x (1 or 3), or :class:`ShardError` naming `where`."""
-    pixels: Pixels = FIELDS[field].decode(data, where, vouched)
-    return pixels
+    """The pixels of a ``png`` or ``webp``: uint8, height x width x (1 or 3), or :class:`ShardError` naming `where`.
 
-
-def decode_png(data: bytes, where: str, vouched: bool = True) -> Pixels:
-    """The pixels of a PNG: uint8, height x width x (1 or 3)."""
-    return pixels_of(picture_of(data, lambda: where, "png", vouched))
-
-
-def decode_webp(data: bytes, where: str, vouched: bool = True) -> Pixels:
-    """The pixels of a lossless WebP: uint8, height x width x 3."""
-    return pixels_of(picture_of(data, lambda: where, "webp", vouched))
+    `vouched`: a sha256 of `data` was checked already; without it a PNG's own checksums are.
+    """
+    return pixels_of(picture_of(data, lambda: where, field, vouched))
 
 
 def pixels_of(picture: Image.Image) -> Pixels:
@@ -84,31 +69,22 @@ def picture_of(data: bytes, where: Callable[[], str], field: str = "png", vouche
     """The decoded picture, mode L or RGB; :class:`ShardError` naming ``where()``, which is asked only then."""
     kind = field.upper()
     try:
-        mode, size = _png_header(data, vouched) if field == "png" else ("RGB", _webp_header(data))
+        mode, size = {"png": _png_header, "webp": _webp_header}[field](data, vouched)
     except (ValueError, struct.error) as error:
         raise _refused(kind, error, where()) from None
     if len(data) > MAX_IMAGE_BYTES or not 0 < size[0] * size[1] <= MAX_PIXELS:
         raise ShardError(
-            f"{where()}: expected an image of 1 to {MAX_PIXELS} pixels, found {size[0]}x{size[1]} in {len(data)} bytes: "
+            f"{where()}: expected an image of 1 to {MAX_PIXELS} pixels, got {size[0]}x{size[1]} in {len(data)} bytes: "
             "generate this shard again"
         )
     try:
         picture = Image.open(io.BytesIO(data), formats=[kind])
         if picture.mode != mode or picture.size != size:
-            raise ValueError(f"expected {mode} {size[0]}x{size[1]}, found {picture.mode} {picture.size}")
+            raise ValueError(f"expected {mode} {size[0]}x{size[1]}, got {picture.mode} {picture.size}")
         picture.load()
     except Exception as error:  # the decoders' own failures are of many kinds; ours is one
         raise _refused(kind, error, where()) from None
     return picture
-
-
-FIELDS: Mapping[str, Field] = MappingProxyType(
-    {
-        "json": Field(parse_record, MAX_RECORD_BYTES),
-        "png": Field(decode_png, MAX_IMAGE_BYTES),
-        "webp": Field(decode_webp, MAX_IMAGE_BYTES),
-    }
-)
 
 
 def _png_header(data: bytes, vouched: bool) -> tuple[str, tuple[int, int]]:
@@ -134,8 +110,8 @@ def _png_header(data: bytes, vouched: bool) -> tuple[str, tuple[int, int]]:
     return PNG_MODES[colour], (width, height)
 
 
-def _webp_header(data: bytes) -> tuple[int, int]:
-    """(width, height) of a simple lossless WebP that fills `data` exactly; ValueError says what else it is."""
+def _webp_header(data: bytes, vouched: bool) -> tuple[str, tuple[int, int]]:
+    """Mode, and (width, height), of a simple lossless WebP that fills `data` exactly; ValueError says what else it is."""
     riff, whole, webp, kind, length, signature = struct.unpack_from("<4sI4s4sIB", data)
     if (riff, webp, kind, signature) != (b"RIFF", b"WEBP", b"VP8L", 0x2F):
         raise ValueError(f"only simple lossless WebP is decoded, it begins with {data[:16]!r}")
@@ -144,7 +120,7 @@ def _webp_header(data: bytes) -> tuple[int, int]:
     (bits,) = struct.unpack_from("<I", data, 21)  # 14 bits width - 1, 14 bits height - 1, alpha, 3 bits version
     if bits >> 28:
         raise ValueError("it has an alpha channel or another version: only RGB is decoded")
-    return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    return "RGB", ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
 
 
 def _refused(kind: str, error: Exception, where: str) -> ShardError:

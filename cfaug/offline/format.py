@@ -156,7 +156,7 @@ class IndexRow(NamedTuple):
         except (KeyError, TypeError, ValueError):
             sound = False
         if not sound:
-            raise ShardError(f"{where}: expected an index row of shard format {FORMAT}, found {shown(line)}")
+            raise ShardError(f"{where}: expected an index row of shard format {FORMAT}, got {shown(line)}")
         return row
 
 
@@ -206,7 +206,7 @@ class ManifestRow:
         except TypeError:
             sound = False
         if not sound:
-            raise ShardError(f"{where}: expected a manifest row of shard format {FORMAT}, found {shown(line)}")
+            raise ShardError(f"{where}: expected a manifest row of shard format {FORMAT}, got {shown(line)}")
         return row
 
 
@@ -217,23 +217,23 @@ def check_record(record: Any, where: str) -> Record:
     """
     if not isinstance(record, dict) or record.keys() != _NAMES:
         came = sorted(map(repr, record)) if isinstance(record, dict) else type(record).__name__
-        raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}; found {came!s:.400}")
+        raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}, got {came!s:.400}")
     for name in _TEXTS:
         if not isinstance(record[name], str):
-            raise ShardError(f"{where}: expected text in field {name!r}, found {record[name]!r:.120}")
+            raise ShardError(f"{where}: expected text in field {name!r}, got {record[name]!r:.120}")
     for name in _COUNTS:
         if type(record[name]) is not int or not 0 <= record[name] < MAX_SEED:
-            raise ShardError(f"{where}: expected a whole number in field {name!r}, found {record[name]!r:.120}")
+            raise ShardError(f"{where}: expected a whole number in field {name!r}, got {record[name]!r:.120}")
     if record["split"] not in SPLITS:
-        raise ShardError(f"{where}: expected a split among {', '.join(SPLITS)}, found {record['split']!r:.80}")
+        raise ShardError(f"{where}: expected a split among {', '.join(SPLITS)}, got {record['split']!r:.80}")
     if record["schema"] != FORMAT:
         raise ShardError(f"{where}: record of shard format {record['schema']}, we read {FORMAT}: upgrade cfaug")
     for name in _OBJECTS:
         values = record[name]
         if not isinstance(values, dict) or not _is_flat(values):
-            raise ShardError(f"{where}: expected names with texts or finite numbers in {name!r}, found {values!r:.120}")
+            raise ShardError(f"{where}: expected names with texts or finite numbers in {name!r}, got {values!r:.120}")
     if not _is_value(record["target"]):
-        raise ShardError(f"{where}: expected a text or a finite number as 'target', found {record['target']!r:.120}")
+        raise ShardError(f"{where}: expected a text or a finite number as 'target', got {record['target']!r:.120}")
     return record
 
 
@@ -284,9 +284,9 @@ def parse_object(data: bytes, most: int, where: str) -> dict[str, Any]:
     :class:`ShardError` names `where`. Sizes and brackets are counted before parsing: the parser never sees more.
     """
     if len(data) > most:
-        raise ShardError(f"{where}: expected at most {most} bytes of JSON, found {len(data)}: {_DAMAGED}")
+        raise ShardError(f"{where}: expected at most {most} bytes of JSON, got {len(data)}: {_DAMAGED}")
     if data.count(b"{") + data.count(b"[") > MAX_NESTING:
-        raise ShardError(f"{where}: expected one flat JSON object, found {shown(data)}, too deeply nested: {_DAMAGED}")
+        raise ShardError(f"{where}: expected one flat JSON object, got {shown(data)}, too deeply nested: {_DAMAGED}")
     try:
         text = data.decode("ascii")
         fields, end = _DECODER.raw_decode(text)
@@ -297,7 +297,7 @@ def parse_object(data: bytes, most: int, where: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise ShardError(f"{where}: expected one object of plain ASCII JSON, found {shown(data)}: {_DAMAGED}")
+        raise ShardError(f"{where}: expected one object of plain ASCII JSON, got {shown(data)}: {_DAMAGED}")
     return fields
 
 

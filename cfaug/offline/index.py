@@ -235,8 +235,8 @@ def published_index(storage: Storage, manifest: Sequence[ManifestRow], checked: 
         content = storage.read(INDEX_FILE)
         offset, lookup = _checked(io.BytesIO(content), count, fingerprint, checked)
         return Index(np.frombuffer(content, ENTRY, count, offset), lookup)
-    except (OSError, ValueError) as error:
-        raise Unusable(one_line(getattr(error, "strerror", None) or error)) from None
+    except OSError as error:
+        raise Unusable(one_line(error.strerror or error)) from None
 
 
 def publish_index(storage: Storage, manifest: Sequence[ManifestRow]) -> None:
@@ -274,9 +274,13 @@ def _tail(fingerprint: str, lookup: str) -> bytes:
 
 
 def _checked(handle: IO[bytes], count: int, fingerprint: str, checked: bool) -> tuple[int, str]:
-    """The offset of the array and the kind of lookup; :class:`Unusable`, ValueError unless the whole file is as it was written."""
-    np.lib.format.read_magic(handle)
-    if np.lib.format.read_array_header_1_0(handle) != ((count,), False, ENTRY):
+    """The offset of the array and the kind of lookup; :class:`Unusable` unless the whole file is as it was written."""
+    try:
+        np.lib.format.read_magic(handle)
+        shape, fortran, kind = np.lib.format.read_array_header_1_0(handle)
+    except Exception:  # numpy parses the header as Python's literals, and its failures are of many kinds
+        raise Unusable("it is not an array of numpy's") from None
+    if (shape, fortran, kind) != ((count,), False, ENTRY):
         raise Unusable("it has a different layout, or a different number of samples")
     offset = handle.tell()
     handle.seek(offset + count * ENTRY.itemsize)

@@ -84,6 +84,7 @@ def read_exactly(stream: Readable, size: int) -> bytes:
 
 
 def samples_of(members: Iterator[Member], shard: str) -> Iterator[Sample]:
+    """The decoded samples of the members of a tar."""
     seen: set[str] = set()
     image_field = ""
     for first in members:
@@ -97,18 +98,18 @@ def samples_of(members: Iterator[Member], shard: str) -> Iterator[Sample]:
         found = (first.field, second.field if second and second.key == first.key else "")
         if found[0] != "json" or found[1] not in IMAGE_FIELDS or second is None:
             raise ShardError(
-                f"{where}: expected {first.key}.json and then its image, found .{found[0]}, then "
+                f"{where}: expected {first.key}.json and then its image, got .{found[0]}, then "
                 f"{'the end' if second is None else f'{second.key}.{second.field}'}: generate this shard again"
             )
         image_field = image_field or second.field
         if second.field != image_field:
-            raise ShardError(f"{where}: expected {image_field} as in the samples before, found {second.field}")
+            raise ShardError(f"{where}: expected {image_field} as in the samples before, got {second.field}")
         record = parse_record(first.data, where)
         if record["key"] != first.key:
             raise ShardError(f"{where}: its record says key {record['key']!r:.140}: generate this shard again")
         yield Sample(first.key, decode_image(second.data, where, second.field, vouched=False), record)
     if not seen:
-        raise ShardError(f"{shard}: expected at least one sample, found none: generate this shard again")
+        raise ShardError(f"{shard}: expected at least one sample, got none: generate this shard again")
 
 
 def walk(stream: Readable, shard: str) -> Iterator[Member]:
@@ -134,7 +135,7 @@ def walk(stream: Readable, shard: str) -> Iterator[Member]:
     end = read_exactly(stream, rest + 1)
     if len(end) != rest or any(end):
         found = "more" if len(end) > rest else "fewer" if len(end) < rest else "other bytes"
-        raise ShardError(f"{shard}, {last}: expected {rest} more zero bytes and the end, found {found}: {_AGAIN}")
+        raise ShardError(f"{shard}, {last}: expected {rest} more zero bytes and the end, got {found}: {_AGAIN}")
 
 
 def _header_fields(block: bytes, where: str) -> tuple[str, str, int]:
@@ -142,21 +143,20 @@ def _header_fields(block: bytes, where: str) -> tuple[str, str, int]:
     try:
         member = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.HeaderError, ValueError):
-        raise ShardError(f"{where}: expected the header of a member, found something else: {_AGAIN}") from None
+        raise ShardError(f"{where}: expected the header of a member, got something else: {_AGAIN}") from None
     if member.type != tarfile.REGTYPE:
         kind = TYPES.get(member.type, f"type {member.type!r}")
-        raise ShardError(f"{where}: expected a regular file, found {kind} {member.name[:120]!r}: {_AGAIN}")
+        raise ShardError(f"{where}: expected a regular file, got {kind} {member.name[:120]!r}: {_AGAIN}")
     named = MEMBER.fullmatch(member.name)
     if named is None or named[2] not in FIELDS:
         raise ShardError(
-            f"{where}: expected a member KEY.json, KEY.png or KEY.webp with a key of A-Z a-z 0-9 _ -, found "
+            f"{where}: expected a member KEY.json, KEY.png or KEY.webp with a key of A-Z a-z 0-9 _ -, got "
             f"{member.name[:120]!r}: {_AGAIN}"
         )
     key, field = named.groups()
-    if not 0 < member.size <= FIELDS[field].most:
+    if not 0 < member.size <= FIELDS[field]:
         raise ShardError(
-            f"{where}: expected 1 to {FIELDS[field].most} bytes in {member.name!r}, its header says {member.size}: "
-            f"{_AGAIN}"
+            f"{where}: expected 1 to {FIELDS[field]} bytes in {member.name!r}, its header says {member.size}: {_AGAIN}"
         )
     if header(member.name, member.size) != block:
         raise ShardError(f"{where}: the header of {member.name!r} is not one of shard format 1: {_AGAIN}")
