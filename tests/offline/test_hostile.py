@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
 import resource
 import subprocess
@@ -28,6 +29,7 @@ from cfaug.offline.read import ShardReader
 from cfaug.offline.scan import scan
 from cfaug.offline.verify import verify
 
+TESTS = Path(__file__).parents[1]
 MEMORY = 200  # MB that a reader may take for one hostile shard
 SECONDS = 6.0  # of processor time, for one shard in one way
 
@@ -84,7 +86,8 @@ def main(good: Path, corpus: Path) -> None:
 
 def read_apart(good: Path, corpus: Path) -> list[dict[str, Any]]:
     command = [sys.executable, __file__, str(good), str(corpus)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=corpus.parent)
+    options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 300, "cwd": corpus.parent}
+    done = subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": str(TESTS)}, **options)
     assert done.returncode == 0, done.stderr[-2000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -165,7 +168,7 @@ def test_bounds_are_checked_before_anything_is_parsed() -> None:
         parse_object(b'{"a":' + b"[" * 300 + b"]" * 300 + b"}", 1 << 20, "here")
     with pytest.raises(ShardError, match="at most 9 bytes"):
         parse_object(b'{"a":1   }', 9, "here")
-    with pytest.raises(ShardError, match="expected an image of 1 to 16777216 pixels, found 60000x60000"):
+    with pytest.raises(ShardError, match="expected an image of 1 to 16777216 pixels, got 60000x60000"):
         decode_image(hostile.png(width=60000, height=60000), "here")
     line = json.dumps(hostile.index_row("k", (512, b"x"), (1536, b"y"), "png")).encode()
     assert IndexRow.parse(line, "here").image.size == 1

@@ -210,7 +210,7 @@ def test_every_flipped_bit_is_seen_and_no_altered_payload_is_delivered(shards) -
         key = payload.get(int(position))
         if key is None:
             assert any(
-                re.search(r"cf-train-000000\.tar(, sample .*(tar header|padding)|: expected zeros)", p)
+                re.search(r"cf-train-000000\.tar(, (sample|after sample) .*(header|regular file|padding|zero)|: expected )", p)
                 for p in report.problems
             )
         else:
@@ -285,7 +285,7 @@ def test_no_manifest_and_an_empty_one(tmp_path) -> None:
 def test_keys_in_two_shards_and_shards_of_two_runs_are_refused(tmp_path) -> None:
     write_shard(tmp_path / "a", "cf-train-000000.tar", [sample(0)], "p", "m")
     write_shard(tmp_path / "a", "cf-train-000001.tar", [sample(0)], "p", "m")
-    with pytest.raises(ShardError, match="train-000000000"):
+    with pytest.raises(ShardError, match=r"cf-train-000001\.tar, sample number 0: its key is also that of"):
         ShardReader(tmp_path / "a")
     assert any("the key is also in" in p for p in verify(tmp_path / "a").problems)
     write_shard(tmp_path / "b", "cf-train-000000.tar", [sample(0)], "p", "m")
@@ -349,7 +349,7 @@ def test_a_directory_that_cannot_be_made(tmp_path) -> None:
 
 @pytest.mark.parametrize("place", [None, 3, b"shards"])
 def test_what_is_no_place_is_refused(place: object) -> None:
-    with pytest.raises(UsageError, match=rf"shards: expected a path or a URL, came {type(place).__name__}"):
+    with pytest.raises(UsageError, match=rf"shards: expected a path or a URL, got {type(place).__name__}"):
         ShardReader(place)  # type: ignore[arg-type]
 
 
@@ -359,5 +359,5 @@ def test_a_directory_that_is_not_there_is_told_from_an_empty_one(tmp_path: Path)
         match=r"typo: expected committed shards, there is no such directory: check the path or generate first$",
     ):
         ShardReader(tmp_path / "typo")
-    with pytest.raises(ShardError, match="found none: generate first"):
+    with pytest.raises(ShardError, match="got none: generate first"):
         ShardReader(tmp_path)

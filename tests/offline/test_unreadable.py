@@ -17,7 +17,6 @@ from cfaug.errors import ShardError, StorageError
 from cfaug.offline import Plan, ShardReader, verify
 from cfaug.offline.committed import Committed
 from cfaug.offline.plan import PlanRow
-from cfaug.offline.reading.descriptors import Descriptors
 from cfaug.offline.scan import scan
 from cfaug.offline.storage import LocalStorage
 
@@ -34,11 +33,11 @@ def shards(tmp_path: Path) -> Path:
 def failing(monkeypatch: pytest.MonkeyPatch) -> Failing:
     """Make a method of storage (or of `owner`) fail with an errno, for names that end as given."""
 
-    def make(method: str, suffix: str = "", code: int = errno.EIO, owner: type = LocalStorage) -> None:
+    def make(method: str, suffix: str = "", code: int = errno.EIO, owner: Any = LocalStorage) -> None:
         whole = getattr(owner, method)
 
         def fails(storage: Any, name: str = "", *rest: Any) -> Any:
-            if name.endswith(suffix):
+            if str(name).endswith(suffix):
                 raise OSError(code, os.strerror(code))
             return whole(storage, name, *rest)
 
@@ -85,12 +84,12 @@ def passing(caught: pytest.ExceptionInfo[StorageError], where: str) -> None:
 
 def test_random_reads_and_opening(shards: Path, failing: Failing) -> None:
     reader = ShardReader(shards)
-    failing("read", owner=Descriptors)
+    failing("pread", owner=os)
     for read in (reader.picture, reader.image, reader.record, reader.sample):
         with pytest.raises(StorageError) as caught:
             read(1)
         passing(caught, f"{damages.NAME}, sample 'train-000000001'")
-    failing("read", ".index.jsonl")
+    failing("read_range", ".index.jsonl")
     with pytest.raises(StorageError) as caught:
         ShardReader(shards)
     passing(caught, damages.INDEX)
@@ -102,7 +101,7 @@ def test_random_reads_and_opening(shards: Path, failing: Failing) -> None:
 
 def test_what_stays_wrong_is_still_a_shard_error(shards: Path, failing: Failing) -> None:
     reader = ShardReader(shards)
-    failing("read", code=errno.EACCES, owner=Descriptors)
+    failing("pread", code=errno.EACCES, owner=os)
     with pytest.raises(
         ShardError, match=r"sample 'train-000000000': cannot read it: Permission denied: run cfaug verify"
     ):
@@ -131,7 +130,7 @@ def test_verify_says_what_could_not_be_read_and_goes_on(
     for problem in report.problems:
         assert "could not be read" in problem
         assert "generate" not in problem
-    failing("read", damages.INDEX)
+    failing("read_range", damages.INDEX)
     report = verify(shards)
     assert len(report.problems) == 1, report
     assert f"{damages.INDEX}: could not be read" in report.problems[0]
