@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cfaug.errors import CfaugError, ShardError, UsageError
+from cfaug.errors import ShardError, UsageError
 from cfaug.offline import ShardReader, encode_sample, verify, write_shard
 from cfaug.offline.commit import Destination, open_destination
 from cfaug.offline.format import ManifestRow, Sample
