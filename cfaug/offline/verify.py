@@ -81,7 +81,7 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
     storage, sizes = open_shards(directory)
     if MANIFEST not in sizes and not storage.sizes(COMMITS):
         raise ShardError(
-            f"expected {storage.url}/{MANIFEST}, found none: is this a cfaug run, and has it generated anything?"
+            f"expected {storage.url}/{MANIFEST}, got none: is this a cfaug run, and has it generated anything?"
         )
     problems: list[str] = []
     counts = {"shards": 0, "samples": 0, "null": 0, "sources": 0, "bytes": 0}

@@ -32,7 +32,9 @@ ZEROS = b"\0" * 1024
 class Shard(NamedTuple):
     name: str
     tar: bytes
-    reader: bool = True  # False: only headers, names or padding are bad, which a read by offset and sha256 does not look at
+    reader: bool = (
+        True  # False: only headers, names or padding are bad, which a read by offset and sha256 does not look at
+    )
 
 
 def record(key: str, **changes: Any) -> dict[str, Any]:
@@ -156,9 +158,7 @@ def shards(canary: Path) -> Iterator[Shard]:
     yield Shard("no record", ended(first + entry(f"{b}.png", PNG)), reader=False)
     yield Shard("a record twice", ended(entry(f"{a}.json", text(a)) + first))
     yield Shard("png and webp in one shard", ended(first + pair(b, picture(kind="WEBP", lossless=True), "webp")))
-    yield Shard(
-        "a record of another key", ended(entry(f"{a}.json", text(c)) + entry(f"{a}.png", PNG)), reader=False
-    )
+    yield Shard("a record of another key", ended(entry(f"{a}.json", text(c)) + entry(f"{a}.png", PNG)), reader=False)
     yield Shard("a record of another format", ended(pair(a, schema=2)))
 
     # headers

@@ -220,7 +220,7 @@ def test_memory_does_not_grow_with_the_shards(tmp_path, monkeypatch) -> None:
 
 
 def test_nothing_committed_and_damage_are_one_line(run, tmp_path) -> None:
-    with pytest.raises(ShardError, match=r"^expected committed shards in .*, found none: generate first$"):
+    with pytest.raises(ShardError, match=r"^expected committed shards in .*, got none: generate first$"):
         inspect_shards(tmp_path)
     made = [looked_at.sample(i, f"s{i}", {"colour": "red", "digit": "1"}, {}) for i in range(3)]
     looked_at.write(tmp_path, [made])

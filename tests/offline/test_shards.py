@@ -210,7 +210,9 @@ def test_every_flipped_bit_is_seen_and_no_altered_payload_is_delivered(shards) -
         key = payload.get(int(position))
         if key is None:
             assert any(
-                re.search(r"cf-train-000000\.tar(, (sample|after sample) .*(header|regular file|padding|zero)|: expected )", p)
+                re.search(
+                    r"cf-train-000000\.tar(, (sample|after sample) .*(header|regular file|padding|zero)|: expected )", p
+                )
                 for p in report.problems
             )
         else:
@@ -275,7 +277,7 @@ def test_what_the_manifest_does_not_vouch_for_is_not_read(shards) -> None:
 def test_no_manifest_and_an_empty_one(tmp_path) -> None:
     with pytest.raises(ShardError, match="generate first"):
         ShardReader(tmp_path)
-    with pytest.raises(ShardError, match="found none"):
+    with pytest.raises(ShardError, match="got none"):
         verify(tmp_path)
     (tmp_path / "manifest.jsonl").write_bytes(b"")
     with pytest.raises(ShardError, match="an empty one"):
