@@ -7,7 +7,7 @@
   over the turns of the ratio of their processor seconds. `xxh3`: whether the index rows have the quick hashes. 256 pictures (64
   from 200 px on), all in the page cache: this compares work of the processor, not disks.
 - `index`: 10 000 shards of 1000 samples whose tars are sparse files of the right size, four samples a source. Bytes a sample of
-  index.bin; seconds, and processor seconds (the machine may be busy), to build it from the indices and to open the shards in
+  index.npy; seconds, and processor seconds (the machine may be busy), to build it from the indices and to open the shards in
   a fresh process (page cache warm; imports apart); and that process's memory before and after opening and after 200 000
   random lookups of sources and rows: private (anonymous) and shared (pages of files, one for all processes).
 - `opening`: of the same set by what a training loop opens, in fresh processes (imports apart, page cache warm): RandomCounterfactual,
@@ -37,9 +37,9 @@ from PIL import Image  # noqa: E402
 from rows import cpu, forget, record  # noqa: E402
 
 from cfaug.offline import ShardReader, write_shard  # noqa: E402
-from cfaug.offline.format import COLUMNS, ManifestRow, Sample, SourceHashes, tar_size  # noqa: E402
+from cfaug.offline.format import INDEX_FILE, ManifestRow, Sample, SourceHashes, tar_size  # noqa: E402
+from cfaug.offline.index import publish_index, published_index  # noqa: E402
 from cfaug.offline.read import key_hash  # noqa: E402
-from cfaug.offline.reading.column_file import BYTES, HEADER, publish_columns  # noqa: E402
 from cfaug.offline.storage import LocalStorage  # noqa: E402
 
 RESULTS = HERE.parent / "results" / "loading.jsonl"
@@ -145,7 +145,7 @@ def index(shards: int, per_shard: int, images: int, repeats: int = 5) -> list[di
         directory = Path(place)
         synthetic(directory, shards, per_shard)
         built = _apart("build", directory)
-        size = (directory / COLUMNS).stat().st_size
+        size = (directory / INDEX_FILE).stat().st_size
         opened = [_apart("open", directory) for _ in range(repeats)]
         used = {name: [_apart(f"use={name}:{images}", directory) for _ in range(3)] for name in USERS}
         indices = sum(path.stat().st_size for path in directory.glob("*.index.jsonl"))
@@ -187,7 +187,7 @@ def _build(directory: Path) -> dict[str, Any]:
     from cfaug.offline.committed import read_manifest
 
     manifest, began, spent = read_manifest(LocalStorage(directory)), time.perf_counter(), time.process_time()
-    publish_columns(LocalStorage(directory), manifest)
+    publish_index(LocalStorage(directory), manifest)
     seconds, spent = time.perf_counter() - began, time.process_time() - spent
     return {"seconds": round(seconds, 1), "cpu": round(spent, 1), "peak_mb": round(_peak())}
 
@@ -195,8 +195,8 @@ def _build(directory: Path) -> dict[str, Any]:
 class Holes(ShardReader):
     """Shards whose tars are holes: the few records and sources that an opening compares are read, and told to be right."""
 
-    def _record(self, i: int, data: bytes) -> Any:
-        return {"key": self.keys[i], "target": "a"}
+    def _record(self, i: int, entry: Any, data: bytes) -> Any:
+        return {"key": self.index[i].key, "target": "a"}
 
     def confirms(self, i: int, image: Any) -> bool:
         super().confirms(i, image)
@@ -253,10 +253,8 @@ def _peak() -> float:
 
 def _open(directory: Path, imports: float) -> dict[str, Any]:
     from cfaug.offline.committed import read_manifest
-    from cfaug.offline.reading.column_file import map_columns
-    from cfaug.offline.reading.columns import fingerprint_of
 
-    storage, count = LocalStorage(directory), ((directory / COLUMNS).stat().st_size - HEADER) // BYTES
+    storage, count = LocalStorage(directory), len(np.load(directory / INDEX_FILE, mmap_mode="r"))
     numbers = np.random.default_rng(0).integers(0, count, LOOKUPS).tolist()
     keys = [key_hash(f"n{n // PER_SOURCE % 1000:08d}/n{n // PER_SOURCE:08d}.JPEG") for n in numbers]
     memory = {"before": _resident()}
@@ -268,14 +266,14 @@ def _open(directory: Path, imports: float) -> dict[str, Any]:
     for n, key in zip(numbers, keys):
         if sum(reader.by_key.find(key)[1:]) != PER_SOURCE:
             raise SystemExit("a source was not found")
-        reader._columns.sizes.item(n), reader._columns.image.item(n), reader._columns.blocks.item(n)
+        reader._index.entry(n)
     lookup = (time.perf_counter() - began) / LOOKUPS * 1e6
     memory["after lookups"] = _resident()
     parts = {}
     for name, do in {
         "listing": storage.sizes,
         "manifest": lambda: read_manifest(storage),
-        "columns": lambda: map_columns(directory / COLUMNS, fingerprint_of(reader.manifest)),
+        "index": lambda: published_index(storage, reader.manifest),
     }.items():
         began = time.perf_counter()
         do()

@@ -37,8 +37,7 @@ from writing import photograph
 from cfaug.learn import RandomCounterfactual
 from cfaug.learn.albumentations import SeededAugmentation, reseed
 from cfaug.offline import write_shard
-from cfaug.offline.read import ShardReader
-from cfaug.offline.reading.columns import SourceTable
+from cfaug.offline.read import ShardReader, SourceTable
 
 SIZE, HEIGHT, QUALITY = 500, 375, 90
 SOURCES = (100_000, 1_000_000)
@@ -81,7 +80,7 @@ class Among(ShardReader):
         hashes = np.random.default_rng(1).integers(0, 2**64, sources, dtype=np.uint64)
         hashes[: len(files)] = [self.lookup(default_loader(path)) for path in files]
         order = np.argsort(hashes)
-        self.among = SourceTable(hashes[order], order.astype(np.uint32), np.zeros(sources, np.uint64))
+        self.among = SourceTable(hashes[order], order.astype(np.uint32), np.zeros(sources, np.uint8))
 
     @property
     def by_pixels(self) -> SourceTable:

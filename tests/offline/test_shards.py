@@ -339,16 +339,6 @@ def test_a_tar_that_other_readers_would_misread_is_a_problem(tmp_path, monkeypat
     assert any("zz.pyd" in p for p in verify(tmp_path).problems)
 
 
-def test_a_directory_that_cannot_be_made(tmp_path) -> None:
-    (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(CfaugError, match="cannot write") as caught,
-        Destination(open_storage(tmp_path / "file" / "shards")).session(),
-    ):
-        pass
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize("place", [None, 3, b"shards"])
 def test_what_is_no_place_is_refused(place: object) -> None:
     with pytest.raises(UsageError, match=rf"shards: expected a path or a URL, got {type(place).__name__}"):
