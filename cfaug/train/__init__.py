@@ -1,62 +1,49 @@
-"""Our own trainer: methods, models, training sets, objectives."""
+"""Our own trainer.
+
+| module | what |
+|---|---|
+| ``methods`` | the rows of a results table: data, sampler and objective of each |
+| ``method_data``, ``in_memory`` | what a method trains on |
+| ``training_sets`` | where a batch comes from |
+| ``models`` | classifiers |
+| ``trainer`` | the training loop and the choice of the epoch |
+| ``objectives/`` | losses, sampling weights and schedules, usable in any loop |
+"""
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cfaug.lazy import lazy
 
 if TYPE_CHECKING:
-    from cfaug.train.method_data import Mixture, TrainingSets, training_set, validation_set
-    from cfaug.train.methods import METHODS, Method
-    from cfaug.train.models import MODELS, SmallCNN
-    from cfaug.train.objectives import GroupDRO
-    from cfaug.train.trainer import TrainedClassifier, TrainSettings, Validation, predict, train_classifier
-    from cfaug.train.training_sets import MixedImages, StreamedImages, TensorImages, TrainingSet
+    from cfaug.train.method_data import Mixture as Mixture
+    from cfaug.train.method_data import TrainingSets as TrainingSets
+    from cfaug.train.method_data import training_set as training_set
+    from cfaug.train.method_data import validation_set as validation_set
+    from cfaug.train.methods import METHODS as METHODS
+    from cfaug.train.methods import Method as Method
+    from cfaug.train.models import MODELS as MODELS
+    from cfaug.train.models import SmallCNN as SmallCNN
+    from cfaug.train.objectives import GroupDRO as GroupDRO
+    from cfaug.train.trainer import TrainedClassifier as TrainedClassifier
+    from cfaug.train.trainer import TrainSettings as TrainSettings
+    from cfaug.train.trainer import Validation as Validation
+    from cfaug.train.trainer import predict as predict
+    from cfaug.train.trainer import train_classifier as train_classifier
+    from cfaug.train.training_sets import MixedImages as MixedImages
+    from cfaug.train.training_sets import StreamedImages as StreamedImages
+    from cfaug.train.training_sets import TensorImages as TensorImages
+    from cfaug.train.training_sets import TrainingSet as TrainingSet
 
-_HOMES = {
-    "GroupDRO": "objectives",
-    "METHODS": "methods",
-    "Method": "methods",
-    "MODELS": "models",
-    "SmallCNN": "models",
-    "MixedImages": "training_sets",
-    "StreamedImages": "training_sets",
-    "TensorImages": "training_sets",
-    "TrainingSet": "training_sets",
-    "TrainSettings": "trainer",
-    "TrainedClassifier": "trainer",
-    "Validation": "trainer",
-    "Mixture": "method_data",
-    "TrainingSets": "method_data",
-    "predict": "trainer",
-    "train_classifier": "trainer",
-    "training_set": "method_data",
-    "validation_set": "method_data",
-}
-
-__all__ = [
-    "METHODS",
-    "MODELS",
-    "GroupDRO",
-    "Method",
-    "MixedImages",
-    "Mixture",
-    "SmallCNN",
-    "StreamedImages",
-    "TensorImages",
-    "TrainSettings",
-    "TrainedClassifier",
-    "TrainingSet",
-    "TrainingSets",
-    "Validation",
-    "predict",
-    "train_classifier",
-    "training_set",
-    "validation_set",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cfaug.train' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"cfaug.train.{_HOMES[name]}"), name)
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "method_data": "Mixture TrainingSets training_set validation_set",
+        "methods": "METHODS Method",
+        "models": "MODELS SmallCNN",
+        "objectives": "GroupDRO",
+        "trainer": "TrainSettings TrainedClassifier Validation predict train_classifier",
+        "training_sets": "MixedImages StreamedImages TensorImages TrainingSet",
+    },
+)

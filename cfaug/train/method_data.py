@@ -1,9 +1,9 @@
-"""From a method's name to what it trains on: the one place that says which images, which groups, in which shares.
+"""From a method's name to what it trains on: the one place that says which images, which groups and which shares.
 
 The control of reconstructions shows as many generated images as the mixture does (null_p = p + null_p of the mixture),
 so that the two differ in the intervention alone. Group codes are read from attribute tables, never from pixels; in a
 mixture a counterfactual counts in the group of its own attributes. Everything is held in memory as uint8.
-Not promised: that it fits in memory; build a StreamedImages over CounterfactualDataset for what does not.
+What does not fit in memory is read by a StreamedImages over CounterfactualDataset.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class Mixture:
 def target_tensor(dataset: AttributeDataset) -> Tensor:
     """Target codes (N,) int64."""
     if dataset.schema.target is None:
-        raise UsageError("training expected a data set with a target, came a schema without one; name the target")
+        raise UsageError("training expected a data set with a target, got a schema without one; name the target")
     return torch.from_numpy(
         np.asarray(dataset.schema.index(dataset.schema.target, dataset.table[dataset.schema.target]))
     )
 
 
 def group_codes(table: pd.DataFrame, grouper: Grouper, grouping: Grouping = "cross") -> npt.NDArray[np.int64]:
-    """Codes of the groups that occur: (N,) of the full cross, or (N, A), one column a spurious attribute ("each").
+    """Codes of the groups that occur: (N,) of the full cross, or (N, A), one column per spurious attribute ("each").
 
     -1 is no group: the row lacks the attribute (in the cross: any of them). Training tables only.
     """
     if grouping == "cross":
         return np.asarray(pd.factorize(grouper.cross(table, missing=True), sort=True)[0], dtype=np.int64)
     if grouping != "each":
-        raise UsageError(f"train.groups: expected 'cross' or 'each', came {grouping!r}")
+        raise UsageError(f"train.groups: expected 'cross' or 'each', got {grouping!r}")
     labels = grouper.labels(table, missing=True)
     columns, offset = [], 0
     for name in labels:
@@ -89,7 +89,7 @@ class TrainingSets:
     ) -> None:
         if dataset.split != TRAIN:
             raise UsageError(
-                f"training expected split {TRAIN!r}, came {dataset.split!r}; validation and test never train"
+                f"training expected split {TRAIN!r}, got {dataset.split!r}; validation and test never train"
             )
         self.shards = shards if shards is None or isinstance(shards, ShardReader) else ShardReader(shards)
         self._sources = {"real": dataset, "oracle": oracle}
@@ -104,7 +104,7 @@ class TrainingSets:
             return self._real(method, chosen.data)
         if self.shards is None:
             raise UsageError(
-                f"method {method}: expected shards with generated images, came none; run the generate stage"
+                f"method {method}: expected shards with generated images, got none; run the generate stage"
             )
         p, null_p = {
             "mixed": (mixture.p, mixture.null_p),

@@ -18,10 +18,9 @@ oracle                oracle          shuffle  erm        the ceiling: attribute
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Literal
 
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, near
 
 Data = Literal["real", "null", "counterfactual", "mixed", "oracle"]
 Sampler = Literal["shuffle", "class", "group"]
@@ -36,11 +35,6 @@ class Method:
     data: Data
     sampler: Sampler = "shuffle"
     objective: Objective = "erm"
-
-    @property
-    def uses_group_labels(self) -> bool:
-        """Whether training itself (not only selection) reads group labels."""
-        return self.sampler == "group" or self.objective == "group_dro"
 
     @property
     def needs_shards(self) -> bool:
@@ -67,6 +61,5 @@ METHODS: dict[str, Method] = {
 def method_named(name: str) -> Method:
     """The method of that name; UsageError with the near names otherwise."""
     if name not in METHODS:
-        near = get_close_matches(name, METHODS) or ["erm"]
-        raise UsageError(f"method: expected one of {sorted(METHODS)}, came {name!r}; did you mean {near[0]!r}?")
+        raise UsageError(f"method: expected one of {', '.join(METHODS)}, got {name!r}; {near(name, METHODS)}")
     return METHODS[name]

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor, nn
 
 from cfaug.data.images import to_float
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, near
 
-# torch initialises from one process-wide stream: two threads that build nets at once would share it
+# torch initialises from one stream per process, which two threads that build nets at once would share
 _INIT_LOCK = threading.Lock()
 
 
@@ -33,9 +32,7 @@ class SmallCNN(nn.Module):
         super().__init__()
         smaller = min(size)
         if smaller < 4:
-            raise UsageError(
-                f"small_cnn expected images of at least 4x4 pixels, came {size[0]}x{size[1]}; enlarge them"
-            )
+            raise UsageError(f"small_cnn expected images of at least 4x4 pixels, got {size[0]}x{size[1]}; enlarge them")
         layers: list[nn.Module] = [nn.BatchNorm2d(channels)]
         # halve until the last stage sees at most 8x8: a stride in the first convolutions is what makes 32x32 cheap
         large = max(0, (smaller // 8).bit_length() - 1)
@@ -71,8 +68,7 @@ MODELS: dict[str, Callable[[int, tuple[int, int], int], nn.Module]] = {"small_cn
 def build_model(name: str, channels: int, size: tuple[int, int], classes: int, seed: int = 0) -> nn.Module:
     """A freshly initialised net of MODELS; its weights depend on ``seed`` only and torch's own stream is not moved."""
     if name not in MODELS:
-        near = get_close_matches(name, MODELS) or sorted(MODELS)
-        raise UsageError(f"model: expected one of {sorted(MODELS)}, came {name!r}; did you mean {near[0]!r}?")
+        raise UsageError(f"model: expected one of {', '.join(MODELS)}, got {name!r}; {near(name, MODELS)}")
     with _INIT_LOCK, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MODELS[name](channels, size, classes).to(memory_format=torch.channels_last)

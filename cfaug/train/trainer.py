@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError, UsageError, near
 from cfaug.train.methods import Method, method_named
 from cfaug.train.models import as_input, build_model
 from cfaug.train.objectives import GroupDRO, as_columns, class_weights, erm_loss, group_weights
-from cfaug.train.training_sets import StreamedImages, TensorImages, TrainingSet
+from cfaug.train.training_sets import StreamedImages, TrainingSet
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,11 @@ class TrainSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "lr"):
             if not getattr(self, name) > 0:
-                raise UsageError(f"train.{name}: expected a number above 0, came {getattr(self, name)}")
+                raise UsageError(f"train.{name}: expected a number above 0, got {getattr(self, name)}; correct it")
         if self.optimizer not in ("adamw", "sgd"):
-            raise UsageError(f"train.optimizer: expected 'adamw' or 'sgd', came {self.optimizer!r}")
+            raise UsageError(
+                f"train.optimizer: expected adamw or sgd, got {self.optimizer!r}; {near(self.optimizer, ('adamw', 'sgd'))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Validation:
 @dataclass(frozen=True)
 class TrainedClassifier:
     """``model`` holds the weights of ``best_epoch`` (counted from 0) and is in eval mode; ``history`` has one mapping
-    an epoch: loss, and average_accuracy / worst_group_accuracy on validation where there was one."""
+    per epoch: loss, and average_accuracy / worst_group_accuracy on validation where there was one."""
 
     model: nn.Module
     history: tuple[Mapping[str, float], ...]
@@ -112,7 +114,7 @@ class _Scorer:
         missing = [classes[int(code)] for code in np.flatnonzero(present == 0)]
         if missing:
             raise DataError(
-                f"validation: expected every target class, came no sample of {missing[0]!r}"
+                f"validation: expected samples of every target class, got none of {missing[0]!r}"
                 + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
                 + "; move some of its images to split val, or the worst group cannot be watched"
             )
@@ -120,7 +122,7 @@ class _Scorer:
         frame = groups if isinstance(groups, pd.DataFrame) else pd.DataFrame({"group": np.asarray(groups)})
         if len(frame) != len(self.targets):
             raise DataError(
-                f"validation: expected {len(self.targets)} group labels, came {len(frame)}; pass one a sample"
+                f"validation: expected {len(self.targets)} group labels, got {len(frame)}; pass one per sample"
             )
         self.codes: list[np.ndarray] = []
         seen: set[str] = set()
@@ -196,7 +198,7 @@ def train_classifier(
     names = [str(code) for code in range(classes)] if isinstance(classes, int) else [str(name) for name in classes]
     source = train if isinstance(train, TrainingSet) else StreamedImages.from_dataset(train)
     if not len(source.targets):
-        raise DataError("training: expected at least one image, came an empty training set; check the train split")
+        raise DataError("training: expected at least one image, got none; check the train split")
     validation = Validation(*val) if isinstance(val, tuple) else val
     scorer = None if validation is None else _Scorer(validation, names)
     before = torch.get_num_threads()
@@ -270,9 +272,3 @@ def _fit(
     seconds = time.perf_counter() - started
     selection = BY_LAST_EPOCH if scorer is None else BY_WORST_GROUP
     return TrainedClassifier(model, tuple(history), best_epoch, seconds, selection, method.name, seed, settings)
-
-
-__all__ = [
-    "BY_LAST_EPOCH", "BY_WORST_GROUP", "StreamedImages", "TensorImages", "TrainSettings", "TrainedClassifier",
-    "TrainingSet", "Validation", "predict", "train_classifier",
-]  # fmt: skip

@@ -2,7 +2,7 @@
 
 A TrainingSet knows its targets and its group codes before any image is read, so a sampler can balance them; it is then
 handed the epoch's batches as lists of positions. ``groups(epoch)`` may change from epoch to epoch, because a mixture
-draws another image, hence another group, at the same position.
+draws a different image, hence a different group, at the same position.
 """
 
 from __future__ import annotations
@@ -61,10 +61,12 @@ class TensorImages:
     ) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise DataError(
-                f"images: expected uint8 (N, C, H, W), came {images.dtype} {tuple(images.shape)}; convert them"
+                f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}; convert them"
             )
         if len(images) != len(targets) or (groups is not None and len(groups) != len(images)):
-            raise DataError(f"targets and groups: expected {len(images)} of each, one an image; came another length")
+            raise DataError(
+                f"targets and groups: expected {len(images)} of each, one per image, got a different number; drop or add some"
+            )
         self.images, self.targets, self.transform = images, targets.long(), transform
         self._groups = None if groups is None else groups.long()
         self.shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
@@ -106,7 +108,7 @@ class MixedImages:
     def redrawn(
         self, draw: Callable[[int], Tensor], transform: Callable[[Tensor], Tensor] | None = None
     ) -> MixedImages:
-        """The same pool, targets and groups under another draw; nothing is copied."""
+        """The same pool, targets and groups under a different draw; nothing is copied."""
         return MixedImages(self.pool, self.targets, draw, self._groups, transform)
 
     def __len__(self) -> int:
@@ -126,7 +128,7 @@ class MixedImages:
 
 @dataclass(frozen=True)
 class _Ordered:
-    """A batch sampler over batches that are already decided."""
+    """A batch sampler over batches that are decided beforehand."""
 
     order: Sequence[Tensor]
 
@@ -140,7 +142,7 @@ class _Ordered:
 class StreamedImages:
     """A map-style dataset of (uint8 image (C, H, W), target[, group code]) that does not fit in memory.
 
-    Targets and group codes are given apart, so that sampling reads no image; ``groups`` may be a function of the epoch,
+    Targets and group codes are given separately, so that sampling reads no image; ``groups`` may be a function of the epoch,
     for a mixture whose drawn images change group. ``workers`` DataLoader processes read; the dataset's ``set_epoch`` is
     called when it has one.
     """
@@ -157,9 +159,7 @@ class StreamedImages:
         self._groups = groups
         first = dataset[0][0] if len(self.targets) else torch.zeros(3, 8, 8)
         if not isinstance(first, Tensor) or first.ndim != 3:
-            raise DataError(
-                f"training images: expected a tensor (C, H, W), came {type(first).__name__}; transform them"
-            )
+            raise DataError(f"training images: expected a tensor (C, H, W), got {type(first).__name__}; transform them")
         self.shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
         self.group_count = group_count or count_groups(self.groups(0))
 

@@ -18,10 +18,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
-from cfaug.errors import UsageError
-from cfaug.train.objectives.checks import Integers, as_codes, as_number, as_targets, as_tensor, as_whole, kind
+from cfaug.errors import UsageError, described
+from cfaug.train.objectives.checks import Integers, as_codes, as_targets, as_tensor, at_least
 
 Array = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
@@ -37,27 +36,20 @@ class LastLayer:
     c: float
 
     def logits(self, features: Tensor | npt.NDArray[Any]) -> Tensor:
-        """(B, D) -> (B, K) float64. UsageError when the features are of another width."""
-        features = as_tensor(features, "features")
-        if features.ndim != 2 or features.shape[1] != self.weight.shape[1]:
-            raise UsageError(
-                f"features: expected (B, {self.weight.shape[1]}), came {kind(features)}; pass what dfr was fitted on"
-            )
-        return features.to(self.weight) @ self.weight.T + self.bias
+        """(B, D) -> (B, K) float64. torch says so when the features are of a different width."""
+        return as_tensor(features).to(self.weight) @ self.weight.T + self.bias
 
     def predict(self, features: Tensor | npt.NDArray[Any]) -> Tensor:
-        """(B, D) -> classes (B,) int64. UsageError as of ``logits``."""
+        """(B, D) -> classes (B,) int64."""
         return self.logits(features).argmax(dim=1)
 
     def write_into(self, layer: nn.Linear) -> None:
-        """Copy weight and bias into the net's last layer. UsageError when it is no layer of this shape, or has no bias."""
-        weight, biased = getattr(layer, "weight", None), getattr(layer, "bias", None) is not None
-        shape = tuple(weight.shape) if isinstance(weight, Tensor) and not is_lazy(weight) else None
-        if shape != tuple(self.weight.shape) or not biased:
-            came = f"{type(layer).__name__} {shape or ''}".rstrip() + ("" if biased else " without bias")
+        """Copy weight and bias into the net's last layer. UsageError unless it has this shape and a bias."""
+        shape = tuple(layer.weight.shape)
+        if shape != tuple(self.weight.shape) or layer.bias is None:  # copy_ would repeat one row for all classes
             raise UsageError(
-                f"layer: expected a Linear with bias and weight {tuple(self.weight.shape)}, came {came}; pass the layer that "
-                "these features go into"
+                f"layer: expected a Linear with bias and weight {tuple(self.weight.shape)}, got weight {shape}"
+                f"{'' if layer.bias is not None else ' without bias'}; pass the layer that these features go into"
             )
         with torch.no_grad():
             layer.weight.copy_(self.weight)
@@ -78,31 +70,26 @@ def dfr(
     Features are what goes into the last layer, of images that the net was NOT trained on (the validation split); the
     targets must show every class from 0 up. A group is a target with its codes; rows with a code of -1 are left out.
     ``c``: one inverse penalty, or those to choose from (the paper's by default); ``subsamples``: how many balanced subsamples
-    are averaged. Needs group labels of these images only, after training. UsageError where a group is too small to be
-    in both halves. Everything is drawn from ``seed``.
+    are averaged; ``max_iter``: the most passes of one fit. Group labels are needed of these images only, after training.
+    UsageError where a group is too small to be in both halves. Everything is drawn from ``seed``.
     """
-    features = as_tensor(features, "features")
+    features = as_tensor(features)
     if features.ndim != 2 or not features.is_floating_point() or not len(features):
         raise UsageError(
-            f"features: expected float (N, D), N > 0, came {features.dtype} {tuple(features.shape)}; pass what goes "
-            "into the last layer"
+            f"features: expected float (N, D), N > 0, got {described(features)}; pass what goes into the last layer"
         )
     if not bool(torch.isfinite(features).all()):
-        raise UsageError("features: expected finite numbers, some are not; check the net")
+        raise UsageError("features: expected finite numbers, got some that are not; check the net")
     y = as_targets(targets, len(features)).cpu().numpy()
     classes = int(y.max()) + 1
     a = as_codes(codes, len(features)).cpu().numpy().reshape(len(y), -1)
-    subsamples = as_whole("subsamples", subsamples, 1, "the paper averages 20")
-    seed = as_whole("seed", seed, 0, "everything is drawn from it")
-    max_iter = as_whole("max_iter", max_iter, 1, "it is the most passes of one fit")
-    several = np.atleast_1d(np.asarray(c, dtype=object)).tolist() or [None]
-    choices = [as_number("c", each, 0.0, "it is an inverse penalty", above=True) for each in several]
+    choices = [at_least("c", float(each), 1e-12) for each in np.atleast_1d(np.asarray(c))]
     x = features.detach().cpu().double().numpy()
     known = (a >= 0).all(axis=1)
     x, y, a = x[known], y[known], a[known]
     if classes < 2 or len(np.unique(y)) != classes:
         raise UsageError(
-            f"targets: expected two or more classes and images with a group of each of {classes}, came classes "
+            f"targets: expected two or more classes and images with a group of each of {classes}, got classes "
             f"{np.unique(y).tolist()}; renumber them from 0, or pass more images"
         )
     _, groups = np.unique(np.column_stack([y, a]), axis=0, return_inverse=True)
@@ -123,7 +110,7 @@ def _choose(x: Array, y: Whole, groups: Whole, choices: Sequence[float], rng: np
         rows = rng.permutation(np.flatnonzero(groups == g))
         if len(rows) < 2:
             raise UsageError(
-                "codes: expected two or more images of every group to choose c, a group has one; pass one c"
+                "codes: expected two or more images of every group to choose c, got a group of one; pass one c"
             )
         first[rows[: len(rows) // 2]] = True
     mean, scale = _standard(x[first])

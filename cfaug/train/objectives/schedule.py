@@ -1,11 +1,9 @@
-"""From Fake to Real: train on balanced synthetic images first, then go on with the real ones."""
+"""From Fake to Real: train on balanced synthetic images first, then continue with the real ones."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
-
-from cfaug.train.objectives.checks import as_whole
 
 
 class Epoch(NamedTuple):
@@ -25,16 +23,12 @@ def from_fake_to_real(synthetic: Any, real: Any, synthetic_epochs: int, real_epo
             for x, y in epoch.data: ...
 
     ``synthetic`` and ``real`` are whatever the loop iterates: loaders, data sets, arrays. The synthetic ones should be balanced
-    over the groups (``CounterfactualDataset(base, shards, p=1.0)`` of a ``balance_groups`` plan); the weights go on from
+    over the groups (``CounterfactualDataset(base, shards, p=1.0)`` of a ``balance_groups`` plan). The weights are kept from
     one stage to the next, and no batch has both kinds, so that "synthetic or real" cannot become a shortcut itself. The real
-    stage may use any objective. Needs no group labels. Qraitem, Saenko & Plummer 2024 (ECCV), https://arxiv.org/abs/2308.04553.
+    stage may use any objective. No group labels are needed. Qraitem, Saenko & Plummer 2024 (ECCV),
+    https://arxiv.org/abs/2308.04553.
     """
-    first = as_whole("synthetic_epochs", synthetic_epochs, 0, "0 leaves the stage out")
-    return _epochs(synthetic, real, first, as_whole("real_epochs", real_epochs, 0, "0 leaves the stage out"))
-
-
-def _epochs(synthetic: Any, real: Any, first: int, second: int) -> Iterator[Epoch]:
-    for number in range(first):
+    for number in range(synthetic_epochs):
         yield Epoch(number, "synthetic", number, synthetic)
-    for number in range(second):
-        yield Epoch(first + number, "real", number, real)
+    for number in range(real_epochs):
+        yield Epoch(synthetic_epochs + number, "real", number, real)

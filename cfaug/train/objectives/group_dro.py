@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cfaug.errors import UsageError
-from cfaug.train.objectives.checks import as_codes, as_columns, as_losses, as_number, as_tensor, as_whole, shown
+from cfaug.train.objectives.checks import as_codes, as_columns, as_floats, as_tensor, at_least
 
 
 class GroupDRO:
@@ -40,20 +40,19 @@ class GroupDRO:
         adjustment: float = 0.0,
         counts: Tensor | npt.NDArray[Any] | Sequence[float] | None = None,
     ) -> None:
-        size = as_whole("GroupDRO groups", groups, 1, "pass the number of group codes of the train set")
-        self.step_size = as_number("GroupDRO step_size", step_size, 0.0, "the paper uses 0.01", above=True)
-        margin = as_number("GroupDRO adjustment", adjustment, 0.0, "the paper chooses from 0 to 5")
+        self.step_size = at_least("GroupDRO step_size", step_size, 0.0)
+        margin = at_least("GroupDRO adjustment", adjustment, 0.0)
+        self._log = torch.full((groups,), 1.0 / groups, dtype=torch.float64).log()
+        self._margin = torch.zeros(groups)
         if margin and counts is None:
             raise UsageError(
-                "GroupDRO counts: expected the group counts with adjustment, came None; pass counts=, one number a group"
+                "GroupDRO counts: expected the group counts with adjustment, got None; pass one number per group"
             )
-        self._log = torch.full((size,), 1.0 / size, dtype=torch.float64).log()
-        self._margin = torch.zeros(size)
         if counts is not None:
-            each = as_tensor(counts, "GroupDRO counts")
-            if tuple(each.shape) != (size,) or not bool((torch.isfinite(each) & (each >= 0)).all()):
+            each = as_tensor(counts)
+            if tuple(each.shape) != (groups,):
                 raise UsageError(
-                    f"GroupDRO counts: expected {size} finite numbers of at least 0, came {shown(each.tolist())}; pass "
+                    f"GroupDRO counts: expected shape ({groups},), got {tuple(each.shape)}; pass "
                     "torch.bincount(codes, minlength=groups)"
                 )
             self._margin = torch.where(each > 0, margin / each.clamp(min=1).float().sqrt(), 0.0)
@@ -70,8 +69,12 @@ class GroupDRO:
         Half precision is summed in float32. A batch whose losses overflow leaves q as it was; its loss is inf or nan, and
         GradScaler skips it.
         """
-        losses = as_losses(losses)
-        columns = as_columns(as_codes(codes, len(losses), groups=len(self._log)))
+        losses = as_floats(losses, "losses")
+        columns = as_columns(as_codes(codes, len(losses)))
+        if (high := int(columns.max())) >= len(self._log):
+            raise UsageError(
+                f"codes: expected codes below the number of groups {len(self._log)}, got {high}; count the groups of all images"
+            )
         known = columns >= 0
         share = 1.0 if bool(known.all()) else float(known.double().mean())
         return self._moved(losses, columns, known, share)
@@ -94,23 +97,15 @@ class GroupDRO:
         return robust if share == 1.0 else robust * share + torch.where(known, 0.0, repeated).mean()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a resumed run goes on from: log q, (G,) float64."""
+        """What a resumed run continues from: log q, (G,) float64."""
         return {"log_weights": self._log.clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from ``state``. UsageError when it is of another number of groups, or no state of GroupDRO."""
-        found = state.get("log_weights") if isinstance(state, Mapping) else None
-        came = tuple(found.shape) if isinstance(found, Tensor) else type(state).__name__
-        size = len(self._log)
-        if not isinstance(found, Tensor) or tuple(found.shape) != (size,) or not found.is_floating_point():
+        """Continue from ``state``. UsageError when it has a different number of groups."""
+        found, size = state["log_weights"], len(self._log)
+        if tuple(found.shape) != (size,):
             raise UsageError(
-                f"GroupDRO state: expected log_weights of {size} groups, came {came}; build it with the groups that it was "
-                "saved with"
+                f"GroupDRO state: expected log_weights of {size} groups, got shape {tuple(found.shape)}; build it with the groups "
+                "that it was saved with"
             )
-        found = found.detach().cpu().double()
-        if not bool(torch.isfinite(found).all()) or abs(float(torch.logsumexp(found, 0))) > 1e-3:
-            raise UsageError(
-                f"GroupDRO state: expected logarithms of weights that sum to 1, came {shown(found.tolist())}; pass what "
-                "state_dict gave"
-            )
-        self._log = found.clone()
+        self._log = found.detach().cpu().double()

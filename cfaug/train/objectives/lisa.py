@@ -14,18 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cfaug.errors import UsageError
-from cfaug.train.objectives.checks import (
-    as_codes,
-    as_columns,
-    as_number,
-    as_probability,
-    as_targets,
-    as_whole,
-    is_float,
-    kind,
-    shown,
-)
+from cfaug.train.objectives.checks import as_codes, as_columns, as_floats, as_targets
 
 
 def lisa_mix(
@@ -37,28 +26,25 @@ def lisa_mix(
     p_sel: float = 0.5,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """A mixed batch: images of the shape and dtype that came, and soft targets (B, classes) of the images' dtype.
+    """A mixed batch: images of the given shape and dtype, and soft targets (B, classes) of the images' dtype.
 
-    images (B, ...) float; targets (B,) integer; attributes (B,) integer codes of the SPURIOUS ATTRIBUTE (not crossed with
-    the target: then a group had one label, and there were nothing to mix in it), or (B, A) for several, where "same" is
-    the same in all of them. -1, not known: the image is not mixed and partners nobody. alpha > 0; p_sel in [0, 1] is the
-    probability of intra-label mixing, one coin a batch; one lambda a sample. The partner is drawn evenly from
-    the batch; an image without a possible partner stays as it is. ``generator`` (CPU) draws everything; None: torch's own.
-    Needs attributes of the training images in every step, and ``soft_target_loss``.
+    Args:
+        images: float, shape (B, ...).
+        targets: whole numbers below ``classes``, shape (B,).
+        attributes: codes of the SPURIOUS ATTRIBUTE, shape (B,), or (B, A) for several, where "same" means the same in all of them.
+            Do not cross them with the target: every group would then have one label, and there would be nothing to mix within
+            it. -1 is unknown: that image is not mixed and is nobody's partner.
+        classes: the number of classes.
+        alpha: parameter of the Beta distribution, above 0; one share is drawn per sample.
+        p_sel: probability of mixing within a label; one coin is tossed per batch.
+        generator: a generator on the CPU that draws everything; None: torch's own.
+
+    The partner is drawn evenly from the batch; an image without a possible partner stays as it is. Train with
+    ``erm_loss(logits, soft targets)``. Raises UsageError where shapes or dtypes do not fit.
     """
-    if not is_float(images) or images.ndim < 2 or not len(images):
-        raise UsageError(
-            f"images: expected float (B, ...), B > 0, came {kind(images)}; stack them into one float tensor"
-        )
-    classes = as_whole("classes", classes, 1, "pass the number of classes of the data")
-    y = as_targets(targets, len(images), classes).cpu()
+    as_floats(images, "images", 2)
+    y = as_targets(targets, len(images)).cpu()
     a = as_columns(as_codes(attributes, len(images), "attributes")).cpu()
-    alpha = as_number("alpha", alpha, 0.0, "the paper uses 2", above=True)
-    p_sel = as_probability("p_sel", p_sel, "it is the share of batches that are mixed within a label")
-    if generator is not None and (not isinstance(generator, torch.Generator) or generator.device.type != "cpu"):
-        raise UsageError(
-            f"generator: expected a torch.Generator on the CPU, came {shown(generator)}; pass torch.Generator()"
-        )
     known = (a >= 0).all(dim=1)
     same_label = y[:, None] == y[None]
     same_attribute = (a[:, None] == a[None]).all(dim=2)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from cfaug.errors import DataError, UsageError
-from cfaug.train import METHODS, MODELS, SmallCNN, TensorImages, TrainSettings, Validation, predict, train_classifier
+from cfaug.errors import DataError
+from cfaug.train import METHODS, MODELS, TensorImages, TrainSettings, Validation, predict, train_classifier
 from cfaug.train.models import as_input, build_model
 from cfaug.train.training_sets import StreamedImages
 
-FAST = TrainSettings(epochs=4, batch_size=32, lr=4e-3, weight_decay=5e-2)
+FAST = TrainSettings(epochs=2, batch_size=32, lr=4e-3, weight_decay=5e-2)
 
 
 def coloured(n: int, rho: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, pd.DataFrame]:
@@ -37,12 +37,12 @@ def coloured(n: int, rho: float, seed: int) -> tuple[torch.Tensor, torch.Tensor,
 
 @pytest.fixture(scope="module")
 def data() -> tuple[TensorImages, Validation]:
-    images, targets, codes, _ = coloured(1000, 0.95, 0)
-    val = coloured(400, 0.5, 1)
+    images, targets, codes, _ = coloured(500, 0.95, 0)
+    val = coloured(200, 0.5, 1)
     return TensorImages(images, targets, codes), Validation(val[0], val[1], val[3])
 
 
-def test_same_seed_same_weights_and_the_global_stream_is_left_alone(data: tuple[TensorImages, Validation]) -> None:
+def test_same_seed_same_weights(data: tuple[TensorImages, Validation]) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     one, two, other = (train_classifier("erm", *data, FAST, seed=s, classes=2) for s in (1, 1, 2))
@@ -54,7 +54,7 @@ def test_same_seed_same_weights_and_the_global_stream_is_left_alone(data: tuple[
 
 
 def test_group_methods_beat_erm_on_the_worst_group() -> None:
-    images, targets, codes, _ = coloured(4000, 0.95, 0)
+    images, targets, codes, _ = coloured(3000, 0.95, 0)
     val = coloured(400, 0.5, 1)
     worst = {}
     for method in ("erm", "group_resampling", "group_dro"):
@@ -82,11 +82,11 @@ def test_without_validation_the_last_epoch_is_kept(data: tuple[TensorImages, Val
     assert (run.best_epoch, run.selection) == (FAST.epochs - 1, "last epoch")
 
 
-def test_no_validation_sample_of_a_class_is_an_error_an_empty_group_a_warning(
+def test_an_empty_validation_class_is_refused(
     data: tuple[TensorImages, Validation], caplog: pytest.LogCaptureFixture
 ) -> None:
     train, val = data
-    with pytest.raises(DataError, match="no sample of 'cat'"):
+    with pytest.raises(DataError, match="none of 'cat'"):
         train_classifier("erm", train, val, FAST, classes=["dog", "bird", "cat"])
     named = dataclasses.replace(val, names=("y=0,c=0", "y=0,c=1", "y=1,c=0", "y=1,c=1", "y=1,c=2"))
     train_classifier("erm", train, named, dataclasses.replace(FAST, epochs=1), classes=2)
@@ -106,8 +106,8 @@ class Pairs(Dataset):
         return self.items[i]
 
 
-def test_a_streamed_dataset_gives_the_same_net_as_tensors_in_memory(data: tuple[TensorImages, Validation]) -> None:
-    images, targets, codes, _ = coloured(1000, 0.95, 0)
+def test_a_streamed_set_gives_the_net_of_tensors_in_memory(data: tuple[TensorImages, Validation]) -> None:
+    images, targets, codes, _ = coloured(500, 0.95, 0)
     settings = dataclasses.replace(FAST, epochs=1)
     in_memory = train_classifier("group_dro", *data, settings, classes=2)
     streamed = train_classifier("group_dro", Pairs(images, targets, codes), data[1], settings, classes=2)
@@ -117,9 +117,10 @@ def test_a_streamed_dataset_gives_the_same_net_as_tensors_in_memory(data: tuple[
 
 
 def test_every_method_runs_and_names_itself(data: tuple[TensorImages, Validation]) -> None:
-    short = dataclasses.replace(FAST, epochs=1)
+    short, images = dataclasses.replace(FAST, epochs=1), data[0].images[:96]
+    some = TensorImages(images, data[0].targets[:96], data[0].groups(0)[:96])  # type: ignore[index]
     for name in METHODS:
-        run = train_classifier(name, *data, short, classes=2)
+        run = train_classifier(name, some, data[1], short, classes=2)
         assert run.method == name
         assert np.isfinite(run.history[0]["loss"])
     assert {"erm", "class_resampling", "group_resampling", "group_dro", "null_control", "counterfactuals_only"} < set(
@@ -140,21 +141,3 @@ def test_models_take_every_shape(model: str, shape: tuple[int, int, int]) -> Non
 def test_input_range() -> None:
     values = as_input(torch.tensor([0, 255], dtype=torch.uint8).reshape(1, 1, 1, 2)).flatten().tolist()
     assert values == pytest.approx([-1.0, 1.0])
-
-
-def test_refusals(data: tuple[TensorImages, Validation]) -> None:
-    train, val = data
-    with pytest.raises(UsageError, match="did you mean 'group_dro'"):
-        train_classifier("groupdro", train, val, FAST)
-    with pytest.raises(UsageError, match="did you mean 'small_cnn'"):
-        train_classifier("erm", train, val, dataclasses.replace(FAST, model="smallcnn"), classes=2)
-    with pytest.raises(UsageError, match="expected group codes"):
-        train_classifier("group_dro", TensorImages(train.images, train.targets), val, FAST, classes=2)
-    with pytest.raises(DataError, match="empty training set"):
-        train_classifier("erm", TensorImages(train.images[:0], train.targets[:0]), val, FAST, classes=2)
-    with pytest.raises(DataError, match="uint8"):
-        TensorImages(train.images.float(), train.targets)
-    with pytest.raises(UsageError, match=r"train\.lr"):
-        TrainSettings(lr=0)
-    with pytest.raises(UsageError, match="at least 4x4"):
-        SmallCNN(3, (2, 2), 2)

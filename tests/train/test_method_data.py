@@ -102,7 +102,7 @@ def test_each_gives_a_column_per_attribute(base: ArrayDataset, grouper: Grouper)
         group_codes(base.table, grouper, "pairs")  # type: ignore[arg-type]
 
 
-def test_images_without_a_value_are_in_no_group_and_train_all_the_same(base: ArrayDataset, shards: Path) -> None:
+def test_images_without_a_value_train_in_no_group(base: ArrayDataset, shards: Path) -> None:
     table = base.table.assign(colour=[None, None, *base.table["colour"][2:]])
     partial = ArrayDataset(base.images, table, base.schema)
     grouper = Grouper.fit(table, base.schema)
@@ -124,12 +124,3 @@ def test_trains_end_to_end(base: ArrayDataset, shards: Path, grouper: Grouper) -
         made = training_set(method, base, grouper, shards, oracle=source(seed=7))
         run = train_classifier(method, made, validation_set(source("val"), grouper), settings, classes=["0", "1"])
         assert run.best_epoch == 0
-
-
-def test_refusals(base: ArrayDataset, grouper: Grouper) -> None:
-    with pytest.raises(UsageError, match="run the generate stage"):
-        training_set("cfaug", base, grouper)
-    with pytest.raises(UsageError, match="oracle="):
-        training_set("oracle", base, grouper)
-    with pytest.raises(UsageError, match="validation and test never train"):
-        training_set("erm", source("val"), grouper)
