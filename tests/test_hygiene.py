@@ -198,9 +198,3 @@ def test_the_training_side_needs_no_diffusers() -> None:
 
 def test_the_light_import_check_can_fail() -> None:
     assert "torch" in loaded("import cfaug, torch")
-
-
-def test_no_two_test_files_share_a_name() -> None:
-    # pytest imports them by their name alone: of two it collects one and breaks off
-    names = [path.name for path in sorted((REPO / "tests").rglob("test_*.py"))]
-    assert len(names) == len(set(names))

@@ -22,8 +22,7 @@ class Attribute:
     """One attribute: a column of the table and a node of the graph.
 
     ``values`` are the categories (as text) of a categorical, and the ascending ranks of an ordinal; ``mean`` and
-    ``std`` (population, in ``unit``) are the standardisation of a continuous one. What is None is filled by
-    ``Schema.fit``. Raises UsageError for an unknown kind, an empty or reserved name ("image"), or repeated values.
+    ``std`` (population, in ``unit``) are the standardisation of a continuous one. ``Schema.fit`` fills what is None. Raises UsageError for an unknown kind, an empty or reserved name ("image"), or repeated values.
     """
 
     name: str
@@ -35,25 +34,37 @@ class Attribute:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
-            raise UsageError(f"an attribute needs a non-empty text as its name, got {self.name!r}")
+            raise UsageError(f"expected a non-empty text as an attribute's name, got {self.name!r}; name its column")
         if self.name == IMAGE:
-            raise UsageError('"image" is the name of the image itself; give the attribute another name')
+            raise UsageError(
+                'expected an attribute, got "image", the name of the image itself; give the attribute a different name'
+            )
         if self.kind not in KINDS:
-            raise UsageError(f"attribute {self.name!r}: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+            raise UsageError(
+                f"attribute {self.name!r}: expected a kind among {', '.join(KINDS)}, got {self.kind!r}; {near(self.kind, KINDS)}"
+            )
         if self.values is not None:
             if self.kind == "continuous":
-                raise UsageError(f"attribute {self.name!r} is continuous and has no list of values; remove values=")
+                raise UsageError(
+                    f"attribute {self.name!r} is continuous: expected no list of values, got one; remove values="
+                )
             if isinstance(self.values, str):
-                raise UsageError(f"attribute {self.name!r}: values must be a list, got the text {self.values!r}")
+                raise UsageError(
+                    f"attribute {self.name!r}: expected a list of values, got the text {self.values!r}; put it in a list"
+                )
             values = tuple(text_of(v) for v in self.values)
             if not values or None in values or len(set(values)) != len(values):
-                raise UsageError(f"attribute {self.name!r}: values must be distinct and not empty, got {values}")
+                raise UsageError(
+                    f"attribute {self.name!r}: expected distinct values that are not empty, got {values}; list each once"
+                )
             object.__setattr__(self, "values", values)
         for field in ("mean", "std"):
             number = getattr(self, field)
             if number is not None:
                 if not math.isfinite(number) or (field == "std" and number <= 0):
-                    raise UsageError(f"attribute {self.name!r}: {field} must be finite (std above 0), got {number!r}")
+                    raise UsageError(
+                        f"attribute {self.name!r}: expected a finite {field} (std above 0), got {number!r}"
+                    )
                 object.__setattr__(self, field, float(number))
 
     @property

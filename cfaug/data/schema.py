@@ -27,7 +27,7 @@ import pandas as pd
 from cfaug.data.attribute import IMAGE as IMAGE
 from cfaug.data.attribute import Attribute, codes_of, read_column, refuse, refuse_huge
 from cfaug.data.table import keys, learned, refuse_no_table, spread, text_of, texts_of
-from cfaug.errors import DataError, UsageError, near, shown
+from cfaug.errors import DataError, UsageError, near, one_line, shown
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,19 @@ class Schema:
         items = tuple(attributes)
         wrong = next((a for a in items if not isinstance(a, Attribute)), None)
         if wrong is not None:
-            raise UsageError(f"a Schema takes a list of Attribute(...), got {wrong!r}")
+            raise UsageError(
+                f"expected a list of Attribute(...) for a Schema, got {shown(wrong)}; wrap each name in Attribute(...)"
+            )
         object.__setattr__(self, "attributes", items)
         object.__setattr__(self, "target", target)
         object.__setattr__(self, "spurious", (spurious,) if isinstance(spurious, str) else tuple(spurious))
         for kind, names in (("an attribute", self.names), ("a spurious attribute", self.spurious)):
             if len(set(names)) != len(names):
-                raise UsageError(f"{kind} is listed twice in {', '.join(names)}; list every name once")
+                raise UsageError(f"expected {kind} once, got one twice in {', '.join(names)}; list every name once")
         if target is not None and self[target].kind == "continuous":
-            raise UsageError(f"the target {target!r} is continuous; it must be categorical or ordinal")
+            raise UsageError(
+                f"expected a categorical or ordinal target, got {target!r}, which is continuous; bin its column"
+            )
         for name in self.spurious:
             self[name]
             if name == target:
@@ -71,7 +75,7 @@ class Schema:
         for attribute in self.attributes:
             if attribute.name == name:
                 return attribute
-        raise UsageError(f"unknown attribute {name!r}; {near(name, self.names)}")
+        raise UsageError(f"expected an attribute of the schema, got {name!r}; {near(name, self.names)}")
 
     def __contains__(self, name: object) -> bool:
         return name in self.names
@@ -219,12 +223,12 @@ class Schema:
             except (TypeError, ValueError):
                 number = math.nan
             if not math.isfinite(number):
-                raise UsageError(f"attribute {name!r} is continuous: expected a finite number, got {value!r}")
+                raise UsageError(f"attribute {name!r} is continuous: expected a finite number, got {shown(value)}")
             return number
         text = text_of(value)
         if text is not None and text in a.categories:
             return text
-        raise UsageError(f"attribute {name!r} has no value {value!r}; allowed: {', '.join(a.categories)}")
+        raise UsageError(f"attribute {name!r} has no value {shown(value)}; allowed: {', '.join(a.categories)}")
 
     # --- on disk
     def to_json(self) -> dict[str, Any]:
@@ -239,7 +243,9 @@ class Schema:
             rows = [Attribute(**row) for row in data["attributes"]]
             return cls(rows, data.get("target"), data.get("spurious", ()))
         except (KeyError, TypeError) as error:
-            raise UsageError(f"this is not a schema written by cfaug ({error}); fit the model again") from error
+            raise UsageError(
+                f"expected a schema written by cfaug, got something else ({one_line(error)}); fit the model again"
+            ) from error
 
     @property
     def digest(self) -> str:

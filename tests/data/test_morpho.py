@@ -120,7 +120,7 @@ def test_bad_options_are_one_line(tmp_path: Path) -> None:
         ({"confounded": False}, "cannot be made unconfounded"),
         ({"rho": 0.5}, "no option 'rho'"),
         ({"train_images": 59_999, "val_images": 2}, "60000"),
-        ({"split": "dev"}, "split must be"),
+        ({"split": "dev"}, "got 'dev'"),
     ):
         with pytest.raises(UsageError, match=message):
             open_source("morpho_mnist", tmp_path, **options)  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.errors import UsageError, near
+from cfaug.errors import UsageError, near, shown
 
 Codes = npt.NDArray[np.int64]
 
@@ -25,9 +25,9 @@ def correlations(rho: float | Mapping[str, float], names: Sequence[str], default
     given: dict[str, Any] = dict(rho) if isinstance(rho, Mapping) else dict.fromkeys(names, rho)
     for name, value in given.items():
         if name not in names:
-            raise UsageError(f"rho: unknown attribute {name!r}; {near(name, names)}")
+            raise UsageError(f"rho: expected an attribute among {', '.join(names)}, got {name!r}; {near(name, names)}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UsageError(f"rho of {name!r} must be a number from 0 to 1, got {value!r}")
+            raise UsageError(f"rho of {name!r}: expected a number from 0 to 1, got {shown(value)}")
     return {name: float(given.get(name, default)) for name in names}
 
 

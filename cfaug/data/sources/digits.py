@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.data.datasets import SPLITS, ArrayDataset
+from cfaug.data.datasets import SPLITS, ArrayDataset, check_split
 from cfaug.data.schema import Attribute, Schema
 from cfaug.data.sources.colouring import Codes, correlations, draw_colours
-from cfaug.errors import UsageError
 
 # Bright on dark and no colour in both lists, so that every digit is visible on every background.
 FOREGROUNDS = {
@@ -94,8 +93,7 @@ def digits(
     ...}; ``confounded=False`` renders the same training digits in colours drawn independently of the digit. ``seed``
     draws the colours, never the split. ``root`` is ignored: the data ship with scikit-learn.
     """
-    if split not in SIZES:
-        raise UsageError(f"split must be one of {', '.join(SIZES)}, got {split!r}")
+    check_split(split)
     strength = correlations(rho, ("foreground", "background"), default=0.9)
     from sklearn.datasets import load_digits
 

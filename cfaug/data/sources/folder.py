@@ -252,7 +252,7 @@ def _folder_schema(
     train = whole[whole["split"] == "train"]
     if train.empty:
         raise DataError(
-            f"{root / METADATA}: expected rows with split train, got none: the training split is empty; mark some rows"
+            f"{root / METADATA}: expected rows with split train, got none: the training split is empty; mark at least one row train"
         )
     # categories over every split (a test value unseen in training is still a value), statistics from train alone;
     # which rows may lack a value is judged when a split is opened

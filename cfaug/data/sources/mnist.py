@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.data.datasets import SPLITS, ArrayDataset
+from cfaug.data.datasets import SPLITS, ArrayDataset, check_split
+from cfaug.data.files import expand
 from cfaug.data.schema import Attribute, Schema
 from cfaug.data.sources.colouring import Codes, correlations, draw_colours
 from cfaug.errors import DataError, UsageError, one_line
@@ -100,8 +101,7 @@ def choose_digits(
     ``source`` is the data set's name, for messages. Raises UsageError for a bad option and DataError when MNIST is
     neither there nor to be had.
     """
-    if split not in SPLITS:
-        raise UsageError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    check_split(split)
     if train_images < 1 or val_images < 1 or train_images + val_images > 60_000:
         raise UsageError(
             "train_images and val_images must be at least 1 and together at most MNIST's 60000, "
@@ -109,7 +109,7 @@ def choose_digits(
         )
     if root is None:
         raise UsageError(f"{source} needs a root; give the directory that holds (or shall hold) MNIST/raw")
-    grey, labels = _read(Path(root), train=split != "test")
+    grey, labels = _read(expand(root), train=split != "test")
     if split == "test":
         rows = np.arange(len(grey))
     else:

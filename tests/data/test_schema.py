@@ -43,7 +43,7 @@ def table() -> pd.DataFrame:
     )
 
 
-def test_a_schema_is_valid_without_statistics_and_complete_after_fit(schema: Schema, table: pd.DataFrame) -> None:
+def test_fit_completes_a_schema(schema: Schema, table: pd.DataFrame) -> None:
     assert not schema.fitted
     fitted = schema.fit(table)
     assert fitted.fitted
@@ -116,7 +116,7 @@ def test_a_value_outside_the_schema_is_one_line(
     one_line(e, *words)
 
 
-def test_a_missing_column_and_an_unknown_attribute_get_near_names(schema: Schema, table: pd.DataFrame) -> None:
+def test_a_missing_column_gets_near_names(schema: Schema, table: pd.DataFrame) -> None:
     with pytest.raises(DataError) as e:
         schema.fit(table.rename(columns={"background": "backgroud"}))
     one_line(e, "'background'", "backgroud")
@@ -154,32 +154,8 @@ def test_a_schema_is_a_value(schema: Schema, table: pd.DataFrame) -> None:
     assert again.digest == fitted.digest != schema.digest
     assert hash(again) == hash(fitted)
     assert pickle.loads(pickle.dumps(fitted)) == fitted
-    with pytest.raises(UsageError, match="not a schema"):
+    with pytest.raises(UsageError, match="a schema written by cfaug"):
         Schema.from_json({"attributes": [{"nome": "x"}]})
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Attribute(""),
-        lambda: Attribute("image"),
-        lambda: Attribute("x", "number"),
-        lambda: Attribute("x", values="abc"),  # type: ignore[arg-type]
-        lambda: Attribute("x", values=["a", "a"]),  # type: ignore[arg-type]
-        lambda: Attribute("x", "continuous", values=("a",)),
-        lambda: Attribute("x", "continuous", std=0.0),
-        lambda: Schema([Attribute("x"), Attribute("x")]),
-        lambda: Schema(["x"]),  # type: ignore[list-item]
-        lambda: Schema([Attribute("x")], target="y"),
-        lambda: Schema([Attribute("x", "continuous")], target="x"),
-        lambda: Schema([Attribute("x")], target="x", spurious=["x"]),
-        lambda: Schema([Attribute("x")], spurious=["x", "x"]),
-    ],
-)
-def test_wrong_declarations_are_refused_in_one_line(make: object) -> None:
-    with pytest.raises(UsageError) as e:
-        make()  # type: ignore[operator]
-    one_line(e)
 
 
 @given(st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 3)), min_size=1, max_size=20))
@@ -193,7 +169,7 @@ def test_encode_standardises_whatever_the_numbers_are(numbers: list[float]) -> N
     assert constant or x.std() == pytest.approx(1, abs=1e-3)
 
 
-def test_cells_may_be_missing_where_that_is_said_and_never_in_the_target(schema: Schema, table: pd.DataFrame) -> None:
+def test_cells_may_be_missing_but_never_in_the_target(schema: Schema, table: pd.DataFrame) -> None:
     holes = table.assign(
         background=[None, *table["background"].iloc[1:]],
         size=[*table["size"].iloc[:-1], ""],
@@ -215,14 +191,14 @@ def test_cells_may_be_missing_where_that_is_said_and_never_in_the_target(schema:
     one_line(error, "'age'", "a finite number", "inf")
 
 
-def test_nothing_can_be_learned_from_a_column_without_values(schema: Schema, table: pd.DataFrame) -> None:
+def test_a_column_without_values_teaches_nothing(schema: Schema, table: pd.DataFrame) -> None:
     for name in ("background", "age"):
         with pytest.raises(DataError) as error:
             schema.fit(table.assign(**{name: None}), missing=schema.names)
         one_line(error, f"'{name}'", "at least one row", f"{len(table)} rows", "fill in")
 
 
-def test_missing_values_are_zeros_for_a_caller_who_marks_them(schema: Schema, table: pd.DataFrame) -> None:
+def test_missing_values_are_zeros_where_that_is_said(schema: Schema, table: pd.DataFrame) -> None:
     fitted = schema.fit(table)
     holes = table.assign(size=[None, *table["size"].iloc[1:]], age=[None, *table["age"].iloc[1:]])
     for name in ("size", "age"):
