@@ -414,8 +414,8 @@ def one_process(folder: Path, rows: int, seed: int, streamed: bool, numeric: boo
     start, worked = time.time(), time.process_time()
     if streamed:
         result, done = pd.DataFrame(), 0
-        for part in scm.stream(chunks(), act):
-            done += len(part)
+        for part in chunks():
+            done += len(scm.counterfactual(part, act))
     else:
         result = scm.counterfactual(table, act, chunk=CHUNK)
         done = len(result)

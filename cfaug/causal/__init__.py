@@ -12,8 +12,9 @@ from cfaug.causal.discover.background_knowledge import Background
 from cfaug.causal.discover.discovery import Discovery, discover
 from cfaug.causal.graph import CausalGraph, check_label_safety, refuse_if_ancestor, refuse_unconfirmed
 from cfaug.causal.intervention import Change, Intervention, do, flip, resample, scale, shift, uniform
-from cfaug.causal.mechanisms import MECHANISMS, ImageMechanism, Mechanism
 from cfaug.causal.mechanisms.functions import FunctionMechanism
+from cfaug.causal.mechanisms.protocol import Mechanism
+from cfaug.causal.mechanisms.registry import MECHANISMS
 from cfaug.causal.noise import Noise
 from cfaug.causal.prediction import ActedSCM
 from cfaug.causal.scm import SCM
@@ -27,7 +28,6 @@ __all__ = [
     "Change",
     "Discovery",
     "FunctionMechanism",
-    "ImageMechanism",
     "Independence",
     "IndependenceTest",
     "Intervention",

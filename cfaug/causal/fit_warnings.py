@@ -1,4 +1,4 @@
-"""What a fit says of its own limits, with numbers: rows that lack a value, few rows, few values, values never seen."""
+"""What a fit logs about its own limits, with numbers: rows that lack a value, few rows, few values, values never seen."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.marginals import Marginal
-from cfaug.causal.mechanisms import Mechanism
+from cfaug.causal.mechanisms.protocol import Mechanism
 from cfaug.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -19,14 +19,8 @@ FEW_VALUES = 5
 """Different numbers up to which a continuous column looks like levels."""
 
 
-def complete(table: pd.DataFrame, name: str, parents: Sequence[str]) -> npt.NDArray[np.bool_]:
-    """(B,): the rows in which an attribute and all its parents have a value."""
-    here: npt.NDArray[np.bool_] = np.all(table[[name, *parents]].notna().to_numpy(), axis=1)
-    return here
-
-
 def tell(name: str, parents: Sequence[str], rows: npt.NDArray[np.bool_]) -> None:
-    """Say from how many rows (B,) a mechanism learns; DataError when it is none."""
+    """Log from how many rows (B,) a mechanism learns; DataError when there is no such row."""
     what = f"{name} and its parents {', '.join(parents)}" if parents else name
     if not rows.any():
         raise DataError(
@@ -36,7 +30,7 @@ def tell(name: str, parents: Sequence[str], rows: npt.NDArray[np.bool_]) -> None
 
 
 def warn(mechanism: Mechanism, marginal: Marginal, values: pd.Series) -> None:
-    """What a fit to these values cannot know, with numbers."""
+    """Log what a fit to these values cannot know, with numbers."""
     name, rows, distinct = mechanism.name, len(values), values.nunique()
     if marginal.constant:
         log.warning("%s has one value in all %d rows: nothing says what another value of it would do", name, rows)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.mechanisms import Mechanism, has_normal_noise
+from cfaug.causal.mechanisms.protocol import Mechanism, has_normal_noise
 from cfaug.causal.row_random import Array, Seeds, normals, stream, uniforms
 
 Bank = npt.NDArray[np.float32]

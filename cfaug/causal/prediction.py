@@ -4,21 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cfaug.causal.fitted import FittedSCM
 from cfaug.causal.intervention import HARD, Change, Intervention, Value
+from cfaug.causal.marginals import Marginal
 from cfaug.causal.noise import Noise
-from cfaug.causal.row_random import Seeds, stream, uniforms
+from cfaug.causal.row_random import Seeds, natural, row_seeds, stream, uniforms
 from cfaug.data.schema import Attribute
 from cfaug.errors import UsageError
-
-if TYPE_CHECKING:
-    from cfaug.causal.marginals import Marginal
-    from cfaug.causal.scm import SCM
 
 Mask = npt.NDArray[np.bool_]
 Done = Mapping[Value | Change, npt.NDArray[np.int64]]  # what is done, and in which rows
@@ -27,9 +25,9 @@ _FRESH = 2**35  # the stream of resample() and uniform(), beside those of the no
 
 @dataclass(frozen=True)
 class ActedSCM:
-    """An SCM under one intervention for every row, or one a row; made by ``SCM.act``."""
+    """An SCM under one intervention for every row, or one per row; made by ``SCM.act``."""
 
-    scm: SCM
+    scm: FittedSCM
     interventions: tuple[Intervention, ...]
     shared: bool  # one intervention for every row
 
@@ -44,10 +42,10 @@ class ActedSCM:
     def check_length(self, rows: int) -> None:
         """UsageError unless there is an intervention for each of ``rows`` rows."""
         if not self.shared and len(self.interventions) != rows:
-            raise UsageError(f"expected one intervention a row, got {len(self.interventions)} for {rows} rows")
+            raise UsageError(f"expected one intervention per row, got {len(self.interventions)} for {rows} rows")
 
     def recomputed(self) -> set[str]:
-        """The attributes whose mechanisms may have to answer anew: their noise is needed, no other."""
+        """The attributes whose mechanisms may have to answer anew; only their noise is needed."""
         graph = self.scm.graph
         touched = {name for one in set(self.interventions) for name in one.names}
         return {d for name in touched if name in graph for d in graph.descendants(name)} & set(self.scm.order)
@@ -56,7 +54,7 @@ class ActedSCM:
         """The counterfactual rows of ``noise``: same columns, index and order as its factual table.
 
         A missing value stays missing unless it is intervened on. An attribute that has to be computed anew, but whose
-        noise or parents are not known, becomes missing: what it would have been, nobody can say.
+        noise or parents are not known, becomes missing.
         """
         n = len(noise)
         self.check_length(n)
@@ -64,14 +62,14 @@ class ActedSCM:
         changed: dict[str, Mask] = {}
         for name in self.scm.order:
             factual = noise.factual[name].to_numpy()
-            mechanism = self.scm.mechanism(name)
+            mechanism = self.scm.mechanisms[name]
             moved = np.zeros(n, dtype=bool)
             for parent in mechanism.parents:
                 moved |= changed[parent]
             done = self._done(name, n)
             for what, rows in done.items():
                 if not isinstance(what, Change) or what.kind in HARD:
-                    moved[rows] = False  # its own causes have no say any more
+                    moved[rows] = False  # the intervention cuts it from its causes
             values = factual
             if moved.any():
                 values = factual.copy()
@@ -92,12 +90,20 @@ class ActedSCM:
             index=index,
         )
 
-    def applied(self, name: str, values: npt.NDArray[Any], seeds: Seeds) -> npt.NDArray[Any]:
-        """``values`` (B,), the mechanism's own answers, after what do() makes of them."""
-        return self._applied(name, values, seeds, self._done(name, len(values)))
+    def sample(self, n: int, seed: int = 0) -> pd.DataFrame:
+        """n fresh rows under the shared intervention: interventional samples, not counterfactuals."""
+        scm, index = self.scm, pd.Index([f"sample-{i:06d}" for i in range(n)], dtype=object)
+        seeds = row_seeds(natural(seed), index)
+        out = pd.DataFrame(index=index)
+        for k, (name, mechanism) in enumerate(scm.mechanisms.items()):
+            tied = name in scm.districts
+            noise = scm.districts.draw(name, mechanism, seeds, k) if tied else mechanism.draw(stream(seeds, k))
+            values = mechanism.predict(noise, out[list(mechanism.parents)])
+            out[name] = self._applied(name, values, seeds, self._done(name, n))
+        return scm.schema.canonical(out)
 
     def _applied(self, name: str, values: npt.NDArray[Any], seeds: Seeds, done: Done) -> npt.NDArray[Any]:
-        attribute, marginal = self.scm.schema[name], self.scm.marginal(name)
+        attribute, marginal = self.scm.schema[name], self.scm.marginals[name]
         out = np.array(values, dtype=dtype_of(attribute))
         for what, rows in done.items():
             if not isinstance(what, Change):
@@ -111,7 +117,7 @@ class ActedSCM:
         return out
 
     def _done(self, name: str, n: int) -> Done:
-        """What is done to one attribute of n rows. Row numbers, not masks: a plan may set another number in every row."""
+        """What is done to one attribute of n rows, by row numbers: a plan may set a different number in every row."""
         if self.shared:
             own = dict(self.interventions[0].items)
             return {own[name]: np.arange(n)} if name in own else {}
@@ -126,8 +132,8 @@ class ActedSCM:
 def _changed(factual: npt.NDArray[Any], values: npt.NDArray[Any], moved: Mask) -> Mask:
     """(B,): where a value is not what it was.
 
-    NaN differs from NaN, but a value that was and is missing has not changed; unless it had to be computed anew: then it may
-    well have, and its own children cannot stay what they were.
+    A value that was and is missing has not changed, unless it had to be computed anew: then it may have, and its own children
+    cannot stay what they were.
     """
     absent = np.asarray(pd.isna(values) & pd.isna(factual), dtype=np.bool_)
     return np.asarray(np.where(absent, moved, values != factual), dtype=np.bool_)

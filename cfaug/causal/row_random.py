@@ -19,7 +19,7 @@ from cfaug.errors import UsageError
 
 Array = npt.NDArray[np.float64]
 Seeds = npt.NDArray[np.uint64]
-"""One seed a row, (B,)."""
+"""One seed per row, (B,)."""
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
@@ -34,14 +34,14 @@ def _mix(z: Seeds) -> Seeds:
 def natural(seed: object) -> int:
     """``seed`` as a whole number in [0, 2^64); UsageError for anything else."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
-        raise UsageError(f"a seed is a whole number from 0 to 2**64 - 1, got {seed!r}")
+        raise UsageError(f"a seed: expected a whole number from 0 to 2**64 - 1, got {seed!r}")
     return int(seed)
 
 
 def row_seeds(seed: int | Sequence[int] | Seeds, keys: pd.Index) -> Seeds:
-    """One seed a row, (B,): from one number and the row's key, or as given, one a row.
+    """One seed per row, (B,): from one number and the row's key, or as given, one per row.
 
-    Raises UsageError for a seed that is no whole number in [0, 2^64), or another number of them than rows.
+    Raises UsageError for a seed that is not a whole number in [0, 2^64), or when there are not as many as rows.
     """
     if not isinstance(seed, Sequence | np.ndarray):
         hashes: Seeds = pd.util.hash_array(np.asarray(keys, dtype=object)).astype(np.uint64)
@@ -51,7 +51,7 @@ def row_seeds(seed: int | Sequence[int] | Seeds, keys: pd.Index) -> Seeds:
     else:
         seeds = np.array([natural(s) for s in seed], dtype=np.uint64)
     if len(seeds) != len(keys):
-        raise UsageError(f"expected one seed a row, got {len(seeds)} seeds for {len(keys)} rows")
+        raise UsageError(f"expected one seed per row, got {len(seeds)} seeds for {len(keys)} rows")
     return seeds
 
 

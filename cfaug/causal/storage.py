@@ -1,7 +1,7 @@
 """A fitted SCM on disk: scm.json and scm.safetensors. No pickle.
 
-The digest covers the JSON and every array (name, type, shape, bytes); loading recomputes it, so that a file that
-was cut, edited or mixed with another's is refused and never half believed. It promises integrity, not authenticity.
+The digest covers the JSON and every array (name, type, shape, bytes). Loading recomputes it, so that a file that was cut,
+edited or mixed with one of a different model is refused. It promises integrity, not authenticity.
 """
 
 from __future__ import annotations
@@ -9,58 +9,42 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cfaug.causal.fitted import FittedSCM
 from cfaug.causal.graph import CausalGraph
 from cfaug.causal.marginals import Marginal
-from cfaug.causal.mechanisms import Mechanism, mechanism_named
+from cfaug.causal.mechanisms.protocol import Mechanism
+from cfaug.causal.mechanisms.registry import mechanism_named
 from cfaug.causal.noise import Districts
 from cfaug.data.files import replace_file
 from cfaug.data.schema import Schema
 from cfaug.errors import CfaugError, ShardError, UsageError, one_line
 
-if TYPE_CHECKING:
-    from cfaug.causal.scm import SCM
-
 FORMAT = 2
 Arrays = Mapping[str, npt.NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Saved:
-    """A fitted SCM in parts; the mappings go by attribute, causes before effects."""
-
-    graph: CausalGraph
-    schema: Schema
-    mechanisms: dict[str, Mechanism]
-    marginals: dict[str, Marginal]
-    districts: Districts
-    rows: dict[str, int]
-
-
-def content(scm: SCM) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
-    """(JSON, arrays) of a fitted SCM. Arrays go by an attribute's place in the order: its name may be any text."""
-    bank = scm.districts.bank
+def content(scm: FittedSCM) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """(JSON, arrays) of a fitted SCM. Arrays go by an attribute's place in the order, for its name may be any text."""
     mechanisms: dict[str, Any] = {}
     arrays: dict[str, npt.NDArray[Any]] = {}
-    for k, name in enumerate(scm.order):
-        mechanism = scm.mechanism(name)
+    for k, (name, mechanism) in enumerate(scm.mechanisms.items()):
         state, found = mechanism.state()
         mechanisms[name] = {"kind": mechanism.kind, "rows": scm.rows[name], "state": state}
         arrays |= {f"mechanism {k}/{key}": a for key, a in found.items()}
-        arrays[f"marginal {k}"] = scm.marginal(name).numbers
-        if name in bank:
-            arrays[f"noise {k}"] = bank[name]
+        arrays[f"marginal {k}"] = scm.marginals[name].numbers
+        if name in scm.districts:
+            arrays[f"noise {k}"] = scm.districts.bank[name]
     return {"graph": scm.graph.to_json(), "schema": scm.schema.to_json(), "mechanisms": mechanisms}, arrays
 
 
-def read(directory: Path, own: Mapping[str, Mechanism]) -> Saved:
-    """What ``save`` wrote of ``content``; ``own`` are the mechanisms whose code the user gives.
+def read(directory: Path, own: Mapping[str, Mechanism]) -> FittedSCM:
+    """The fitted SCM that ``save`` wrote; ``own`` are the mechanisms whose code the user gives.
 
     Raises ShardError for anything else, UsageError when ``own`` are not the saved ones.
     """
@@ -87,8 +71,10 @@ def read(directory: Path, own: Mapping[str, Mechanism]) -> Saved:
             f"{directory}: expected mechanisms of your own for {', '.join(functions) or 'no attribute'}, whose code is not "
             f"saved, got {', '.join(own) or 'none'}; pass mechanisms={{name: FunctionMechanism}} to load"
         )
-    mechanisms |= {name: own[name].restore(states[name], {}) for name in functions}
-    return Saved(graph, schema, mechanisms, marginals, Districts(graph.districts(), bank), rows)
+    for name in functions:
+        mechanisms[name] = own[name].restore(states[name], {})
+    ordered = {name: mechanisms[name] for name in kinds}
+    return FittedSCM(graph, schema, ordered, marginals, Districts(graph.districts(), bank), rows)
 
 
 def digest(data: Mapping[str, Any], arrays: Arrays) -> str:
@@ -136,7 +122,7 @@ def load(directory: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
             arrays = dict(unpack(packed.read_bytes()))
         except (SafetensorError, OSError, ValueError) as error:
             raise ShardError(f"{packed}: corrupt ({one_line(error, 120)}); fit the model again") from error
-    came = digest(data, arrays)
-    if came != expected:
-        raise ShardError(f"{path}: expected digest {str(expected)[:12]}, got {came[:12]}; fit the model again")
+    got = digest(data, arrays)
+    if got != expected:
+        raise ShardError(f"{path}: expected digest {str(expected)[:12]}, got {got[:12]}; fit the model again")
     return data, arrays

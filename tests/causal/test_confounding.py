@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import f_oneway
 
-from cfaug.causal import SCM, CausalGraph, cramers_v, diagnose, do, normalised_mutual_information
-from cfaug.causal.audit import confounding
+from cfaug.causal import SCM, CausalGraph, confounding, cramers_v, diagnose, do, normalised_mutual_information
 from cfaug.causal.audit.back_doors import back_doors, safe_interventions
 from cfaug.causal.audit.confounding import (
     Dependence,

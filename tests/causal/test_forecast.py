@@ -8,8 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal import SCM, CausalGraph, Intervention, diagnose, do
-from cfaug.causal.audit import confounding
+from cfaug.causal import SCM, CausalGraph, Intervention, confounding, diagnose, do
 from cfaug.causal.audit.plan_effect import forecast
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError

@@ -6,16 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal.mechanisms import (
-    MECHANISMS,
-    CategoricalMechanism,
-    OrdinalMechanism,
-    default_kind,
-    mechanism_named,
-    ordinal,
-)
+from cfaug.causal.mechanisms import ordinal
+from cfaug.causal.mechanisms.categorical import CategoricalMechanism
 from cfaug.causal.mechanisms.conditional import Conditional
 from cfaug.causal.mechanisms.functions import FunctionMechanism
+from cfaug.causal.mechanisms.ordinal import OrdinalMechanism
+from cfaug.causal.mechanisms.registry import MECHANISMS, default_kind, mechanism_named
 from cfaug.causal.row_random import Seeds, row_seeds
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError

@@ -6,9 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal.mechanisms import flows, mechanism_named
+from cfaug.causal.mechanisms import flows
 from cfaug.causal.mechanisms.additive import AdditiveNoiseMechanism, LinearMechanism
 from cfaug.causal.mechanisms.flows import ContinuousMechanism
+from cfaug.causal.mechanisms.registry import mechanism_named
 from cfaug.causal.row_random import Seeds, row_seeds
 from cfaug.data import Attribute, Schema
 from cfaug.data.sources.morpho import intensity_of

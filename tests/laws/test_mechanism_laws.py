@@ -13,7 +13,10 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cfaug.causal.mechanisms import MECHANISMS, FunctionMechanism, Mechanism, flows, mechanism_named, spline
+from cfaug.causal.mechanisms import flows, spline
+from cfaug.causal.mechanisms.functions import FunctionMechanism
+from cfaug.causal.mechanisms.protocol import Mechanism
+from cfaug.causal.mechanisms.registry import MECHANISMS, mechanism_named
 from cfaug.causal.row_random import row_seeds, stream
 from cfaug.data import Attribute, Schema
 from cfaug.errors import UsageError

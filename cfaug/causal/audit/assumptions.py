@@ -65,7 +65,7 @@ def assumption_card(scm: SCM, table: pd.DataFrame | None = None) -> dict[str, An
             "convention": mechanism.convention,
             "monotone": bool(mechanism.monotone),
             "parameters": int(mechanism.parameters),
-            "rows": scm.rows[name],
+            "rows": scm.fitted.rows[name],
         }
     counts = {} if present is None else {str(n): int(k) for n, k in (~present).sum().items() if k}
     found = identification_rows(scm)

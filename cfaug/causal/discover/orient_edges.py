@@ -1,9 +1,9 @@
 """From edges that a discovery leaves open to one graph that can be written: a direction for every edge, and what was chosen.
 
-A method finds a class of graphs that imply the same independences, and only the directions that all of them share are
-known. The others are chosen so that the whole is one of the class (Dor & Tarsi, 1992), and every choice is said. Among the
-graphs of the class the choice is arbitrary, with one exception: an image is changed in its spurious attributes and keeps its
-label, so where the class has a graph in which the target follows from no spurious attribute, that one is written.
+A method finds a class of graphs that imply the same independences; only the directions that all of them share are known. The
+others are chosen so that the whole is a member of the class (Dor & Tarsi, 1992), and every choice is said. The choice is
+arbitrary, with one exception: an image is changed in its spurious attributes and keeps its label, so where the class has a
+graph in which the target follows from no spurious attribute, that one is written.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ from typing import Any
 import networkx as nx
 
 from cfaug.causal.discover.background_knowledge import Background
-
-Pair = frozenset[str]
 
 DIRECTED = ("->", "o->")
 WORDS = {
@@ -34,7 +32,7 @@ class Edge:
 
     a: str
     kind: str
-    """"->" a causes b, "--" either, "<->" hidden cause, "o->" b causes not a, "o-o" nothing known, "-o" open at b."""
+    """"->" a causes b, "--" either, "<->" hidden cause, "o->" b does not cause a, "o-o" nothing known, "-o" open at b."""
     b: str
     presence: float | None = None
     orientation: float | None = None
@@ -53,96 +51,85 @@ def extension(
 ) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """An acyclic direction for every edge but the "<->", and a sentence for each that the edges themselves do not give.
 
-    Directed edges stay unless they close a cycle, which finite samples can make; the most present ones are believed first.
-    The others are directed one sink after another, making no new collider (Dor & Tarsi, 1992); where that cannot
-    be, in the order of what is there already. A ``target`` that could follow from one of ``spurious``, or not, does not; one more
-    sentence then says so.
+    Directed edges stay unless they close a cycle, which finite samples can make; the most present ones are believed first. The
+    others are directed one sink after the other without a new collider (Dor & Tarsi, 1992) where that can be. A ``target`` that
+    need not follow from one of ``spurious`` does not; one more sentence then says so.
     """
     order: Any = nx.DiGraph()
     order.add_nodes_from(names)
     said: list[str] = []
     ranked = sorted(edges, key=lambda e: (not e.required, -(e.presence or 0.0), -(e.orientation or 0.0), e.a, e.b))
-    for e in ranked:
-        if e.kind in DIRECTED:
-            if nx.has_path(order, e.b, e.a):
-                order.add_edge(e.b, e.a)
-                said.append(f"{e} would close a cycle and is written as {e.b} -> {e.a}")
-            else:
-                order.add_edge(e.a, e.b)
-    open_ends = {frozenset((e.a, e.b)): e for e in ranked if e.kind not in (*DIRECTED, "<->")}
+    for e in (e for e in ranked if e.kind in DIRECTED):
+        if nx.has_path(order, e.b, e.a):
+            order.add_edge(e.b, e.a)
+            said.append(f"{e} would close a cycle and is written as {e.b} -> {e.a}")
+        else:
+            order.add_edge(e.a, e.b)
+    free = {frozenset((e.a, e.b)): e for e in ranked if e.kind not in (*DIRECTED, "<->")}
     possible = order.copy()
-    possible.add_edges_from([(a, b) for e in open_ends.values() for a, b in ((e.a, e.b), (e.b, e.a))])
-    kept_from = [s for s in spurious if s in order and target in order and nx.has_path(possible, s, target)]
-    last = target if kept_from else None
-    chosen = _without_new_colliders(order, set(open_ends), background, last, spurious)
-    order.add_edges_from([pair for pair, _ in chosen])
+    possible.add_edges_from(way for e in free.values() for way in ((e.a, e.b), (e.b, e.a)))
+    at_risk = [s for s in spurious if s in order and target in order and nx.has_path(possible, s, target)]
+    chosen = _directions(order, set(free), background, target if at_risk else None, spurious)
+    order.add_edges_from(pair for pair, _ in chosen)
     hidden = any(e.kind == "<->" for e in edges)
-    for (a, b), whole in chosen:
-        e = open_ends[frozenset((a, b))]
+    for (a, b), consistent in chosen:
+        e = free[frozenset((a, b))]
         why = WORDS.get(e.kind, "the data do not say")
-        if e.kind == "--" and whole and not hidden and _may_be_hidden(order, a, b):
+        # a <-> b in its place implies the same independences unless the arrowhead at a makes a collider x -> a <-> b
+        if e.kind == "--" and consistent and not hidden and set(order.predecessors(a)) <= set(order.predecessors(b)):
             why += f", and so does {a} <-> {b}, a hidden cause of both"
-        said.append(f"{e} is written as {a} -> {b}: {why}{'' if whole else '; no choice keeps all that was found'}")
-    if kept_from and open_ends and not any(nx.has_path(order, s, target) for s in kept_from):
-        said.append(f"chosen so that the target {target} follows from no spurious attribute ({', '.join(kept_from)})")
+        said.append(
+            f"{e} is written as {a} -> {b}: {why}{'' if consistent else '; no choice keeps all that was found'}"
+        )
+    if at_risk and free and not any(nx.has_path(order, s, target) for s in at_risk):
+        said.append(f"chosen so that the target {target} follows from no spurious attribute ({', '.join(at_risk)})")
     return sorted(order.edges), tuple(said)
 
 
-def _may_be_hidden(order: Any, a: str, b: str) -> bool:
-    """Whether a <-> b in place of a -> b implies the same independences, in a graph with no other "<->".
-
-    The new arrowhead at a makes a collider x -> a <-> b of every cause x of a, which the skeleton shows unless x is a cause of b too.
-    """
-    return set(order.predecessors(a)) <= set(order.predecessors(b))
-
-
-def _without_new_colliders(
-    order: Any, undirected: set[Pair], background: Background, target: str | None, spurious: Sequence[str]
+def _directions(
+    order: Any, pairs: set[frozenset[str]], background: Background, target: str | None, spurious: Sequence[str]
 ) -> list[tuple[tuple[str, str], bool]]:
     """A direction for each undirected pair, and whether it keeps all that was found.
 
-    The target is taken as a sink only when no other node can be one: then every graph of the class has it as its only
-    sink, and what is left are its ancestors in all of them. So it has an ancestor here only if it has it in all.
+    The target is taken as a sink only when no other node can be one: then every graph of the class has it as its only sink,
+    and what is left are its ancestors in all of them. So it has an ancestor here only if it has it in the whole class.
     """
-    directed, left, found = order.copy(), set(undirected), []
+    directed, left, found = order.copy(), set(pairs), []
     rest = sorted(directed.nodes)
+
+    def adjacent(a: str, b: str) -> bool:
+        return directed.has_edge(a, b) or directed.has_edge(b, a) or frozenset((a, b)) in pairs
+
+    def touching(node: str) -> list[str]:
+        return sorted(m for pair in left if node in pair for m in pair if m != node)
+
+    def sink(node: str) -> bool:
+        ends = touching(node)
+        around = [*ends, *(p for p in directed.predecessors(node) if p in rest)]
+        return (
+            not any(child in rest for child in directed.successors(node))
+            and not any(background.forbids(n, node) for n in ends)
+            and all(adjacent(n, m) for n in ends for m in around if n != m)
+        )
+
     while left:
-
-        def touching(node: str) -> list[str]:
-            return sorted(m for pair in left if node in pair for m in pair if m != node)
-
-        def adjacent(a: str, b: str) -> bool:
-            return directed.has_edge(a, b) or directed.has_edge(b, a) or frozenset((a, b)) in undirected
-
-        def sink(node: str) -> bool:
-            near_by = touching(node)
-            around = [*near_by, *(p for p in directed.predecessors(node) if p in rest)]
-            return (
-                not any(child in rest for child in directed.successors(node))
-                and not any(background.forbids(n, node) for n in near_by)
-                and all(adjacent(n, m) for n in near_by for m in around if n != m)
-            )
-
-        # of several sinks the last by name, so that the earlier names come out as causes: the choice is arbitrary, not hidden
+        # of several sinks the last by name, so that the earlier names come out as causes
         node = next((n for n in sorted(rest, key=lambda n: (n != target, n), reverse=True) if sink(n)), None)
         if node is not None:
-            for other in touching(node):
-                left.discard(frozenset((other, node)))
-                found.append(((other, node), True))
-                directed.add_edge(other, node)
+            ways = [(other, node) for other in touching(node)]
             rest.remove(node)
-            continue
-        a, b = sorted(min(left, key=lambda pair: (target is None or target not in pair, sorted(pair))))
-        if not _better(directed, a, b, background, target, spurious):
-            a, b = b, a
-        left.discard(frozenset((a, b)))
-        found.append(((a, b), False))
-        directed.add_edge(a, b)
+        else:
+            a, b = sorted(min(left, key=lambda pair: (target is None or target not in pair, sorted(pair))))
+            ways = [(a, b) if _better(directed, a, b, background, target, spurious) else (b, a)]
+        for way in ways:
+            left.discard(frozenset(way))
+            found.append((way, node is not None))
+            directed.add_edge(*way)
     return found
 
 
 def _better(directed: Any, a: str, b: str, background: Background, target: str | None, spurious: Sequence[str]) -> bool:
-    """Whether a -> b rather than b -> a: no cycle before all, then what is known beforehand, then the target's safety."""
+    """Whether a -> b rather than b -> a: first no cycle, then what is known beforehand, then the target's safety."""
     if nx.has_path(directed, b, a) or nx.has_path(directed, a, b):
         return not nx.has_path(directed, b, a)
     if background.forbids(a, b) or background.forbids(b, a):

@@ -96,12 +96,18 @@ class Conditional:
     def _cells(self, parents: pd.DataFrame) -> Codes:
         cell = np.zeros(len(parents), dtype=np.int64)
         for name in self.parents:
-            cell = cell * len(self.schema[name].categories) + self.schema.index(name, parents[name])
+            cell = cell * len(self.schema[name].categories) + self._codes(name, parents[name])
         return cell
 
     def codes(self, values: pd.Series) -> Codes:
         """(B,) in 0..K-1; DataError for a value outside the schema."""
-        return self.schema.index(self.name, values)
+        return self._codes(self.name, values)
+
+    def _codes(self, name: str, column: pd.Series) -> Codes:
+        categories = pd.Index(self.schema[name].categories, dtype=object)
+        codes: Codes = categories.get_indexer(pd.Index(column, dtype=object)).astype(np.int64)
+        # a canonical column needs no second canonicalisation; Schema.index does it where a text is not found, and says which
+        return self.schema.index(name, column) if (codes < 0).any() else codes
 
     # --- learning
     def fit(self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0) -> Conditional:

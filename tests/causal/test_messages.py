@@ -1,0 +1,94 @@
+"""What a user is likely to get wrong in this room: (call, words of the one line that answers)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cfaug.causal import SCM, Background, CausalGraph, discover, do, scale
+from cfaug.data import Attribute, Schema
+from cfaug.errors import CfaugError
+
+N = 60
+SCHEMA = Schema([Attribute("a"), Attribute("x", "continuous")])
+GRAPH = CausalGraph("a -> x")
+
+
+def rows(n: int = N) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    a = rng.integers(0, 2, n)
+    return pd.DataFrame({"a": np.array(["r", "g"])[a], "x": a + rng.normal(size=n), "note": "free"})
+
+
+@pytest.fixture(scope="module")
+def scm() -> SCM:
+    return SCM(GRAPH, SCHEMA, {"x": "linear"}).fit(rows())
+
+
+def searched(table: pd.DataFrame | None = None, **options: Any) -> Any:
+    return discover(rows(300) if table is None else table, SCHEMA, **options)
+
+
+MODEL: list[tuple[Callable[[SCM], Any], str]] = [
+    (lambda scm: SCM("a -> x", SCHEMA), "got str and Schema"),  # type: ignore[arg-type]
+    (lambda scm: SCM(GRAPH, ["a", "x"]), "got CausalGraph and list"),  # type: ignore[arg-type]
+    (lambda scm: SCM(CausalGraph("a -> xx"), SCHEMA), "did you mean x"),
+    (lambda scm: SCM(GRAPH, SCHEMA, {"x": 42}), "a name (categorical, ordinal"),  # type: ignore[dict-item]
+    (lambda scm: SCM(GRAPH, SCHEMA, {"x": "linaer"}), "did you mean linear"),
+    (lambda scm: SCM(GRAPH, SCHEMA).abduct(rows()), "not fitted"),
+    (lambda scm: SCM(GRAPH, SCHEMA).act(do()), "not fitted"),
+    (lambda scm: SCM(GRAPH, SCHEMA).fit(rows().drop(columns="a")), "no column 'a'"),
+    (lambda scm: SCM(GRAPH, SCHEMA).fit(rows(), seed=-1), "a seed"),
+    (lambda scm: SCM(GRAPH, SCHEMA).fit(rows(), weights=np.ones(3)), "expected 60 weights"),
+    (lambda scm: SCM(GRAPH, SCHEMA).fit(rows(), weights=-np.ones(N)), "expected 60 weights"),
+    (lambda scm: scm.act(None), "got None"),  # type: ignore[arg-type]
+    (lambda scm: scm.act([do(), "a=r"]), "got 'a=r'"),  # type: ignore[list-item]
+    (lambda scm: scm.act(do(aa="r")), "did you mean a"),
+    (lambda scm: scm.act(do(a="mars")), "allowed: g, r"),
+    (lambda scm: scm.abduct(rows().assign(a="mars")), "'mars'"),
+    (lambda scm: scm.abduct(rows(), seed=[1, 2]), "one seed per row"),
+    (lambda scm: scm.counterfactual(rows(), [do()]), "one intervention per row"),
+    (lambda scm: scm.counterfactual(rows(), do(), chunk=0), "chunks of at least 1 row"),
+    (lambda scm: scm.counterfactual(rows(), do(x=scale(1e308))), "do(x=scale(1e+308)): expected finite numbers, got"),
+    (lambda scm: scm.sample(-1), "whole number of rows"),
+    (lambda scm: scm.sample(2, intervention=[do()]), "expected one do(...)"),  # type: ignore[arg-type]
+]
+DISCOVERY: list[tuple[Callable[[SCM], Any], str]] = [
+    (lambda _: searched(method="cp"), "discover.method: expected one of pc, fci, ges, got 'cp'"),
+    (lambda _: searched(alpha="5 %"), "discover.alpha: expected a number between 0 and 1, got '5 %'"),
+    (lambda _: searched(bootstraps=1.5), "discover.bootstraps: expected a whole number from 0 up, got 1.5"),
+    (lambda _: searched(seed=-1), "the seed of discover: expected a whole number"),
+    (lambda _: searched(background="x -> a"), "expected a Background, got 'x -> a'"),
+    (lambda _: searched(background=Background(required=(("x", "bb"),))), "got 'bb'; known: a, x"),
+    (lambda _: searched(rows(300).assign(x=2.0)), "column 'x' is always 2.0"),
+    (lambda _: searched(rows(40), bootstraps=2), "rows with all values and as many again"),
+    (lambda _: searched(rows(10)), "rows with all values, got 10; give more rows"),
+    (lambda _: discover(rows(), Schema([SCHEMA["x"]])), "two or more attributes, got x"),
+    (lambda _: discover(rows(), "x -> a"), "expected a Schema"),  # type: ignore[arg-type]
+    (lambda _: discover({"x": [1.0]}, SCHEMA), "DataFrame"),  # type: ignore[arg-type]
+    (lambda _: discover(rows().rename(columns={"x": "a -> b"}), Schema([SCHEMA["a"], Attribute("a -> b")])), "rename"),
+    (lambda _: Background((("a", "b"),), (("a", "b"),)), "a -> b is required, and forbidden"),
+    (lambda _: Background(required=(("b", "a"),), tiers=(("a",), ("b",))), "b -> a is required, and forbidden"),
+    (lambda _: Background(required=(("a", "b"), ("b", "a"))), "cycle: a -> b -> a"),
+    (lambda _: Background(tiers=(("a",), ("b", "a"))), "got 'a' twice"),
+    (lambda _: Background(required=(("a", "a"),)), "two different attributes"),
+    (lambda _: Background.read(forbidden=["a <-> b"]), "expected a text such as"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), [*MODEL, *DISCOVERY])
+def test_wrong_use_is_one_line(scm: SCM, call: Callable[[SCM], Any], words: str) -> None:
+    with pytest.raises(CfaugError) as e:
+        call(scm)
+    assert words in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_a_missing_package_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cfaug.causal.discover.discovery.find_spec", lambda name: None)
+    with pytest.raises(CfaugError, match=r'causal-learn.*pip install "cfaug\[discover\]"'):
+        searched()
