@@ -2,11 +2,11 @@
 
 Text such as "species <-> background; species -> image; background -> image" is read piece by piece; pieces end at ";"
 or a line break; "a -> b -> c" is two arrows, "a" alone a node. "a <-> b" says that a hidden cause drives both.
-``image`` is the last node: nothing follows from it. Two graphs with the same nodes and arrows are equal and behave
-alike, in whatever order they were written. The graph is the user's assumption: nothing here tests it against data.
+``image`` is the last node: nothing follows from it. Graphs with the same nodes and arrows are equal, in whatever order they were
+written. The graph is the user's assumption: nothing here tests it against data.
 
-A question mark at an arrow, "a ->? b" or "a <->? b", says that a discovery proposed it and nobody has confirmed it yet.
-The mark is part of the graph's identity (text, JSON, digest) and changes nothing that the graph implies.
+A question mark at an arrow, "a ->? b" or "a <->? b", says that a discovery proposed it and no person has confirmed it yet. The
+mark is part of the graph's identity (text, JSON, digest) and changes nothing that the graph implies.
 
 ``separated`` is m-separation (Richardson, 2003): d-separation (Pearl, 1988) after each "a <-> b" is written out as
 a hidden node h with a <- h -> b.
@@ -43,7 +43,7 @@ class CausalGraph:
 
     def __init__(self, text: str) -> None:
         if not isinstance(text, str):
-            raise UsageError(f'a graph is text such as "species -> image; background -> image", got {text!r}')
+            raise UsageError(f'graph: expected text such as "species -> image; background -> image", got {shown(text)}')
         nodes: set[str] = set()
         edges: set[tuple[str, str]] = set()
         hidden: set[tuple[str, str]] = set()
@@ -59,13 +59,13 @@ class CausalGraph:
                 if arrow.rstrip("?") == "->":
                     edges.add((a, b))
                 elif a == b:
-                    raise UsageError(f"graph: {piece!r} ties {a!r} to itself; <-> joins two different attributes")
+                    raise UsageError(f"graph: expected <-> between two different attributes, got {piece!r}; name two")
                 else:
                     a, b = min(a, b), max(a, b)
                     hidden.add((a, b))
                 (doubtful if arrow.endswith("?") else certain).add((a, arrow.rstrip("?"), b))
         if not nodes:
-            raise UsageError('the graph is empty; write at least one arrow, such as "species -> image"')
+            raise UsageError('graph: expected at least one arrow, got none; write one, such as "species -> image"')
         # sorted throughout, so that equal graphs encode their parents in the same order
         self._nodes = tuple(sorted(nodes - {IMAGE})) + ((IMAGE,) if IMAGE in nodes else ())
         self._edges = tuple(sorted(edges))
@@ -76,11 +76,13 @@ class CausalGraph:
         self._graph.add_edges_from(self._edges)
         for a, b in self._edges:
             if a == IMAGE:
-                raise UsageError(f"graph: image -> {b} is not possible, the image is the last node; write {b} -> image")
+                raise UsageError(f"graph: expected image as the last node, got image -> {b}; write {b} -> image")
         for pair in self._bidirected:
             if IMAGE in pair:
                 other = next(n for n in pair if n != IMAGE)
-                raise UsageError(f"graph: {other} <-> image is not possible; use <-> between attributes only")
+                raise UsageError(
+                    f"graph: expected <-> between attributes, got {other} <-> image; write {other} -> image"
+                )
         if not nx.is_directed_acyclic_graph(self._graph):
             cycle = [a for a, _ in nx.find_cycle(self._graph)]
             raise UsageError(f"the graph has a cycle: {' -> '.join([*cycle, cycle[0]])}; remove one of these arrows")
@@ -107,7 +109,7 @@ class CausalGraph:
 
     @property
     def unconfirmed(self) -> tuple[str, ...]:
-        """The arrows that carry a question mark, as text ("a ->? b"); empty for a graph that somebody stands behind."""
+        """The arrows that carry a question mark, as text ("a ->? b"); empty for a confirmed graph."""
         return tuple(_piece(*arrow, True) for arrow in self._arrows() if arrow in self._doubtful)
 
     def _arrows(self) -> list[tuple[str, str, str]]:
@@ -142,7 +144,7 @@ class CausalGraph:
         return self._sorted(nx.descendants(self._graph, self._known(node)))
 
     def directed_path(self, start: str, end: str) -> list[str] | None:
-        """A shortest directed path ``[start, ..., end]``, or None when there is none."""
+        """A shortest directed path ``[start, ..., end]``, or None when there is no directed path."""
         if not nx.has_path(self._graph, self._known(start), self._known(end)):
             return None
         return list(nx.shortest_path(self._graph, start, end))
@@ -150,14 +152,14 @@ class CausalGraph:
     # --- what the graph implies
     def _attribute(self, node: str) -> str:
         if node == IMAGE:
-            raise UsageError("separation and hidden causes are between attributes; the image is no attribute")
+            raise UsageError("expected attributes, got image; separation and hidden causes are between attributes")
         return self._known(node)
 
     def separated(self, a: str, b: str, given: Iterable[str] = ()) -> bool:
         """Whether ``given`` m-separates ``a`` from ``b``: the graph then implies that they are independent given them.
 
-        The image is left out: nobody conditions on it, and it causes nothing. UsageError for an unknown node, the
-        image, or an ``a`` or ``b`` that is also ``given``.
+        The image is left out: it causes nothing and is not conditioned on. UsageError for an unknown node, the image, or an ``a``
+        or ``b`` that is also ``given``.
         """
         z = {self._attribute(n) for n in given}
         if {self._attribute(a), self._attribute(b)} & z:
@@ -176,7 +178,7 @@ class CausalGraph:
     def districts(self, among: Iterable[str] | None = None) -> tuple[tuple[str, ...], ...]:
         """The attributes (or those ``among`` them) in groups joined by ``<->`` (Tian & Pearl, 2002).
 
-        One without a hidden cause is a group by itself. Sorted by the first name of each.
+        An attribute without a hidden cause is a group by itself. Sorted by the first name of each group.
         """
         joined: Any = nx.Graph(self._bidirected)
         joined.add_nodes_from(self.attributes)
@@ -194,11 +196,11 @@ class CausalGraph:
         return (*order, *(n for n in schema.names if n not in self))
 
     def check(self, schema: Schema) -> None:
-        """UsageError (with the near names) for a node that is no attribute of ``schema``, or what is no Schema."""
+        """UsageError (with near names) for a node that is not an attribute of ``schema``, or what is not a Schema."""
         refuse_no_schema(schema)
         for name in self.attributes:
             if name not in schema:
-                raise UsageError(f"the graph names {name!r}, which is no attribute; {near(name, schema.names)}")
+                raise UsageError(f"graph: expected attributes of the schema, got {name!r}; {near(name, schema.names)}")
 
     # --- a value
     def __str__(self) -> str:
@@ -216,7 +218,7 @@ class CausalGraph:
         return hash((self._nodes, self._edges, self._bidirected, self._doubtful))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; ``from_json`` gives back an equal graph. ``unconfirmed`` is there only when an arrow is."""
+        """Plain data; ``from_json`` gives back an equal graph. ``unconfirmed`` is there only when some arrow is."""
         data: dict[str, Any] = {
             "nodes": list(self._nodes),
             "edges": [list(e) for e in self._edges],
@@ -232,7 +234,7 @@ class CausalGraph:
             arrows = [(a, "->", b) for a, b in data["edges"]] + [(a, "<->", b) for a, b in data["bidirected"]]
             marked = {(a, way, b) for a, way, b in data.get("unconfirmed", ())}
             if marked - set(arrows):
-                raise ValueError("an unconfirmed arrow that is no arrow")
+                raise ValueError("an unconfirmed arrow that is not an arrow")
             pieces = [_piece(*arrow, arrow in marked) for arrow in arrows]
             for name in {*data["nodes"], *(n for a, _, b in arrows for n in (a, b))}:
                 refuse_unwritable(name)  # "a; b" would come back as two nodes
@@ -240,7 +242,9 @@ class CausalGraph:
         except (KeyError, TypeError, ValueError) as error:
             if isinstance(error, UsageError):
                 raise
-            raise UsageError(f"this is not a graph written by cfaug ({error}); write the graph again") from error
+            raise UsageError(
+                f"expected a graph written by cfaug, got something else ({error}); write it again"
+            ) from error
 
     @property
     def digest(self) -> str:
@@ -272,7 +276,7 @@ def refuse_unwritable(name: str) -> None:
 
 
 def refuse_no_graph(graph: object) -> None:
-    """UsageError for what is no CausalGraph, such as the text of one."""
+    """UsageError for what is not a CausalGraph, such as the text of one."""
     if not isinstance(graph, CausalGraph):
         cure = "write CausalGraph(...) around it" if isinstance(graph, str) else "make one with CausalGraph(text)"
         raise UsageError(f"expected a CausalGraph, got {shown(graph)}; {cure}")
@@ -295,14 +299,14 @@ def refuse_if_ancestor(graph: CausalGraph, target: str, spurious: Iterable[str])
 
 
 def refuse_unconfirmed(graph: CausalGraph) -> None:
-    """UsageError, listing them, when arrows of ``graph`` are proposals of a discovery that nobody has confirmed.
+    """UsageError, listing them, when arrows of ``graph`` are unconfirmed proposals of a discovery.
 
-    A discovered arrow is a hypothesis: images made under it would carry it into every classifier trained on them.
+    Such an arrow is a hypothesis: images made under it would carry it into every classifier trained on them.
     """
     refuse_no_graph(graph)
     if graph.unconfirmed:
         raise UsageError(
-            f"the graph has edges that a discovery proposed and nobody confirmed: {'; '.join(graph.unconfirmed)}; "
+            f"graph: expected confirmed edges, got proposals of a discovery: {'; '.join(graph.unconfirmed)}; "
             "remove the ? from the edges you believe, or the edge"
         )
 

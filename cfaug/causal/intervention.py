@@ -1,16 +1,16 @@
-"""An intervention as a value: do(background="water") says what is done, and nothing about when or on which row.
+"""An intervention as a value: do(background="water") says what is done, not on which row.
 
     do(x=v)               x := v                           cuts x from its causes
-    do(x=shift(d))        x := f(parents, u) + d           keeps them: the mechanism's own answer, moved
+    do(x=shift(d))        x := f(parents, u) + d           keeps its causes: the mechanism's own answer, moved
     do(x=scale(s))        x := s f(parents, u)
-    do(x=flip())          x := the other of two values
+    do(x=flip())          x := the other one of two values
     do(x=resample())      x := a draw from its marginal distribution among the rows the SCM was fitted on; cuts
     do(x=uniform())       x := a draw from its observed values, or its observed range, uniformly; cuts
 
 Several attributes at once are one intervention. ``do()`` is the null intervention: acting with it changes nothing, and a
 counterfactual under it is a reconstruction. An intervention is hashable, printable and JSON; whether its attributes and
 values exist is for a schema to say (``Intervention.check``). The draws of the last two belong to the row's seed and are
-made by the SCM; a plan stores the values that came (``SCM.resolve``), never the wish.
+made by the SCM.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from cfaug.data.schema import IMAGE, Attribute, Schema
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, shown
 
 Value = str | int | float
 CHANGES = ("shift", "scale", "flip", "resample", "uniform")
@@ -59,7 +59,7 @@ class Change:
                 f"{where}: expected an attribute of two values, got {len(attribute.categories)}; use uniform() or set a value"
             )
         if self.kind == "shift" and attribute.kind == "ordinal" and self.amount != int(self.amount or 0):
-            raise UsageError(f"{where}: an ordinal attribute moves by whole ranks, got {self.amount:g}")
+            raise UsageError(f"{where}: expected a whole number of ranks of an ordinal attribute, got {self.amount:g}")
         return self
 
 
@@ -71,7 +71,7 @@ def shift(amount: float) -> Change:
 def scale(factor: float) -> Change:
     """Multiply by ``factor``, which is not 0."""
     if (number := _amount("scale", factor)) == 0:
-        raise UsageError("scale(0) would set every row to 0; write do(x=0) if that is meant")
+        raise UsageError("scale(0): expected a factor other than 0; write do(x=0) to set every row to 0")
     return Change("scale", number)
 
 
@@ -110,12 +110,12 @@ class Intervention:
 
     @property
     def assignments(self) -> Mapping[str, Value]:
-        """Attribute -> value, read-only: of those that are set to one, not of those in ``changes``."""
+        """Attribute -> value, read-only, of those that are set to a value."""
         return MappingProxyType({name: value for name, value in self.items if not isinstance(value, Change)})
 
     @property
     def changes(self) -> Mapping[str, Change]:
-        """Attribute -> change, read-only: of those that are not simply set."""
+        """Attribute -> change, read-only, of those that are changed in a different way."""
         return MappingProxyType({name: value for name, value in self.items if isinstance(value, Change)})
 
     @property
@@ -146,12 +146,12 @@ class Intervention:
 
 
 def do(mapping: Mapping[str, Any] | None = None, /, **values: Any) -> Intervention:
-    """do(background="water", age=shift(5)), or do({"hair colour": "black"}) for names that are no identifiers.
+    """do(background="water", age=shift(5)), or do({"hair colour": "black"}) for names that are not identifiers.
 
     Values are text, finite numbers or changes; UsageError for anything else, for ``image``, and for a name given twice.
     """
     if mapping is not None and not isinstance(mapping, Mapping):
-        raise UsageError(f"do(...) takes a mapping of attributes to values, or names, got {mapping!r}")
+        raise UsageError(f"do(...): expected a mapping of attributes to values, or keywords, got {shown(mapping)}")
     given = dict(mapping or {})
     for name, value in values.items():
         if name in given:
@@ -162,9 +162,9 @@ def do(mapping: Mapping[str, Any] | None = None, /, **values: Any) -> Interventi
 
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not name:
-        raise UsageError(f"do(...): an attribute's name is a non-empty text, got {name!r}")
+        raise UsageError(f"do(...): expected the name of an attribute, got {name!r}")
     if name == IMAGE:
-        raise UsageError("do(image=...) is not an intervention here: the image follows from its attributes; set those")
+        raise UsageError("do(...): expected attributes, got image, which follows from its attributes; set those")
     return name
 
 

@@ -1,6 +1,6 @@
 """The marginal distribution of every attribute among the rows an SCM was fitted on.
 
-What ``resample()`` and ``uniform()`` draw from, and what tells whether do(x=v) leaves the values that anybody has seen.
+``resample()`` and ``uniform()`` draw from it, and it tells whether do(x=v) leaves the values that occur.
 Discrete: the (weighted) share of every value. Continuous: 1 025 (weighted) quantiles, between which a draw is linear.
 """
 
@@ -21,7 +21,7 @@ QUANTILES = 1025
 
 @dataclass(frozen=True)
 class Marginal:
-    """Of one attribute: ``numbers`` are shares of its values (K,), or its quantiles (1 025,) when it is continuous."""
+    """The marginal of one attribute: ``numbers`` are shares of its values (K,), or its quantiles (1 025,) if continuous."""
 
     attribute: Attribute
     numbers: Array

@@ -1,14 +1,13 @@
-"""Exogenous noise: what abduction found for each row, and how the noises of attributes with a hidden common cause go together.
+"""Exogenous noise: what abduction found for each row, and the joint noise of attributes with a hidden common cause.
 
     a <-> b      (u_a, u_b) ~ P(u_a, u_b), not P(u_a) P(u_b)
 
-A district is a set of attributes joined by "<->". Its joint noise distribution is kept as the noises abducted from the
-training rows (at most 10 000 of them): a row of this bank is one draw of all of them at once, whatever form the dependence
-has and however many values the attributes take. Scalar normal noises of a draw are moved a little, z -> sqrt(1 - h^2) z + h e with h
-= 0.1, which keeps their N(0, 1) (a smoothed bootstrap: Silverman and Young 1987), so that a sample does not repeat rows.
+A district is a set of attributes joined by "<->". Its joint noise is kept as the noises abducted from at most 10 000 training
+rows: a row of this bank is one draw of all of them at once. Scalar normal noises of a draw are moved a little, z ->
+sqrt(1 - h^2) z + h e with h = 0.1, which keeps N(0, 1) (smoothed bootstrap: Silverman and Young 1987).
 
-Only sampling uses the bank. A counterfactual conditions on the noise abducted from its own row, in which the hidden cause
-has already spoken. do(a) replaces a's mechanism, and so cuts "a <-> b": b keeps its marginal noise.
+Only sampling uses the bank. A counterfactual conditions on the noise abducted from its own row. do(a) replaces a's mechanism,
+and so cuts "a <-> b": b keeps its marginal noise.
 """
 
 from __future__ import annotations
@@ -33,9 +32,8 @@ _PICK, _MOVE = 2**32, 2**33  # streams of their own: no node's number comes near
 class Noise:
     """What abduction found: per attribute the noise (B, K), and the factual rows it belongs to.
 
-    The noise is NaN where it cannot be known: the attribute or a parent of it has no value in that row. ``seeds`` (B,) are
-    the rows' own, from which ``resample()`` and ``uniform()`` draw. ``imputed`` (B, attributes) is True where a value of
-    ``factual`` was filled in, and None when nothing was asked to be.
+    The noise is NaN where it cannot be known: the attribute or one of its parents has no value in that row. ``seeds`` (B,) are
+    the rows' own, from which ``resample()`` and ``uniform()`` draw.
     """
 
     values: Mapping[str, Array]
@@ -46,12 +44,12 @@ class Noise:
         return len(self.factual)
 
     def moved(self, table: pd.DataFrame) -> Noise:
-        """The same noise in another world: ``table`` is what ``predict`` gave for it, and the next do() starts from there."""
+        """The same noise in a different world: ``table`` is what ``predict`` gave for it, and the next do() starts from there."""
         return Noise(self.values, table, self.seeds)
 
 
 class Districts:
-    """The joint noise of every set of attributes that "<->" joins: name -> (M, K) rows of one bank a district."""
+    """The joint noise of every set of attributes that "<->" joins: name -> (M, K), row i of a district being one draw."""
 
     def __init__(self, members: Sequence[Sequence[str]], bank: Mapping[str, Bank]) -> None:
         self.members = tuple(tuple(m) for m in members if len(m) > 1)
@@ -74,7 +72,7 @@ class Districts:
             needed = list(dict.fromkeys([*names, *(p for n in names for p in mechanisms[n].parents)]))
             rows = np.flatnonzero(table[needed].notna().all(axis=1).to_numpy())
             if not len(rows):
-                continue  # nobody ever saw them together: their noises stay independent
+                continue  # no row has them all: their noises stay independent
             if len(rows) > BANK or weights is not None:
                 rng = np.random.default_rng(int(seeds[0]))
                 p = None if weights is None else weights[rows] / weights[rows].sum()

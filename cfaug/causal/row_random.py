@@ -1,10 +1,10 @@
-"""Randomness that belongs to the row: every draw is a function of the row's seed, and of nothing else.
+"""Random draws that belong to the row: each is a function of the row's seed, and of nothing else.
 
     z_j = mix(seed + (j + 1) * gamma),   u_j = (floor(z_j / 2^12) + 1/2) / 2^52          SplitMix64
 
-Batch, order, chunk and process therefore change no draw, and a million rows are drawn at once: NumPy's generators would
-have to be built anew for every row (10 microseconds each). SplitMix64: Steele, Lea and Flood 2014, Fast splittable
-pseudorandom number generators; its finaliser passes BigCrush on consecutive counters. Not cryptographic.
+Batch, order, chunk and process therefore change no draw, and a million rows are drawn at once; NumPy has no vectorised
+generator with one seed per row. SplitMix64: Steele, Lea and Flood 2014, Fast splittable pseudorandom number generators; its
+finaliser passes BigCrush on consecutive counters. Not cryptographic.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
 def _mix(z: Seeds) -> Seeds:
-    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is the point
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is intended
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
 
 
 def natural(seed: object) -> int:
-    """``seed`` as a whole number in [0, 2^64); UsageError for anything else."""
+    """``seed`` as an int in [0, 2^64); UsageError for anything else."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise UsageError(f"a seed: expected a whole number from 0 to 2**64 - 1, got {seed!r}")
     return int(seed)
@@ -56,14 +56,14 @@ def row_seeds(seed: int | Sequence[int] | Seeds, keys: pd.Index) -> Seeds:
 
 
 def stream(seeds: Seeds, number: int) -> Seeds:
-    """(B,) seeds of an independent family: one number for each node, or purpose, that draws from the same row."""
+    """(B,) seeds of an independent family: one ``number`` per node, or purpose, that draws for the same row."""
     with np.errstate(over="ignore"):
         salt = _mix(np.array([number], dtype=np.uint64) * _GAMMA + np.uint64(0xD1B54A32D192ED03))
     return _mix(seeds ^ salt)
 
 
 def fork(seeds: Seeds, count: int) -> Seeds:
-    """(B * count,): ``count`` independent seeds of every row, those of one row side by side."""
+    """(B * count,): ``count`` independent seeds per row, those of one row side by side."""
     with np.errstate(over="ignore"):
         counters = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
         return _mix(stream(seeds, count)[:, None] + counters).reshape(-1)

@@ -1,21 +1,20 @@
-"""The assumption card of a fitted SCM: what has to be true for its counterfactuals to be, short enough for an appendix.
+"""The assumption card of a fitted SCM: what has to be true for its counterfactuals to be right.
 
-It lists what was assumed and what the data could decide (``cfaug.causal.audit.identification``); it does not test anything:
-``cfaug.causal.audit.falsification`` confronts the graph with the table, and the run's report shows both.
+It lists what was assumed and what the data could decide (``cfaug.causal.audit.identification``). It tests nothing:
+``cfaug.causal.audit.falsification`` confronts the graph with the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
-from cfaug.causal.audit.identification import STATUSES, identification_rows
+from cfaug.causal.audit.confounding import missing_counts
+from cfaug.causal.audit.identification import STATUSES, identification
+from cfaug.causal.scm import SCM
 from cfaug.data.schema import IMAGE
-
-if TYPE_CHECKING:
-    from cfaug.causal.scm import SCM
 
 STATUS_WORDS: Mapping[str, str] = {
     "unchanged": "stays as it is",
@@ -35,8 +34,7 @@ _HIDDEN = (
 )
 _MISSING = (
     "A mechanism is fitted on the rows that have its attribute and all its parents, which is unbiased if what is missing does not "
-    "depend on the attribute given its parents. Where a noise is not known, what would be computed from it stays missing, unless "
-    "imputation was asked for."
+    "depend on the attribute given its parents. Where a noise is not known, what would be computed from it stays missing."
 )
 _CONDITIONS = (
     "the new value is drawn independently of the target (from the marginal, or uniformly), never from p(attribute | target)",
@@ -48,27 +46,35 @@ _CONDITIONS = (
 def assumption_card(scm: SCM, table: pd.DataFrame | None = None) -> dict[str, Any]:
     """The card of a fitted ``scm`` as plain data; ``table`` (the one it was fitted to) adds the counts of missing values.
 
-    ``{"graph": text, "edges", "unconfirmed": [texts], "hidden": {"pairs": [[a, b]], "means": text} , "outside": [attributes that the
-    graph does not name], "mechanisms": {name: {"parents", "kind", "convention", "monotone", "parameters", "rows"}}, "conventions": [{"convention", "kinds"}], "missing":
-    {"counts": {name: rows without}, "policy"}, "label": {"target", "spurious": {name: {"safe", "path"}}, "conditions"} or None,
-    "identification": rows, "summary": rows grouped by what they have in common, "image": [lines] , "text": Markdown}``.
-    ``counts`` is {} without a table. Raises UsageError before ``fit``.
+    ``{"graph": text, "edges", "unconfirmed": [texts], "hidden": {"pairs", "means"}, "outside": [attributes that the graph does not
+    name], "mechanisms": {name: {"parents", "kind", "convention", "monotone", "parameters", "rows"}}, "conventions":
+    [{"convention", "kinds"}], "missing": {"counts", "policy"}, "label": {"target", "spurious": {name: {"safe", "path"}}, "conditions"}
+    or None, "identification": rows, "summary": groups of them, "image": [lines], "text": Markdown}``. UsageError before ``fit``.
     """
-    graph, schema = scm.graph, scm.schema
-    present = None if table is None else schema.canonical(table).notna()
-    mechanisms = {}
-    for name in scm.order:
-        mechanism = scm.mechanism(name)
+    graph, schema, fitted = scm.graph, scm.schema, scm.fitted
+    mechanisms: dict[str, dict[str, Any]] = {}
+    kinds: dict[str, list[str]] = {}
+    for name, one in fitted.mechanisms.items():
         mechanisms[name] = {
-            "parents": list(mechanism.parents),
-            "kind": mechanism.kind,
-            "convention": mechanism.convention,
-            "monotone": bool(mechanism.monotone),
-            "parameters": int(mechanism.parameters),
-            "rows": scm.fitted.rows[name],
+            "parents": list(one.parents),
+            "kind": one.kind,
+            "convention": one.convention,
+            "monotone": bool(one.monotone),
+            "parameters": int(one.parameters),
+            "rows": fitted.rows[name],
         }
-    counts = {} if present is None else {str(n): int(k) for n, k in (~present).sum().items() if k}
-    found = identification_rows(scm)
+        if one.kind not in kinds.setdefault(one.convention, []):
+            kinds[one.convention].append(one.kind)
+    label = None
+    if schema.target is not None:
+        known = schema.target in graph
+        paths = {n: graph.directed_path(n, schema.target) if known and n in graph else None for n in schema.spurious}
+        label = {
+            "target": schema.target,
+            "spurious": {n: {"safe": path is None, "path": path} for n, path in paths.items()},
+            "conditions": list(_CONDITIONS),
+        }
+    rows = identification(graph, {name: fitted.mechanisms[name] for name in graph.attributes})
     card: dict[str, Any] = {
         "graph": str(graph),
         "edges": [list(edge) for edge in graph.edges],
@@ -76,38 +82,18 @@ def assumption_card(scm: SCM, table: pd.DataFrame | None = None) -> dict[str, An
         "hidden": {"pairs": [list(pair) for pair in graph.bidirected], "means": _HIDDEN},
         "outside": [n for n in schema.names if n not in graph],
         "mechanisms": mechanisms,
-        "conventions": _conventions(mechanisms),
-        "missing": {"counts": counts, "policy": _MISSING},
-        "label": _label(scm),
-        "identification": found,
-        "summary": summary(found),
+        "conventions": [{"convention": convention, "kinds": names} for convention, names in kinds.items()],
+        "missing": {"counts": {} if table is None else missing_counts(table, schema), "policy": _MISSING},
+        "label": label,
+        "identification": rows,
+        "summary": summary(rows),
         "image": list(IMAGE_LINES) if IMAGE in graph else [],
     }
     return card | {"text": _markdown(card)}
 
 
-def _conventions(mechanisms: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every convention once, with the kinds of mechanism that have it."""
-    kinds: dict[str, list[str]] = {}
-    for one in mechanisms.values():
-        same = kinds.setdefault(one["convention"], [])
-        same += [one["kind"]] * (one["kind"] not in same)
-    return [{"convention": convention, "kinds": names} for convention, names in kinds.items()]
-
-
-def _label(scm: SCM) -> dict[str, Any] | None:
-    graph, target = scm.graph, scm.schema.target
-    if target is None:
-        return None
-    spurious = {}
-    for name in scm.schema.spurious:
-        path = graph.directed_path(name, target) if name in graph and target in graph else None
-        spurious[name] = {"safe": path is None, "path": path}
-    return {"target": target, "spurious": spurious, "conditions": list(_CONDITIONS)}
-
-
 def summary(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The rows about attributes that do change, those of one status and one reason together: strongest status first.
+    """The rows about attributes that change, grouped by status and reason, the strongest status first.
 
     ``[{"status", "under", "pairs": [[do, outcome], ...], "effects": [pairs whose effect on the whole population is identified]}]``.
     """
@@ -136,20 +122,13 @@ def effect_words(group: Mapping[str, Any]) -> str:
     return "only " + ", ".join(pair_words(p) for p in group["effects"])
 
 
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    # a bar, as in p(a | b), would end the cell
+    cells = [[str(c).replace("|", "\\|") for c in line] for line in (head, ["---"] * len(head), *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
 def _markdown(card: Mapping[str, Any]) -> str:
-    parts = ["# What these counterfactuals assume", _graph_part(card), _mechanism_part(card)]
-    if card["missing"]["counts"]:
-        counts = ", ".join(f"{name} in {n} rows" for name, n in card["missing"]["counts"].items())
-        parts.append(f"**Missing values** ({counts}). {card['missing']['policy']}")
-    if card["label"]:
-        parts.append(_label_part(card["label"]))
-    parts.append(_identification_part(card))
-    if card["image"]:
-        parts.append("**The image.** " + " ".join(card["image"]))
-    return "\n\n".join(parts) + "\n"
-
-
-def _graph_part(card: Mapping[str, Any]) -> str:
     text = (
         f"**Graph.** `{card['graph']}`. It is taken for true: every arrow that is there, and every arrow that is not."
     )
@@ -157,53 +136,40 @@ def _graph_part(card: Mapping[str, Any]) -> str:
         text += f" Proposed by discovery and confirmed by nobody: {', '.join(f'`{e}`' for e in card['unconfirmed'])}."
     if card["outside"]:
         text += f" Not in the graph, hence left as they are under every do(): {', '.join(card['outside'])}."
+    parts = ["# What these counterfactuals assume", text]
     if card["hidden"]["pairs"]:
         pairs = ", ".join(f"`{a} <-> {b}`" for a, b in card["hidden"]["pairs"])
-        text += f"\n\n**Hidden common causes** ({pairs}). {card['hidden']['means']}"
-    return text
-
-
-def _cell(text: object) -> str:
-    return str(text).replace("|", "\\|")  # a bar, as in p(a | b), would end the cell
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
-
-
-def _mechanism_part(card: Mapping[str, Any]) -> str:
-    found = card["mechanisms"]
-    table = _table(
-        ["attribute", "parents", "mechanism", "fitted numbers", "rows"],
-        [(n, ", ".join(m["parents"]) or "none", m["kind"], m["parameters"], m["rows"]) for n, m in found.items()],
-    )
-    lines = [f"- {', '.join(one['kinds'])}: {one['convention']}" for one in card["conventions"]]
-    return "**Mechanisms** of the attributes, and the noise that each takes:\n\n" + table + "\n\n" + "\n".join(lines)
-
-
-def _label_part(label: Mapping[str, Any]) -> str:
-    lines = []
-    for name, one in label["spurious"].items():
-        if one["safe"]:
-            lines.append(f"- do({name}): yes, no directed path leads from {name} to {label['target']}")
-        else:
-            lines.append(f"- do({name}): NO, {' -> '.join(one['path'])}: the intervention changes the label")
-    conditions = "; ".join(label["conditions"])
-    return f"**Keeping the label** {label['target']} is right only if {conditions}. By the graph:\n\n" + "\n".join(
-        lines
-    )
-
-
-def _identification_part(card: Mapping[str, Any]) -> str:
-    head = "**Which counterfactuals the data decide**, if the graph is true and every combination of parents occurs."
-    if not card["summary"]:
-        return head + " No attribute follows from another: do() changes what is set, and the image."
-    rows = [
-        (", ".join(pair_words(p) for p in g["pairs"]), STATUS_WORDS[g["status"]], g["under"], effect_words(g))
-        for g in card["summary"]
+        parts.append(f"**Hidden common causes** ({pairs}). {card['hidden']['means']}")
+    parts.append("**Mechanisms** of the attributes, and the noise that each takes:")
+    rows: list[tuple[object, ...]] = [
+        (name, ", ".join(m["parents"]) or "none", m["kind"], m["parameters"], m["rows"])
+        for name, m in card["mechanisms"].items()
     ]
-    table = _table(
-        ["counterfactual", "in one row", "assuming, or because", "effect on the population identified"], rows
-    )
-    return f"{head}\n\n{table}\n\nWhatever is not listed stays as it is."
+    parts.append(_table(["attribute", "parents", "mechanism", "fitted numbers", "rows"], rows))
+    parts.append("\n".join(f"- {', '.join(one['kinds'])}: {one['convention']}" for one in card["conventions"]))
+    if card["missing"]["counts"]:
+        counts = ", ".join(f"{name} in {n} rows" for name, n in card["missing"]["counts"].items())
+        parts.append(f"**Missing values** ({counts}). {card['missing']['policy']}")
+    if label := card["label"]:
+        conditions = "; ".join(label["conditions"])
+        parts.append(f"**Keeping the label** {label['target']} is right only if {conditions}. By the graph:")
+        parts.append("\n".join(_label_line(name, one, label["target"]) for name, one in label["spurious"].items()))
+    head = "**Which counterfactuals the data decide**, if the graph is true and every combination of parents occurs."
+    if card["summary"]:
+        rows = [
+            (", ".join(map(pair_words, g["pairs"])), STATUS_WORDS[g["status"]], g["under"], effect_words(g))
+            for g in card["summary"]
+        ]
+        columns = ["counterfactual", "in one row", "assuming, or because", "effect on the population identified"]
+        parts += [head, _table(columns, rows), "Whatever is not listed stays as it is."]
+    else:
+        parts.append(head + " No attribute follows from a different one: do() changes what is set, and the image.")
+    if card["image"]:
+        parts.append("**The image.** " + " ".join(card["image"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _label_line(name: str, one: Mapping[str, Any], target: str) -> str:
+    if one["safe"]:
+        return f"- do({name}): yes, no directed path leads from {name} to {target}"
+    return f"- do({name}): NO, {' -> '.join(one['path'])}: the intervention changes the label"

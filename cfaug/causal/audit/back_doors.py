@@ -1,9 +1,9 @@
-"""What the graph says of an intervention: does it keep the label, what follows from it, and by what ways the two are confounded.
+"""What the graph says of an intervention: whether it keeps the label, what follows from it, and through which paths it is confounded.
 
 A path from the target to an attribute is *open*, nothing being conditioned on, when it has no collider (-> v <-): it climbs
 against the arrows, turns at most once, at a common cause, and comes down (J. Pearl, Causality, 2009, ch. 1.2.3 and 3.3.1).
 It is a *back door* of the attribute when it arrives there through an arrow that points at it; do(attribute) cuts that arrow.
-``a <-> b`` is written out as a <- hidden -> b. All of it is the graph's word: no row of the table is looked at.
+``a <-> b`` is written out as a <- hidden -> b. No row of the table is looked at.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cfaug.causal.graph import CausalGraph
 from cfaug.data.schema import IMAGE, Schema
 
 MOST_PATHS = 3
-_MOST_TRIED = 200  # a dense graph has more ways than anybody reads
+_MOST_TRIED = 200  # a dense graph has more paths than anyone reads
 
 
 def back_doors(graph: CausalGraph, target: str, attribute: str, most: int = MOST_PATHS) -> list[str]:
@@ -29,7 +29,7 @@ def back_doors(graph: CausalGraph, target: str, attribute: str, most: int = MOST
     found: list[tuple[int, str]] = []
     for path in islice(_open_walks(graph, target, attribute), _MOST_TRIED):
         text, steps = _written(path)
-        # of equally short ones the first by name: the order they are found in is nobody's promise
+        # of equally short ones the first by name, so that the answer does not depend on the search
         if len(found) >= most and steps > found[most - 1][0]:
             break
         found = sorted([*found, (steps, text)])
@@ -77,7 +77,7 @@ def safe_interventions(graph: CausalGraph, schema: Schema, target: str) -> dict[
     """Attribute -> ``{"safe", "why", "path", "recomputed", "open_paths"}``, for all of schema and graph.
 
     ``safe``: a counterfactual under do(attribute) may keep its label, for the graph has no directed path (``path``) from
-    it to the target; False as well where the graph cannot say, since it lacks the attribute or the target.
+    it to the target; False as well where the graph lacks the attribute or the target.
     ``recomputed``: the attributes that follow from it; ``open_paths``: the back doors through which it is confounded.
     """
     found: dict[str, dict[str, Any]] = {}

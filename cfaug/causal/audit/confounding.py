@@ -7,10 +7,9 @@
     I(Y; A | Z) = sum_z n_z / n I(Y; A | Z = z)        likewise, minus the chance of every stratum
 
 Dependence between factors as the measure of confounding: Reddy et al., arXiv 2305.18183. Mutual information and V take a
-continuous attribute by its quartiles. In few rows independent columns seem dependent, so every figure stands beside what
-chance would show and a p-value: chi2 (n - 1) / n against chi-square, whose mean under shuffling is then exact. Rows that
-lack a value of the pair are left out. Nothing here says anything about pixels: a table that looks balanced does not prove
-that the images are. Nor is dependence causation: conditioning on a common effect makes dependence of its own.
+continuous attribute by its quartiles. In few rows independent columns seem dependent, so every figure stands beside what chance
+would show and a p-value: chi2 (n - 1) / n against chi-square. Rows that lack a value of the pair are left out. Nothing here
+says anything about pixels, and dependence is not causation.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def _levels(column: pd.Series, own: Schema, name: str, cuts: pd.Series) -> Codes
 
 
 def _pair(table: pd.DataFrame, schema: Schema, a: str, b: str) -> Array:
-    """The contingency table of two attributes in the rows that have both; DataError when there is none."""
+    """The contingency table of two attributes in the rows that have both; DataError when no row has both."""
     own = Schema([schema[name] for name in dict.fromkeys((a, b))], schema.target if schema.target in (a, b) else None)
     both = own.fit(table, own.names).canonical(table).dropna()
     if both.empty:

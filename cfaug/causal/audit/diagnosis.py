@@ -1,9 +1,9 @@
 """The diagnosis before anything is fitted: how bad is the shortcut, and on which attributes may one intervene?
 
 One screen for people (``text``), plain data for the report: the dependence of the target and every attribute, alone and
-given the others (``cfaug.causal.audit.confounding``), the groups and what they are worth, and what the graph says of every
-intervention (``cfaug.causal.audit.back_doors``). It does not test the graph, beyond one remark: a spurious attribute that depends on the
-target although the graph gives them no way to.
+given the others (``confounding``), the groups and what they are worth, and what the graph says of every intervention
+(``back_doors``). It does not test the graph, beyond one remark: a spurious attribute that depends on the target although the
+graph has no open path between them.
 """
 
 from __future__ import annotations
@@ -43,19 +43,18 @@ def diagnose(table: pd.DataFrame, schema: Schema, graph: CausalGraph | None = No
     ``{"n", "missing": {name: rows without it}, "target", "spurious": {...}, "attributes": {...}, "interventions": {...},
     "text": [lines of at most 160 characters]}``.
 
-    ``spurious[name]``: ``n`` (the rows that have it, which alone its figures and groups are of), ``nmi``, ``cramers_v``,
-    ``groups``, ``smallest_group`` {"name", "n"} (of those with any rows), ``rarest_groups`` (up to three of the like),
-    ``empty_groups``, ``effective_sample_size`` (Kish's, of the rows weighted so that every group that has any counts the
-    same), ``safe`` and ``path``: False, and the directed path to the target, when the graph has one, so that
-    an intervention could not keep the label.
+    ``spurious[name]``: ``n`` (the rows that have it, which its figures and groups are of), ``nmi``, ``cramers_v``, ``groups``,
+    ``smallest_group`` {"name", "n"} (of those with any rows), ``rarest_groups`` (up to three), ``empty_groups``,
+    ``effective_sample_size`` (Kish's, of rows weighted so that every group with any rows counts the same), ``safe`` and ``path``:
+    False and the directed path to the target when the graph has one, so that an intervention could not keep the label.
 
-    ``attributes[name]``, spurious ones first: ``role`` ("spurious" or "other"), ``kind``, the fields of ``Dependence`` on the target,
-    ``eta``, ``eta_chance``, ``eta_p_value`` (None unless continuous), ``dependent`` (p < 0.01; of eta or of the quartiles, halved,
-    for a continuous one), ``conditional``: the fields of ``Conditional`` given all other attributes, and ``given``, their names.
+    ``attributes[name]``, spurious ones first: ``role`` ("spurious" or "other"), ``kind``, the fields of ``Dependence`` on the
+    target, ``eta``, ``eta_chance``, ``eta_p_value`` (None unless continuous), ``dependent`` (p < 0.01; of eta or of the quartiles,
+    halved, for a continuous one), ``conditional``: the fields of ``Conditional`` given all other attributes, and ``given``, their
+    names. ``interventions`` as ``safe_interventions`` gives it; {} without a graph.
 
-    ``interventions`` as ``safe_interventions`` gives it; {} without a graph.
-
-    Raises UsageError without target or spurious attribute and for what is no table, schema or graph, DataError for a spurious attribute without any value.
+    Raises UsageError without target or spurious attribute and for what is not a table, schema or graph; DataError for a
+    spurious attribute without any value.
     """
     refuse_no_table(table)
     refuse_no_schema(schema)
@@ -64,7 +63,8 @@ def diagnose(table: pd.DataFrame, schema: Schema, graph: CausalGraph | None = No
         refuse_no_graph(graph)
         graph.check(schema)
     missing = missing_counts(table, schema)
-    groups = _groups(table, schema)
+    grouper = Grouper.fit(table, schema)
+    groups = _groups(table, grouper)
     attributes = _attributes(table, schema, target, missing)
     interventions = safe_interventions(graph, schema, target) if graph is not None else {}
     found: dict[str, Any] = {}
@@ -72,8 +72,7 @@ def diagnose(table: pd.DataFrame, schema: Schema, graph: CausalGraph | None = No
         path = interventions[name]["path"] if interventions else None
         measures = {key: attributes[name][key] for key in ("n", "nmi", "cramers_v")}
         found[name] = {**measures, **groups[name], "safe": path is None, "path": path}
-    values = len(Grouper.fit(table, schema).schema[target].categories)
-    lines = [f"{len(table)} rows, target {target} ({values} values)"]
+    lines = [f"{len(table)} rows, target {target} ({len(grouper.schema[target].categories)} values)"]
     lines += [f"{m}: {n} of {len(table)} rows have no value ({100 * n / len(table):.0f} %)" for m, n in missing.items()]
     result = {
         "n": len(table),
@@ -87,11 +86,10 @@ def diagnose(table: pd.DataFrame, schema: Schema, graph: CausalGraph | None = No
     return result | {"text": wrapped(lines)}
 
 
-def _groups(table: pd.DataFrame, schema: Schema) -> dict[str, dict[str, Any]]:
-    grouper = Grouper.fit(table, schema)
+def _groups(table: pd.DataFrame, grouper: Grouper) -> dict[str, dict[str, Any]]:
     labels = grouper.labels(table, missing=True)
     found = {}
-    for name in schema.spurious:
+    for name in grouper.spurious:
         sizes = labels[name].value_counts().reindex(list(grouper.names(name)), fill_value=0)
         filled = sizes[sizes > 0].sort_values(kind="stable")
         rarest = [{"name": str(g), "n": int(n)} for g, n in filled.head(RAREST).items()]
@@ -139,21 +137,14 @@ def _attributes(
 
 # --- words
 def wrapped(lines: list[str]) -> list[str]:
-    """The lines, none longer than 160 characters; what goes on is indented."""
+    """The lines, none longer than 160 characters; a continued line is indented."""
     parts = (textwrap.wrap(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for line in lines)
     return [part for line, found in zip(lines, parts) for part in ([line] if len(line) <= WIDTH else found)]
 
 
-def aligned(table: list[list[str]], texts: int) -> list[str]:
-    """Rows of cells as lines: the first ``texts`` columns to the left (the first cut to fit), figures to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*table)]
-    widths[0] = min(widths[0], WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
-    lines = []
-    for first, *rest in table:
-        cells = [first[: widths[0]], *rest]
-        sides = [c.ljust(w) if i < texts else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths))]
-        lines.append("  ".join(sides).rstrip())
-    return lines
+def table_lines(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Cells by attribute and column as lines under a head."""
+    return pd.DataFrame.from_dict(rows, orient="index").to_string().splitlines()
 
 
 def p_text(p: float) -> str:
@@ -162,74 +153,64 @@ def p_text(p: float) -> str:
 
 
 def _measure_lines(result: Mapping[str, Any]) -> list[str]:
-    head = ["attribute", "role", "rows", "nats", "NMI", "chance", "V", "V~", "eta", "p", "given others"]
-    table, notes = [head], []
+    table: dict[str, dict[str, str]] = {}
+    unsaid: dict[str, list[str]] = {}
     for name, row in result["attributes"].items():
-        share, continuous = row["conditional"], row["eta"] is not None
-        p = min(1.0, 2 * min(row["p_value"], row["eta_p_value"])) if continuous else row["p_value"]
-        figures = [
-            row["mutual_information"],
-            row["nmi"],
-            row["nmi_chance"],
-            row["cramers_v"],
-            row["cramers_v_corrected"],
-        ]
-        given = "-" if share["value"] is None else f"{share['value'] + 0.0:+.3f} (p {p_text(share['p_value'])})"
-        eta = f"{row['eta']:.3f}" if continuous else "-"
-        table.append([name, row["role"], str(row["n"]), *(f"{f:.3f}" for f in figures), eta, p_text(p), given])
+        share, eta = row["conditional"], row["eta"]
+        p = row["p_value"] if eta is None else min(1.0, 2 * min(row["p_value"], row["eta_p_value"]))
+        table[name] = {
+            "role": row["role"],
+            "rows": str(row["n"]),
+            "nats": f"{row['mutual_information']:.3f}",
+            "NMI": f"{row['nmi']:.3f}",
+            "chance": f"{row['nmi_chance']:.3f}",
+            "V": f"{row['cramers_v']:.3f}",
+            "V~": f"{row['cramers_v_corrected']:.3f}",
+            "eta": "-" if eta is None else f"{eta:.3f}",
+            "p": p_text(p),
+            "given others": "-"
+            if share["value"] is None
+            else f"{share['value'] + 0.0:+.3f} (p {p_text(share['p_value'])})",
+        }
         if share["value"] is None and share["given"]:
-            notes.append((name, share["why"]))
-    target = result["target"]
-    lines = [
-        f"dependence on {target} (NMI beside what chance shows; V~ without bias; p of independence; nats given the others)"
-    ]
-    lines += aligned(table, 2)
-    for why in dict.fromkeys(why for _, why in notes):
-        lines.append(f"given the others, not said for {', '.join(n for n, w in notes if w == why)}: {why}")
-    return lines
+            unsaid.setdefault(share["why"], []).append(name)
+    head = f"dependence on {result['target']} (NMI beside what chance shows; V~ without bias; p of independence; nats given the others)"
+    notes = [f"given the others, not said for {', '.join(names)}: {why}" for why, names in unsaid.items()]
+    return [head, *table_lines(table), *notes]
 
 
 def _group_lines(result: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, row in result["spurious"].items():
-        n = row["n"]
+        n, empty = row["n"], row["empty_groups"]
         rarest = ", ".join(f"{g['name']} (n = {g['n']})" for g in row["rarest_groups"])
-        empty = row["empty_groups"]
         named = f": {', '.join(empty[:RAREST])}{', ...' if len(empty) > RAREST else ''}" if empty else ""
         worth = f"balancing {n} rows leaves what {row['effective_sample_size']:.0f} independent rows would tell"
-        rest = (
-            ""
-            if n == result["n"]
-            else f"these figures are of the {n} rows that have {name}, the others are in no group"
-        )
         lines.append(f"{name}: {row['groups']} groups, {len(empty)} empty{named}; rarest {rarest}; {worth}")
-        lines += [f"{name}: {rest}"] * bool(rest)
+        if n < result["n"]:
+            lines.append(f"{name}: these figures are of the {n} rows that have {name}, the others are in no group")
     return lines
 
 
 def _intervention_lines(result: Mapping[str, Any]) -> list[str]:
     lines, target = [], result["target"]
-    quiet = []  # of an attribute nobody means to intervene on, only that it may not be is worth a line
+    others = []  # of an attribute that is not to be intervened on, only a danger is worth a line
     for name, row in result["interventions"].items():
-        spurious = name in result["spurious"]
         if name == target:
             continue
         if not row["safe"]:
             lines.append(f"{name}: not safe to intervene on, {row['why']}")
-            continue
-        if not spurious:
-            quiet.append(name)
-            continue
-        text = f"{name}: safe to intervene on, {row['why']}"
-        if row["recomputed"]:
-            text += f"; recomputed with it: {', '.join(row['recomputed'])}"
-        lines.append(text)
-        if row["open_paths"]:
-            lines.append(f"{name}: confounded through {'; '.join(row['open_paths'])}; do({name}) cuts it")
-        elif result["attributes"][name]["dependent"]:
-            lines.append(
-                f"{name}: depends on {target}, yet the graph has no way between them: an arrow, a <-> or how the rows were selected is missing"
-            )
-    if quiet:
-        lines.append(f"also safe, though not listed as spurious: {', '.join(quiet)}")
+        elif name not in result["spurious"]:
+            others.append(name)
+        else:
+            follows = f"; recomputed with it: {', '.join(row['recomputed'])}" if row["recomputed"] else ""
+            lines.append(f"{name}: safe to intervene on, {row['why']}{follows}")
+            if row["open_paths"]:
+                lines.append(f"{name}: confounded through {'; '.join(row['open_paths'])}; do({name}) cuts it")
+            elif result["attributes"][name]["dependent"]:
+                lines.append(
+                    f"{name}: depends on {target}, yet the graph has no way between them: an arrow, a <-> or how the rows were selected is missing"
+                )
+    if others:
+        lines.append(f"also safe, though not listed as spurious: {', '.join(others)}")
     return lines

@@ -1,15 +1,12 @@
 """What the graph says the data must show, tested: every conditional independence among the observed attributes.
 
     a _||_ b | given   in every table that the graph can produce, whenever ``given`` m-separates a and b
-    corrected p of the i-th smallest of m:  max over j <= i of min(1, (m - j + 1) p_(j))
+    corrected p of the i-th smallest of m:  max over j <= i of min(1, (m - j + 1) p_(j))          Holm (1979)
 
-m-separation: ``CausalGraph.separated``. The correction is Holm's (1979): the chance of even one false alarm is at most
-alpha, however the tests depend on each other; here they do, because many of them follow from others.
-
-A failing test says that the graph, or an assumption of the test, is wrong; it does not say which edge. No failing test
-confirms nothing: graphs that imply no independence are never contradicted, and a dependence too weak for n rows is
-missed. Not tested at all: what a graph says beyond conditional independences (Verma and Pearl 1990), the direction of
-arrows that leaves every independence as it is, the shape of a mechanism, and everything about the image.
+The chance of even one false alarm is at most alpha, however the tests depend on each other. A failing test says that the
+graph, or an assumption of the test, is wrong, not which edge. No failing test confirms nothing: a graph that implies no
+independence is never contradicted, and a dependence too weak for n rows is missed. Not tested: what a graph says beyond
+conditional independences (Verma and Pearl 1990), directions that leave every independence as it is, and the image.
 """
 
 from __future__ import annotations
@@ -38,9 +35,8 @@ Claim = tuple[str, str, tuple[str, ...]]
 class Implied:
     """What a graph implies among some attributes.
 
-    ``claims`` are sorted by the size of ``given``; ``complete`` is False when only one separator a pair is listed, one
-    from which nothing can be left out. ``silent`` are the pairs without an edge that no set of attributes separates: what the
-    graph claims there, if anything, is no conditional independence.
+    ``claims`` are sorted by the size of ``given``; ``complete`` is False when only one minimal separator per pair is listed.
+    ``silent`` are the pairs without an edge that no set of attributes separates.
     """
 
     claims: tuple[Claim, ...]
@@ -51,13 +47,13 @@ class Implied:
 def implied(graph: CausalGraph, names: Sequence[str], most: int = 1000) -> Implied:
     """The conditional independences that ``graph`` implies among the attributes ``names``.
 
-    All pairs with all their separating subsets of the other names, when these are at most ``most``; otherwise one
-    separator a pair from which nothing can be left out, and of those the first ``most``.
-    Raises UsageError for a name that the graph does not have, ``most`` below 1, and for what is no CausalGraph.
+    All pairs with all their separating subsets of the other names, when these are at most ``most``; otherwise one minimal
+    separator per pair, and of those the first ``most``.
+    Raises UsageError for a name that the graph does not have, ``most`` below 1, and for what is not a CausalGraph.
     """
     refuse_no_graph(graph)
     if isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1:
-        raise UsageError(f"most must be a whole number, at least 1 test, got {shown(most)}; leave it at 1000")
+        raise UsageError(f"most: expected a whole number of tests from 1 up, got {shown(most)}; leave it at 1000")
     for name in names:
         graph.parents(name)
     names = [n for n in graph.attributes if n in set(names)]
@@ -73,11 +69,6 @@ def implied(graph: CausalGraph, names: Sequence[str], most: int = 1000) -> Impli
             return Implied(tuple(sorted(claims, key=_simple_first)), True, silent)
     few = sorted(((a, b, separators[a, b] or ()) for a, b in open_pairs), key=_simple_first)
     return Implied(tuple(few[:most]), False, silent)
-
-
-def implied_independences(graph: CausalGraph, names: Sequence[str], most: int = 1000) -> list[Claim]:
-    """The claims of :func:`implied` as (a, b, given); arguments and errors as there."""
-    return list(implied(graph, names, most).claims)
 
 
 def _simple_first(claim: Claim) -> tuple[int, Claim]:
@@ -124,17 +115,16 @@ def falsify(
     """Test on ``table`` what ``graph`` implies, as plain data.
 
     ``{"n", "alpha", "correction": "holm", "tests": [{"a", "b", "given", "p", "p_corrected", "fails", "n", "decided"}], "failed",
-    "tested", "undecided", "complete", "detectable", "silent", "sampled", "text": [lines]}``; tests by p, so failing ones come first. ``n`` of
-    a test are the rows that have all its attributes, at most 20 000 of them (``sampled`` says so in words). A test is not
-    ``decided`` (p = 1) when an attribute is constant in its rows, or follows from the condition, or the rows are too few: the correction does not count it. ``tested`` are the others.
-    ``detectable``: the partial correlation that every decided test would find four times in five at alpha / tested, None
-    without any; a measure of what may have been missed, not a promise (see :func:`detectable`).
-    Attributes that the graph does not name are not tested: the graph says nothing of them.
-    Raises UsageError for an ``alpha`` outside (0, 1), for a graph that does not fit the schema, and for what is no table, schema
-    or graph.
+    "tested", "undecided", "complete", "detectable", "silent", "sampled", "text": [lines]}``; tests by p, so failing ones come
+    first. ``n`` of a test are the rows that have all its attributes, at most 20 000 of them (``sampled`` says so in words). A test
+    is not ``decided`` (p = 1, not counted by the correction) when an attribute is constant in its rows, or follows from the
+    condition, or the rows are too few; ``tested`` are the others. ``detectable``: the partial correlation that every decided test
+    would find four times in five at alpha / tested, None without any. Attributes that the graph does not name are not tested.
+    Raises UsageError for an ``alpha`` outside (0, 1), a graph that does not fit the schema, and what is not a table, schema or
+    graph.
     """
     if isinstance(alpha, bool) or not isinstance(alpha, float | int | np.number) or not 0 < alpha < 1:
-        raise UsageError(f"alpha, the chance of a false alarm, is between 0 and 1, got {shown(alpha)}; 0.05 is usual")
+        raise UsageError(f"alpha: expected a number between 0 and 1, got {shown(alpha)}; 0.05 is usual")
     refuse_no_table(table)
     refuse_no_graph(graph)
     graph.check(schema)

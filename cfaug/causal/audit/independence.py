@@ -1,25 +1,17 @@
 """Conditional independence of mixed columns: is ``a`` independent of ``b`` given ``Z``, whatever their kinds?
 
-Every column becomes features f: K - 1 indicators of a discrete one, the first three Legendre polynomials of its ranks
-for a continuous one (so the answer does not change with a monotone transform of a column). Each feature is regressed on
-a basis of Z: the features and cubic splines of every member, and products of pairs while there are rows for them. A
-discrete column is regressed by multinomial logistic regression (on few splines: it costs more, and an error of it
-counts only times an error of the other regression), a continuous one by least squares. With residuals r,
+Every column becomes features f: K - 1 indicators of a discrete one, the first three Legendre polynomials of its ranks for a
+continuous one. They are regressed on a basis of Z (its features, cubic splines, products of pairs), discrete columns by
+multinomial logistic regression, continuous ones by least squares. With residuals r,
 
     S = sum_i r_a,i (x) r_b,i        C = sum_i E[r_a r_a' | z_i] (x) E[r_b r_b' | z_i]        T = S' C^-1 S
 
-and T is chi-square with (features of a)(features of b) degrees of freedom when a and b are independent given Z. It is
-the score test of the two nested likelihood-ratio tests of Tsagris et al. (2018, doi:10.1007/s41060-018-0097-y), one
-for each direction, in the symmetric form of the generalised covariance measure (Shah & Peters, 2020,
-doi:10.1214/19-AOS1857): an error of either regression enters only as a product with an error of the other, and the
-variances need not be the same everywhere, which a likelihood ratio takes for granted. The conditional variance of a
-discrete column follows from its fitted probabilities, so that rare cells do not upset C; without Z and with two discrete
-columns T is Pearson's chi-square exactly.
+and T is chi-square with (features of a)(features of b) degrees of freedom under independence (Tsagris et al. 2018,
+doi:10.1007/s41060-018-0097-y; in the symmetric form of Shah & Peters 2020, doi:10.1214/19-AOS1857). Without Z and with two
+discrete columns T is Pearson's chi-square exactly. A question is answered from at most ``MOST_ROWS`` rows.
 
-A question is answered from at most ``MOST_ROWS`` rows, drawn at random with a fixed seed from those that have its values:
-what they do not show is a partial correlation below about 0.04, and the regressions of all rows of a large table cost minutes.
-
-Not found: a dependence whose sign depends on Z and that averages out over it, and one that three polynomials do not see.
+Not found: a dependence whose sign depends on Z and that averages out over it, and one that three polynomials do not see. The
+derivation is in ``docs/concepts/mixed-independence-test.md``.
 """
 
 from __future__ import annotations

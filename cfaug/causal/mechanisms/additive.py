@@ -1,4 +1,4 @@
-"""Additive noise: the parents move a continuous attribute, and its noise adds to whatever they make of it.
+"""Additive noise: a continuous attribute is a function of its parents plus its noise.
 
     v = f(parents) + s g(z),   z ~ N(0, 1),   g increasing           abduct: z = g^-1((v - f(parents)) / s)
 
@@ -77,7 +77,7 @@ class LinearMechanism(ScalarMechanism):
         self._weights, self._bias = _least_squares(self._basis.columns(encoded), x[rows], w[rows], penalty)
         residual = x - self._expected(parents)
         spread = float(np.sqrt(np.average(residual**2, weights=w)))
-        # a deterministic column leaves rounding errors; dividing by those would make noise of them
+        # a deterministic column leaves rounding errors; dividing by them would make noise of them
         self._spread = max(spread, 1e-6)
         self._density.fit((residual / self._spread)[:, None], np.zeros((len(x), 0)), w, seed)
         return self

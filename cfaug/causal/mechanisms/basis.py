@@ -1,9 +1,9 @@
-"""Piecewise-linear functions of encoded parents, and of every pair of them: what the regressions here are linear in.
+"""Piecewise-linear functions of encoded parents and of their pairs, in which the regressions of this room are linear.
 
     continuous x         x, max(0, x - knot) for each knot; knots at equally spaced quantiles of the training rows
     ordinal              the same of its encoded rank; knots at the inner ranks, at most as many
     categorical          one-hot
-    every two parents    all products of the one's columns with the other's
+    every two parents    all products of the columns of one with those of the other
 
 Spline bases and their tensor products: Friedman 1991, Multivariate adaptive regression splines; Hastie, Tibshirani and
 Friedman 2009, chapter 5. Outside the training range a function continues as a straight line. Three parents together
@@ -29,7 +29,7 @@ WIDEST = 400  # columns; pairs of parents with many values would not fit into me
 
 @dataclass(frozen=True)
 class Basis:
-    """The columns phi(parents) in R^D, D = ``width``; ``knots`` one tuple a parent, in encoded units."""
+    """The columns phi(parents) in R^D, D = ``width``; ``knots`` one tuple per parent, in encoded units."""
 
     schema: Schema
     parents: tuple[str, ...]
@@ -38,7 +38,7 @@ class Basis:
 
     @classmethod
     def at_quantiles(cls, schema: Schema, parents: Sequence[str], encoded: Array, count: int, pairs: bool) -> Basis:
-        """``count`` knots a parent (fewer for ordinal and nearly discrete ones) from its encoded rows (B, E)."""
+        """``count`` knots per parent (fewer for ordinal and nearly discrete ones) from its encoded rows (B, E)."""
         knots: list[tuple[float, ...]] = []
         for name, where in schema.blocks(parents).items():
             x = encoded[:, where.start]

@@ -2,10 +2,9 @@
 
     v = argmax_k (log p(k | parents) + u_k),   u_k ~ Gumbel(0, 1) independent        then P(v = k) = p(k | parents)
 
-Abduction draws u from its posterior given v, top-down with truncated Gumbels (Maddison, Tarlow and Minka 2014, A*
-sampling; Oberst and Sontag 2019, arXiv 1905.05824). Many noises give the same category and the data cannot choose
-between conventions: this one is counterfactually stable (a value stays unless another one gained on it), which is an
-assumption and not a finding.
+Abduction draws u from its posterior given v, top-down with truncated Gumbels (Maddison, Tarlow and Minka 2014, A* sampling;
+Oberst and Sontag 2019, arXiv 1905.05824). The data cannot choose between conventions: this one is counterfactually stable, see
+``docs/concepts/noise.md``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""p(k | parents) of a categorical or ordinal attribute, learned from a table: what every discrete mechanism stands on.
+"""p(k | parents) of a categorical or ordinal attribute, learned from a table.
 
     every parent discrete, all combinations seen     (n_ck + 1) / (n_c + K)            counts in each cell c, add-one
     otherwise                                        (1 - m) softmax(W phi + b)_k + m / K      m = K / (n + K)
@@ -8,9 +8,8 @@ phi is a piecewise-linear basis of the parents (``basis``); the number of its kn
 one of the candidates. m is what add-one smoothing would give in a single cell. A value never seen, and any value of an
 unseen combination, therefore keeps a small positive probability; none is ever below ``FLOOR``.
 
-Why this one: benchmarks/conditionals.py compares it with multilayer perceptrons stopped early. From 200 rows it is nearer
-to the truth, by up to three times, in all five known laws; from 2 000 the two are close, but the perceptron pays more where
-plain logistic regression is already right.
+``benchmarks/conditionals.py`` compares it with multilayer perceptrons stopped early: from 200 rows it is nearer to the truth, by
+up to three times, in all five known laws; from 2 000 rows the two are close.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def one_seed_a_row(seeds: Seeds, rows: int, name: str) -> Seeds:
 def row_weights(weights: Array | None, rows: int, name: str) -> Array:
     """Weights (B,) of the rows to learn from, ones by default.
 
-    Raises DataError when there is no row, and UsageError for weights that are not B finite numbers from 0 up, one above it.
+    Raises DataError when there is no row, and UsageError for weights that are not B finite numbers from 0 up, some above 0.
     """
     if not rows:
         raise DataError(f"cannot fit {name!r} to an empty table; give at least one row")

@@ -1,7 +1,6 @@
-"""What the categorical and the ordinal mechanism share: p(v | parents) learned from a table, and everything that follows from it.
+"""What the categorical and the ordinal mechanism share: p(v | parents) learned from a table.
 
-They differ in their noise alone: how it is drawn, what value it gives, and which noises give a value. That is their
-convention, and the data cannot choose between the two.
+They differ in their noise alone: how it is drawn, what value it gives, and which noises give a value.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     u = T((v - mean) / std ; parents),   u ~ N(0, 1),   v = mean + std T^-1(u ; parents)
 
 T is an affine map followed by one monotonic rational-quadratic spline (``spline``; Durkan et al. 2019, Neural Spline
-Flows; zuko). Scalar and monotone: under the stated graph the counterfactual is then identifiable (Nasr-Esfahany et al. 2023,
-arXiv 2302.02228). Inversion is exact to 1e-5 of a standard deviation and far better. A discrete or censored column (many
-equal values) is fitted as a steep density, not as atoms.
+Flows; zuko). It is scalar and monotone, so under the stated graph the counterfactual is identifiable (Nasr-Esfahany et al. 2023,
+arXiv 2302.02228). Inversion is exact to 1e-5 of a standard deviation. A discrete or censored column (many equal values) is
+fitted as a steep density, not as atoms.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Density:
     def restore(self, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Density:
         """The inverse of ``state`` and ``arrays``; KeyError or ValueError when they are not this network's."""
         if data["bins"] != BINS or list(data["hidden"]) != list(HIDDEN):
-            raise ValueError("a flow of another size")
+            raise ValueError("a flow of a different size")
         if {k: tuple(v.shape) for k, v in self._empty().state_dict().items()} != {
             k: v.shape for k, v in arrays.items()
         }:

@@ -1,9 +1,9 @@
-"""A mechanism the user writes down: two functions that are each other's inverse.
+"""A mechanism that the user writes down: two functions that are inverse to each other.
 
     v = predict(u, parents),   u = abduct(v, parents)            predict(abduct(v, parents), parents) == v
 
 ``fit`` learns nothing; it refuses functions that do not give the table's values back. Code is not saved: a saved model knows
-the mechanism's name, parents and version only, and takes the same object again when it is loaded.
+only the mechanism's name, parents and version, and needs the same object when it is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pandas as pd
 from cfaug.causal.mechanisms.conditional import one_seed_a_row
 from cfaug.causal.row_random import Array, Seeds, gumbels, normals, uniforms
 from cfaug.data.table import spread
-from cfaug.errors import DataError, UsageError, lacks_memory, one_line
+from cfaug.errors import DataError, UsageError, lacks_memory, one_line, shown
 
 NOISES: Mapping[str, Callable[[Seeds, int], Array]] = {"normal": normals, "uniform": uniforms, "gumbel": gumbels}
 TOLERANCE = 1e-5  # of a standard deviation
@@ -33,9 +33,9 @@ class FunctionMechanism:
         abduct: (values as a Series, table of parents) -> noise (B, K); deterministic, each row by itself.
         noise: the distribution of each column of the noise: "normal" (standard), "uniform" on (0, 1) or "gumbel".
         width: K.
-        log_prob: (values, table of parents) -> log p(value | parents) (B,); only needed by who asks for it.
+        log_prob: (values, table of parents) -> log p(value | parents) (B,); only needed by a caller that asks for it.
         version: a text that stands for the code in digests; change it whenever the functions change.
-        monotone: whether the value strictly increases in the noise; your word for it, and only with ``width`` 1.
+        monotone: whether the value strictly increases in the noise, which is not checked; only with ``width`` 1.
 
     Raises UsageError for an unknown noise, a width below 1, an empty version or something that cannot be called.
     """
@@ -57,16 +57,16 @@ class FunctionMechanism:
         monotone: bool = False,
     ) -> None:
         if noise not in NOISES:
-            raise UsageError(f"mechanism of {name!r}: noise must be one of {', '.join(NOISES)}, got {noise!r}")
+            raise UsageError(f"mechanism of {name!r}: expected a noise of {', '.join(NOISES)}, got {noise!r}")
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise UsageError(f"mechanism of {name!r}: width must be a whole number from 1 up, got {width!r}")
+            raise UsageError(f"mechanism of {name!r}: expected a width from 1 up, got {width!r}")
         if not isinstance(version, str) or not version:
-            raise UsageError(f'mechanism of {name!r}: version must be a text such as "1", got {version!r}')
+            raise UsageError(f'mechanism of {name!r}: expected a version such as "1", got {version!r}')
         if monotone and width != 1:
-            raise UsageError(f"mechanism of {name!r}: monotone needs one noise (width=1), got width={width}")
+            raise UsageError(f"mechanism of {name!r}: expected width=1 with monotone=True, got width={width}")
         for what, function in (("predict", predict), ("abduct", abduct), ("log_prob", log_prob)):
             if not callable(function) and not (what == "log_prob" and function is None):
-                raise UsageError(f"mechanism of {name!r}: {what} must be a function, got {function!r}")
+                raise UsageError(f"mechanism of {name!r}: expected {what} to be a function, got {shown(function)}")
         self.name, self.version, self.noise, self.width, self.monotone = name, version, noise, width, monotone
         self.parents = (parents,) if isinstance(parents, str) else tuple(parents)
         self._predict, self._abduct, self._log_prob = predict, abduct, log_prob
@@ -84,12 +84,10 @@ class FunctionMechanism:
         try:
             found = np.asarray(function(*given))
         except Exception as error:
-            if lacks_memory(error):  # the batch is too large, the function is not wrong
+            if lacks_memory(error):  # the batch is too large; the function is not wrong
                 raise
-            why = f": {one_line(error, 200)}" if str(error).strip() else ""
-            raise UsageError(
-                f"{what} of {self.name!r} raised {type(error).__name__}{why}; correct the function"
-            ) from error
+            why = f"{type(error).__name__}: {one_line(error, 200)}"
+            raise UsageError(f"{what} of {self.name!r}: expected an array, got {why}; correct the function") from error
         if found.shape != shape:
             raise UsageError(f"{what} of {self.name!r}: expected an array of shape {shape}, got {found.shape}")
         number = found.dtype.kind in "fiub"
@@ -154,7 +152,7 @@ class FunctionMechanism:
         """log p(value | parents) (B,) as the user's function says; UsageError when none was given."""
         if self._log_prob is None:
             raise UsageError(
-                f"mechanism of {self.name!r} has no density; pass log_prob= to FunctionMechanism, a function of (values, parents)"
+                f"mechanism of {self.name!r}: expected log_prob=, a function of (values, parents), got none; pass it to FunctionMechanism"
             )
         return self._called("log_prob", self._log_prob, (len(values),), values, parents)
 

@@ -3,9 +3,8 @@
     v = the first level k with u <= F_k(parents),   F_k = p(0) + ... + p(k),   u ~ U(0, 1)
 
 Abduction draws u uniformly from (F_{k-1}, F_k). Where an intervention moves the whole distribution up (every F_k sinks),
-no row's level falls: the quantile coupling of factual and counterfactual (Thorisson 2000, Coupling, stationarity, and
-regeneration, chapter 1). Within a level the data do not show u, and they cannot choose between couplings: an assumption,
-not a finding.
+no row's level falls: the quantile coupling (Thorisson 2000, Coupling, stationarity, and regeneration, chapter 1). The data
+cannot choose between couplings.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 S is a monotonic rational-quadratic spline on [-5, 5] and the identity outside (Durkan et al. 2019, Neural Spline Flows;
 zuko). a, b and the knots of S are one small network of c, plus a linear function of c in a and b, so that the start of the
 fit is the least-squares Gaussian and every step is kept only if held-out rows like it. Far outside the training rows the
-law is therefore Gaussian in x. Far outside the parents' own range the network extrapolates a and b without any warrant.
+law is therefore Gaussian in x. Far outside the parents' own range a and b are extrapolated.
 
 Fitted in float32 and used in float64: the inverse is exact to about 1e-12.
 This module imports torch; ``flows`` does so only when it is used.
@@ -90,8 +90,8 @@ def fit_spline(
     """Maximum likelihood by Adam on (B, 1) and (B, D), batches drawn by weight (B,); float32.
 
     Of ``PLENTY`` rows or more a tenth is held out, and the averaged weights that it likes best are kept, the start included.
-    Of fewer, three thirds are held out in turn to find the number of steps, which are then taken with all rows: a tenth
-    of two hundred rows would choose by luck. The caller's torch generator is left alone.
+    Of fewer, three thirds are held out in turn to find the number of steps, which are then taken with all rows. The caller's
+    torch generator is left alone.
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(np.flatnonzero(weights > 0))
