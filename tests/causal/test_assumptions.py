@@ -121,7 +121,7 @@ def test_an_unsafe_act_and_an_unconfirmed_arrow_are_said_aloud(caplog: pytest.Lo
     assert "confirmed by nobody: `size ->? background`" in card["text"]
 
 
-def test_a_graph_without_arrows_between_attributes_needs_no_table_of_counterfactuals() -> None:
+def test_a_graph_without_arrows_needs_no_table() -> None:
     scm = SCM(CausalGraph("species -> image; weather -> image"), Schema([Attribute("species"), Attribute("weather")]))
     card = assumption_card(scm.fit(table()[["species", "weather"]]))
     assert card["summary"] == []
@@ -134,7 +134,7 @@ def test_an_unfitted_model_has_no_card() -> None:
         assumption_card(model())
 
 
-def test_the_summary_joins_rows_of_one_reason_and_keeps_their_effects_apart() -> None:
+def test_the_summary_joins_rows_of_one_reason() -> None:
     class Flow:
         kind, monotone = "spline_flow", True
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import f_oneway
 
-from cfaug.causal import SCM, CausalGraph, confounding, cramers_v, diagnose, do, normalised_mutual_information
+from cfaug.causal import CausalGraph, confounding, cramers_v, diagnose, normalised_mutual_information
 from cfaug.causal.audit.back_doors import back_doors, safe_interventions
 from cfaug.causal.audit.confounding import (
     Dependence,
@@ -21,7 +21,6 @@ from cfaug.causal.audit.confounding import (
     dependence,
     effective_sample_size,
 )
-from cfaug.causal.audit.plan_effect import forecast
 from cfaug.data import Attribute, Schema, open_source
 from cfaug.errors import DataError, UsageError
 
@@ -78,7 +77,7 @@ def test_diagnosis_is_plain_data_with_groups_and_paths() -> None:
         confounding(t, Schema(SCHEMA.attributes))
 
 
-def test_figures_are_of_the_rows_that_have_both_values_and_say_how_many() -> None:
+def test_figures_are_of_the_rows_that_have_both_values() -> None:
     t = table([(0, "r")] * 6 + [(0, "g")] * 2 + [(1, "r")] * 1 + [(1, "g")] * 7)
     holes = t.copy()
     holes["a"] = [None if i % 4 == 0 else a for i, a in enumerate(t["a"])]
@@ -172,15 +171,15 @@ def chain(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_given_the_common_cause_nothing_is_left() -> None:
     found = []
-    for seed in range(60):
+    for seed in range(30):
         y, a, z = chain(300, seed)
         alone, given_z = dependence(contingency(y, a)), conditional(y, a, [z])
         assert alone.p_value < 1e-6
         assert given_z.value is not None
         found.append(given_z)
     assert np.mean([c.raw for c in found]) > 0.015  # the plug-in figure would be read as dependence
-    assert np.mean([c.value for c in found]) == pytest.approx(0, abs=0.002)
-    assert np.mean([c.p_value for c in found]) == pytest.approx(0.5, abs=0.12)
+    assert np.mean([c.value for c in found]) == pytest.approx(0, abs=0.003)
+    assert np.mean([c.p_value for c in found]) == pytest.approx(0.5, abs=0.15)
     y, a, z = chain(20_000, 0)
     assert conditional(y, a, [z]).value == pytest.approx(0, abs=5e-4)
     # and what is there is found: Y given Z and a direct arrow
@@ -190,12 +189,12 @@ def test_given_the_common_cause_nothing_is_left() -> None:
 
 def test_the_conditional_p_value_is_even_where_strata_are_small() -> None:
     rng = np.random.default_rng(0)
-    z = np.repeat(np.arange(100), 6)
-    p = [conditional(rng.integers(0, 2, 600), rng.integers(0, 2, 600), [z]).p_value for _ in range(40)]
+    z = np.repeat(np.arange(40), 6)
+    p = [conditional(rng.integers(0, 2, 240), rng.integers(0, 2, 240), [z]).p_value for _ in range(25)]
     assert np.mean(p) == pytest.approx(0.5, abs=0.15)
 
 
-def test_conditional_information_is_refused_where_the_rows_cannot_tell() -> None:
+def test_conditional_information_needs_enough_rows() -> None:
     rng = np.random.default_rng(0)
     x, y, few, many = (rng.integers(0, k, 400) for k in (2, 2, 3, 300))
     assert conditional(x, y, [few]).value is not None
@@ -236,7 +235,7 @@ def figures(found: Dependence) -> dict[str, float]:
 
 @given(small, st.permutations(range(4)), st.permutations(range(3)))
 @settings(deadline=None, max_examples=40)
-def test_measures_stay_in_range_and_do_not_depend_on_order_or_names(
+def test_measures_are_bounded_and_ignore_order_and_names(
     pairs: list[tuple[int, int]], rename_x: list[int], rename_y: list[int]
 ) -> None:
     x, y = np.array(pairs).T
@@ -271,7 +270,7 @@ def drawn_graphs(draw: st.DrawFn) -> CausalGraph:
 
 @given(drawn_graphs(), st.permutations("abcdef"))
 @settings(deadline=None, max_examples=80)
-def test_there_is_an_open_path_exactly_where_the_graph_does_not_separate(graph: CausalGraph, names: list[str]) -> None:
+def test_open_paths_exist_exactly_where_nothing_separates(graph: CausalGraph, names: list[str]) -> None:
     y, a = names[:2]
     paths = back_doors(graph, y, a, most=50)
     assert bool(paths or graph.directed_path(a, y)) == (not graph.separated(y, a))
@@ -314,7 +313,7 @@ def test_back_door_paths_of_drawn_graphs(graph: str, paths: list[str]) -> None:
     assert back_doors(full, "y", "a", most=1) == paths[:1]
 
 
-def test_every_attribute_is_told_whether_one_may_intervene_on_it_and_why() -> None:
+def test_every_attribute_says_whether_intervening_is_safe() -> None:
     schema = Schema([Attribute(n) for n in ("y", "a", "b", "c", "d", "e")], "y", ["a"])
     graph = CausalGraph("c -> b -> y; y <-> a; a -> d; y -> image; a -> image; d; b -> image")
     found = safe_interventions(graph, schema, "y")
@@ -387,39 +386,11 @@ def test_independent_columns_of_few_rows_are_not_called_a_shortcut() -> None:
     """Ten digits and ten colours in 200 rows: an NMI near 0.1 is what chance shows."""
     schema = Schema([Attribute("y"), Attribute("a"), Attribute("t", "continuous")], "y", ["a", "t"])
     called = []
-    for seed in range(40):
+    for seed in range(15):
         rng = np.random.default_rng(seed)
         y, a = rng.integers(0, 10, (2, 200))
         found = diagnose(pd.DataFrame({"y": y, "a": a, "t": rng.normal(size=200)}), schema)["attributes"]
         assert found["a"]["nmi"] == pytest.approx(found["a"]["nmi_chance"], abs=0.06)
         assert found["a"]["nmi"] > 0.05
         called += [found["a"]["dependent"], found["t"]["dependent"]]
-    assert sum(called) <= 4  # 80 tests at 0.01
-
-
-def test_what_is_of_the_wrong_kind_is_one_line() -> None:
-    t = table([(0, "r"), (0, "g"), (1, "r"), (1, "g")] * 5)
-    for given_all, message in (
-        ((t, SCHEMA, "a -> y"), r"^expected a CausalGraph, got 'a -> y'; write CausalGraph\(\.\.\.\) around it$"),
-        ((t, ["y", "a"]), r"^expected a Schema\("),
-        ((t.to_dict(), SCHEMA), r"^expected a table as a pandas DataFrame"),
-    ):
-        with pytest.raises(UsageError, match=message) as caught:
-            diagnose(*given_all)
-        assert "\n" not in str(caught.value)
-    schema = Schema(SCHEMA.attributes, "y", ["a"])
-    scm = SCM(CausalGraph("y <-> a"), schema, {"t": "linear"}).fit(t)
-    acts = [("0", do(a="r"))]
-    for given_all, message in (
-        (("no", scm, acts), r"^expected a Schema\("),
-        ((schema, "a -> y", acts), r"^expected a fitted SCM, got 'a -> y'; SCM\(graph, schema\)\.fit"),
-        ((schema, scm, "0"), "expected planned rows .* got '0'"),
-        ((schema, scm, None), "expected planned rows .* got None"),
-        ((schema, scm, [("0", "a=r")]), r"expected planned rows .* got \('0', 'a=r'\)"),
-        ((schema, scm, [do(a="r")]), "expected planned rows .* got "),
-        ((schema, scm, acts, "half"), "expected shares as a mapping .* got 'half'"),
-        ((schema, scm, acts, {"real": "half"}), "expected shares as a mapping .* got {'real': 'half'}"),
-    ):
-        with pytest.raises(UsageError, match=message) as caught:
-            forecast(t, *given_all)
-        assert "\n" not in str(caught.value)
+    assert sum(called) <= 2  # 30 tests at 0.01

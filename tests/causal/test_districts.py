@@ -68,11 +68,11 @@ def test_do_cuts_the_hidden_cause_of_what_it_sets_and_of_nothing_else(table: pd.
 def test_the_noises_of_the_bank_are_the_mechanisms_own(scm: SCM) -> None:
     seeds = row_seeds(5, pd.RangeIndex(N))
     for k, (name, law) in enumerate((("y", "gumbel_r"), ("a", "gumbel_r"), ("x", "norm"))):
-        noise = scm.districts.draw(name, scm.mechanism(name), seeds, k)
+        noise = scm.fitted.districts.draw(name, scm.mechanism(name), seeds, k)
         for column in noise.T:
             assert kstest(column, law).statistic < 0.035, name  # 4 000 draws of 4 000 rows
-    assert "free" not in scm.districts
-    assert "c" not in scm.districts
+    assert "free" not in scm.fitted.districts
+    assert "c" not in scm.fitted.districts
 
 
 def test_a_counterfactual_keeps_what_the_hidden_cause_did_to_the_row(table: pd.DataFrame, scm: SCM) -> None:

@@ -55,7 +55,7 @@ def test_a_row_draws_the_same_in_any_batch(seed: int, rows: list[int], number: i
 
 @pytest.mark.parametrize("seed", [-1, 2**64, 1.5, True, "7"])
 def test_a_seed_is_a_whole_number(seed: object) -> None:
-    with pytest.raises(UsageError, match="a seed is a whole number"):
+    with pytest.raises(UsageError, match="expected a whole number from 0"):
         row_seeds(seed, KEYS[:2])  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="one seed a row, got 3 seeds for 2 rows"):
+    with pytest.raises(UsageError, match="one seed per row, got 3 seeds for 2 rows"):
         row_seeds([1, 2, 3], KEYS[:2])

@@ -11,7 +11,6 @@ import pytest
 from cfaug.causal import SCM, CausalGraph, Intervention, confounding, diagnose, do
 from cfaug.causal.audit.plan_effect import forecast
 from cfaug.data import Attribute, Schema
-from cfaug.errors import DataError, UsageError
 from cfaug.judge.report import ReportData, render_report
 from cfaug.offline import balance_groups
 
@@ -150,7 +149,7 @@ def test_a_large_plan_is_sampled_alike_each_time_and_says_so() -> None:
     assert part["spurious"]["a"]["broken"]
 
 
-def test_what_follows_is_recomputed_and_new_combinations_are_counted() -> None:
+def test_descendants_and_new_combinations_are_counted() -> None:
     """b copies a: do(a) moves it along; the image shows y and b, of which the table has equal pairs only."""
     t = world(200, rho=1.0)
     t["b"] = t["a"]
@@ -219,7 +218,7 @@ def test_values_beyond_the_table_and_rows_without_a_value() -> None:
     assert given["unchanged"] == int((t["a"] == "r").sum())
 
 
-def test_values_that_all_move_into_one_quartile_keep_their_dependence() -> None:
+def test_values_moved_into_one_quartile_keep_their_dependence() -> None:
     rng = np.random.default_rng(0)
     t = pd.DataFrame({"y": np.arange(200) % 2, "size": np.arange(200) % 2 + rng.normal(size=200)})
     t.index = pd.Index([f"k{i}" for i in range(200)])
@@ -260,31 +259,12 @@ def test_the_plan_of_the_pipeline_is_forecast_and_shown() -> None:
     assert "<b>" not in render_report(ReportData(title="t", diagnosis=markup))
 
 
-def test_bad_input_is_one_line() -> None:
+def test_shares_without_rows_are_left_out_and_noted() -> None:
     t = world(40)
-    scm = fitted(t)
-    one = [("k0", do(a="r"))]
-    cases: list[tuple[type[Exception], str, Acts, object]] = [
-        (UsageError, "got none; plan at least one row", [], None),
-        (DataError, "got 'nobody', which is none of its 40 keys; plan again", [("nobody", do(a="r"))], None),
-        (UsageError, "expected shares from 0 up of real, counterfactual, null, got fake=0.5", one, {"fake": 0.5}),
-        (UsageError, "got real=-1", one, {"real": -1, "counterfactual": 2}),
-        (UsageError, "got real=nan", one, {"real": float("nan")}),
-        (UsageError, "expected shares", one, {"real": 0}),
-        (UsageError, "expected a share of rows that there are", one, {"null": 1}),
-        (UsageError, "allowed: ", [("k0", do(a="pink"))], None),
-    ]
-    for kind, text, acts, shares in cases:
-        with pytest.raises(kind, match=text) as caught:
-            forecast(t, SCHEMA, scm, acts, shares)  # type: ignore[arg-type]
-        assert "\n" not in str(caught.value)
+    scm, one = fitted(t), [("k0", do(a="r"))]
     almost = 1 - 0.9 - 0.1
     assert almost < 0
     assert forecast(t, SCHEMA, scm, one, {"real": almost, "counterfactual": 1.0})["shares"]["real"] == 0
-    with pytest.raises(UsageError, match="not fitted"):
-        forecast(t, SCHEMA, SCM(GRAPH, SCHEMA), one)
-    with pytest.raises(UsageError, match="target and at least one spurious"):
-        forecast(t, Schema(SCHEMA.attributes, "y"), scm, one)
     found = forecast(t, SCHEMA, scm, one, {"real": 0.4, "counterfactual": 0.5, "null": 0.1})
     assert found["shares"] == pytest.approx({"real": 4 / 9, "counterfactual": 5 / 9, "null": 0})
     assert found["warnings"][0] == "the training mixture wants 10% null rows, the plan has none: forecast without them"

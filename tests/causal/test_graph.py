@@ -167,7 +167,7 @@ def test_unconfirmed_arrows_are_refused_in_one_line() -> None:
 
 
 def test_an_unconfirmed_arrow_in_json_must_be_an_arrow() -> None:
-    with pytest.raises(UsageError, match="not a graph written by cfaug"):
+    with pytest.raises(UsageError, match="expected a graph written by cfaug"):
         CausalGraph.from_json({"nodes": ["a", "b"], "edges": [], "bidirected": [], "unconfirmed": [["a", "->", "b"]]})
 
 

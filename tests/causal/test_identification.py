@@ -133,7 +133,7 @@ def test_effects_in_graphs_from_the_textbook(text: str, blocked: tuple[str, ...]
     assert hedge(CausalGraph(text), ["x"], ["y"]) == blocked
 
 
-def test_the_effect_on_everything_at_once_follows_the_children_criterion_of_tian_and_pearl() -> None:
+def test_the_effect_on_everything_follows_tian_and_pearl() -> None:
     for arrows, ties in product(product((0, 1), repeat=3), repeat=2):
         graph = graph_of(arrows, ties, "xyz")
         for act in "xyz":
@@ -196,7 +196,7 @@ def moved_wrongly(slopes: tuple[np.ndarray, np.ndarray], act: str, outcome: str)
 
 @settings(deadline=None, max_examples=60)
 @given(st.tuples(*[st.booleans()] * 6), st.tuples(*[st.sampled_from([0, 0, 1])] * 6), st.integers(0, 2**32))
-def test_where_a_row_is_called_identified_regressions_on_parents_give_its_true_counterfactual(
+def test_identified_rows_have_their_true_counterfactual(
     arrows: tuple[int, ...], ties: tuple[int, ...], seed: int
 ) -> None:
     graph = graph_of(arrows, ties, "wxyz")
@@ -207,7 +207,7 @@ def test_where_a_row_is_called_identified_regressions_on_parents_give_its_true_c
             assert error < 1e-9, (str(graph), row)
 
 
-def test_what_is_not_called_identified_is_wrong_in_every_graph_of_three_attributes() -> None:
+def test_what_is_not_identified_is_wrong_in_every_small_graph() -> None:
     counts = {True: 0, False: 0}
     for arrows, ties in product(product((0, 1), repeat=3), repeat=2):
         graph = graph_of(arrows, ties, "xyz")

@@ -60,13 +60,18 @@ def worlds(
         yield pd.DataFrame({"x": x, "y": y, "z": z}), schema(x=a, y=b, z=z_kind)
 
 
-@pytest.mark.parametrize("condition", ["nothing", "continuous", "discrete"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "condition", ["continuous", pytest.param("nothing", marks=SLOW), pytest.param("discrete", marks=SLOW)]
+)
 @pytest.mark.parametrize(("a", "b"), PAIRS)
 def test_p_values_are_uniform_when_nothing_depends(a: str, b: str, condition: str) -> None:
     given = [] if condition == "nothing" else ["z"]
-    p = [independence(t, s, "x", "y", given).p_value for t, s in worlds(a, b, condition, 1000, 60)]
+    p = [independence(t, s, "x", "y", given).p_value for t, s in worlds(a, b, condition, 800, 40)]
     assert kstest(p, "uniform").pvalue > 1e-3
-    assert binomtest(int(np.sum(np.array(p) < 0.05)), 60, 0.05, "greater").pvalue > 1e-3
+    assert binomtest(int(np.sum(np.array(p) < 0.05)), 40, 0.05, "greater").pvalue > 1e-3
 
 
 def test_a_linear_test_rejects_in_those_tables() -> None:
@@ -82,7 +87,7 @@ def test_a_linear_test_rejects_in_those_tables() -> None:
 
 def test_noise_that_shrinks_with_the_condition_is_no_dependence() -> None:
     p = []
-    for seed in range(60):
+    for seed in range(30):
         rng = np.random.default_rng([seed, 5])
         z = rng.standard_normal(2000)
         x, y = (column("continuous", 3 * np.abs(z), rng, 3 * np.exp(-2 * np.abs(z))) for _ in range(2))
@@ -96,7 +101,7 @@ def test_noise_that_shrinks_with_the_condition_is_no_dependence() -> None:
 def test_dependence_is_seen(a: str, b: str, condition: str) -> None:
     given = [] if condition == "nothing" else ["z"]
     effect = 0.8
-    p = [independence(t, s, "x", "y", given).p_value for t, s in worlds(a, b, condition, 2000, 5, effect)]
+    p = [independence(t, s, "x", "y", given).p_value for t, s in worlds(a, b, condition, 1500, 3, effect)]
     assert np.median(p) < 1e-3
 
 
@@ -139,7 +144,7 @@ def test_without_a_condition_it_is_pearsons_chi_square(seed: int, rows: int, col
 
 @settings(max_examples=15, deadline=None)
 @drawn(st.integers(0, 10**6), st.sampled_from(PAIRS))
-def test_the_order_of_the_two_and_the_scale_of_a_column_do_not_matter(seed: int, kinds: tuple[str, str]) -> None:
+def test_order_and_scale_do_not_matter(seed: int, kinds: tuple[str, str]) -> None:
     rng = np.random.default_rng(seed)
     z, w = rng.standard_normal(400), rng.integers(0, 3, 400)
     table = pd.DataFrame({"x": column(kinds[0], z, rng), "y": column(kinds[1], z * w, rng), "z": z, "w": w})
@@ -191,7 +196,7 @@ def test_what_says_nothing_is_independent_of_everything() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["continuous", "categorical", "ordinal"])
-def test_an_attribute_without_any_value_says_nothing_and_no_warning_either(kind: str) -> None:
+def test_an_attribute_without_any_value_says_nothing(kind: str) -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({"a": rng.standard_normal(300), "b": rng.choice(list("pq"), 300), "e": np.full(300, np.nan)})
     s = Schema([Attribute("a", "continuous"), Attribute("b"), Attribute("e", kind)], target="b")
@@ -213,7 +218,7 @@ def test_an_attribute_without_any_value_says_nothing_and_no_warning_either(kind:
         ("o", "9", "column 'o', row '7': expected one of 1, 2, got '9'"),
     ],
 )
-def test_a_value_outside_the_schema_is_refused_and_a_missing_one_is_not(name: str, value: object, words: str) -> None:
+def test_values_outside_the_schema_are_refused_missing_ones_not(name: str, value: object, words: str) -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame(
         {"x": rng.standard_normal(90), "y": rng.choice(list("pq"), 90), "o": rng.choice(["1", "2"], 90)}
@@ -286,15 +291,15 @@ def test_a_sampled_question_is_of_all_rows_that_can_answer_it_alike(monkeypatch:
     z[rng.random(n) < 0.01] = np.nan
     table = pd.DataFrame({"x": np.where(absent, "big", "small"), "y": np.where(absent, np.nan, 1.0 + z), "z": z})
     test = IndependenceTest(table, schema(x="k", y="continuous", z="continuous"))
-    rows = test._rows(frozenset("z"))
-    assert len(np.arange(len(test.column("z").present))[rows]) == 1000
-    share = test.column("x").features[rows].mean()
+    column, there = test.column("x"), np.flatnonzero(test.column("z").present)[:1000]
+    assert test.test("x", "z").n == 1000
+    share = column.features[there].mean()
     assert min(share, 1 - share) == pytest.approx(0.05, abs=0.025)
 
 
 def test_rare_and_many_levels_do_not_upset_it() -> None:
     p = []
-    for seed in range(60):
+    for seed in range(40):
         rng = np.random.default_rng([seed, 2])
         shares = 0.75 ** np.arange(30)
         table = pd.DataFrame({n: rng.choice(30, 800, p=shares / shares.sum()) for n in "ab"})

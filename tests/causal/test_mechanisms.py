@@ -104,7 +104,7 @@ def test_a_linear_law_costs_no_more_than_plain_logistic_regression() -> None:
     from sklearn.linear_model import LogisticRegression
 
     worse = []
-    for seed in range(6):
+    for seed in range(3):
         schema, table, _ = known("linear", 200, seed)
         _, fresh, truth = known("linear", 3000, seed + 100)
         names = ["x", "w", "c"]
@@ -266,14 +266,16 @@ def test_each_kind_of_attribute_has_its_mechanisms() -> None:
     assert [default_kind(a) for a in schema] == ["categorical", "ordinal", "spline_flow"]
     for name, suited in (("c", MECHANISMS.keys() & {"categorical"}), ("o", {"categorical", "ordinal"})):
         for kind in MECHANISMS.keys() - suited:
-            with pytest.raises(UsageError, match=rf"^attribute '{name}' is .* is not for; use .*categorical$"):
+            with pytest.raises(
+                UsageError, match=rf"^attribute '{name}' is .*: expected the mechanism .*categorical, got"
+            ):
                 mechanism_named(kind, schema, name)
     for kind in MECHANISMS:
         m = mechanism_named(kind, schema, "x" if MECHANISMS[kind].monotone else "o")
         assert m.kind == kind
         assert m.parameters == 0
         assert m.convention
-    with pytest.raises(UsageError, match="unknown mechanism 'spline_flo'; did you mean spline_flow"):
+    with pytest.raises(UsageError, match="got 'spline_flo'; did you mean spline_flow"):
         mechanism_named("spline_flo", schema, "x")
 
 

@@ -36,7 +36,7 @@ def test_a_root_flow_fits_inverts_and_samples_a_normal(monkeypatch: pytest.Monke
     from scipy.stats import kstest, norm
 
     schema, table = flow_table()
-    monkeypatch.setattr(flows, "STEPS", 250)
+    monkeypatch.setattr(flows, "STEPS", 200)
     for seed in range(2):  # whatever the start: zuko's own random knots failed for some
         m = ContinuousMechanism(schema, "x").fit(table["x"], table[[]], seed=seed)
         noise = m.abduct(table["x"], table[[]], seeds(0))
@@ -49,8 +49,8 @@ def test_a_root_flow_fits_inverts_and_samples_a_normal(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_linear_gaussian_law_gives_the_closed_form_counterfactual(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows, "STEPS", 400)
+def test_a_linear_gaussian_law_gives_the_closed_form(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flows, "STEPS", 300)
     schema, table = flow_table()
     parents = ["c", "x"]
     m = mechanism_named(kind, schema, "y", parents).fit(table["y"], table[parents], seed=0)
@@ -77,7 +77,7 @@ def test_linear_keeps_the_residual_of_ordinary_least_squares(monkeypatch: pytest
     assert np.abs(back - expected).max() < 1e-5 * schema["y"].scale[1]
 
 
-def test_additive_noise_learns_a_curve_with_an_interaction_and_linear_does_not(
+def test_additive_noise_learns_curves_and_linear_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flows, "STEPS", 50)  # the counterfactual here does not depend on the noise's own flow
@@ -99,7 +99,7 @@ def test_additive_noise_learns_a_curve_with_an_interaction_and_linear_does_not(
     assert error[LinearMechanism] > 0.3
 
 
-def test_the_counterfactual_intensity_of_morpho_mnist(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_counterfactual_intensity_of_morpho_mnist(full_fits: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fitted on 8 000 rows: mean absolute error under do(thickness) of 2 000 others; the goal is 1.5 grey levels."""
     rng = np.random.default_rng(3)
     t, e = 0.5 + rng.gamma(10.0, 0.2, 10_000), rng.standard_normal(10_000)
@@ -118,8 +118,10 @@ def test_the_counterfactual_intensity_of_morpho_mnist(monkeypatch: pytest.Monkey
     assert np.abs(other - intensity_of(asked, e[8000:])).mean() > 3.0
 
 
-@pytest.mark.parametrize("law", ["linear", "curved", "uneven"])
-def test_a_flow_of_two_hundred_rows_is_no_worse_than_a_conditional_gaussian(law: str) -> None:
+@pytest.mark.parametrize(
+    "law", ["curved", pytest.param("linear", marks=pytest.mark.slow), pytest.param("uneven", marks=pytest.mark.slow)]
+)
+def test_a_flow_of_few_rows_beats_a_conditional_gaussian(law: str, full_fits: None) -> None:
     rng = np.random.default_rng(0)
     x, e = rng.normal(size=3200), rng.normal(size=3200)
     y = {"linear": x + 0.5 * e, "curved": np.sin(2 * x) + 0.3 * e, "uneven": x + 0.5 * np.exp(0.5 * x) * e}[law]
@@ -130,16 +132,13 @@ def test_a_flow_of_two_hundred_rows_is_no_worse_than_a_conditional_gaussian(law:
     std = (y[:200] - np.polyval(slope, x[:200])).std()
     gaussian = -0.5 * ((y - np.polyval(slope, x)) / std) ** 2 - np.log(std * np.sqrt(2 * np.pi))
     gain = float((m.log_prob(table["y"], table[["x"]]) - gaussian)[200:].mean())
-    # nats a row; means of four draws: 0.00, 0.73 and 0.16
+    # nats per row; means of four draws: 0.00, 0.73 and 0.16
     assert gain > {"linear": -0.05, "curved": 0.5, "uneven": 0.0}[law]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("column", ["normal", "constant", "tied", "lognormal"])
-def test_inversion_is_exact_wherever_the_value_lies_and_the_density_sums_to_one(
-    kind: str, column: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(flows, "STEPS", 100)
+def test_inversion_is_exact_and_the_density_sums_to_one(kind: str, column: str) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=2500)
     y = x + rng.normal(size=2500)
@@ -153,7 +152,7 @@ def test_inversion_is_exact_wherever_the_value_lies_and_the_density_sums_to_one(
     noise = m.abduct(far, parents, seeds(0))
     assert np.isfinite(noise).all()
     assert np.abs(m.predict(noise, parents) - far).max() / std < 1e-5
-    u = np.linspace(-8, 8, 60_001)[:, None]
+    u = np.linspace(-8, 8, 30_001)[:, None]
     for at in (-2.0, 0.0, 1.5):
         one = pd.DataFrame({"x": np.full(len(u), at)})
         grid = m.predict(u, one)
@@ -186,6 +185,6 @@ def test_what_is_not_a_number_or_not_this_flows_is_refused() -> None:
     data, arrays = m.state()
     with pytest.raises(ValueError, match="do not fit"):
         ContinuousMechanism(schema, "y", ["c", "x"]).restore(data, arrays)
-    with pytest.raises(ValueError, match="another size"):
+    with pytest.raises(ValueError, match="different size"):
         ContinuousMechanism(schema, "y", ["x"]).restore(data | {"bins": 3}, arrays)
     assert m.parameters == sum(a.size for a in arrays.values())

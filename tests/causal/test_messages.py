@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cfaug.causal import SCM, Background, CausalGraph, discover, do, scale
+from cfaug.causal import (
+    SCM,
+    Background,
+    CausalGraph,
+    FunctionMechanism,
+    diagnose,
+    discover,
+    do,
+    falsify,
+    forecast,
+    refuse_if_ancestor,
+    scale,
+)
+from cfaug.causal.audit.identification import hedge
 from cfaug.data import Attribute, Schema
 from cfaug.errors import CfaugError
 
@@ -80,7 +94,51 @@ DISCOVERY: list[tuple[Callable[[SCM], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "words"), [*MODEL, *DISCOVERY])
+TABLE = pd.DataFrame({"y": [0, 0, 1, 1] * 5, "a": list("rgrg") * 5}, index=[f"k{i}" for i in range(20)])
+PAIR = Schema([Attribute("y"), Attribute("a")], "y", ["a"])
+TIED = CausalGraph("y <-> a; y -> image; a -> image")
+
+
+ONE = [("k0", do(a="r"))]
+
+
+def planned(acts: Any = ONE, schema: Any = PAIR, **options: Any) -> Any:
+    return forecast(TABLE, schema, SCM(TIED, PAIR).fit(TABLE), acts, **options)
+
+
+def given(**options: Any) -> FunctionMechanism:
+    return FunctionMechanism("x", ("a",), **{"predict": len, "abduct": len, "version": "1", **options})
+
+
+AUDIT: list[tuple[Callable[[SCM], Any], str]] = [
+    (lambda _: diagnose(TABLE, PAIR, "a -> y"), "expected a CausalGraph, got 'a -> y'"),  # type: ignore[arg-type]
+    (lambda _: diagnose(TABLE, ["y", "a"]), "expected a Schema("),  # type: ignore[arg-type]
+    (lambda _: diagnose(TABLE.to_dict(), PAIR), "pandas DataFrame"),  # type: ignore[arg-type]
+    (lambda _: falsify(TABLE, PAIR, TIED, alpha=5), "alpha: expected a number between 0 and 1, got 5"),
+    (lambda _: falsify(TABLE, PAIR, TIED, most=0), "most: expected a whole number of tests from 1 up, got 0"),
+    (lambda _: falsify(TABLE, PAIR, CausalGraph("a -> shape")), "got 'shape'"),
+    (lambda _: falsify(TABLE, PAIR, "a -> y"), "expected a CausalGraph"),  # type: ignore[arg-type]
+    (lambda _: planned([]), "got none; plan at least one row"),
+    (lambda _: planned([("nobody", do(a="r"))]), "got 'nobody'; plan again"),
+    (lambda _: planned([("k0", do(a="pink"))]), "allowed: "),
+    (lambda _: planned([do(a="r")]), "expected planned rows as (source key, do(...))"),
+    (lambda _: planned(schema="no"), "expected a Schema("),
+    (lambda _: planned(schema=Schema(PAIR.attributes, "y")), "target and at least one spurious"),
+    (lambda _: planned(shares={"fake": 0.5}), "expected shares from 0 up of real, counterfactual, null, got {'fake'"),
+    (lambda _: planned(shares={"real": float("nan")}), "expected shares from 0 up"),
+    (lambda _: planned(shares={"null": 1}), "expected a share of rows that the plan has"),
+    (lambda _: forecast(TABLE, PAIR, "scm", []), "expected a fitted SCM"),  # type: ignore[arg-type]
+    (lambda _: forecast(TABLE, PAIR, SCM(TIED, PAIR), [("k0", do(a="r"))]), "not fitted"),
+    (lambda _: hedge(TIED, ["y"], ["y"]), "other than what is acted on"),
+    (lambda _: hedge(TIED, ["y"], ["image"]), "not identifiable; name attributes"),
+    (lambda _: refuse_if_ancestor(CausalGraph("a -> y"), "y", ["a"]), "the graph says a -> y"),
+    (lambda _: given(width=0), "expected a width from 1 up, got 0"),
+    (lambda _: given(noise="cauchy"), "expected a noise of normal, uniform, gumbel, got 'cauchy'"),
+    (lambda _: given(predict=None), "expected predict to be a function, got None"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), [*MODEL, *DISCOVERY, *AUDIT])
 def test_wrong_use_is_one_line(scm: SCM, call: Callable[[SCM], Any], words: str) -> None:
     with pytest.raises(CfaugError) as e:
         call(scm)
@@ -89,6 +147,7 @@ def test_wrong_use_is_one_line(scm: SCM, call: Callable[[SCM], Any], words: str)
 
 
 def test_a_missing_package_says_what_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.causal.discover.discovery.find_spec", lambda name: None)
+    # the function cfaug.causal.discover hides the package of that name from a dotted path
+    monkeypatch.setattr(sys.modules["cfaug.causal.discover.discovery"], "find_spec", lambda name: None)
     with pytest.raises(CfaugError, match=r'causal-learn.*pip install "cfaug\[discover\]"'):
         searched()

@@ -324,7 +324,7 @@ def test_mechanisms_are_chosen_by_name_or_given(
         ({"lihgt": "linear"}, "did you mean light"),
         ({"light": "linaer"}, "linear"),
         ({"place": "linear"}, "place"),
-        ({"place": own}, "the mechanism given for 'place' computes 'mood' from light"),
+        ({"place": own}, "mechanism of 'place': expected one that computes 'place' from nothing"),
     ]:
         with pytest.raises(UsageError, match=word):
             SCM(GRAPH, schema, wrong)

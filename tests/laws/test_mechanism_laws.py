@@ -29,8 +29,8 @@ PRIORS = {"categorical": "gumbel_r", "ordinal": "uniform"}
 @pytest.fixture(autouse=True, scope="module")
 def _short_fits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        # how well a flow has learned is nothing to these laws, but it should have left its start
-        patch.setattr(flows, "STEPS", 100)
+        # the laws hold however well a flow has learned, but it should have left its start
+        patch.setattr(flows, "STEPS", 40)
         patch.setattr(spline, "EVERY", 5)
         yield
 
@@ -217,7 +217,7 @@ def law_monotone_where_declared(world: World, rng: np.random.Generator) -> None:
         assert (np.diff(levels) >= 0).all()
 
 
-def law_one_seed_a_row(world: World, rng: np.random.Generator) -> None:
+def law_one_seed_per_row(world: World, rng: np.random.Generator) -> None:
     for seeds in (row_seeds(0, world.values.index)[1:], [], list(range(len(world.values)))):
         with pytest.raises(UsageError, match="one uint64 seed"):
             world.mechanism.sample(world.parents, seeds)  # type: ignore[arg-type]
@@ -230,7 +230,7 @@ LAWS = [law for name, law in sorted(globals().items()) if name.startswith("law_"
 
 
 # no shrinking: each smaller example would be fitted anew
-@settings(deadline=None, max_examples=25, phases=[Phase.explicit, Phase.reuse, Phase.generate])
+@settings(deadline=None, max_examples=18, phases=[Phase.explicit, Phase.reuse, Phase.generate])
 @given(worlds(), st.integers(0, 2**32))
 def test_every_mechanism_keeps_every_law(world: World, seed: int) -> None:
     for law in LAWS:
@@ -256,7 +256,7 @@ def test_a_weight_is_a_number_of_repetitions(kind: str, names: list[str], seed: 
 
 @pytest.mark.parametrize("kind", MECHANISMS)
 def test_weights_act_like_repetitions_in_every_regression(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flows, "STEPS", 200)
+    monkeypatch.setattr(flows, "STEPS", 150)
     rng = np.random.default_rng(0)
     n = 2000
     table = pd.DataFrame({"x": rng.normal(size=n)})

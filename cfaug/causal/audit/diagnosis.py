@@ -143,8 +143,10 @@ def wrapped(lines: list[str]) -> list[str]:
 
 
 def table_lines(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Cells by attribute and column as lines under a head."""
-    return pd.DataFrame.from_dict(rows, orient="index").to_string().splitlines()
+    """Cells by attribute and column as lines under a head; long names are cut."""
+    width = min(40, max(len(name) for name in ("attribute", *rows)))
+    cells = [{"attribute".ljust(width): name[:width].ljust(width), **row} for name, row in rows.items()]
+    return pd.DataFrame(cells).to_string(index=False).splitlines()
 
 
 def p_text(p: float) -> str:
