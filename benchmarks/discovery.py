@@ -31,7 +31,7 @@ import pandas as pd
 
 from cfaug.causal.discover.background_knowledge import Background
 from cfaug.causal.discover.discovery import Discovery, discover
-from cfaug.causal.discover.structure_learning import Proposal, _edges, _silence
+from cfaug.causal.discover.structure_learning import Proposal, edges_of, silence
 from cfaug.data import Attribute, Schema
 
 Edges = dict[frozenset[str], Proposal]
@@ -96,7 +96,7 @@ def completed(names: tuple[str, ...], edges: list[tuple[str, str]]) -> Edges:
     dag = Dag(nodes)
     for a, b in edges:
         dag.add_directed_edge(nodes[names.index(a)], nodes[names.index(b)])
-    return as_edges(_edges(dag2cpdag(dag).graph, names))
+    return as_edges(edges_of(dag2cpdag(dag).graph, names))
 
 
 def as_edges(found: list[Proposal]) -> Edges:
@@ -105,8 +105,8 @@ def as_edges(found: list[Proposal]) -> Edges:
     return {frozenset((a, b)): (a, kinds.get(kind, kind), b) for a, kind, b in found}
 
 
-def judged(answer: Edges, arrows: Edges, truth: Edges, edges: list[tuple[str, str]]) -> dict[str, int]:
-    """Counts; ``answer`` is compared with the CPDAG ``truth``, ``arrows`` with the DAG ``edges``."""
+def judged(answer: Edges, truth: Edges, edges: list[tuple[str, str]]) -> dict[str, int]:
+    """Counts; ``answer`` is compared with the CPDAG ``truth`` and with the DAG ``edges``."""
 
     def same(pair: frozenset[str]) -> bool:
         one, other = answer.get(pair), truth.get(pair)
@@ -115,7 +115,7 @@ def judged(answer: Edges, arrows: Edges, truth: Edges, edges: list[tuple[str, st
         return one[1] == other[1] and (one[1] == "--" or one == other)
 
     true = {frozenset(e) for e in edges}
-    directed = [(a, b) for a, kind, b in arrows.values() if kind == "->" and frozenset((a, b)) in true]
+    directed = [(a, b) for a, kind, b in answer.values() if kind == "->" and frozenset((a, b)) in true]
     return {
         "shd": sum(not same(pair) for pair in set(answer) | set(truth)),
         "found": len(answer),
@@ -131,9 +131,9 @@ def fisher_z(table: pd.DataFrame, schema: Schema, alpha: float) -> list[Proposal
     from causallearn.search.ConstraintBased.PC import pc
 
     codes = np.column_stack([table[n] if schema[n].kind == "continuous" else schema.fit(table).index(n, table[n]) for n in schema.names])  # fmt: skip
-    with _silence():
+    with silence():
         found = pc(codes.astype(float), alpha, "fisherz", show_progress=False, uc_rule=1, uc_priority=3)
-    return _edges(found.G.graph, schema.names)
+    return edges_of(found.G.graph, schema.names)
 
 
 def answers(seed: int, effects: str, resamples: int) -> Iterator[dict[str, Any]]:
@@ -142,15 +142,14 @@ def answers(seed: int, effects: str, resamples: int) -> Iterator[dict[str, Any]]
     truth = completed(schema.names, edges)
 
     def row(method: str, found: list[Proposal], seconds: float, discovery: Discovery | None = None) -> dict[str, Any]:
-        arrows = as_edges(found)
-        confidences = []
+        answer, confidences = as_edges(found), []
         for e in () if discovery is None or not discovery.bootstraps else (*discovery.edges, *discovery.also):
             a, kind, b = as_edges([(e.a, e.kind, e.b)])[frozenset((e.a, e.b))]
             is_true = (a, b) in edges or (b, a) in edges
             points = [e.orientation, (a, b) in edges] if kind == "->" and is_true else None
             confidences.append([e.presence, is_true, points])
         return {
-            "effects": effects, "graph": seed, "method": method, "seconds": round(seconds, 3), **judged(answer, arrows, truth, edges),
+            "effects": effects, "graph": seed, "method": method, "seconds": round(seconds, 3), **judged(answer, truth, edges),
             "confidences": confidences,
         }  # fmt: skip
 

@@ -55,7 +55,7 @@ MODEL: list[tuple[Callable[[SCM], Any], str]] = [
     (lambda scm: SCM(GRAPH, SCHEMA, {"x": "linaer"}), "did you mean linear"),
     (lambda scm: SCM(GRAPH, SCHEMA).abduct(rows()), "not fitted"),
     (lambda scm: SCM(GRAPH, SCHEMA).act(do()), "not fitted"),
-    (lambda scm: SCM(GRAPH, SCHEMA).fit(rows().drop(columns="a")), "no column 'a'"),
+    (lambda scm: SCM(GRAPH, SCHEMA).fit(rows().drop(columns="a")), "a column 'a'"),
     (lambda scm: SCM(GRAPH, SCHEMA).fit(rows(), seed=-1), "a seed"),
     (lambda scm: SCM(GRAPH, SCHEMA).fit(rows(), weights=np.ones(3)), "expected 60 weights"),
     (lambda scm: SCM(GRAPH, SCHEMA).fit(rows(), weights=-np.ones(N)), "expected 60 weights"),

@@ -35,7 +35,7 @@ _SURE = 1e9
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """causal-learn prints and draws progress bars even where it is told not to."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -98,7 +98,7 @@ def _translated(names: Sequence[str], knowledge: Background, forbidden: bool) ->
     return found
 
 
-def _edges(matrix: npt.NDArray[np.int_], names: Sequence[str]) -> list[Proposal]:
+def edges_of(matrix: npt.NDArray[np.int_], names: Sequence[str]) -> list[Proposal]:
     """causal-learn's matrix as edges: entry (i, j) is the mark that the edge of i and j has at i (-1 tail, 1 arrow, 2 open)."""
     found: list[Proposal] = []
     for i, j in np.argwhere(np.triu((matrix != 0) | (matrix.T != 0), 1)).tolist():
@@ -115,7 +115,7 @@ def pc(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background)
     from causallearn.search.ConstraintBased.PC import pc as search
 
     names = schema.names
-    with _silence():
+    with silence():
         found = search(
             np.zeros((len(table), len(names))),
             alpha,
@@ -128,7 +128,7 @@ def pc(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background)
             tests=IndependenceTest(table, schema),
             known=_known(names, knowledge),
         )
-    return _edges(found.G.graph, names)
+    return edges_of(found.G.graph, names)
 
 
 def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background) -> list[Proposal]:
@@ -140,7 +140,7 @@ def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
     from causallearn.search.ConstraintBased.FCI import fci as search
 
     names = schema.names
-    with _silence():
+    with silence():
         graph, _ = search(
             np.zeros((len(table), len(names))),
             _register(),
@@ -156,7 +156,7 @@ def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
         for j, b in enumerate(names):
             if i != j and matrix[i, j] and knowledge.forbids(a, b):
                 matrix[i, j] = 1  # an arrow at a
-    return _edges(matrix, names)
+    return edges_of(matrix, names)
 
 
 class Score:
@@ -217,7 +217,7 @@ def ges(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
         answers = [known.get(frozenset((names[node], names[p]))) for p in parents]
         return score(node, parents) + _SURE * (answers.count(0.0) - answers.count(1.0))
 
-    with _silence(), _scored_by(informed) as lent:
+    with silence(), _scored_by(informed) as lent:
         found = search(np.zeros((score.n, len(names))), lent, node_names=list(names))
         graph = CausalGraph(len(names), list(names))
         graph.G = found["G"]
@@ -229,7 +229,7 @@ def ges(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
         told = _translated(names, knowledge, forbidden=True)
         orient_by_background_knowledge(graph, told)
         graph = meek(graph, told)
-    return _edges(graph.G.graph, names)
+    return edges_of(graph.G.graph, names)
 
 
 def _undirect(graph: Any, i: int, j: int) -> None:
