@@ -193,12 +193,10 @@ def _target_codes(grouper: Grouper, rows: pd.DataFrame) -> npt.NDArray[np.int64]
 
 def _counts(grouper: Grouper, name: str, rows: pd.DataFrame) -> Array:
     """(targets, levels): rows per group, empty groups included; a row that lacks target or attribute is in none."""
-    levels = pd.Index(grouper.level_names(name))
-    y = _target_codes(grouper, rows)
-    a = levels.get_indexer(pd.Index(grouper.levels(rows, name, missing=True), dtype=object))
-    both, targets = (y >= 0) & (a >= 0), len(grouper.schema[grouper.target].categories)
-    found = np.bincount(y[both] * len(levels) + a[both], minlength=targets * len(levels))
-    return found.reshape(targets, len(levels)).astype(np.float64)
+    levels = pd.Series(grouper.levels(rows, name, missing=True), rows.index, dtype=object)
+    found = pd.crosstab(rows[grouper.target].to_numpy(), levels.to_numpy())
+    targets = grouper.schema[grouper.target].categories
+    return found.reindex(index=targets, columns=grouper.level_names(name), fill_value=0).to_numpy(dtype=np.float64)
 
 
 def _filled(counts: Array) -> Array:

@@ -110,25 +110,24 @@ def edges_of(matrix: npt.NDArray[np.int_], names: Sequence[str]) -> list[Proposa
     return found
 
 
+def _options(table: pd.DataFrame, schema: Schema, knowledge: Background, forbidden: bool) -> dict[str, Any]:
+    return {
+        "background_knowledge": _translated(schema.names, knowledge, forbidden),
+        "show_progress": False,
+        "node_names": list(schema.names),
+        "tests": IndependenceTest(table, schema),
+        "known": _known(schema.names, knowledge),
+    }
+
+
 def pc(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background) -> list[Proposal]:
     """A completed partially directed graph: "->" in every graph of the equivalence class, "--" in both directions."""
     from causallearn.search.ConstraintBased.PC import pc as search
 
-    names = schema.names
-    with silence():
-        found = search(
-            np.zeros((len(table), len(names))),
-            alpha,
-            _register(),
-            uc_rule=1,  # maxP: a single wrong separating set turns no collider around
-            uc_priority=3,
-            background_knowledge=_translated(names, knowledge, forbidden=True),
-            show_progress=False,
-            node_names=list(names),
-            tests=IndependenceTest(table, schema),
-            known=_known(names, knowledge),
-        )
-    return edges_of(found.G.graph, names)
+    data, options = np.zeros((len(table), len(schema))), _options(table, schema, knowledge, forbidden=True)
+    with silence():  # rule 1 is maxP: a single wrong separating set turns no collider around
+        found = search(data, alpha, _register(), uc_rule=1, uc_priority=3, **options)
+    return edges_of(found.G.graph, schema.names)
 
 
 def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background) -> list[Proposal]:
@@ -139,24 +138,15 @@ def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
     """
     from causallearn.search.ConstraintBased.FCI import fci as search
 
-    names = schema.names
+    data, options = np.zeros((len(table), len(schema))), _options(table, schema, knowledge, forbidden=False)
     with silence():
-        graph, _ = search(
-            np.zeros((len(table), len(names))),
-            _register(),
-            alpha,
-            background_knowledge=_translated(names, knowledge, forbidden=False),
-            show_progress=False,
-            node_names=list(names),
-            tests=IndependenceTest(table, schema),
-            known=_known(names, knowledge),
-        )
+        graph, _ = search(data, _register(), alpha, **options)
     matrix = np.array(graph.graph, dtype=np.int64)
-    for i, a in enumerate(names):
-        for j, b in enumerate(names):
+    for i, a in enumerate(schema.names):
+        for j, b in enumerate(schema.names):
             if i != j and matrix[i, j] and knowledge.forbids(a, b):
                 matrix[i, j] = 1  # an arrow at a
-    return edges_of(matrix, names)
+    return edges_of(matrix, schema.names)
 
 
 class Score:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.mechanisms.conditional import one_seed_a_row
+from cfaug.causal.mechanisms.conditional import one_seed_per_row
 from cfaug.causal.mechanisms.discrete import DiscreteMechanism
 from cfaug.causal.row_random import Array, Seeds, gumbels
 
@@ -37,7 +37,7 @@ class CategoricalMechanism(DiscreteMechanism):
     def abduct(self, values: pd.Series, parents: pd.DataFrame, seeds: Seeds) -> Array:
         """Gumbel noise (B, K) from its posterior given the values, row i with ``seeds[i]``."""
         codes = self.conditional.codes(values)
-        seeds = one_seed_a_row(seeds, len(codes), self.name)
+        seeds = one_seed_per_row(seeds, len(codes), self.name)
         logits = self.log_probabilities(parents)
         rows = np.arange(len(codes))
         draws = gumbels(seeds, logits.shape[1] + 1)

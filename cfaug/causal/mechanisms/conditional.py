@@ -37,7 +37,7 @@ PENALTIES = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, of standardised columns
 Codes = npt.NDArray[np.int64]
 
 
-def one_seed_a_row(seeds: Seeds, rows: int, name: str) -> Seeds:
+def one_seed_per_row(seeds: Seeds, rows: int, name: str) -> Seeds:
     """``seeds`` as they are; UsageError when they are not uint64 (B,), one for each of the B rows."""
     found = np.asarray(seeds)
     if found.dtype != np.uint64 or found.shape != (rows,):

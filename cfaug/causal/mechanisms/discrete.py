@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Self
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.mechanisms.conditional import Conditional, one_seed_a_row
+from cfaug.causal.mechanisms.conditional import Conditional, one_seed_per_row
 from cfaug.causal.row_random import Array, Seeds
 from cfaug.data.schema import Schema
 
@@ -61,7 +61,7 @@ class DiscreteMechanism(ABC):
 
     def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
         """Category texts (B,) from fresh noise."""
-        return self.predict(self.draw(one_seed_a_row(seeds, len(parents), self.name)), parents)
+        return self.predict(self.draw(one_seed_per_row(seeds, len(parents), self.name)), parents)
 
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log p(v | parents) (B,)."""

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.mechanisms.conditional import one_seed_a_row, row_weights
+from cfaug.causal.mechanisms.conditional import one_seed_per_row, row_weights
 from cfaug.causal.row_random import Array, Seeds, normals
 from cfaug.data.schema import Schema
 from cfaug.errors import DataError
@@ -146,7 +146,7 @@ class ScalarMechanism(ABC):
 
     def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
         """Values (B,) from fresh noise, row i with ``seeds[i]``."""
-        return self.predict(self.draw(one_seed_a_row(seeds, len(parents), self.name)), parents)
+        return self.predict(self.draw(one_seed_per_row(seeds, len(parents), self.name)), parents)
 
 
 class ContinuousMechanism(ScalarMechanism):

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.mechanisms.conditional import one_seed_a_row
+from cfaug.causal.mechanisms.conditional import one_seed_per_row
 from cfaug.causal.row_random import Array, Seeds, gumbels, normals, uniforms
 from cfaug.data.table import spread
 from cfaug.errors import DataError, UsageError, lacks_memory, one_line, shown
@@ -56,17 +56,20 @@ class FunctionMechanism:
         log_prob: Callable[[pd.Series, pd.DataFrame], Any] | None = None,
         monotone: bool = False,
     ) -> None:
+        wrong: str | None = None
         if noise not in NOISES:
-            raise UsageError(f"mechanism of {name!r}: expected a noise of {', '.join(NOISES)}, got {noise!r}")
-        if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-            raise UsageError(f"mechanism of {name!r}: expected a width from 1 up, got {width!r}")
-        if not isinstance(version, str) or not version:
-            raise UsageError(f'mechanism of {name!r}: expected a version such as "1", got {version!r}')
-        if monotone and width != 1:
-            raise UsageError(f"mechanism of {name!r}: expected width=1 with monotone=True, got width={width}")
-        for what, function in (("predict", predict), ("abduct", abduct), ("log_prob", log_prob)):
-            if not callable(function) and not (what == "log_prob" and function is None):
-                raise UsageError(f"mechanism of {name!r}: expected {what} to be a function, got {shown(function)}")
+            wrong = f"a noise of {', '.join(NOISES)}, got {noise!r}"
+        elif isinstance(width, bool) or not isinstance(width, int) or width < 1:
+            wrong = f"a width from 1 up, got {width!r}"
+        elif not isinstance(version, str) or not version:
+            wrong = f'a version such as "1", got {version!r}'
+        elif monotone and width != 1:
+            wrong = f"width=1 with monotone=True, got width={width}"
+        for what, function in (("predict", predict), ("abduct", abduct), ("log_prob", log_prob or len)):
+            if not callable(function):
+                wrong = f"{what} to be a function, got {shown(function)}"
+        if wrong:
+            raise UsageError(f"mechanism of {name!r}: expected {wrong}; correct it")
         self.name, self.version, self.noise, self.width, self.monotone = name, version, noise, width, monotone
         self.parents = (parents,) if isinstance(parents, str) else tuple(parents)
         self._predict, self._abduct, self._log_prob = predict, abduct, log_prob
@@ -146,7 +149,7 @@ class FunctionMechanism:
 
     def sample(self, parents: pd.DataFrame, seeds: Seeds) -> npt.NDArray[Any]:
         """Values (B,) from fresh noise, row i with ``seeds[i]``."""
-        return self.predict(self.draw(one_seed_a_row(seeds, len(parents), self.name)), parents)
+        return self.predict(self.draw(one_seed_per_row(seeds, len(parents), self.name)), parents)
 
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log p(value | parents) (B,) as the user's function says; UsageError when none was given."""

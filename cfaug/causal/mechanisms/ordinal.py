@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.causal.mechanisms.conditional import one_seed_a_row
+from cfaug.causal.mechanisms.conditional import one_seed_per_row
 from cfaug.causal.mechanisms.discrete import DiscreteMechanism
 from cfaug.causal.row_random import Array, Seeds, uniforms
 
@@ -45,7 +45,7 @@ class OrdinalMechanism(DiscreteMechanism):
         codes = self.conditional.codes(values)
         edges, rows = self._edges(parents), np.arange(len(codes))
         low, high = edges[rows, codes], edges[rows, codes + 1]
-        u = low + (high - low) * uniforms(one_seed_a_row(seeds, len(codes), self.name))[:, 0]
+        u = low + (high - low) * uniforms(one_seed_per_row(seeds, len(codes), self.name))[:, 0]
         noise: Array = np.clip(u, low + MARGIN, high - MARGIN)[:, None]
         return noise
 
