@@ -33,7 +33,7 @@ def warn(mechanism: Mechanism, marginal: Marginal, values: pd.Series) -> None:
     """Log what a fit to these values cannot know, with numbers."""
     name, rows, distinct = mechanism.name, len(values), values.nunique()
     if marginal.constant:
-        log.warning("%s has one value in all %d rows: nothing says what another value of it would do", name, rows)
+        log.warning("%s has one value in all %d rows: nothing says what a different value of it would do", name, rows)
     elif rows < mechanism.parameters:
         log.warning(
             "%s: %d rows for %d parameters given %s; held-out rows decide how much is learned, so expect a rough mechanism, or choose a simpler "

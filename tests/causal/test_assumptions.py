@@ -118,7 +118,7 @@ def test_an_unsafe_act_and_an_unconfirmed_arrow_are_said_aloud(caplog: pytest.Lo
     assert card["unconfirmed"] == ["size ->? background"]
     assert card["label"]["spurious"]["background"] == {"safe": False, "path": ["background", "species"]}
     assert "do(background): NO, background -> species" in card["text"]
-    assert "confirmed by nobody: `size ->? background`" in card["text"]
+    assert "not confirmed: `size ->? background`" in card["text"]
 
 
 def test_a_graph_without_arrows_needs_no_table() -> None:

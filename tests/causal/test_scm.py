@@ -230,7 +230,7 @@ def test_what_a_fit_cannot_know_is_said_with_numbers(
     )
     scm = SCM(CausalGraph("a -> z; x -> image"), schema).fit(table)
     said = [r.getMessage() for r in caplog.records]
-    assert "x has one value in all 20 rows: nothing says what another value of it would do" in said
+    assert "x has one value in all 20 rows: nothing says what a different value of it would do" in said
     assert "a=b: no row to learn from; it gets a small probability" in said
     few = next(line for line in said if line.startswith("z: 20 rows for"))
     assert int(few.split()[4]) == scm.mechanism("z").parameters > 20
@@ -378,6 +378,6 @@ def test_a_fit_warns_of_values_by_weight(caplog: pytest.LogCaptureFixture) -> No
     weights = np.repeat([0.0, 1.0], [10, 40])
     SCM(ARROW, schema, {"x": "linear"}).fit(table, weights=weights)
     said = [r.getMessage() for r in caplog.records]
-    assert "a has one value in all 40 rows: nothing says what another value of it would do" in said
+    assert "a has one value in all 40 rows: nothing says what a different value of it would do" in said
     assert "a=r (and 2 more values): no row to learn from; it gets a small probability" in said
     assert any(line.startswith("x is continuous but has 2 different values in 40 rows") for line in said)

@@ -133,7 +133,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
         f"**Graph.** `{card['graph']}`. It is taken for true: every arrow that is there, and every arrow that is not."
     )
     if card["unconfirmed"]:
-        text += f" Proposed by discovery and confirmed by nobody: {', '.join(f'`{e}`' for e in card['unconfirmed'])}."
+        text += f" Proposed by discovery and not confirmed: {', '.join(f'`{e}`' for e in card['unconfirmed'])}."
     if card["outside"]:
         text += f" Not in the graph, hence left as they are under every do(): {', '.join(card['outside'])}."
     parts = ["# What these counterfactuals assume", text]

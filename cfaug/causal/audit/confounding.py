@@ -1,4 +1,4 @@
-"""Confounding, measured: how much an attribute and the target say about one another in a table.
+"""Confounding, measured: how much an attribute and the target say about each other in a table.
 
     I(Y; A) = sum p(y, a) log p(y, a) / (p(y) p(a))   in nats; NMI = I / sqrt(H(Y) H(A)) in [0, 1]
     chance   = E[I] when one column is shuffled        (Vinh, Epps & Bailey 2010), about (r - 1)(c - 1) / 2n
@@ -84,7 +84,7 @@ def contingency(x: Codes, y: Codes, weights: Array | None = None) -> Array:
 # --- measures of a contingency table
 @dataclass(frozen=True)
 class Dependence:
-    """How two discrete columns depend on one another. ``n``: rows, or the effective number of weighted ones.
+    """How two discrete columns depend on each other. ``n``: rows, or the effective number of weighted ones.
 
     ``mutual_information`` and ``chance`` (what ``n`` independent rows show on average) in nats, the others in [0, 1];
     0 and a p-value of 1 when a column is constant or no row has both.

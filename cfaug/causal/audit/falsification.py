@@ -62,7 +62,7 @@ def implied(graph: CausalGraph, names: Sequence[str], most: int = 1000) -> Impli
     separators = {(a, b): _minimal(graph, a, b, names) for a, b in apart}
     silent = tuple(pair for pair in apart if separators[pair] is None)
     open_pairs = [pair for pair in apart if separators[pair] is not None]
-    # 2^(names - 2) candidates a pair: counted before anything is enumerated
+    # 2^(names - 2) candidates per pair: counted before anything is enumerated
     if len(open_pairs) * 2 ** max(0, len(names) - 2) <= 8 * most:
         claims = list(islice(_all(graph, open_pairs, names), most + 1))
         if len(claims) <= most:
@@ -184,7 +184,7 @@ def _text(found: dict[str, Any]) -> list[str]:
     if not tests:
         lines = ["the graph implies no independence among its attributes: the data cannot contradict it"]
     else:
-        which = "" if found["complete"] else " (too many to test all: one separating set a pair)"
+        which = "" if found["complete"] else " (too many to test all: one separating set per pair)"
         lines = [
             f"the graph implies {len(tests)} independence{'s' * (len(tests) > 1)}{which}; of {tested} tested, "
             f"{failed or 'none'} fail{'s' * (failed < 2)} at alpha {found['alpha']:g} with Holm's correction"

@@ -158,10 +158,10 @@ def _sample_words(n: int, holes: bool) -> str:
 
 
 class IndependenceTest:
-    """Answers many questions about one table: what does not depend on the question is computed once.
+    """Tests of many questions about one table: what does not depend on the question is computed once.
 
     Args:
-        table: one row an image; values may be missing, the target's too.
+        table: one row per image; values may be missing, the target's too.
         schema: names and kinds of the columns.
 
     ``sampled`` says in words that a table of more than ``MOST_ROWS`` rows is sampled; it is empty for a smaller one.
@@ -283,9 +283,9 @@ def multinomial_chances(indicators: Array, basis: Array, steps: int = 25) -> Arr
     """Fitted probabilities (B, P) of P levels beside the reference one, by Newton's method.
 
     Args:
-        indicators: (B, P) in {0, 1}, at most one 1 a row.
+        indicators: (B, P) in {0, 1}, at most one 1 per row.
         basis: (B, M), orthogonal columns of mean square 1.
-        steps: at most so many; five or six are usual.
+        steps: the most that are taken; five or six are usual.
     """
     (n, p), m = indicators.shape, basis.shape[1]
     if m == 1:  # the constant alone

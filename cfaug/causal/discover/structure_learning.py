@@ -216,9 +216,9 @@ def ges(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
                 against = knowledge.forbids(a, b) or (b, a) in knowledge.required
                 if against and graph.G.graph[i, j] == -1 and graph.G.graph[j, i] == 1:
                     _undirect(graph.G, i, j)
-        told = _translated(names, knowledge, forbidden=True)
-        orient_by_background_knowledge(graph, told)
-        graph = meek(graph, told)
+        rules = _translated(names, knowledge, forbidden=True)
+        orient_by_background_knowledge(graph, rules)
+        graph = meek(graph, rules)
     return edges_of(graph.G.graph, names)
 
 

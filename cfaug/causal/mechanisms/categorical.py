@@ -26,7 +26,7 @@ class CategoricalMechanism(DiscreteMechanism):
     kind = "categorical"
     convention = (
         "Gumbel-max: each value has its own Gumbel noise and the largest sum wins, so a value stays unless an "
-        "intervention raises another value's probability relative to it; the data cannot choose this convention"
+        "intervention raises the probability of a different value relative to it; the data cannot choose this convention"
     )
 
     @property

@@ -33,7 +33,7 @@ class OrdinalMechanism(DiscreteMechanism):
     )
 
     def _edges(self, parents: pd.DataFrame) -> Array:
-        """F_{-1} = 0, F_0, ..., F_{K-1} = 1: (B, K + 1), increasing by 1e-9 a step at least."""
+        """F_{-1} = 0, F_0, ..., F_{K-1} = 1: (B, K + 1), increasing by at least 1e-9 per step."""
         p = np.exp(self.log_probabilities(parents))
         edges = np.zeros((len(p), p.shape[1] + 1))
         np.cumsum(p, axis=1, out=edges[:, 1:])

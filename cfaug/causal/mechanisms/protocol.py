@@ -80,5 +80,5 @@ class Mechanism(Protocol):
 
 
 def has_normal_noise(mechanism: Mechanism) -> bool:
-    """Whether the noise is one standard normal number in which the value increases; a user's function may take another."""
+    """Whether the noise is one standard normal number in which the value increases; a user's function may take a different one."""
     return mechanism.monotone and getattr(mechanism, "noise", "normal") == "normal"
