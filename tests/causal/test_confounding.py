@@ -45,15 +45,6 @@ def test_it_is_zero_for_independent_and_one_for_equivalent() -> None:
         assert measure(same, SCHEMA, "a", "t") == measure(same, SCHEMA, "t", "a")
 
 
-def test_it_agrees_with_the_formula() -> None:
-    t = table([(0, "r")] * 6 + [(0, "g")] * 2 + [(1, "r")] * 1 + [(1, "g")] * 7)
-    p = np.array([[6, 2], [1, 7]]) / 16
-    x, y = p.sum(1), p.sum(0)
-    info = (p * np.log(p / np.outer(x, y))).sum()
-    expected = info / np.sqrt((x * np.log(x)).sum() * (y * np.log(y)).sum())
-    assert normalised_mutual_information(t, SCHEMA, "y", "a") == pytest.approx(expected)
-
-
 def test_the_coloured_digits_are_confounded_in_training_only() -> None:
     train, test = open_source("digits", split="train"), open_source("digits", split="test")
     before, after = (confounding(d.table, d.schema) for d in (train, test))

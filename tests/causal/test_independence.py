@@ -15,7 +15,7 @@ from scipy.stats import binomtest, chi2_contingency, kstest, norm
 
 from cfaug.causal.audit.independence import MOST_ROWS, Independence, IndependenceTest, independence
 from cfaug.data import Attribute, Schema
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError
 
 Array = npt.NDArray[np.float64]
 KINDS = {"continuous": 0, "binary": 2, "four levels": 4}
@@ -315,11 +315,3 @@ def test_ordinal_columns_of_many_ranks_enter_by_their_order() -> None:
     found = independence(table, ordinal, "r", "x")
     assert found.p_value < 1e-6
     assert found.dof == 9  # three polynomials each
-
-
-@pytest.mark.parametrize(("a", "b", "given"), [("x", "x", []), ("x", "y", ["x"]), ("x", "no", []), ("x", "y", ["no"])])
-def test_impossible_questions_are_one_line(a: str, b: str, given: list[str]) -> None:
-    table, s = next(worlds("continuous", "binary", "continuous", 50, 1))
-    with pytest.raises(UsageError) as e:
-        independence(table, s, a, b, given)
-    assert "\n" not in str(e.value)

@@ -81,16 +81,6 @@ def test_what_the_functions_return_is_checked(other: dict[str, Any], message: st
         mechanism(**other).fit(TABLE["v"], TABLE[["t"]])
 
 
-@pytest.mark.parametrize(
-    "other", [{"noise": "cauchy"}, {"width": 0}, {"width": True}, {"version": ""}, {"version": 1}, {"predict": 3}]
-)
-def test_what_is_no_mechanism_is_refused(other: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match=r"^mechanism of 'v'"):
-        mechanism(**other)
-    with pytest.raises(UsageError, match="expected width=1 with monotone=True"):
-        mechanism(width=2, monotone=True)
-
-
 def test_a_density_is_there_only_when_given() -> None:
     with pytest.raises(UsageError, match="expected log_prob=, a function of"):
         mechanism().log_prob(TABLE["v"], TABLE[["t"]])

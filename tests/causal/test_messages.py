@@ -19,11 +19,16 @@ from cfaug.causal import (
     discover,
     do,
     falsify,
+    flip,
     forecast,
     refuse_if_ancestor,
+    refuse_unconfirmed,
     scale,
+    shift,
+    uniform,
 )
 from cfaug.causal.audit.identification import hedge
+from cfaug.causal.audit.independence import IndependenceTest
 from cfaug.data import Attribute, Schema
 from cfaug.errors import CfaugError
 
@@ -138,7 +143,42 @@ AUDIT: list[tuple[Callable[[SCM], Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("call", "words"), [*MODEL, *DISCOVERY, *AUDIT])
+KINDS = Schema(
+    [
+        Attribute("colour", values=("r", "g", "b")),
+        Attribute("grade", "ordinal", values=("low", "mid", "high")),
+        Attribute("age", "continuous"),
+    ]
+)
+VALUES: list[tuple[Callable[[SCM], Any], str]] = [
+    (lambda _: CausalGraph("a -> b -> c -> a"), "a -> b -> c -> a"),
+    (lambda _: CausalGraph("image -> a"), "write a -> image"),
+    (lambda _: CausalGraph("a <-> image"), "write a -> image"),
+    (lambda _: CausalGraph("a <-> a"), "two different attributes, got 'a <-> a'"),
+    (lambda _: CausalGraph("a <- b"), "'a <- b'"),
+    (lambda _: CausalGraph(" ; "), "at least one arrow"),
+    (lambda _: CausalGraph("a -> b").parents("aa"), "no node 'aa'"),
+    (lambda _: CausalGraph("a -> b").separated("a", "b", ["b"]), "leave the two themselves out"),
+    (lambda _: refuse_unconfirmed(CausalGraph("a ->? b; b -> c")), "a ->? b; remove the ? from the edges you believe"),
+    (lambda _: CausalGraph.from_json({"nodes": ["a"]}), "expected a graph written by cfaug"),
+    (lambda _: do(x=float("nan")), "do(x=nan)"),
+    (lambda _: do(x=["a"]), "do(x=['a'])"),
+    (lambda _: do(x={"jump": True}), "expected one of shift"),
+    (lambda _: do(x={"shift": 1, "scale": 2}), "expected one of shift"),
+    (lambda _: do(image="x"), "got image"),
+    (lambda _: do({"a": 1}, a=2), "'a' is given twice"),
+    (lambda _: do("a"), "expected a mapping"),  # type: ignore[arg-type]
+    (lambda _: shift("1"), "expected a finite number"),  # type: ignore[arg-type]
+    (lambda _: scale(0), "do(x=0)"),
+    (lambda _: do(colour=flip()).check(KINDS), "two values, got 3"),
+    (lambda _: do(age=flip()).check(KINDS), "'age' is continuous, expected categorical or ordinal"),
+    (lambda _: do(grade=shift(0.5)).check(KINDS), "whole number of ranks"),
+    (lambda _: do(hair=uniform()).check(KINDS), "'hair'"),
+    (lambda _: IndependenceTest(TABLE, PAIR).test("y", "a", ["y"]), "expected different attributes"),
+]
+
+
+@pytest.mark.parametrize(("call", "words"), [*MODEL, *DISCOVERY, *AUDIT, *VALUES])
 def test_wrong_use_is_one_line(scm: SCM, call: Callable[[SCM], Any], words: str) -> None:
     with pytest.raises(CfaugError) as e:
         call(scm)

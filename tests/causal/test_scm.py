@@ -54,20 +54,6 @@ def scm(table: pd.DataFrame, schema: Schema) -> SCM:
     return SCM(GRAPH, schema).fit(table, seed=0)
 
 
-def test_the_schema_is_standardised_by_fit(scm: SCM, schema: Schema) -> None:
-    assert scm.schema.fitted
-    assert not schema.fitted
-
-
-def test_doing_nothing_is_the_identity(scm: SCM, table: pd.DataFrame) -> None:
-    factual = scm.schema.canonical(table)
-    noise = scm.abduct(table)
-    assert scm.predict(noise).equals(factual)
-    assert scm.act(do()).predict(noise).equals(factual)
-    same = [do({n: row[n] for n in scm.order}) for _, row in factual.iterrows()]
-    assert scm.act(same).predict(noise).equals(factual)  # setting what is already there changes nothing
-
-
 def test_descendants_follow_and_all_else_is_bit_identical(scm: SCM, table: pd.DataFrame) -> None:
     factual = scm.schema.canonical(table)
     cf = scm.counterfactual(table, do(place="out"))
@@ -81,21 +67,6 @@ def test_descendants_follow_and_all_else_is_bit_identical(scm: SCM, table: pd.Da
     cut = scm.counterfactual(table, do(light=-1))
     assert cut["place"].equals(factual["place"])
     assert (cut["light"] == -1.0).all()
-
-
-def test_rows_do_not_depend_on_their_batch(scm: SCM, table: pd.DataFrame) -> None:
-    interventions = [do(place="out"), do(), do(light=0.5), do(place="in", size="l")] * (N // 4)
-    seeds = list(range(100, 100 + N))
-    whole = scm.counterfactual(table, interventions, seeds)
-    some = [7, 3, 3, 200]
-    part = scm.counterfactual(table.iloc[some], [interventions[i] for i in some], [seeds[i] for i in some])
-    discrete = ["mood", "place", "size"]
-    assert part[discrete].equals(whole.iloc[some][discrete])
-    np.testing.assert_allclose(part["light"], whole.iloc[some]["light"], atol=1e-9)
-    a = scm.abduct(table, seed=3).values["mood"]
-    b = scm.abduct(table.iloc[::-1], seed=3).values["mood"][::-1]
-    assert np.allclose(a, b, atol=1e-9)
-    assert not np.allclose(a, scm.abduct(table, seed=4).values["mood"])
 
 
 def test_samples_are_interventional(scm: SCM) -> None:
@@ -293,14 +264,6 @@ def test_nothing_is_drawn_that_no_row_has() -> None:
 
 def test_a_change_of_a_missing_value_is_missing(scm: SCM, holed: pd.DataFrame) -> None:
     assert scm.counterfactual(holed, do(light=shift(1)))["light"][:10].isna().all()
-
-
-def test_a_thousand_different_numbers_are_one_pass(scm: SCM, table: pd.DataFrame) -> None:
-    values = np.linspace(-1, 1, len(table))
-    out = scm.counterfactual(table, [do(light=float(v)) for v in values])
-    assert (out["light"].to_numpy() == values).all()
-    with pytest.raises(UsageError, match="chunks of at least 1 row"):
-        scm.counterfactual(table, do(), chunk=0)
 
 
 def test_mechanisms_are_chosen_by_name_or_given(
