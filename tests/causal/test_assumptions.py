@@ -126,7 +126,7 @@ def test_a_graph_without_arrows_needs_no_table() -> None:
     card = assumption_card(scm.fit(table()[["species", "weather"]]))
     assert card["summary"] == []
     assert card["label"] is None  # there is no target
-    assert "No attribute follows from another" in card["text"]
+    assert "No attribute follows from a different one" in card["text"]
 
 
 def test_an_unfitted_model_has_no_card() -> None:

@@ -161,7 +161,7 @@ def _measure_lines(result: Mapping[str, Any]) -> list[str]:
         share, eta = row["conditional"], row["eta"]
         p = row["p_value"] if eta is None else min(1.0, 2 * min(row["p_value"], row["eta_p_value"]))
         table[name] = {
-            "role": row["role"],
+            "role": f"{row['role']:8}",  # as long as "spurious": to the left
             "rows": str(row["n"]),
             "nats": f"{row['mutual_information']:.3f}",
             "NMI": f"{row['nmi']:.3f}",
