@@ -241,7 +241,7 @@ def test_measures_are_bounded_and_ignore_order_and_names(
     assert figures(turned) == pytest.approx(figures(found), abs=1e-9)
     assert figures(renamed) == pytest.approx(figures(found), abs=1e-9)
     # rows of equal weights are rows; only the chance level of weights is an approximation
-    weighted = dependence(contingency(x, y, np.full(len(x), 0.25)), n=len(x))
+    weighted = dependence(0.25 * contingency(x, y), n=len(x))
     assert figures(replace(weighted, chance=found.chance, nmi_chance=found.nmi_chance)) == pytest.approx(
         figures(found), abs=1e-9
     )

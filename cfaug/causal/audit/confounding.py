@@ -42,43 +42,33 @@ def coded(
     Raises DataError for a column without any value and a value outside the schema.
     """
     own = schema.fit(table, schema.names)
-    columns = own.canonical(table)
-    cuts = columns if quartiles_of is None else quartiles_of
-    return columns, {name: _levels(columns[name], own, name, cuts[name]) for name in own.names}
-
-
-def _levels(column: pd.Series, own: Schema, name: str, cuts: pd.Series) -> Codes:
-    here = column.notna().to_numpy()
-    codes = np.full(len(column), -1, dtype=np.int64)
-    if own[name].kind != "continuous":
-        codes[here] = own.index(name, column[here])
-    elif here.any():
-        codes[here] = quarter(column.to_numpy(dtype=float)[here], quartiles(cuts.to_numpy(dtype=float)))
-    return codes
+    columns, codes = own.canonical(table), {}
+    for name in own.names:
+        if own[name].kind == "continuous":
+            cuts = (columns if quartiles_of is None else quartiles_of)[name]
+            codes[name] = quarter(columns[name].to_numpy(dtype=float), quartiles(cuts.to_numpy(dtype=float)))
+        else:
+            levels = pd.Index(own[name].categories, dtype=object)
+            codes[name] = levels.get_indexer(pd.Index(columns[name], dtype=object)).astype(np.int64)
+    return columns, codes
 
 
 def _pair(table: pd.DataFrame, schema: Schema, a: str, b: str) -> Array:
     """The contingency table of two attributes in the rows that have both; DataError when no row has both."""
     own = Schema([schema[name] for name in dict.fromkeys((a, b))], schema.target if schema.target in (a, b) else None)
-    both = own.fit(table, own.names).canonical(table).dropna()
-    if both.empty:
+    _, codes = coded(table, own)
+    counts = contingency(codes[a], codes[b])
+    if not counts.size:
         raise DataError(f"expected rows that have both {a!r} and {b!r}, got none in {len(table)} rows; fill in some")
-    _, codes = coded(both, own)
-    return contingency(codes[a], codes[b])
+    return counts
 
 
-def contingency(x: Codes, y: Codes, weights: Array | None = None) -> Array:
-    """(r, c): the (weighted) number of rows of every pair of levels that occur; rows with a code of -1 are left out."""
+def contingency(x: Codes, y: Codes) -> Array:
+    """(r, c): the number of rows of every pair of levels that occur; rows with a code of -1 are left out."""
+    from scipy.stats.contingency import crosstab
+
     both = (x >= 0) & (y >= 0)
-    if not both.any():
-        return np.zeros((0, 0))
-    (_, i), (_, j) = (np.unique(codes[both], return_inverse=True) for codes in (x, y))
-    shape = (int(i.max()) + 1, int(j.max()) + 1)
-    w = None if weights is None else weights[both]
-    sums = np.bincount(i * shape[1] + j, weights=w, minlength=shape[0] * shape[1])
-    counts: Array = sums.reshape(shape).astype(np.float64)
-    counts = counts[counts.sum(1) > 0]
-    return np.compress(counts.sum(0) > 0, counts, axis=1)
+    return crosstab(x[both], y[both]).count.astype(np.float64) if both.any() else np.zeros((0, 0))
 
 
 # --- measures of a contingency table
@@ -191,7 +181,7 @@ def correlation(values: Array, classes: Codes) -> Correlation:
     eta2 = min(1.0, between / whole)
     chance = float(np.sqrt(min(1.0, (k - 1) / (n - 1))))
     if n <= k:
-        return Correlation(float(np.sqrt(eta2)), chance)  # one row a class: no spread within, hence no test
+        return Correlation(float(np.sqrt(eta2)), chance)  # one row per class: no spread within, hence no test
     ratio = np.inf if eta2 == 1.0 else (eta2 / (k - 1)) / ((1.0 - eta2) / (n - k))
     return Correlation(float(np.sqrt(eta2)), chance, float(stats.f.sf(ratio, k - 1, n - k)))
 
