@@ -25,19 +25,19 @@ from cfaug.causal import (
     Change,
     Discovery,
     FunctionMechanism,
-    ImageMechanism,
     Independence,
     IndependenceTest,
     Intervention,
     Mechanism,
     Noise,
     assumption_card,
-    check_label_safety,
+    confounding,
     cramers_v,
     diagnose,
     discover,
     falsify,
     flip,
+    forecast,
     missing_counts,
     normalised_mutual_information,
     refuse_if_ancestor,
@@ -50,8 +50,6 @@ from cfaug.causal import (
 from cfaug.causal import SCM as ModelOfAttributes
 from cfaug.causal import CausalGraph as Graph
 from cfaug.causal import do as intervene
-from cfaug.causal.audit import confounding
-from cfaug.causal.audit import plan_effect as forecast
 from cfaug.data import (
     SOURCES,
     ArrayDataset,
@@ -74,6 +72,7 @@ from cfaug.decode import (
     Decoder,
     DiffusionDecoder,
     DistilledDecoder,
+    ImageMechanism,
     ImageNoise,
     ModelNoise,
     load_decoder,
@@ -175,7 +174,6 @@ def causes(table: pd.DataFrame, schema: Columns) -> ActedSCM:
     graph = Graph("age -> species; species -> image")
     refuse_unconfirmed(graph)
     refuse_if_ancestor(graph, "species", ["age"])
-    check_label_safety(graph, "species", ["age"])
     parents: tuple[str, ...] = graph.parents("image")
 
     def forward(noise: npt.NDArray[np.float64], parents: pd.DataFrame) -> npt.NDArray[np.float64]:

@@ -10,7 +10,7 @@ from cfaug.causal.audit.independence import Independence, IndependenceTest
 from cfaug.causal.audit.plan_effect import forecast
 from cfaug.causal.discover.background_knowledge import Background
 from cfaug.causal.discover.discovery import Discovery, discover
-from cfaug.causal.graph import CausalGraph, check_label_safety, refuse_if_ancestor, refuse_unconfirmed
+from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirmed
 from cfaug.causal.intervention import Change, Intervention, do, flip, resample, scale, shift, uniform
 from cfaug.causal.mechanisms.functions import FunctionMechanism
 from cfaug.causal.mechanisms.protocol import Mechanism
@@ -34,7 +34,6 @@ __all__ = [
     "Mechanism",
     "Noise",
     "assumption_card",
-    "check_label_safety",
     "confounding",
     "cramers_v",
     "diagnose",

@@ -309,6 +309,3 @@ def refuse_unconfirmed(graph: CausalGraph) -> None:
             f"graph: expected confirmed edges, got proposals of a discovery: {'; '.join(graph.unconfirmed)}; "
             "remove the ? from the edges you believe, or the edge"
         )
-
-
-check_label_safety = refuse_if_ancestor

@@ -62,13 +62,6 @@ def stream(seeds: Seeds, number: int) -> Seeds:
     return _mix(seeds ^ salt)
 
 
-def fork(seeds: Seeds, count: int) -> Seeds:
-    """(B * count,): ``count`` independent seeds per row, those of one row side by side."""
-    with np.errstate(over="ignore"):
-        counters = np.arange(1, count + 1, dtype=np.uint64) * _GAMMA
-        return _mix(stream(seeds, count)[:, None] + counters).reshape(-1)
-
-
 def uniforms(seeds: Seeds, width: int = 1) -> Array:
     """(B, width) uniform draws in the open interval (0, 1), on a grid of 2^-52."""
     with np.errstate(over="ignore"):
