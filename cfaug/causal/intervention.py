@@ -23,7 +23,8 @@ from typing import Any
 
 import numpy as np
 
-from cfaug.data.schema import IMAGE, Attribute, Schema
+from cfaug.data.attribute import Attribute
+from cfaug.data.schema import IMAGE, Schema
 from cfaug.errors import UsageError, shown
 
 Value = str | int | float

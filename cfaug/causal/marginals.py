@@ -14,7 +14,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.causal.row_random import Array
-from cfaug.data.schema import Attribute, Schema
+from cfaug.data.attribute import Attribute
+from cfaug.data.schema import Schema
 
 QUANTILES = 1025
 

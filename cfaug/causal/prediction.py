@@ -15,7 +15,7 @@ from cfaug.causal.intervention import HARD, Change, Intervention, Value
 from cfaug.causal.marginals import Marginal
 from cfaug.causal.noise import Noise
 from cfaug.causal.row_random import Seeds, natural, row_seeds, stream, uniforms
-from cfaug.data.schema import Attribute
+from cfaug.data.attribute import Attribute
 from cfaug.errors import UsageError
 
 Mask = npt.NDArray[np.bool_]

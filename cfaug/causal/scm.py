@@ -20,6 +20,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -265,7 +266,7 @@ def _checked(schema: Schema, table: pd.DataFrame) -> pd.DataFrame:
     return columns
 
 
-def _interventions(given: object) -> list[Intervention]:
+def _interventions(given: Any) -> list[Intervention]:
     many = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
     for one in many:
         if not isinstance(one, Intervention):

@@ -24,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from cfaug.data.schema import Attribute, Schema
+from cfaug.data.attribute import Attribute
+from cfaug.data.schema import Schema
 from cfaug.errors import UsageError
 
 Array = npt.NDArray[np.float64]

@@ -62,7 +62,7 @@ def forecast(
     target, grouper = target_of(schema), Grouper.fit(table, schema)
     factual = schema.canonical(table)
     sources = _sources(factual.index, acts)
-    null = np.array([act.is_null for _, act in acts], dtype=bool)
+    null = np.array([act.is_null for _, act in acts], dtype=np.bool_)
     planned = np.flatnonzero(~null)
     if len(planned) > most:
         planned = np.sort(np.random.default_rng(0).choice(planned, most, replace=False))
@@ -71,7 +71,7 @@ def forecast(
     if len(planned):
         # draws follow the key: two rows of one source are two draws, as they are in generation
         keyed = before.set_axis(pd.Index([f"{key}#{i}" for key, i in zip(before.index, planned)], dtype=object))
-        after = scm.counterfactual(keyed, [acts[i][1] for i in planned])[list(factual.columns)]
+        after = scm.counterfactual(keyed, [acts[i][1] for i in planned.tolist()])[list(factual.columns)]
     rows = max(len(acts), of or 0)
     interventions = round(rows / len(acts) * int((~null).sum()))
     scale = interventions / max(1, len(planned))
@@ -83,7 +83,7 @@ def forecast(
     same = pd.DataFrame((x == y) | (pd.isna(x) & pd.isna(y)), columns=before.columns)
     outside, recomputed = {}, {}
     for name in schema.names:
-        asked = np.array([name in acts[i][1].names for i in planned], dtype=bool)
+        asked = np.array([name in acts[i][1].names for i in planned.tolist()], dtype=np.bool_)
         recomputed[name] = (~same[name].to_numpy() & ~asked).sum()
         if schema[name].kind == "continuous" and factual[name].notna().any():
             outside[name] = ((after[name] < factual[name].min()) | (after[name] > factual[name].max())).sum()
@@ -220,7 +220,7 @@ def _dependent(made: Mapping[str, Any]) -> bool:
     eta_p = made["eta_p_value"]
     if eta_p is not None and 2 * eta_p < ALPHA:  # two tests of one attribute: half the level for each
         return True
-    return (1 if eta_p is None else 2) * made["p_value"] < ALPHA and made["nmi"] > made["nmi_chance"]
+    return bool((1 if eta_p is None else 2) * made["p_value"] < ALPHA and made["nmi"] > made["nmi_chance"])
 
 
 def _new_combinations(

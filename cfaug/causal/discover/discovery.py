@@ -108,8 +108,8 @@ class Discovery:
         """The inverse of ``to_json``; UsageError when ``data`` is something else."""
         try:
             plain = {key: data[key] for key in ("method", "n", "alpha", "bootstraps", "seed", "target")}
-            lists = {key: tuple(data[key]) for key in ("names", "notes", "spurious")}
-            edges = {key: tuple(Edge(**row) for row in data[key]) for key in ("edges", "also")}
+            lists: dict[str, Any] = {key: tuple(data[key]) for key in ("names", "notes", "spurious")}
+            edges: dict[str, Any] = {key: tuple(Edge(**row) for row in data[key]) for key in ("edges", "also")}
             return cls(**plain, **lists, **edges, background=Background.read(**data["background"]))
         except (KeyError, TypeError) as error:
             raise UsageError(

@@ -21,7 +21,8 @@ from cfaug.causal.mechanisms.categorical import CategoricalMechanism
 from cfaug.causal.mechanisms.flows import ContinuousMechanism
 from cfaug.causal.mechanisms.ordinal import OrdinalMechanism
 from cfaug.causal.mechanisms.protocol import Mechanism
-from cfaug.data.schema import Attribute, Schema
+from cfaug.data.attribute import Attribute
+from cfaug.data.schema import Schema
 from cfaug.errors import UsageError, near
 
 MECHANISMS: Mapping[str, type[Any]] = {
