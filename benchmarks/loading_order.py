@@ -4,7 +4,7 @@
 
     draws    what the ranks are given, put back into one order, against one process without workers: pixels, item by item;
              workers {0, 1, 2, 4} x world {1, 2, 3} x 3 seeds, real DataLoaders, ranks one after another
-    resume   stop after every k-th batch, go on with another worker count (and another world): the order of both parts against
+    resume   stop after every k-th batch, go on with a different worker count: the order of both parts against
              that of a run that was not stopped; samples delivered twice; delivered samples that the second run decoded
              again. What the workers of the stopped run had read ahead is lost and decoded once more: counted beside it.
 
@@ -29,9 +29,8 @@ from torchvision.transforms import v2
 from writing import photograph
 
 from cfaug.learn import CounterfactualDataset
-from cfaug.learn.stream import CounterfactualStream
 from cfaug.offline import write_shard
-from cfaug.offline.read import Sample, ShardReader
+from cfaug.offline.read import Sample
 
 COMMAND = "python benchmarks/loading.py order"
 IMAGES, SHARDS, PIXELS, BATCH, EPOCH = 90, 6, 32, 8, 1
@@ -60,18 +59,6 @@ def write(place: Path) -> None:
     for shard in range(SHARDS):
         part = samples[shard * each : (shard + 1) * each]
         write_shard(place / "shards", f"cf-train-{shard:06d}.tar", part, "0" * 64, "0" * 64)
-
-
-class CountedReader(ShardReader):
-    """Counts in shared memory how often each sample is decoded, in whatever process."""
-
-    def __init__(self, place: Path) -> None:
-        super().__init__(place)
-        self.decoded = torch.zeros(len(self), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-
-    def sample(self, i: int) -> Sample:
-        self.decoded[i] += 1
-        return super().sample(i)
 
 
 class CountedDataset(CounterfactualDataset):
@@ -119,89 +106,23 @@ def shares(dataset: Dataset[Any], world: int, workers: int, seed: int) -> list[G
     return found[: len(dataset)]  # type: ignore[arg-type]  # the sampler fills the last turn up
 
 
-def indexed(sample: Sample) -> tuple[int, torch.Tensor]:
-    _, image, replica = sample.key.split("-")
-    return 3 * int(image) + int(replica), torch.from_numpy(sample.image).permute(2, 0, 1).contiguous()
-
-
-def stream_of(reader: ShardReader, seed: int, world: int = 1, rank: int = 0) -> CounterfactualStream:
-    stream = CounterfactualStream(reader, BATCH, item=indexed, seed=seed, window=2, world=world, rank=rank)
-    stream.set_epoch(EPOCH)
-    return stream
-
-
-def streamed(
-    reader: ShardReader,
-    world: int,
-    workers: int,
-    seed: int,
-    state: dict[str, Any] | None = None,
-    steps: int | None = None,
-) -> tuple[list[Given], dict[str, Any]]:
-    """What the ranks are given (at most ``steps`` batches each), put back by the batches' numbers; and their state."""
-    per_rank, states = [], []
-    for rank in range(world):
-        stream = stream_of(reader, seed, world, rank)
-        if state is not None:
-            stream.load_state_dict(state)
-        loader = stream.loader(num_workers=workers)
-        per_rank.append(items(list(itertools.islice(loader, steps))))
-        states.append(stream.state_dict())
-    assert all(other == states[0] for other in states)
-    first = 0 if state is None else state["consumed"] // BATCH
-    numbers = range(first, first + world * len(per_rank[0]))
-    return flat([per_rank[g % world][(g - first) // world] for g in numbers]), states[0]
-
-
-def draws(place: Path, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    reader = ShardReader(place / "shards")
-    found = {"CounterfactualDataset": [0, 0, 0], "CounterfactualStream": [0, 0, 0]}
+def draws(place: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    same = cases = compared = 0
     for seed in seeds:
         mixed = mixture(place, seed)
         sampler: DistributedSampler[Any] = DistributedSampler(mixed, 1, 0, shuffle=True, seed=seed)
         sampler.set_epoch(EPOCH)
         one = [Given(*pair) for pair in ((i, mixed[i][1].numpy().tobytes()) for i in sampler)]
-        chosen = stream_of(reader, seed)
-        whole = flat(items(list(chosen)))
         for world, workers in itertools.product(WORLDS, WORKERS):
             given = shares(mixed, world, workers, seed)
-            tally = found["CounterfactualDataset"]
-            tally[0] += given == one
-            tally[1] += 1
-            tally[2] += len(given)
-            given, _ = streamed(reader, world, workers, seed)
-            kept = len(whole) if world == 1 else -(-len(whole) // BATCH) // world * world * BATCH
-            tally = found["CounterfactualStream"]
-            tally[0] += given == whole[:kept]
-            tally[1] += 1
-            tally[2] += len(given)
-    return [
-        {"what": "draws", "of": name, "identical": same, "cases": cases, "items_compared": compared}
-        for name, (same, cases, compared) in found.items()
-    ]
-
-
-def resumed_stream(place: Path, quick: bool) -> dict[str, Any]:
-    reader = CountedReader(place / "shards")
-    whole = flat(items(list(stream_of(reader, 0))))
-    found = {"cases": 0, "order_equal": 0, "delivered_twice": 0, "decoded_again": 0, "read_ahead": 0}
-    for before, after in ((1, 1), (2, 1), (1, 3), (3, 2)):
-        steps = range(1, -(-len(whole) // BATCH) // before + 1)
-        for step, (workers, others) in itertools.product(steps, ((2, 0), (0, 1), (1, 2))):
-            if quick and (step + workers) % 4:
-                continue
-            reader.decoded.zero_()
-            rows, state = streamed(reader, before, workers, 0, steps=step)
-            delivered = torch.tensor([item.which for item in rows])
-            found["read_ahead"] += int(reader.decoded.sum()) - len(rows)
-            reader.decoded.zero_()
-            rest, _ = streamed(reader, after, others, 0, state)
-            found["decoded_again"] += int(reader.decoded[delivered].sum())
-            both = rows + rest
-            found["cases"] += 1
-            found["order_equal"] += both == whole[: len(both)] and len(whole) - len(both) < after * BATCH
-            found["delivered_twice"] += len(both) - len({item.which for item in both})
-    return {"what": "resume", "of": "CounterfactualStream", **found}
+            same, cases, compared = same + (given == one), cases + 1, compared + len(given)
+    return {
+        "what": "draws",
+        "of": "CounterfactualDataset",
+        "identical": same,
+        "cases": cases,
+        "items_compared": compared,
+    }
 
 
 def resumed_dataset(place: Path, quick: bool) -> dict[str, Any]:
@@ -243,7 +164,5 @@ def measure(out: Path, quick: bool) -> None:
             "images": IMAGES,
             "batch": BATCH,
         }
-        for row in draws(place, seeds):
-            record(out, {**row, **about}, command=command, cpu=cpu())
-        for resumed in (resumed_stream, resumed_dataset):
-            record(out, {**resumed(place, quick), "images": IMAGES, "batch": BATCH}, command=command, cpu=cpu())
+        record(out, {**draws(place, seeds), **about}, command=command, cpu=cpu())
+        record(out, {**resumed_dataset(place, quick), "images": IMAGES, "batch": BATCH}, command=command, cpu=cpu())

@@ -98,9 +98,6 @@ from cfaug.learn import (
     Draw,
     MixingCollate,
     RandomCounterfactual,
-    StreamLoader,
-    Swappable,
-    open_base,
     open_training_shards,
 )
 from cfaug.offline import (
@@ -139,6 +136,7 @@ from cfaug.train import (
     training_set,
     validation_set,
 )
+from cfaug.train.in_memory import materialise
 
 
 def the_top(table: pd.DataFrame) -> tuple[cfaug.SCM, cfaug.Plan]:
@@ -279,7 +277,7 @@ def loops(base: Any, reader: ShardReader) -> Iterator[torch.Tensor]:
     """The ways into a training loop that is there already."""
     mixed = CounterfactualDataset(base, reader, p=0.5, seed=0)
     draw: Draw = mixed.provenance(0)
-    held: MixedImages = mixed.materialise()
+    held: MixedImages = materialise(mixed)
     change: Callable[[Any], Any] = RandomCounterfactual(reader, p=0.5)
     for epoch in range(3):
         mixed.set_epoch(epoch)
@@ -289,22 +287,16 @@ def loops(base: Any, reader: ShardReader) -> Iterator[torch.Tensor]:
     print(draw.kind, len(held))
 
 
-def pipelines(
-    reader: ShardReader, base: torch.utils.data.Dataset[Any], validation: torch.utils.data.Dataset[Any]
-) -> MixingCollate:
-    opened = assert_type(open_base(base), Swappable)
-    print(opened.keys(), opened.label(0))
+def pipelines(reader: ShardReader, validation: torch.utils.data.Dataset[Any]) -> MixingCollate:
     return MixingCollate(open_training_shards(reader, held_out=[validation]), p=0.5, transform=to_tensor, seed=1)
 
 
-def streams(reader: ShardReader, state: dict[str, Any]) -> Iterator[torch.Tensor]:
+def streams(reader: ShardReader) -> Iterator[torch.Tensor]:
     stream = CounterfactualStream(
         reader, 64, transform=to_tensor, classes=["landbird", "waterbird"], kinds=["counterfactual"]
     )
-    stream.load_state_dict(state)
-    loader = assert_type(stream.loader(num_workers=4), StreamLoader)
-    for images, _ in loader:
-        state.update(assert_type(stream.state_dict(), dict[str, Any]))
+    stream.set_epoch(1)
+    for images, _ in DataLoader(stream, batch_size=None, num_workers=4):
         yield images
 
 

@@ -4,8 +4,8 @@
     SeededAugmentation(dataset, compose, seed=0)                                 a Dataset, in place of dataset
 
 Albumentations keeps its generators inside the transforms. Every DataLoader worker starts with a copy of them, so all
-workers draw the same stream, and draw it again in the next epoch (2.0.8). ``Compose.set_random_seed`` once a sample is
-no cure: it gives every transform a generator of its own from the one seed, and with equal first numbers two flips of
+workers draw the same stream, and draw it again in the next epoch (2.0.8). ``Compose.set_random_seed`` once per sample is
+not a cure: it gives every transform a generator of its own from the one seed, and with equal first numbers two flips of
 probability 1/2 fire together or not at all. SeededAugmentation gives all transforms of a pipeline one generator that
 starts from (seed, epoch, index): what is drawn depends on nothing else. A pipeline that was saved is read by ``A.load``
 once this module has been imported.
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Mapping
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +26,19 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from cfaug.errors import UsageError
-from cfaug.learn.checks import whole
-from cfaug.learn.counts import Counting
-from cfaug.learn.epochs import Epochs
+from cfaug.learn.epochs import Epochs, tell_epoch, whole
 from cfaug.learn.image_types import as_pixels
-from cfaug.learn.inner import tell_epoch
-from cfaug.learn.pixel_swap import open_lookup
+from cfaug.learn.pixel_swap import SwapsImages, open_lookup
+from cfaug.learn.swap.patched_copy import inner_datasets
 from cfaug.offline.read import ShardReader
 
-_APPLIED: ContextVar[bool] = ContextVar("applied", default=False)  # of the call that this thread is in
 
-
-class RandomCounterfactual(Counting, A.ImageOnlyTransform):  # type: ignore[misc]
+class RandomCounterfactual(SwapsImages, A.ImageOnlyTransform):  # type: ignore[misc]
     """With probability ``p``, replace an image by one of its counterfactuals; with ``null_p``, by a null intervention.
 
     Images: uint8 (H, W, 3) RGB, (H, W) or (H, W, 1), before anything that changes a pixel; what comes out has the same
-    shape. Unknown images pass through. Draws from albumentations' own generators, one to three numbers an image whether
-    or not it is known. ``shards``: OUT, OUT/shards or a URL; ``held_out`` is looked at once and not saved. ``seen``, ``matched``, ``swapped`` and the warning: as in :mod:`cfaug.learn.pixel_swap`.
+    shape. Unknown images pass through. Draws from albumentations' own generators, two numbers per image whether
+    or not it is known (inside ``OneOf`` too, with this same p). ``shards``: OUT, OUT/shards or a URL; ``held_out`` is looked at once and not saved. ``seen``, ``matched``, ``swapped`` and the warning: as in :mod:`cfaug.learn.pixel_swap`.
 
     Raises UsageError for probabilities out of range and for float images, DataError when the shards lack what is asked
     for, (``guard``) have samples outside the train split, or have samples of images in the data sets ``held_out``.
@@ -65,33 +60,17 @@ class RandomCounterfactual(Counting, A.ImageOnlyTransform):  # type: ignore[misc
         self.shards = str(shards.directory if isinstance(shards, ShardReader) else shards)
         self.guard = guard
 
-    def __call__(self, *args: Any, force_apply: bool = False, **kwargs: Any) -> Any:
-        """As every albumentations transform; images that the draw leaves real are counted too."""
-        _APPLIED.set(False)
-        made = super().__call__(*args, force_apply=force_apply, **kwargs)
-        if not _APPLIED.get() and kwargs.get("image") is not None:
-            self.lookup.swap(kwargs["image"], lambda _: (0.0, 0.0), p=0.0)
-        return made
-
     def should_apply(self, force_apply: bool = False) -> bool:
-        """True with probability p + null_p, or where it is forced (then in their proportion)."""
-        asked = self.p + self.null_p
-        if asked <= 0.0:
-            return False
-        return asked >= 1.0 or force_apply or bool(self.py_random.random() < asked)
+        """Always true: every image is looked up and counted, and the draw of ``get_params`` decides."""
+        return True
 
     def get_params(self) -> dict[str, Any]:
-        """``choice`` ~ U[0, 1): which of the samples; ``null``: of which kind."""
-        choice = self.py_random.random()
-        null = self.null_p > 0 and self.py_random.random() * (self.p + self.null_p) >= self.p
-        return {"choice": choice, "null": null}
+        """u, v ~ U[0, 1): of which kind, and which of the samples (:mod:`cfaug.learn.pixel_swap`)."""
+        return {"u": self.py_random.random(), "v": self.py_random.random()}
 
-    def apply(
-        self, img: npt.NDArray[np.uint8], *args: Any, choice: float = 0.0, null: bool = False, **params: Any
-    ) -> Any:
-        """The image, or the sample of it that `choice` names."""
-        _APPLIED.set(True)
-        made = self.lookup.swap(img, lambda _: (0.0, choice), p=float(not null), null_p=float(null))
+    def apply(self, img: npt.NDArray[np.uint8], *args: Any, u: float = 0.0, v: float = 0.0, **params: Any) -> Any:
+        """The image, or what the draw puts in its place."""
+        made = self.lookup.swap(img, lambda _: (u, v), self.p, self.null_p)
         return img if made is None else made
 
 
@@ -111,10 +90,12 @@ class SeededAugmentation(Epochs, Dataset[Any]):
         self, base: Any, transform: Any, seed: int = 0, *, inside: bool = False, image_key: str = "image"
     ) -> None:
         if not hasattr(base, "__len__") or not hasattr(base, "__getitem__"):
-            raise UsageError(f"base: expected a dataset with len() and [i], came {type(base).__name__}")
+            raise UsageError(
+                f"base: expected a data set with len() and [i], got {type(base).__name__}; iterables have no index"
+            )
         if not hasattr(transform, "set_random_state"):
             raise UsageError(
-                f"transform: expected an albumentations transform or Compose, came {type(transform).__name__}; "
+                f"transform: expected an albumentations transform or Compose, got {type(transform).__name__}; "
                 "torchvision's draw from torch's generator, which DataLoader seeds in every worker"
             )
         super().__init__()
@@ -128,11 +109,11 @@ class SeededAugmentation(Epochs, Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Draw epoch `epoch`'s numbers from now on, in every worker; the base's too, where it has epochs."""
         super().set_epoch(epoch)
-        tell_epoch(self.base, epoch)
+        tell_epoch(inner_datasets(self.base), epoch)
 
     def __getitem__(self, i: int) -> Any:
         if not -len(self) <= i < len(self):
-            raise IndexError(f"expected an index below {len(self)}, came {i}")
+            raise IndexError(f"expected an index below {len(self)}, got {i}")
         i %= len(self)
         self._serve(1, len(self))
         reseed(self.transform, self._python, self.seed, self.epoch, i)
@@ -143,7 +124,9 @@ class SeededAugmentation(Epochs, Dataset[Any]):
             known = set(getattr(self.transform, "available_keys", ()))
             given = {name: _array(value) for name, value in item.items() if name in known and name != self.image_key}
             if self.image_key not in item:
-                raise UsageError(f"base: its items have no {self.image_key!r} but {', '.join(item)}; pass image_key=")
+                raise UsageError(
+                    f"base: expected items with {self.image_key!r}, got {', '.join(item)}; pass image_key="
+                )
             made = self.transform(image=_array(item[self.image_key]), **given)
             return {**item, **{name: made[name] for name in given}, self.image_key: made["image"]}
         if not isinstance(item, tuple | list):
@@ -151,12 +134,12 @@ class SeededAugmentation(Epochs, Dataset[Any]):
         image, *rest = item
         if isinstance(image, tuple | list | Mapping):
             raise UsageError(
-                "base: expected an image first in its items, came one item in another (policy 'pairs'?); give the mixture a "
+                "base: expected an image first in its items, got an item inside an item (policy 'pairs'?); give the mixture a "
                 "base that is a SeededAugmentation: CounterfactualDataset(SeededAugmentation(...), ..., policy='pairs')"
             )
         if any(isinstance(part, Image.Image) or getattr(part, "ndim", 0) >= 2 for part in rest):
             raise UsageError(
-                "base: expected one image an item, came a second one or a mask, which a flip would leave behind; yield a "
+                "base: expected one image per item, got a second one or a mask, which a flip would leave behind; yield a "
                 "dict with albumentations' names (image, mask, ...), or apply the transform in the base with inside=True"
             )
         parts = [self.transform(image=_array(image))["image"], *rest]

@@ -1,4 +1,4 @@
-"""MixingCollate: counterfactuals where batches are made, for datasets that have no index (a WebDataset pipeline).
+"""MixingCollate: counterfactuals where batches are made, for data sets that have no index (a WebDataset pipeline).
 
     samples -> each recognised by its pixels, swapped or not -> transform, one by one -> default_collate -> then
 
@@ -19,15 +19,13 @@ from PIL import Image
 from torch.utils.data import default_collate
 
 from cfaug.errors import UsageError
-from cfaug.learn.checks import whole
-from cfaug.learn.counts import Counting
-from cfaug.learn.epochs import Epochs
-from cfaug.learn.pixel_swap import open_lookup
-from cfaug.learn.swap.images import with_value
+from cfaug.learn.epochs import Epochs, whole
+from cfaug.learn.image_types import with_value
+from cfaug.learn.pixel_swap import SwapsImages, open_lookup
 from cfaug.offline.read import ShardReader
 
 
-class MixingCollate(Counting, Epochs):
+class MixingCollate(SwapsImages, Epochs):
     """A ``collate_fn`` (of a DataLoader, of ``wds.batched``) over untransformed samples; picklable, safe under spawn.
 
     Samples: ``(image, ...)`` or dicts, the image PIL or uint8, not transformed yet. ``p``, ``null_p``: the rule of
@@ -54,7 +52,8 @@ class MixingCollate(Counting, Epochs):
         image_key: str | None = None,
     ) -> None:
         super().__init__()
-        self.lookup = open_lookup(shards, p, null_p, guard, held_out, owner="MixingCollate")
+        cure = "let the pipeline yield decoded images and give MixingCollate the transform"
+        self.lookup = open_lookup(shards, p, null_p, guard, held_out, "MixingCollate", cure)
         self.p, self.null_p, self.seed = float(p), float(null_p), whole("seed", seed)
         self.transform, self.then, self.image_key = transform, then, image_key
 
@@ -68,7 +67,7 @@ class MixingCollate(Counting, Epochs):
             batch = [batch]
         if len(batch) < 2:
             raise UsageError(
-                "then: expected samples of an image and a label, came images alone; let the pipeline yield both"
+                "then: expected samples of an image and a label, got images alone; let the pipeline yield both"
             )
         images, labels, *rest = batch
         return [*self.then(images, labels), *rest]
@@ -77,7 +76,7 @@ class MixingCollate(Counting, Epochs):
         if isinstance(sample, Mapping):
             name = self.image_key or _only_image(sample)
             if name not in sample:
-                raise UsageError(f"image_key: expected one of {', '.join(map(str, sample))}, came {name!r}")
+                raise UsageError(f"image_key: expected one of {', '.join(map(str, sample))}, got {name!r}")
             return {**sample, name: self._image(sample[name])}
         if isinstance(sample, tuple | list):
             return with_value(sample, (0,), self._image(sample[0]))
@@ -89,14 +88,10 @@ class MixingCollate(Counting, Epochs):
         if self.transform is not None:
             return self.transform(image)
         if isinstance(image, Image.Image):
-            raise UsageError(
-                "transform: expected one that makes tensors of PIL images, came none; batches hold tensors"
-            )
+            raise UsageError("transform: expected one that makes tensors of PIL images, got None; batches hold tensors")
         return image
 
     def _drawn(self, pixels: int) -> tuple[float, float]:
-        if self.p + self.null_p:
-            self._serve_one(pixels)
         u, v = np.random.default_rng([self.seed, self.epoch, pixels]).random(2).tolist()
         return u, v
 
@@ -109,5 +104,5 @@ def _only_image(sample: Mapping[str, Any]) -> str:
     ]  # fmt: skip
     if len(found) != 1:
         came = ", ".join(found) if found else f"none among {', '.join(map(str, sample))}"
-        raise UsageError(f"samples: expected one image in each, came {came}; pass image_key=")
+        raise UsageError(f"samples: expected one image in each, got {came}; pass image_key=")
     return found[0]

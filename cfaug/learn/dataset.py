@@ -1,4 +1,4 @@
-"""CounterfactualDataset: any labelled image dataset, with counterfactuals of its own images mixed in.
+"""CounterfactualDataset: any labelled image data set, with counterfactuals of its own images mixed in.
 
     train = CounterfactualDataset(train, "OUT/shards", p=0.5, seed=0)       # the one line
 
@@ -6,7 +6,7 @@ What stands at an index is drawn from (seed, epoch, index) alone (:mod:`cfaug.le
 restart change nothing. Policies:
 
     replace   some images are swapped for counterfactuals of themselves                      (img, y) -> (img, y)
-    append    all real images, then counterfactuals: the dataset is longer                   (img, y) -> (img, y)
+    append    all real images, then counterfactuals: the data set is longer                  (img, y) -> (img, y)
     pairs     factual and counterfactual side by side, for paired losses                     (img, y) -> ((img, y), (img_cf, y))
     groups    target and intervened attributes are independent in what is shown              (img, y) -> (img, y)
 
@@ -20,62 +20,61 @@ import logging
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch.utils.data import Dataset
+import pandas as pd
+from torch.utils.data import Dataset, Subset
 
 from cfaug.errors import DataError, UsageError
-from cfaug.learn.checks import PolicyName, lacking, policy_shares, same_state, whole
-from cfaug.learn.epochs import Epochs
-from cfaug.learn.guard import open_training_shards, refuse_split
-from cfaug.learn.inner import has_swap, swaps_already, tell_epoch
+from cfaug.learn.epochs import Epochs, same_state, tell_epoch, whole
+from cfaug.learn.guard import lacking, open_training_shards, refuse_split
 from cfaug.learn.match import Matches, match
-from cfaug.learn.policies import KINDS, Append, Draw, Drawn, Kind, Policy, Replace, Uniforms
-from cfaug.learn.policy_groups import Independent
-from cfaug.learn.reordered import mark_of, marks_of, refuse_moved, reordered
-from cfaug.learn.swap import open_base
-from cfaug.learn.swap.base import undrawn
-from cfaug.learn.swap.metadata import inner_datasets
+from cfaug.learn.policies import (
+    KINDS,
+    Append,
+    Draw,
+    Drawn,
+    Independent,
+    Kind,
+    Policy,
+    PolicyName,
+    Replace,
+    Uniforms,
+    policy_shares,
+)
+from cfaug.learn.swap.patched_copy import TRANSFORMS, inner_datasets
+from cfaug.learn.swap.swappable import open_base, undrawn
 from cfaug.offline.read import ShardReader
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from cfaug.train.training_sets import MixedImages
 
 log = logging.getLogger(__name__)
 
 # items up to which an epoch's draw is held in memory (17 bytes each); above, every item draws its own
 DRAWN_TOGETHER = 1 << 21
-LOOK_AGAIN = (
-    1000  # samples after which a base that names no image is looked at again: less than a hundredth of the work
-)
-# methods of HF datasets that make no other
-IN_PLACE = frozenset({"set_transform", "set_format", "reset_format", "unique"})
 
 
 class CounterfactualDataset(Epochs, Dataset[Any]):
     """A map-style wrapper that yields what ``base`` yields, some images swapped for counterfactuals of themselves.
 
     ``base``: anything with ``len`` and ``base[i]`` -> (image, target), (image, target, metadata), a dict, ...: torchvision
-    datasets, ImageFolder, Hugging Face datasets, WILDS subsets, Subset and ConcatDataset of these; its transforms are
+    data sets, ImageFolder, Hugging Face data sets, Subset and ConcatDataset of these, a class of your own; its transforms are
     applied after the swap. ``shards``: OUT, OUT/shards, a URL or a reader.
     ``p``, ``null_p``: probabilities of a real counterfactual and of a null intervention, p + null_p <= 1 (``append``: how many
     are added, as shares of the images that have some). Default of p: 0.5, with ``pairs`` 1; with ``groups`` it follows from
     the attributes and must be left out, and ``null_p`` is the share of real images that are shown as reconstructions.
     ``policy``: see above. Sources are matched by ``key(i)`` (given here, or what the base knows), else by pixels.
     ``transform``: how a PIL image becomes the image that ``base`` yields; needed only when the base hides its own.
-    ``image_key``: which field holds the image, where that is not clear; of a StackDataset it begins with the part. ``held_out``: data sets none of whose images may be
+    ``image_key``: which field holds the image, where that is not clear. ``held_out``: data sets none of whose images may be
     a source (:func:`cfaug.learn.guard.open_training_shards`). ``check_labels=False`` lets classes pass that do not
     correspond one to one, ``guard=False`` these and other splits.
 
-    Attributes of the base (``classes``, ``class_to_idx``, ...) are the wrapper's too. ``set_epoch(e)`` changes the draw, in
-    persistent workers too. Raises UsageError for probabilities out of range or a base without length, DataError when nothing
-    matches, when a row is not of the train split, when the shards were made from other pixels or for other classes; reading
-    raises ShardError (naming shard and sample) for damaged or removed shards.
+    Values of the base (``classes``, ``class_to_idx``, ``targets``, ...) can be read on the wrapper; its methods are called, and its
+    attributes set, on ``.base``. ``set_epoch(e)`` changes the draw, in persistent workers too.
+
+    Raises UsageError for probabilities out of range or a base without length, DataError when nothing matches, when a row is not of the
+    train split, when the shards were made from other pixels or for other classes; reading raises ShardError (naming shard and
+    sample) for damaged or removed shards.
     """
 
     def __init__(
@@ -94,27 +93,18 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         guard: bool = True,
         check_labels: bool = True,
     ) -> None:
+        super().__init__()
         self.p, self.null_p = policy_shares(p, null_p, policy)
         self.base, self.seed, self.policy = base, whole("seed", seed), policy
-        if any(isinstance(part, CounterfactualDataset) for part in inner_datasets(base)):
-            raise UsageError(
-                "base: expected a data set without counterfactuals, came one that is wrapped already; wrap once"
-            )
-        if swaps_already(base) or has_swap(transform):
-            raise UsageError(
-                "base: expected a transform without RandomCounterfactual, came one that has it: images would be swapped twice; "
-                "take it out of the transform, or do not wrap"
-            )
+        self._drawn: tuple[int, Drawn] | None = None
+        _refuse_two_swaps(base, transform)
         self.opened = open_base(base, transform, image_key)
         if not len(self.opened):
-            raise DataError("base: expected images, came an empty data set; check its path or its split")
+            raise DataError("base: expected images, got an empty data set; check its path or its split")
         if guard:
             refuse_split(base)
         self.reader = open_training_shards(shards, guard, held_out)
-        Epochs.__init__(self)
-        self._drawn: tuple[int, Drawn] | None = None
         self.matches: Matches = match(self.opened, self.reader, key, guard and check_labels)
-        self._marks, self._looked = marks_of(base), (-1, 0)
         self._tell_missing()
         self._policy = self._chosen()
         self._drawing = policy == "groups" or self.p + self.null_p > 0
@@ -157,23 +147,21 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         if name.startswith("_") or "base" not in self.__dict__:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         value = getattr(self.base, name)
-        if "_policy" in self.__dict__ and len(self) != len(self.opened) and _per_item(name, value, len(self.opened)):
+        if callable(value) and not isinstance(value, type):  # it would show or make a data set without counterfactuals
+            raise AttributeError(f"{name!r} is a method of the base, which knows no counterfactuals: call .base.{name}")
+        longer = self.policy == "append" and not isinstance(value, str | dict) and hasattr(value, "__len__")
+        if longer and len(value) == len(self.opened):
             raise AttributeError(
-                f"{name!r} of the base is of its {len(self.opened)} items, policy 'append' has {len(self)}"
-            )
-        if callable(value) and type(self.base).__module__.startswith("datasets.") and name not in IN_PLACE:
-            raise AttributeError(
-                f"{name!r} of a Hugging Face dataset makes one without counterfactuals: call it before wrapping, or on .base"
+                f"{name!r} of the base has one value for each of its {len(value)} items, not for {len(self)}"
             )
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # what a loop sets on its dataset (a transform) is meant for the base, whose attributes are read through the wrapper
-        own = "_drawing" not in self.__dict__ or name in self.__dict__ or hasattr(type(self), name)
-        if own or not hasattr(self.base, name):
-            super().__setattr__(name, value)
-        else:
-            setattr(self.base, name, value)
+        # set on the wrapper it would change nothing
+        new = "_drawing" in self.__dict__ and name not in self.__dict__ and not hasattr(type(self), name)
+        if new and hasattr(self.base, name):
+            raise AttributeError(f"{name!r} is an attribute of the base: set .base.{name}")
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         # every worker draws the epoch itself: what is sent stays small
@@ -182,7 +170,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Show epoch ``epoch``'s draw from now on, in every worker; a base that has epochs is told too."""
         super().set_epoch(epoch)
-        tell_epoch(self.base, epoch)
+        tell_epoch(inner_datasets(self.base), epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs to show the same again: the epoch, and what the draw depends on besides."""
@@ -192,8 +180,8 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue in the checkpoint's epoch; UsageError where seed, policy, shares, length or shards are others."""
-        same_state(state, self.state_dict(), frozenset({"epoch"}), "CounterfactualDataset")
+        """Continue in the checkpoint's epoch; UsageError where seed, policy, shares, length or shards differ."""
+        same_state(state, self.state_dict(), free="epoch")
         self.set_epoch(state["epoch"])
 
     def draws(self, epoch: int) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.int64]]:
@@ -219,8 +207,6 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
 
     def attributes(self, i: int, epoch: int | None = None) -> Mapping[str, Any]:
         """The attributes of what stands at index i: the record's, or the base table's row for a real image."""
-        from cfaug.train.in_memory import table_of
-
         draw = self.provenance(i, epoch)
         if draw.row is not None:
             return dict(self.reader.record(draw.row)["attributes"])
@@ -231,10 +217,10 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
             i = operator.index(i)
         except TypeError:
             raise TypeError(
-                f"expected the index of one item, came {i!r}; torch.utils.data.Subset takes many, .base has the columns"
+                f"expected the index of one item, got {i!r}; torch.utils.data.Subset takes many, .base has the columns"
             ) from None
         if not -len(self) <= i < len(self):
-            raise IndexError(f"expected an index below {len(self)}, came {i}")
+            raise IndexError(f"expected an index below {len(self)}, got {i}")
         return i % len(self)
 
     def __getitem__(self, i: int) -> Any:
@@ -252,19 +238,7 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
     def _shown(self, draw: Draw) -> Any:
         if draw.row is None:
             return self.opened.item(draw.source)
-        if self._marks is None:
-            self._look_again()
-        elif mark_of(self.base, draw.source) != self._marks[draw.source]:
-            raise reordered(draw.source)
         return self.opened.swapped(draw.source, self.reader.picture(draw.row))
-
-    def _look_again(self) -> None:
-        """Once an epoch and LOOK_AGAIN samples, in each process: a base that names no image may have been reordered."""
-        epoch, left = self._looked
-        if epoch != self.epoch or not left:
-            refuse_moved(self.opened, self.matches)
-            epoch, left = self.epoch, LOOK_AGAIN
-        self._looked = epoch, left - 1
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         """Many items at once, which a DataLoader asks for: a base that reads batches goes on doing so for the real images."""
@@ -278,28 +252,36 @@ class CounterfactualDataset(Epochs, Dataset[Any]):
         real = iter(together(wanted) if wanted else ())  # a transform that stacks cannot make an empty batch
         return [next(real) if draw.row is None else self._shown(draw) for draw in draws]
 
-    def materialise(
-        self,
-        groups: Callable[[pd.DataFrame], npt.NDArray[np.int64]] | None = None,
-        transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        held: MixedImages | None = None,
-    ) -> MixedImages:
-        """The same mixture held in memory as uint8 (one copy of every image and every sample that can be drawn).
 
-        The draw of (seed, epoch, index) is that of ``__getitem__``; the base's transform is NOT applied, ``transform``
-        (on uint8 batches) is. ``groups`` maps an attribute table to group codes; with it a drawn counterfactual counts
-        in the group of its own attributes. The base must be an AttributeDataset when ``groups`` is given. ``held`` is
-        what another mixture of the same base, shards and groups gave: its images are shared, not decoded again.
-        """
-        from cfaug.train.in_memory import materialise
-
-        return materialise(self, groups, transform, held)
+def table_of(base: Any) -> pd.DataFrame:
+    """The attribute table of an AttributeDataset, or of a Subset of one; UsageError where there is none."""
+    if isinstance(base, Subset):
+        return table_of(base.dataset).iloc[list(base.indices)]
+    table = getattr(base, "table", None)
+    if not isinstance(table, pd.DataFrame):
+        raise UsageError(
+            f"attributes of real images: expected a base with a .table, got {type(base).__name__}; use a cfaug.data data set"
+        )
+    return table
 
 
-def _per_item(name: str, value: Any, items: int) -> bool:
-    """Whether an attribute of a base holds one value an item, or takes an index: of no use to who has more items."""
-    if callable(value):
-        return name in ("key", "image")
-    if name in ("num_rows", "shape"):  # of a Hugging Face data set
-        return True
-    return not isinstance(value, str | dict) and hasattr(value, "__len__") and len(value) == items
+def _refuse_two_swaps(base: Any, transform: Any) -> None:
+    """UsageError for a base that is wrapped already, or whose transforms have a RandomCounterfactual."""
+    waiting = [transform]
+    for part in inner_datasets(base):
+        if isinstance(part, CounterfactualDataset):
+            raise UsageError(
+                "base: expected a data set without counterfactuals, got one that is wrapped already; wrap once"
+            )
+        waiting += [vars(part).get(name) for name in TRANSFORMS] if hasattr(part, "__dict__") else []
+    seen: set[int] = set()
+    for one in waiting:  # grows: a Compose has its steps in .transforms, torchvision's StandardTransform in .transform
+        if getattr(one, "swaps_images", False) is True:
+            raise UsageError(
+                "base: expected a transform without RandomCounterfactual, got one that has it: images would be swapped twice; "
+                "take it out of the transform, or do not wrap"
+            )
+        inner = getattr(one, "transforms", None)
+        below = [*(inner if isinstance(inner, list | tuple) else ()), getattr(one, "transform", None)]
+        waiting += [value for value in below if id(value) not in seen]
+        seen.update(map(id, below))

@@ -3,39 +3,39 @@
     keys    the caller's function, else what the data set knows (key(i), or a path below the root of an ImageFolder)
     pixels  a 16 x 16 grid proposes, all pixels confirm (cfaug.data.lookup); decodes every image once
 
-A match by key is believed only after the pixels of some images were compared, and the labels are
-(:mod:`cfaug.learn.label_check`). Not promised: that an image which was matched by key and not looked at has the pixels of its
-source.
+A match by key is believed only after the pixels of some images were compared, and in both cases the labels are compared
+(:mod:`cfaug.learn.labels`). Not promised: that an image which was matched by key and not looked at has the pixels of its source.
 """
 
 from __future__ import annotations
 
 import logging
-import random
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
+from torch.utils.data import ConcatDataset, Subset
+from torchvision.datasets import DatasetFolder
 from tqdm.auto import tqdm
 
 from cfaug.data.lookup import sample_hash
-from cfaug.errors import DataError, UsageError
-from cfaug.learn.guard import PATIENCE
-from cfaug.learn.image_types import MODES, as_pixels, few, recognisable, said, said_sizes, size_of
-from cfaug.learn.label_check import check_labels
-from cfaug.learn.spread import spread
-from cfaug.learn.swap import Swappable
-from cfaug.learn.swap.base import undrawn
+from cfaug.errors import DataError, UsageError, listed
+from cfaug.learn.guard import PATIENCE, probe_indices
+from cfaug.learn.image_types import as_picture, is_plain, mode_of, recognisable, said_sizes, size_of
+from cfaug.learn.labels import Labels, check_labels
+from cfaug.learn.swap.swappable import Swappable, seeded, undrawn
 from cfaug.offline.read import ShardReader, key_hashes
 
 log = logging.getLogger(__name__)
 
-PIXELS_CHECKED = 16  # sources whose pixels are compared when matching was by key
-LABELS_CHECKED = 256  # sources whose label is compared with the target in their record
+PIXELS_CHECKED = (
+    16  # images that are compared with their source when matching was by key, and read twice when it was by pixels
+)
+LABELS_CHECKED = 256  # images whose label is compared with the target in their record
 Int32s = npt.NDArray[np.int32]
 
 
@@ -64,145 +64,177 @@ class Matches:
         self, kind: Literal["counterfactual", "null"], sources: Any, fraction: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.int64]:
         """(M,) one row for each of ``sources`` (M,), -1 where it has none of the kind; fraction (M,) in [0, 1)."""
-        counterfactuals = self.counterfactuals[sources].astype(np.int64)
-        null = kind == "null"
-        count = self.nulls[sources].astype(np.int64) if null else counterfactuals
-        place = (
-            self.start[sources].astype(np.int64)
-            + (counterfactuals if null else 0)
-            + (fraction * count).astype(np.int64)
-        )
+        first, count = self.start[sources].astype(np.int64), self.counterfactuals[sources].astype(np.int64)
+        if kind == "null":
+            first, count = first + count, self.nulls[sources].astype(np.int64)
+        place = first + (fraction * count).astype(np.int64)
         chosen = self.rows[np.minimum(place, len(self.rows) - 1)].astype(np.int64)
         return np.where(count > 0, chosen, -1)
 
 
-def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None = None, guard: bool = True) -> Matches:
-    """The samples of every image of ``base``; DataError when none has any, or when what was compared differs."""
+def match(base: Swappable, reader: ShardReader, key: Callable[[int], str] | None = None, check: bool = True) -> Matches:
+    """The samples of every image of ``base``; DataError when none has any, or when what was compared differs.
+
+    ``check``: compare the labels. No random number generator is advanced.
+    """
     if key is not None and not callable(key):
-        raise UsageError(f"key: expected a function from an index to a source key, came {type(key).__name__}")
-    _refuse_random(base)
-    keys: Sequence[str] | None = [str(key(i)) for i in range(len(base))] if key is not None else base.keys()
-    found = None if keys is None else _by_key(keys, reader)
-    if found is not None and not found.total.any() and key is None:
-        log.info("no key of the data set is a source key of %s: matching by pixels", reader.directory)
+        raise UsageError(f"key: expected a function from an index to a source key, got {type(key).__name__}")
+    keys = keys_of(base.dataset) if key is None else [str(key(i)) for i in range(len(base))]
+    with undrawn():
         found = None
-    if found is None:
-        found, how = _by_pixels(base, reader), ""
-    else:
-        how = f"the base's first key is {_first(keys)!r}, the shards' first source key {reader.index[0].source_key!r}"
-    matched = np.flatnonzero(found.total)
-    if not len(matched):
-        how = how or f"no image has the pixels of a source{_unlike_all(base, reader)}; {_WHY_NO_PIXELS}"
-        raise DataError(f"{reader.directory}: expected counterfactuals of this dataset's images, none matches: {how}")
-    if found.table == "by_key" and keys is not None:
-        _check_pixels(base, reader, found, matched, keys)
-    if guard:
-        rows = found.rows[found.start[matched]]
-        looked_at = spread(len(matched), LABELS_CHECKED)
-        check_labels(base, reader, [(int(matched[k]), int(rows[k])) for k in looked_at])
-    # that all have is what one expects, and a table of methods would say it a dozen times
+        if keys is not None:
+            found = _matches(reader, "by_key", reader.by_key.find_many(key_hashes(keys)))
+            if found.total.any():
+                _check_pixels(base, reader, found, keys)
+            elif key is None:
+                log.info("no key of the data set is a source key of %s: matching by pixels", reader.directory)
+                found = None
+        if found is None:
+            found, keys = _by_pixels(base, reader), None
+        matched = np.flatnonzero(found.total)
+        if not len(matched):
+            why = (
+                f"the base's first key is {keys[0]!r}, the shards' first source key {reader.index[0].source_key!r}"
+                if keys
+                else f"no image has the pixels of a source; {_why_unlike(base, reader, range(len(base)))}"
+            )
+            raise DataError(
+                f"{reader.directory}: expected counterfactuals of this data set's images, got none for {len(base)} of {len(base)}: {why}"
+            )
+        if check:
+            rows = found.rows[found.start[matched]]
+            looked_at = probe_indices(len(matched), LABELS_CHECKED)
+            check_labels(Labels(base), reader, [(int(matched[k]), int(rows[k])) for k in looked_at])
+    # that all have samples is expected, and a table of methods would say it a dozen times
     level = logging.INFO if len(matched) < len(base) else logging.DEBUG
     log.log(level, "%d of %d images have samples in %s", len(matched), len(base), reader.directory)
     return found
 
 
-_WHY_NO_PIXELS = (
-    "a base that resizes, crops or recolours (grey, a palette) before its transform hides them, and so does compressing "
-    "them again; pass key= if you know the source keys"
-)
+def keys_of(dataset: Any) -> Sequence[str] | None:
+    """The source key of every item, where a data set knows them; no item is made.
+
+    Of a ConcatDataset None where two folders share a key: it would find the counterfactuals of the wrong image.
+    """
+    if callable(getattr(dataset, "key", None)):
+        return [str(dataset.key(i)) for i in range(len(dataset))]
+    if isinstance(dataset, DatasetFolder):
+        root = os.path.join(os.path.expanduser(os.fspath(dataset.root)), "")
+        # os.path.relpath of every path would take seconds for a million files
+        paths = [str(path) for path, _ in dataset.samples]
+        keys = [path.removeprefix(root) if path.startswith(root) else os.path.relpath(path, root) for path in paths]
+        return keys if os.sep == "/" else [one.replace(os.sep, "/") for one in keys]
+    if isinstance(dataset, Subset):
+        inner = keys_of(dataset.dataset)
+        return None if inner is None else [inner[int(i)] for i in dataset.indices]
+    if not isinstance(dataset, ConcatDataset):
+        return None
+    every: list[str] = []
+    of_origin: dict[Any, set[str]] = {}
+    for part in dataset.datasets:
+        inner = keys_of(part)
+        if inner is None:
+            return None
+        of_origin.setdefault(_origin(part), set()).update(inner)
+        every += inner
+    return every if len(set(every)) == sum(map(len, of_origin.values())) else None
 
 
-def _refuse_random(base: Swappable) -> None:
-    """UsageError for a base that augments before its transform: what it does would be missing in counterfactuals alone."""
-    for i in spread(len(base), PIXELS_CHECKED):
-        shown = []
-        for seed in (2 * i, 2 * i + 1):
-            with undrawn():
-                random.seed(seed)
-                np.random.seed(seed)
-                torch.manual_seed(seed)
-                try:
-                    image = recognisable(base.picture(i))
-                except UsageError:
-                    return  # it shows floats only
-                shown.append(None if image is None else sample_hash(image))
-        if shown[0] != shown[1]:
-            raise UsageError(
-                f"base: expected the same untransformed image {i} whenever it is read, came two: an augmentation before its "
-                "transform would be missing in counterfactuals; move it into the transform"
-            )
-
-
-def _by_key(keys: Sequence[str], reader: ShardReader) -> Matches:
-    return _matches(reader, "by_key", reader.by_key.find_many(key_hashes(keys)))
-
-
-def _by_pixels(base: Swappable, reader: ShardReader) -> Matches:
-    table, found = reader.by_pixels, np.zeros((3, len(base)), dtype=np.int64)
-    for i in tqdm(range(len(base)), desc="matching images with their counterfactuals", delay=PATIENCE, leave=False):
-        image = recognisable(base.picture(i))
-        if image is None:
-            continue
-        proposed = table.find(reader.lookup(image))
-        if proposed.counterfactuals + proposed.nulls and reader.confirms(int(table.rows[proposed.start]), image):
-            found[:, i] = proposed
-    return _matches(reader, "by_pixels", tuple(found))
+def _origin(dataset: Any) -> Any:
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return os.path.realpath(dataset.root) if hasattr(dataset, "root") else id(dataset)
 
 
 def _matches(reader: ShardReader, table: Literal["by_key", "by_pixels"], found: Sequence[Any]) -> Matches:
     start, counterfactuals, nulls = found
-    return Matches(reader, table, *_narrow(start, counterfactuals, nulls))
+    counts = (np.asarray(count, dtype=np.int32) for count in (counterfactuals, nulls))
+    return Matches(reader, table, np.asarray(start, dtype=np.uint32), *counts)
 
 
-def _narrow(start: Any, *counts: Any) -> Any:
-    """The columns in four bytes a number: as many rows as a reader can have fit uint32, those of one image int32."""
-    return np.asarray(start, dtype=np.uint32), *(np.asarray(count, dtype=np.int32) for count in counts)
+def _by_pixels(base: Swappable, reader: ShardReader) -> Matches:
+    found, twice = np.zeros((3, len(base)), dtype=np.int64), set(probe_indices(len(base), PIXELS_CHECKED))
+    for i in tqdm(range(len(base)), desc="matching images with their counterfactuals", delay=PATIENCE, leave=False):
+        image = recognisable(base.picture(i))
+        if image is None:
+            continue
+        if i in twice:
+            _refuse_random(base, i, sample_hash(image))
+        found[:, i] = _find(reader, image) or (0, 0, 0)
+    matched = found[1] + found[2] > 0
+    if matched.any() and not matched.all():
+        missing = np.flatnonzero(~matched)
+        turned = sum(_is_turned(base, reader, int(missing[k])) for k in probe_indices(len(missing), PIXELS_CHECKED))
+        if turned:
+            log.warning(
+                "%s: %d of %d images are not matched, and some of them are sources that were rotated or mirrored: apply the EXIF orientation where "
+                "the base opens its images, before its transform (PIL.ImageOps.exif_transpose)", reader.directory, len(missing), len(base),
+            )  # fmt: skip
+    return _matches(reader, "by_pixels", tuple(found))
 
 
-def _check_pixels(
-    base: Swappable, reader: ShardReader, found: Matches, matched: npt.NDArray[np.int64], keys: Sequence[str]
-) -> None:
-    for i in matched[spread(len(matched), PIXELS_CHECKED)].tolist():
+def _find(reader: ShardReader, image: Any) -> Any:
+    """Where the samples of an image stand in ``by_pixels``, None where it is the source of none."""
+    table = reader.by_pixels
+    found = table.find(reader.lookup(image))
+    known = found.counterfactuals + found.nulls and reader.confirms(int(table.rows[found.start]), image)
+    return found if known else None
+
+
+def _refuse_random(base: Swappable, i: int, before: int) -> None:
+    """UsageError for a base that augments before its transform: what it does would be missing in counterfactuals alone."""
+    for seed in (2 * i, 2 * i + 1):
+        with seeded(seed):
+            image = recognisable(base.picture(i))
+        if image is None or sample_hash(image) != before:
+            raise UsageError(
+                f"base: expected the same untransformed image {i} whenever it is read, got two: an augmentation before its "
+                "transform would be missing in counterfactuals; move it into the transform"
+            )
+
+
+def _check_pixels(base: Swappable, reader: ShardReader, found: Matches, keys: Sequence[str]) -> None:
+    matched = np.flatnonzero(found.total)
+    for i in matched[probe_indices(len(matched), PIXELS_CHECKED)].tolist():
         try:
-            image = base.picture(i)
-            factual = recognisable(image)
+            factual = recognisable(base.picture(i))
         except UsageError:
             log.warning("keys are believed unseen: the base shows no untransformed pixels to compare with the sources")
             return
         row = int(found.rows[found.start[i]])
         if factual is None or not reader.confirms(row, factual):
             raise DataError(
-                f"{reader.directory}: image {keys[i]!r} differs from the source of its samples{_unlike([image], reader, [row])}; "
-                "use the same version of the images, or generate again"
+                f"{reader.directory}: expected image {keys[i]!r} to have the pixels of the source of its samples, got different ones: "
+                f"{_why_unlike(base, reader, [i], [row])}"
             )
 
 
-def _unlike(images: Sequence[Any], reader: ShardReader, rows: Sequence[int]) -> str:
-    """In what all images differ from all of these samples, which have the size of their sources; nothing else."""
-    samples = [reader.picture(row) for row in rows]
-    told = []
-    for look in (_said_mode, _said_size):
-        came, theirs = ({look(image) for image in some} for some in (images, samples))
-        if images and came.isdisjoint(theirs):
-            told.append(f"came {few(sorted(came))}, the samples are {few(sorted(theirs))}")
-    return f" ({'; '.join(told)})" if told else ""
+def _is_turned(base: Swappable, reader: ShardReader, i: int) -> bool:
+    """Whether image i, rotated or mirrored as an EXIF orientation says, is a source."""
+    image = base.picture(i)
+    if recognisable(image) is None:
+        return False
+    turned = (as_picture(image).convert("RGB").transpose(how) for how in Image.Transpose)
+    return any(_find(reader, one) is not None for one in turned)
 
 
-def _unlike_all(base: Swappable, reader: ShardReader) -> str:
-    rows, images = spread(len(reader), PIXELS_CHECKED), spread(len(base), PIXELS_CHECKED)
-    return _unlike([base.picture(i) for i in images], reader, rows)
-
-
-def _said_mode(image: Any) -> str:
-    if isinstance(image, Image.Image):
-        return f"mode {image.mode}"
-    channels = as_pixels(image).shape[2]
-    return f"mode {MODES[channels]}" if channels in MODES else said(image)
-
-
-def _said_size(image: Any) -> str:
-    return said_sizes([size_of(image)])
-
-
-def _first(keys: Sequence[str] | None) -> str:
-    return keys[0] if keys else ""
+def _why_unlike(base: Swappable, reader: ShardReader, images: Sequence[int], rows: Sequence[int] = ()) -> str:
+    """The likeliest reason why the images are not the sources: orientation, size, mode, or else other pixels."""
+    probed = [images[k] for k in probe_indices(len(images), PIXELS_CHECKED)]
+    if any(_is_turned(base, reader, i) for i in probed):
+        return "they are rotated or mirrored: apply the EXIF orientation where the base opens its images, before its transform (PIL.ImageOps.exif_transpose)"
+    shown = [image for image in map(base.picture, probed) if is_plain(image)]
+    samples = [reader.picture(row) for row in (rows or probe_indices(len(reader), PIXELS_CHECKED))]
+    sizes, theirs = {size_of(image) for image in shown}, {size_of(sample) for sample in samples}
+    if sizes.isdisjoint(theirs):
+        return (
+            f"they are {said_sizes(sizes)}, the sources {said_sizes(theirs)}; crop or resize in the transform, not before it, or use "
+            "the images that the shards were made from"
+        )
+    modes, theirs_too = {mode_of(image) for image in shown}, {mode_of(sample) for sample in samples}
+    if modes.isdisjoint(theirs_too):
+        return f"they are of mode {listed(sorted(modes))}, the sources of mode {listed(sorted(theirs_too))}; convert in the transform"
+    return (
+        "they have other pixels: this is a different version of the images, or they were recoloured, cropped or compressed again; use the "
+        "images that the shards were made from, pass key= if you know the source keys, or generate again"
+    )

@@ -10,23 +10,73 @@ which can be read from any row on. For N sources:
               then                  p * M counterfactuals, M the sources that have some, and null_p * M' null interventions:
                                     the j-th of m is of source floor((j + u) / m * M), which spreads them evenly
     pairs     the real image and beside it what ``replace`` draws at i
+    groups    target and intervened attributes are independent in what is shown (:class:`Independent`)
 
-A source without samples of the drawn kind shows its real image. ``cfaug.learn.policy_groups`` has the fourth policy, groups.
+A source without samples of the drawn kind shows its real image.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from numbers import Real
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from tqdm.auto import tqdm
 
+from cfaug.data.groups import quarter, quartiles
+from cfaug.errors import DataError, UsageError, near, shown
+from cfaug.learn.guard import PATIENCE
 from cfaug.learn.match import Matches
 
+log = logging.getLogger(__name__)
+
+PolicyName = Literal["replace", "append", "pairs", "groups"]
+POLICIES: tuple[str, ...] = get_args(PolicyName)
 Kind = Literal["real", "counterfactual", "null"]
 KINDS: tuple[Kind, ...] = ("real", "counterfactual", "null")
 Int64s = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+ROUNDS, LOOK = 1000, 25  # iterations of the fit at most, and after how many it ends unless it still gets better
+ENOUGH = 1e-4  # of a class: closer than the draw of an epoch is to its expectation
+TELL = 0.05  # difference of shares from which on there is a warning; one counterfactual per image and 500 per class have 0.02
+
+
+def probability(name: str, value: Any) -> float:
+    """`value` as a float; UsageError unless it is a number from 0 to 1."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0.0 <= float(value) <= 1.0:
+        raise UsageError(f"{name}: expected a probability from 0 to 1, got {shown(value)}")
+    return float(value)
+
+
+def shares(p: Any, null_p: Any) -> tuple[float, float]:
+    """Both as floats; UsageError unless they are probabilities, together at most 1."""
+    p, null_p = probability("p", p), probability("null_p", null_p)
+    if p + null_p > 1.0 + 1e-9:
+        raise UsageError(f"p + null_p: expected at most 1 (the rest is the real fraction), got {p} + {null_p}")
+    return p, null_p
+
+
+def policy_shares(p: Any, null_p: Any, policy: str = "replace") -> tuple[float, float]:
+    """p (or the policy's default) and null_p; UsageError as of :func:`shares`, or where p has no meaning.
+
+    Of ``append`` each is a share of its own, so together they may be above 1.
+    """
+    if policy not in POLICIES:
+        raise UsageError(f"policy: expected one of {', '.join(POLICIES)}, got {policy!r}; {near(policy, POLICIES)}")
+    null_p = probability("null_p", null_p)
+    if policy == "groups":
+        if p is not None:
+            raise UsageError(
+                f"p: expected None with policy 'groups', got {p}; leave it out, it follows from the attributes"
+            )
+        return 0.0, null_p
+    chosen = p if p is not None else 1.0 - null_p if policy == "pairs" else 0.5
+    return (probability("p", chosen), null_p) if policy == "append" else shares(chosen, null_p)
 
 
 @dataclass(frozen=True)
@@ -39,7 +89,7 @@ class Draw:
 
 
 class Drawn(NamedTuple):
-    """Many draws, (M,) each: the base's index, 0 real | 1 counterfactual | 2 null, and the shards' row (-1: real)."""
+    """Many draws, (M,) each: the index in the base, 0 real | 1 counterfactual | 2 null, and the row of the shards (-1: real)."""
 
     sources: Int64s
     kinds: npt.NDArray[np.int8]
@@ -63,7 +113,7 @@ class Uniforms:
     def __call__(self, epoch: int, first: int, count: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
         """Rows first .. first + count of the epoch's numbers."""
         generator = np.random.default_rng([self.seed, epoch])
-        generator.bit_generator.advance(2 * first)  # type: ignore[attr-defined]  # one step a number, two a row
+        generator.bit_generator.advance(2 * first)  # type: ignore[attr-defined]  # one step per number, two per row
         u, v = generator.random((count, 2)).T
         return u, v
 
@@ -109,3 +159,117 @@ class Append:
                 kinds[here] = code
             begin += added
         return Drawn(sources, kinds, rows)
+
+
+class Independent:
+    """The policy ``groups``: one option per source and epoch, so that the target and the intervened attributes are independent.
+
+    Source i, of class y_i, can be shown as its real image or as one of its counterfactuals, each of which stands in a cell a of
+    the intervened attributes (continuous ones by quartiles of the real images). The probabilities w(i, o) of its options o solve
+
+        sum_o w(i, o) = 1                                       every source is shown once per epoch
+        sum_{i: y_i = y} sum_{o: a(o) = a} w(i, o) = n_y q(a)   in every class the cells have the same shares q
+
+    by iterative proportional fitting (Deming & Stephan 1940) from equal weights of the cells that a source can reach; q is the
+    share of the cells among the real images. Where no solution exists (a class that cannot reach a cell) the fit ends
+    nearby, and a warning says how far off. ``null_p`` of the draws of a real image show its null intervention instead. Sources
+    without counterfactuals stay real and keep their dependence. Not promised: that attributes nobody intervened on become
+    independent of the target. Every record is read once at opening, about 50 microseconds each.
+    """
+
+    def __init__(self, matches: Matches, uniforms: Uniforms, null_p: float) -> None:
+        self.matches, self.uniforms, self.null_p = matches, uniforms, null_p
+        self.length = len(matches.start)
+        options, classes, cells = _options(matches)
+        self._having = np.unique(options["source"].to_numpy())
+        ordinal = np.searchsorted(self._having, options["source"].to_numpy())
+        weights, self.residual = fit_independent(ordinal, classes, cells)
+        if self.residual > TELL:
+            log.warning(
+                "groups: target and attributes stay dependent, a cell's share in a class is off by up to %.2f: plan "
+                "more counterfactuals per image, or every value", self.residual,
+            )  # fmt: skip
+        self._rows: npt.NDArray[np.int64] = options["row"].to_numpy(dtype=np.int64)
+        self._edges = np.concatenate([[0], np.cumsum(np.bincount(ordinal))])
+        self._cumulative = np.cumsum(weights)  # every source's weights sum to one: those of source k end at k + 1
+
+    def draw(self, epoch: int, first: int, count: int) -> Drawn:
+        sources = np.arange(first, first + count)
+        u, v = self.uniforms(epoch, first, count)
+        rows = np.full(count, -1, dtype=np.int64)
+        ordinal = np.searchsorted(self._having, sources)
+        there = np.flatnonzero(
+            (ordinal < len(self._having)) & (self._having[np.minimum(ordinal, len(self._having) - 1)] == sources)
+        )
+        mine = ordinal[there]
+        option = np.searchsorted(self._cumulative, mine + u[there], side="right")
+        rows[there] = self._rows[np.clip(option, self._edges[mine], self._edges[mine + 1] - 1)]
+        kinds = np.where(rows >= 0, 1, 0).astype(np.int8)
+        if self.null_p:
+            null = np.where((rows < 0) & (v < self.null_p), self.matches.pick("null", sources, v / self.null_p), -1)
+            kinds, rows = np.where(null >= 0, 2, kinds).astype(np.int8), np.where(null >= 0, null, rows)
+        return Drawn(sources, kinds, rows)
+
+
+def fit_independent(source: npt.NDArray[np.int64], classes: Any, cells: Any) -> tuple[Floats, float]:
+    """Weights (M,) of M options, and the largest difference between a cell's share in a class and its q.
+
+    ``source`` (M,) numbers 0.., ascending; ``classes`` (sources,) codes; ``cells`` (M,) codes; the first option of a source
+    is its real image.
+    """
+    real = np.concatenate([[True], source[1:] != source[:-1]])
+    amount = int(cells.max()) + 1
+    share = np.bincount(cells[real], minlength=amount) / int(real.sum())
+    sizes = np.bincount(classes)
+    group = classes[source] * amount + cells
+    wanted = (sizes[:, None] * share[None, :]).reshape(-1)
+    _, same, count = np.unique(source * amount + cells, return_inverse=True, return_counts=True)
+    weights = 1.0 / count[same]
+    residual, before = 1.0, np.inf
+    for number in range(ROUNDS):
+        weights = weights / np.bincount(source, weights)[source]
+        shown = np.bincount(group, weights, minlength=len(wanted))
+        residual = float((np.abs(shown - wanted) / np.repeat(sizes, amount).clip(min=1)).max())
+        if residual < ENOUGH or (number % LOOK == LOOK - 1 and residual > 0.99 * before):
+            break
+        before = residual if number % LOOK == LOOK - 1 else before
+        weights = weights * np.divide(wanted, shown, out=np.ones_like(wanted), where=shown > 0)[group]
+        weights = np.maximum(weights, 1e-200)  # where there is no solution they fade: never to 0 / 0
+    return weights / np.bincount(source, weights)[source], residual
+
+
+def _options(matches: Matches) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """One row per option (source, row; -1 is the real image), the class of every source that has options, every option's cell."""
+    reader, count = matches.reader, matches.counterfactuals.astype(np.int64)
+    sources = np.flatnonzero(count)
+    if not len(sources):
+        raise DataError(f"{reader.directory}: expected counterfactuals for policy 'groups', got none; plan them")
+    ends = np.cumsum(count[sources] + 1)
+    real = ends - count[sources] - 1  # the first option of every source
+    rows = np.full(int(ends[-1]), -1, dtype=np.int64)
+    inside = np.arange(int(ends[-1])) - np.repeat(real, count[sources] + 1)
+    made = np.flatnonzero(inside)
+    starts = np.repeat(matches.start[sources].astype(np.int64), count[sources] + 1)
+    rows[made] = matches.rows[(starts + inside - 1)[made]]
+    owner = np.repeat(np.arange(len(sources)), count[sources] + 1)
+    cells: dict[str, npt.NDArray[np.object_]] = {}
+    targets, named, seen = np.empty(len(sources), dtype=object), dict[str, None](), dict[Any, Any]()
+    # in the order of the shards, so that each index is read once; a value is held once however many images have it
+    for option in tqdm(made[np.argsort(rows[made])].tolist(), desc="reading attributes", delay=PATIENCE, leave=False):
+        record = reader.record(int(rows[option]))
+        source = int(owner[option])
+        named.update(dict.fromkeys(record["do"]))
+        targets[source] = record["target"]
+        for place, values in ((option, record["attributes"]), (int(real[source]), record["factual"])):
+            for name, value in values.items():
+                if name not in cells:
+                    cells[name] = np.empty(len(rows), dtype=object)
+                cells[name][place] = seen.setdefault(value, value)
+    table = pd.DataFrame({name: pd.Series(cells[name]).infer_objects() for name in named})
+    for name in table:
+        if pd.api.types.is_numeric_dtype(table[name]):
+            values = table[name].to_numpy(dtype=float)
+            table[name] = quarter(values, quartiles(values[real]))
+    codes = table.groupby(list(table), sort=True, dropna=False).ngroup().to_numpy(dtype=np.int64)
+    shown = pd.DataFrame({"source": np.repeat(sources, count[sources] + 1), "row": rows})
+    return shown, np.asarray(pd.factorize(pd.Series(targets), sort=True)[0], dtype=np.int64), np.asarray(codes)

@@ -1,10 +1,10 @@
 """RandomCounterfactual: a torchvision transform that swaps a known image for a counterfactual of itself.
 
-It needs no key and no change to the dataset: the input is recognised by its decoded pixels
+It needs no key and no change to the data set: the input is recognised by its decoded pixels
 (:mod:`cfaug.learn.pixel_swap`), so it must come first in the Compose, before anything that touches a pixel. An image it
 does not know passes through and is counted. The label is the caller's, and stays as it is.
 
-A transform has neither epoch nor index: it draws from torch's default generator, as torchvision's do, two numbers a
+A transform has neither epoch nor index: it draws from torch's default generator, as torchvision's do, two numbers per
 sample whether or not it knows the image. Not promised: reproducibility across worker counts; that is
 CounterfactualDataset's.
 """
@@ -22,12 +22,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cfaug.errors import UsageError
-from cfaug.learn.counts import Counting
-from cfaug.learn.pixel_swap import open_lookup
+from cfaug.learn.pixel_swap import SwapsImages, open_lookup
 from cfaug.offline.read import ShardReader
 
 
-class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
+class RandomCounterfactual(SwapsImages, v2.Transform):  # type: ignore[misc]
     """With probability ``p``, replace an image by one of its counterfactuals; with ``null_p``, by a null intervention.
 
     PIL images (any mode), uint8 tensors (C, H, W), tv_tensors.Image, uint8 arrays (H, W[, C]); what comes out has the
@@ -44,9 +43,7 @@ class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
     ``held_out``.
     """
 
-    _transformed_types = (
-        Image.Image, tv_tensors.Image, torch.Tensor, np.ndarray,
-    )  # fmt: skip
+    _transformed_types = (Image.Image, tv_tensors.Image, torch.Tensor, np.ndarray)
 
     def __init__(
         self,
@@ -68,7 +65,7 @@ class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
         return super().forward(*inputs)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """The draw of one sample: u, v ~ U[0, 1), and which of its parts are images."""
+        """The draw for one sample: u, v ~ U[0, 1), and which of its parts are images."""
         u, v = torch.rand(2).tolist()
         return {"u": u, "v": v, "images": _images(flat_inputs)}
 
@@ -84,7 +81,7 @@ class RandomCounterfactual(Counting, v2.Transform):  # type: ignore[misc]
 
 
 def _images(parts: list[Any]) -> list[Any]:
-    """The images among the tensors, arrays and PIL images of a sample; UsageError if there is none."""
+    """The images among the tensors, arrays and PIL images of a sample; UsageError if there is no image."""
     said = [part for part in parts if isinstance(part, Image.Image | tv_tensors.Image)]
     if said:
         return said
@@ -94,7 +91,7 @@ def _images(parts: list[Any]) -> list[Any]:
     ]  # fmt: skip
     if not plain:
         raise UsageError(
-            "RandomCounterfactual: expected an image (PIL, uint8 tensor CHW or uint8 array HWC) in the sample, came none; "
+            "RandomCounterfactual: expected an image (PIL, uint8 tensor CHW or uint8 array HWC) in the sample, got none; "
             "put it first in the Compose that gets the images"
         )
     return plain[:1]

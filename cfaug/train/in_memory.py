@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import torch
-from torch.utils.data import Subset
 
 from cfaug.errors import DataError, UsageError
+from cfaug.learn.dataset import CounterfactualDataset, table_of
 from cfaug.learn.image_types import as_pixels
-from cfaug.learn.label_check import class_in
+from cfaug.learn.labels import Labels, class_in
 from cfaug.train.training_sets import MixedImages
-
-if TYPE_CHECKING:
-    from cfaug.learn.dataset import CounterfactualDataset
 
 IN_PLACE = ("replace", "groups")  # policies under which position i always has the label of image i
 
@@ -29,7 +25,13 @@ def materialise(
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     held: MixedImages | None = None,
 ) -> MixedImages:
-    """:meth:`CounterfactualDataset.materialise`, whose arguments these are."""
+    """The mixture held in memory as uint8: one copy of every image and of every sample that can be drawn.
+
+    The draw of (seed, epoch, index) is that of ``dataset[i]``; the base's transform is NOT applied, ``transform`` (on uint8 batches) is.
+    ``groups`` maps an attribute table to group codes; with it a drawn counterfactual counts in the group of its own attributes, and the
+    base must be an AttributeDataset. ``held`` is what a different mixture of the same base, shards and groups gave: its images
+    are shared, not decoded again.
+    """
     if dataset.policy not in IN_PLACE:
         raise UsageError(
             f"materialise: expected policy {' or '.join(IN_PLACE)}, came {dataset.policy!r}; read it item by item"
@@ -79,20 +81,11 @@ def _same_shape(pixels: npt.NDArray[np.uint8], factual: npt.NDArray[np.uint8], w
     return pixels
 
 
-def table_of(base: Any) -> pd.DataFrame:
-    """The attribute table of an AttributeDataset, or of a Subset of one; UsageError where there is none."""
-    if isinstance(base, Subset):
-        return table_of(base.dataset).iloc[list(base.indices)]
-    table = getattr(base, "table", None)
-    if not isinstance(table, pd.DataFrame):
-        raise UsageError("attributes of real images: expected a base with a .table (an AttributeDataset), it has none")
-    return table
-
-
 def _targets(dataset: CounterfactualDataset) -> list[int]:
     found: list[int] = []
+    labels = Labels(dataset.opened)
     for i in range(len(dataset.opened)):
-        label = class_in(dataset.opened.label(i))
+        label = class_in(labels[i])
         if not isinstance(label, int):
             raise UsageError(f"materialise: expected a class number as the label of image {i}, came {label!r}")
         found.append(label)

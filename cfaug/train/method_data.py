@@ -25,6 +25,7 @@ from cfaug.data.loading import load_images
 from cfaug.errors import UsageError
 from cfaug.learn.dataset import CounterfactualDataset
 from cfaug.offline.read import TRAIN, ShardReader
+from cfaug.train.in_memory import materialise
 from cfaug.train.methods import method_named
 from cfaug.train.trainer import Validation
 from cfaug.train.training_sets import MixedImages, TensorImages, TrainingSet
@@ -112,7 +113,7 @@ class TrainingSets:
             "null": (0.0, min(1.0, mixture.p + mixture.null_p)),
         }[chosen.data]
         drawn = CounterfactualDataset(self._sources["real"], self.shards, p=p, null_p=null_p, seed=seed)
-        self._mixed = drawn.materialise(groups=self._codes, held=self._mixed)
+        self._mixed = materialise(drawn, groups=self._codes, held=self._mixed)
         self._images.pop("real", None)  # from now on a view of the pool, which begins with the real images
         return self._mixed
 

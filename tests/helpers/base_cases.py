@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import ConcatDataset, Dataset, StackDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from torchvision import tv_tensors
 from torchvision.datasets import (
     CIFAR10,
@@ -31,6 +31,7 @@ from torchvision.transforms import v2
 from cfaug.data import ArrayDataset, Attribute, FolderDataset, Schema
 
 N = 8
+SAMPLE_IMAGES = np.random.default_rng(0).integers(0, 255, (N, 6, 5, 3), dtype=np.uint8)
 Labelled = namedtuple("Labelled", "image label note")
 TO_FLOAT = v2.Compose([v2.ToImage(), v2.Resize((4, 4)), v2.ToDtype(torch.float32, scale=True)])
 
@@ -373,7 +374,6 @@ def float_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {"pixel_values": [TO_FLOAT(image) for image in batch["image"]], "labels": batch["label"]}
 
 
-NOTES = [f"note {i}" for i in range(N)]
 CASES: dict[str, Callable[[np.ndarray, Path], Any]] = {
     "ImageFolder": lambda x, d: image_folder(x, d),
     "ImageFolder, transforms": lambda x, d: image_folder(x, d, transform=TO_FLOAT, target_transform=plus_one),
@@ -391,11 +391,6 @@ CASES: dict[str, Callable[[np.ndarray, Path], Any]] = {
     "Subset": lambda x, d: Subset(image_folder(x, d, transform=TO_FLOAT), [5, 0, 5, 2]),
     "Subset of Subset": lambda x, d: Subset(Subset(array_dataset(x), np.array([6, 1, 3])), torch.tensor([2, 0])),
     "ConcatDataset": lambda x, d: ConcatDataset([image_folder(x, d), Subset(cifar(x), [4, 3])]),
-    "StackDataset": lambda x, d: StackDataset(image_folder(x, d, transform=TO_FLOAT), NOTES),
-    "StackDataset, named": lambda x, d: StackDataset(
-        id=range(N), image=Plain(x, bare, TO_FLOAT), label=torch.arange(N) % 2
-    ),
-    "Subset of a StackDataset": lambda x, d: Subset(StackDataset(NOTES, Plain(x, pair)), [5, 2]),
     "HF": lambda x, d: columns(x),
     "HF, grey": lambda x, d: columns(x[..., 0]),
     "HF, mode L": lambda x, d: columns(x, "L"),

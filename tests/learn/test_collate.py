@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
-from cfaug.errors import UsageError
 from cfaug.learn.collate import MixingCollate
+from cfaug.offline.read import ShardReader
 
 TO_TENSOR = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32)])
 
@@ -147,23 +147,29 @@ def test_dicts_and_wds_batched(tars: str, shards: Path) -> None:
     assert batch["image"].max() <= 11
 
 
-def test_refusals(shards: Path, base: ArrayDataset) -> None:
-    collate = MixingCollate(shards)
-    image = base[0][0]
-    with pytest.raises(UsageError, match="transform: expected one that makes tensors"):
-        collate([(image, 1)])
-    with pytest.raises(UsageError, match="came none among a, b"):
-        collate([{"a": 1, "b": "text"}])
-    with pytest.raises(UsageError, match="came left, right; pass image_key="):
-        collate([{"left": image, "right": image}])
-    with pytest.raises(UsageError, match="image_key: expected one of left"):
-        MixingCollate(shards, image_key="nothing")([{"left": image}])
-    with pytest.raises(UsageError, match="give MixingCollate the transform"):
-        collate([(torch.rand(3, 8, 8), 1)])
-    with pytest.raises(UsageError, match="p: expected"):
-        MixingCollate(shards, p=3)
-    both = MixingCollate(shards, p=1.0, transform=TO_TENSOR, image_key="left")([{"left": image, "right": 1}])
+def test_image_key_chooses_among_images(shards: Path, base: ArrayDataset) -> None:
+    both = MixingCollate(shards, p=1.0, transform=TO_TENSOR, image_key="left")([{"left": base[0][0], "right": 1}])
     assert both["left"].max() <= 11
+
+
+class Sample(NamedTuple):
+    image: Any
+    label: int
+    note: str
+
+
+def test_named_tuples_stay(base: ArrayDataset, shards: Path) -> None:
+    samples = [Sample(base[i][0], i, f"note {i}") for i in range(8)]
+    batch = MixingCollate(shards, p=1.0, transform=v2.PILToTensor())(samples)
+    assert (type(batch).__name__, batch.label.tolist(), batch.note[3]) == ("Sample", list(range(8)), "note 3")
+    assert set(batch.image.flatten(1)[:, 0].tolist()) <= {1, 11}
+
+
+def test_an_image_is_looked_up_once(base: ArrayDataset, shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, lookup = [], ShardReader.lookup
+    monkeypatch.setattr(ShardReader, "lookup", lambda self, image: (asked.append(1), lookup(self, image))[1])
+    MixingCollate(shards, 1.0, transform=v2.PILToTensor())([base[i] for i in range(N)])
+    assert len(asked) == N
 
 
 def test_strangers_pass_through(shards: Path) -> None:

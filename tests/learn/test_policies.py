@@ -1,9 +1,7 @@
-"""The policies through the wrapper: what stands where, in which structure, and what a checkpoint holds."""
+"""The policies: draws that depend on (seed, epoch, index) alone, and through the wrapper, what stands where."""
 
 from __future__ import annotations
 
-import logging
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,28 +11,139 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from datasets import Dataset as Table
-from datasets import Image as Picture
 from helpers.coloured_shards import N, source
-from torch.utils.data import DataLoader, Subset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset, pixel_digest
-from cfaug.errors import UsageError
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn import dataset as mixing
-from cfaug.learn.epochs import FORGOTTEN, TOLD
 from cfaug.learn.match import Matches
-from cfaug.learn.policy_groups import _options
+from cfaug.learn.policies import Append, Replace, Uniforms, fit_independent
 from cfaug.offline import write_shard
 from cfaug.offline.read import Sample
+from cfaug.train.in_memory import materialise
+
+
+def matches(counterfactuals: list[int], nulls: list[int]) -> Matches:
+    """Source i has rows 100 i, 100 i + 1, ...: counterfactuals first."""
+    total = np.add(counterfactuals, nulls)
+    rows = np.concatenate([np.arange(n) + 100 * i for i, n in enumerate(total)] or [[]]).astype(np.uint32)
+    reader: Any = SimpleNamespace(by_key=SimpleNamespace(rows=rows if len(rows) else np.zeros(1, np.uint32)))
+    start = np.concatenate([[0], np.cumsum(total)[:-1]])
+    return Matches(reader, "by_key", *(np.asarray(x, dtype=np.int32) for x in (start, counterfactuals, nulls)))
+
+
+counts = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=40)
+shares = st.tuples(st.floats(0, 1), st.floats(0, 1))
+
+
+@given(st.integers(0, 2**40), st.integers(0, 1000), st.integers(0, 500), st.integers(1, 20))
+@settings(max_examples=50, deadline=None)
+def test_numbers_of_an_index_are_the_same_from_any_start(seed: int, epoch: int, first: int, count: int) -> None:
+    whole = np.random.default_rng([seed, epoch]).random((first + count + 3, 2))  # the definition in the docstring
+    u, v = Uniforms(seed)(epoch, first, count)
+    assert np.array_equal(np.stack([u, v], axis=1), whole[first : first + count])
+
+
+@given(counts, shares, st.sampled_from(["replace", "append"]), st.integers(0, 5), st.integers(0, 5), st.data())
+@settings(max_examples=150, deadline=None)
+def test_laws_of_replace_and_append(
+    numbers: list[tuple[int, int]], share: tuple[float, float], name: str, seed: int, epoch: int, data: st.DataObject
+) -> None:
+    counterfactuals, nulls = (list(x) for x in zip(*numbers))
+    found = matches(counterfactuals, nulls)
+    p, null_p = share[0], share[1] * (1 - share[0])
+    policy = (Replace if name == "replace" else Append)(found, Uniforms(seed), p, null_p)
+    whole = policy.draw(epoch, 0, policy.length)
+    # any part is the part of the whole
+    first = data.draw(st.integers(0, policy.length - 1))
+    part = policy.draw(epoch, first, 1)
+    assert [int(column[0]) for column in part] == [int(column[first]) for column in whole]
+    for owner, kind, row in zip(*(column.tolist() for column in whole)):
+        # a row of the source itself, of the kind that is said
+        assert (kind == 0) == (row == -1)
+        if row >= 0:
+            assert row // 100 == owner
+            assert (row % 100 >= counterfactuals[owner]) == (kind == 2)
+    if name == "replace":
+        assert whole.sources.tolist() == list(range(len(numbers)))
+    else:
+        n = len(numbers)
+        assert whole.sources[:n].tolist() == list(range(n))
+        assert not whole.kinds[:n].any()
+        added = np.bincount(whole.kinds[n:], minlength=3)
+        assert added.tolist() == [
+            0,
+            round(p * np.count_nonzero(counterfactuals)),
+            round(null_p * np.count_nonzero(nulls)),
+        ]
+
+
+def test_append_spreads_over_the_sources() -> None:
+    policy = Append(matches([1] * 1000, [0] * 1000), Uniforms(0), 0.3, 0.0)
+    shown = [policy.draw(epoch, 1000, 300).sources for epoch in range(40)]
+    assert all(
+        len(np.unique(sources)) >= 290 for sources in shown
+    )  # neighbouring parts may share an image at their border
+    often = np.bincount(np.concatenate(shown), minlength=1000)
+    assert often.mean() == pytest.approx(12)
+    assert often.max() < 30
+    assert often.min() > 0
+    assert not np.array_equal(shown[0], shown[1])
+
+
+def test_the_ends_of_the_unit_interval_stay_inside() -> None:
+    """What rounding does there must not reach the next source, nor a place behind the last."""
+    for u in (0.0, np.nextafter(1.0, 0.0)):
+        uniforms: Any = lambda epoch, first, count, u=u: (np.full(count, u), np.full(count, u))  # noqa: E731
+        drawn = Append(matches([2] * 1000, [1] * 1000), uniforms, 1.0, 1.0).draw(0, 1000, 2000)
+        assert drawn.sources[[999, 1999]].tolist() == [999, 999]
+        assert np.array_equal(drawn.rows // 100, drawn.sources)
+
+
+def test_the_fit_begins_with_equal_weights_of_the_cells() -> None:
+    weights, _ = fit_independent(np.repeat([0, 1], 3), np.array([0, 0]), np.array([0, 1, 1, 1, 0, 0]))
+    assert weights == pytest.approx([0.5, 0.25, 0.25] * 2)
+
+
+@given(st.integers(0, 30), st.integers(2, 4), st.integers(1, 3))
+@settings(max_examples=30, deadline=None)
+def test_fitted_options_make_class_and_cell_independent(seed: int, values: int, extra: int) -> None:
+    rng = np.random.default_rng(seed)
+    n = 300
+    classes = rng.integers(0, 3, n)
+    classes[:3] = [0, 1, 2]
+    factual = np.where(rng.random(n) < 0.8, classes % values, rng.integers(0, values, n))
+    # every value can be reached by every source: its own, and a counterfactual for each of the others, some of them twice
+    options = [[f, *(a for a in range(values) if a != f), *rng.integers(0, values, extra)] for f in factual]
+    source = np.repeat(np.arange(n), [len(o) for o in options])
+    cells = np.concatenate(options).astype(np.int64)
+    weights, residual = fit_independent(source, classes, cells)
+    assert residual < 1e-4
+    assert weights.min() >= 0
+    assert np.bincount(source, weights) == pytest.approx(np.ones(n))
+    shown = np.zeros((3, values))
+    np.add.at(shown, (classes[source], cells), weights)
+    share = np.bincount(factual, minlength=values) / n
+    assert shown / shown.sum(axis=1, keepdims=True) == pytest.approx(np.tile(share, (3, 1)), abs=2e-4)
+
+
+def test_an_unreachable_cell_is_reported() -> None:
+    classes = np.repeat([0, 1], 50)
+    factual = classes  # every image of class 1 has attribute 1, and no source has a counterfactual of another value
+    weights, residual = fit_independent(np.arange(100), classes, factual.astype(np.int64))
+    assert weights.tolist() == [1.0] * 100
+    assert residual == pytest.approx(0.5)
 
 
 def same(one: Any, other: Any) -> bool:
     return one[1] == other[1] and np.array_equal(np.asarray(one[0]), np.asarray(other[0]))
 
 
-def test_append_keeps_every_real_image_and_adds_what_was_asked_for(base: ArrayDataset, shards: Path) -> None:
+def test_append_adds_to_all_real_images(base: ArrayDataset, shards: Path) -> None:
     mixed = CounterfactualDataset(base, shards, p=0.5, null_p=1.0, policy="append")
     assert len(mixed) == N + N // 2 + N
     assert all(same(mixed[i], base[i]) for i in range(N))
@@ -50,7 +159,7 @@ def test_append_keeps_every_real_image_and_adds_what_was_asked_for(base: ArrayDa
         mixed[len(mixed)]
 
 
-def test_pairs_show_the_factual_beside_its_counterfactual(base: ArrayDataset, shards: Path) -> None:
+def test_pairs_show_both_side_by_side(base: ArrayDataset, shards: Path) -> None:
     mixed = CounterfactualDataset(base, shards, policy="pairs")
     assert len(mixed) == N
     for i in range(N):
@@ -125,7 +234,7 @@ def test_groups_make_target_and_attribute_independent(tmp_path: Path) -> None:
     share = np.bincount(kinds, minlength=3) / len(kinds)
     assert share[0] == pytest.approx(share[2], abs=0.02)  # half of the real images come as reconstructions
     assert share[1] > 0.2
-    fast = balanced.materialise()
+    fast = materialise(balanced)
     images, _, _ = next(iter(fast.batches(0, [torch.arange(20)])))
     assert all(np.array_equal(images[i].permute(1, 2, 0).numpy(), np.asarray(balanced[i][0])) for i in range(20))
 
@@ -137,21 +246,7 @@ def test_every_null_intervention_of_a_source_is_shown(tmp_path: Path) -> None:
     assert often[2] == pytest.approx(often[3], rel=0.1)
 
 
-def test_quartiles_are_those_of_the_real_images() -> None:
-    """Thickness 0 to 7 in eight images, and a hundred more in the counterfactual of each."""
-
-    def record(row: int) -> dict[str, Any]:
-        changed = {"thickness": 100.0 + row}
-        return {"do": changed, "target": "0", "attributes": changed, "factual": {"thickness": float(row)}}
-
-    reader: Any = SimpleNamespace(record=record, by_key=SimpleNamespace(rows=np.arange(8, dtype=np.uint32)))
-    ones = np.ones(8, dtype=np.int32)
-    options, _, cells = _options(Matches(reader, "by_key", np.arange(8, dtype=np.uint32), ones, 0 * ones))
-    assert cells[options["row"].to_numpy() < 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert cells[options["row"].to_numpy() >= 0].tolist() == [3] * 8
-
-
-def test_groups_balance_a_continuous_attribute_by_its_quartiles(tmp_path: Path) -> None:
+def test_groups_balance_quartiles_of_a_continuous_attribute(tmp_path: Path) -> None:
     data = confounded(tmp_path / "thick")
     balanced = CounterfactualDataset(data, tmp_path / "thick", policy="groups")
     edges = np.quantile(data.table["thickness"], [0.25, 0.5, 0.75])
@@ -166,18 +261,9 @@ def test_groups_balance_a_continuous_attribute_by_its_quartiles(tmp_path: Path) 
     assert float(np.abs(shares.to_numpy() - 0.25).max()) < 0.06
 
 
-def test_groups_say_when_some_images_have_no_counterfactual(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_groups_tell_of_images_without_counterfactual(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     CounterfactualDataset(confounded(tmp_path, n=40, every=2), tmp_path, policy="groups")
     assert "20 of 40 images have no counterfactual sample: they stay real, and their attributes follow" in caplog.text
-
-
-def test_what_is_set_on_the_wrapper_reaches_the_base(shards: Path) -> None:
-    mixed = CounterfactualDataset(source(transform=v2.PILToTensor()), shards, p=0.5)
-    mixed.transform = v2.Compose([v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True)])
-    assert {mixed[i][0].dtype for i in range(N)} == {torch.float32}  # real and swapped alike
-    mixed.note = "mine"
-    assert not hasattr(mixed.base, "note")
-    assert mixed.note == "mine"
 
 
 def test_groups_warn_where_a_class_cannot_reach_a_value(
@@ -188,7 +274,7 @@ def test_groups_warn_where_a_class_cannot_reach_a_value(
     assert "target and attributes stay dependent" in caplog.text
 
 
-def test_large_datasets_draw_item_by_item_and_show_the_same(
+def test_large_data_sets_draw_item_by_item_the_same(
     base: ArrayDataset, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for policy in ("replace", "append", "pairs", "groups"):
@@ -201,158 +287,3 @@ def test_large_datasets_draw_item_by_item_and_show_the_same(
                 assert [large.provenance(i, epoch) for i in range(len(large))] == expected
                 assert large.provenance(-1, epoch) == small.provenance(-1, epoch) == expected[-1]
     assert large._drawn is None  # nothing of the epoch's size was made
-
-
-def test_a_checkpoint_continues_in_its_epoch_and_nowhere_else(base: ArrayDataset, shards: Path) -> None:
-    mixed = CounterfactualDataset(base, shards, p=0.5, seed=3)
-    mixed.set_epoch(7)
-    state = pickle.loads(pickle.dumps(mixed.state_dict()))
-    again = CounterfactualDataset(base, shards, p=0.5, seed=3)
-    again.load_state_dict(state)
-    assert again.epoch == 7
-    assert np.array_equal(again.draws(again.epoch)[1], mixed.draws(7)[1])
-    for other in ({"p": 0.4}, {"seed": 4}, {"null_p": 0.1}, {"policy": "append"}):
-        arguments: dict[str, Any] = {"p": 0.5, "seed": 3, **other}
-        with pytest.raises(UsageError, match=f"expected {next(iter(other))}="):
-            CounterfactualDataset(base, shards, **arguments).load_state_dict(state)
-    with pytest.raises(UsageError, match="the shards are others"):
-        again.load_state_dict({**state, "shards": "0" * 64})
-    with pytest.raises(UsageError, match="state: expected epoch, seed"):
-        again.load_state_dict({"epoch": 1})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ({"policy": "swap"}, "policy: expected one of replace, append, pairs, groups, came 'swap'"),
-        ({"policy": "groups", "p": 0.5}, "p: expected none with policy 'groups'"),
-        ({"p": "half"}, "p: expected a probability"),
-        ({"p": True}, "p: expected a probability"),
-        ({"p": float("nan")}, "p: expected a probability"),
-        ({"seed": -1}, "seed: expected a whole number"),
-        ({"seed": 1.5}, "seed: expected a whole number"),
-    ],
-)
-def test_arguments_that_cannot_be(base: ArrayDataset, shards: Path, arguments: dict[str, Any], says: str) -> None:
-    with pytest.raises(UsageError, match=says):
-        CounterfactualDataset(base, shards, **arguments)
-
-
-def test_an_epoch_below_zero_is_refused(base: ArrayDataset, shards: Path) -> None:
-    with pytest.raises(UsageError, match="epoch: expected"):
-        CounterfactualDataset(base, shards).set_epoch(-1)
-
-
-def test_materialise_needs_fixed_labels(base: ArrayDataset, shards: Path) -> None:
-    with pytest.raises(UsageError, match="materialise: expected policy replace or groups"):
-        CounterfactualDataset(base, shards, policy="append").materialise()
-
-
-def test_the_wrapper_answers_for_its_base(base: ArrayDataset, shards: Path) -> None:
-    mixed = CounterfactualDataset(base, shards)
-    assert mixed.schema is base.schema
-    with pytest.raises(AttributeError, match="nothing_of_this"):
-        _ = mixed.nothing_of_this
-    base.weights = np.ones(N)  # type: ignore[attr-defined]
-    assert len(mixed.weights) == N
-    longer = CounterfactualDataset(base, shards, policy="append")
-    for name in ("weights", "table", "key", "image", "images"):
-        with pytest.raises(AttributeError, match="policy 'append' has"):
-            getattr(longer, name)
-    assert longer.schema is base.schema
-    del base.weights  # type: ignore[attr-defined]
-
-
-def test_batches_are_asked_of_a_base_that_reads_batches(shards: Path) -> None:
-    asked: list[list[int]] = []
-
-    class Batched(ArrayDataset):
-        def __getitems__(self, indices: list[int]) -> list[Any]:
-            asked.append(list(indices))
-            return [self[i] for i in indices]
-
-    plain = source(transform=v2.PILToTensor())
-    batched = Batched(plain.images, plain.table, plain.schema, transform=v2.PILToTensor())
-    ours = CounterfactualDataset(batched, shards, p=0.5)
-    theirs = CounterfactualDataset(plain, shards, p=0.5)
-    for (images, targets), (expected, labels) in zip(DataLoader(ours, 8), DataLoader(theirs, 8), strict=True):
-        assert torch.equal(images, expected)
-        assert torch.equal(targets, labels)
-    assert len(asked) == 5
-    assert sorted(i for batch in asked for i in batch) == [i for i in range(N) if ours.provenance(i).kind == "real"]
-
-
-def test_a_batch_without_a_real_image_asks_the_base_for_none(shards: Path) -> None:
-    class Stacking(ArrayDataset):
-        def __getitems__(self, indices: list[int]) -> list[Any]:
-            together = torch.stack([torch.from_numpy(self.image(i)) for i in indices])  # fails on nothing
-            return [(image.permute(2, 0, 1), self[i][1]) for image, i in zip(together, indices)]
-
-    plain = source(transform=v2.PILToTensor())
-    mixed = CounterfactualDataset(
-        Stacking(plain.images, plain.table, plain.schema, transform=plain.transform), shards, p=1.0
-    )
-    assert sum(len(images) for images, _ in DataLoader(mixed, 4)) == N
-
-
-def test_the_epoch_reaches_a_base_that_has_one(shards: Path) -> None:
-    class Curriculum(ArrayDataset):
-        epoch = -1
-
-        def set_epoch(self, epoch: int) -> None:
-            self.epoch = epoch
-
-    plain = source()
-    base = Curriculum(plain.images, plain.table, plain.schema)
-    mixed = CounterfactualDataset(Subset(base, range(10)), shards)
-    mixed.set_epoch(4)
-    assert base.epoch == 4
-    mixed.load_state_dict({**mixed.state_dict(), "epoch": 9})
-    assert mixed.epoch == base.epoch == 9
-
-
-def test_methods_that_would_drop_the_counterfactuals_are_refused(base: ArrayDataset, shards: Path) -> None:
-    table = Table.from_dict({"image": [base[i][0] for i in range(N)], "label": [base[i][1] for i in range(N)]})
-    mixed = CounterfactualDataset(table.cast_column("image", Picture()), shards, p=1.0)
-    assert set(mixed[0]) == {"image", "label"}
-    assert mixed.column_names == ["image", "label"]
-    for name in ("shuffle", "filter", "with_transform", "train_test_split"):
-        with pytest.raises(AttributeError, match="makes one without counterfactuals: call it before wrapping"):
-            getattr(mixed, name)
-    mixed.set_transform(lambda batch: {"label": batch["label"]})
-    assert set(mixed.base[0]) == {"label"}
-
-
-def test_an_index_is_one_number(base: ArrayDataset, shards: Path) -> None:
-    mixed = CounterfactualDataset(base, shards)
-    assert mixed[np.int64(3)][1] == mixed[torch.tensor(3)][1] == base[3][1]
-    for wrong in (slice(0, 3), "label", 1.0, [1, 2]):
-        with pytest.raises(TypeError, match="expected the index of one item"):
-            mixed[wrong]  # type: ignore[index]
-    assert "policy='replace', p=0.5" in repr(mixed)
-    assert "40 of 40 images have samples" in repr(mixed)
-
-
-def test_quiet_when_everything_matches(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        CounterfactualDataset(base, shards, p=0.5, null_p=0.2)
-    assert caplog.text == ""
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_loop_that_never_sets_the_epoch_is_told_once(
-    shards: Path, workers: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = source(transform=v2.PILToTensor())
-    for forgets, p in ((True, 0.5), (False, 0.5), (False, 0.0)):
-        caplog.clear()
-        # torch's Subset reads batches
-        mixed = CounterfactualDataset(data if workers else Subset(data, range(N)), shards, p=p)
-        for epoch in range(6):
-            if not forgets and p:
-                mixed.set_epoch(epoch)
-            list(DataLoader(mixed, 8, num_workers=workers))
-            assert bool(mixed._shared()[TOLD]) == (forgets and epoch >= FORGOTTEN)  # by the items, not by the batches
-        assert bool(mixed._shared()[TOLD]) == forgets  # in whichever process
-        if not workers:
-            assert caplog.text.count("set_epoch was never called") == forgets

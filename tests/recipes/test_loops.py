@@ -93,7 +93,7 @@ def accuracies(loop: str, version: str, data: Path) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("loop", RUN)
-def test_the_loop_runs_and_its_worst_group_gets_better_with_cfaug(loop: str, data: Path) -> None:
+def test_cfaug_raises_the_worst_group_of_the_loop(loop: str, data: Path) -> None:
     if loop.startswith("hf_"):
         pytest.importorskip("transformers" if loop == "hf_trainer" else "accelerate")
     before, after = accuracies(loop, "before", data), accuracies(loop, "after", data)
@@ -107,7 +107,7 @@ def test_the_trainer_runs_with_cfaug(data: Path) -> None:
     assert accuracies("hf_trainer", "after", data)[1] > 0.3
 
 
-def test_two_processes_share_the_indices_and_draw_what_one_process_draws(data: Path, tmp_path: Path) -> None:
+def test_two_processes_draw_what_one_draws(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -115,7 +115,7 @@ def test_two_processes_share_the_indices_and_draw_what_one_process_draws(data: P
     from cfaug import CounterfactualDataset
 
     log, loop = tmp_path / "seen", LOOPS / "hf_accelerate" / "after.py"
-    script = Path(__file__).with_name("recorded.py")
+    script = Path(__file__).parents[1] / "helpers" / "recorded.py"
     run("-m", *TWO.split(), str(script), str(loop), str(log), str(data), "--epochs", "2", "--seed", "3", folder=data)
     seen = [[json.loads(line) for line in Path(f"{log}.{rank}").read_text().splitlines()] for rank in (0, 1)]
     one = CounterfactualDataset(
@@ -138,10 +138,10 @@ def test_two_processes_share_the_indices_and_draw_what_one_process_draws(data: P
 
 
 @pytest.mark.slow
-def test_the_trainer_in_two_processes_goes_through_the_epochs(data: Path, tmp_path: Path) -> None:
+def test_the_trainer_sets_epochs_in_two_processes(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     log, loop = tmp_path / "seen", LOOPS / "hf_trainer" / "after.py"
-    script = Path(__file__).with_name("recorded.py")
+    script = Path(__file__).parents[1] / "helpers" / "recorded.py"
     run("-m", *TWO.split(), str(script), str(loop), str(log), str(data), "--epochs", "2", folder=data)
     seen = [[json.loads(line) for line in Path(f"{log}.{rank}").read_text().splitlines()] for rank in (0, 1)]
     for epoch in (0, 1):

@@ -24,10 +24,9 @@ from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
 from cfaug.data.lookup import pixels_hash, sample_hash
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError
 from cfaug.learn import RandomCounterfactual
-from cfaug.learn.counts import SharedCounts
-from cfaug.learn.pixel_swap import open_lookup
+from cfaug.learn.pixel_swap import SharedCounts, open_lookup
 from cfaug.offline import write_shard
 from cfaug.offline.read import ShardReader, SourceHashes
 
@@ -258,26 +257,17 @@ def test_counts_are_the_truth_in_every_worker(
     assert 20 < truth < 60
 
 
-def test_counts_of_many_processes_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pickled_copy_counts_for_itself() -> None:
     counts = SharedCounts()
-    for process in (5, 5 + SharedCounts.ROWS, 6, 5):  # the second falls on the row of the first
-        monkeypatch.setattr("cfaug.learn.counts.os.getpid", lambda process=process: process)
-        counts.add(matched=True, swapped=False)
-    owners = counts._table[:-1, SharedCounts.OWNER]
-    assert sorted(owners[owners > 0].tolist()) == [5, 6, 5 + SharedCounts.ROWS]
-    assert [counts.total(column) for column in (1, 2, 3)] == [4, 4, 0]
-    last = SharedCounts()
-    for process in (SharedCounts.ROWS - 1, 2 * SharedCounts.ROWS - 1):  # both fall on the last row
-        monkeypatch.setattr("cfaug.learn.counts.os.getpid", lambda process=process: process)
-        last.add(matched=False, swapped=False)
-    assert (last.total(SharedCounts.SEEN), last.warned) == (2, False)
+    counts.add(matched=True, swapped=False)
     copied = pickle.loads(pickle.dumps(counts))
-    assert [copied.total(column) for column in (1, 2, 3)] == [0, 0, 0]
+    assert [copied.total(column) for column in range(3)] == [0, 0, 0]
+    assert [counts.total(column) for column in range(3)] == [1, 1, 0]
 
 
 @pytest.mark.parametrize(
     ("shape", "reason"),
-    [((8, 8), "other pixels: a flip or a colour change"), ((6, 5), "they are 5 x 6 pixels, the shards' sources 8 x 8")],
+    [((8, 8), "other pixels: a flip, a turn by EXIF"), ((6, 5), "they are 5 x 6 pixels, the shards' sources 8 x 8")],
 )
 def test_warns_once_and_says_why(
     shards: Path, caplog: pytest.LogCaptureFixture, shape: tuple[int, int], reason: str
@@ -315,13 +305,6 @@ def test_workers_warn_once_together(shards: Path, tmp_path: Path) -> None:
     assert (swap.seen, swap.matched) == (300, 0)
 
 
-def test_a_transform_behind_a_crop_says_so(base: ArrayDataset, shards: Path, caplog: pytest.LogCaptureFixture) -> None:
-    pipeline = v2.Compose([v2.RandomCrop(6), RandomCounterfactual(shards, p=1.0)])
-    for i in range(110):
-        assert pipeline(base[i % N][0]).size == (6, 6)
-    assert "a crop or a resize stands before it" in caplog.text
-
-
 @pytest.mark.parametrize("mode", ["I", "I;16", "F", "LAB"])
 def test_images_that_no_source_can_be_pass_through(shards: Path, mode: str) -> None:
     image = Image.new(mode, (8, 8))
@@ -330,36 +313,8 @@ def test_images_that_no_source_can_be_pass_through(shards: Path, mode: str) -> N
     assert (swap.seen, swap.matched) == (1, 0)
 
 
-def test_refusals(shards: Path, make: Callable[..., Path], base: ArrayDataset) -> None:
-    for wrong, said in (
-        ({"p": 2}, "p: expected"), ({"p": -0.1}, "p: expected"), ({"null_p": 1.5}, "null_p: expected"),
-        ({"p": 0.7, "null_p": 0.4}, "came 0.7"), ({"p": float("nan")}, "p: expected"),
-    ):  # fmt: skip
-        with pytest.raises(UsageError, match=said):
-            RandomCounterfactual(shards, **wrong)
-    swap = RandomCounterfactual(shards)
-    for late in (torch.rand(3, 8, 8), np.zeros((8, 8, 3), np.float32), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)):
-        with pytest.raises(UsageError, match="before ToDtype, ToTensor or Normalize") as caught:
-            swap(late)
-        assert "\n" not in str(caught.value)
-    for none in ("a/path.png", (torch.tensor(1), "text")):
-        with pytest.raises(UsageError, match="expected an image"):
-            swap(none)
-    test_shards = make(source("test"))
-    with pytest.raises(DataError, match="split 'test'"):
-        RandomCounterfactual(test_shards)
-    assert drawn(RandomCounterfactual(test_shards, p=1.0, guard=False)(source("test")[0][0])) in COUNTERFACTUALS
-
-
-def test_shards_without_what_is_asked_for(make: Callable[..., Path], base: ArrayDataset) -> None:
-    only = make(base, kinds=("cf",))
-    with pytest.raises(DataError, match="expected null samples, it has none"):
-        RandomCounterfactual(only, p=0.2, null_p=0.2)
-    RandomCounterfactual(only, p=0.2)
-
-
-def test_a_sample_of_another_size_is_refused(make: Callable[..., Path], base: ArrayDataset) -> None:
+def test_a_sample_of_a_different_size_is_refused(make: Callable[..., Path], base: ArrayDataset) -> None:
     rng = np.random.default_rng(0)
     wide = ArrayDataset(rng.integers(0, 255, (N, 8, 9, 3), dtype=np.uint8), base.table, base.schema, "train")
-    with pytest.raises(DataError, match="expected the size of its source, 9 x 8 pixels, came 8 x 8"):
+    with pytest.raises(DataError, match="expected the size of its source, 9 x 8 pixels, got 8 x 8"):
         RandomCounterfactual(make(wide), p=1.0)(wide[0][0])
