@@ -286,7 +286,6 @@ def _plan_beside(storage: Storage) -> tuple[Plan | None, list[str]]:
         if PLAN_HEADER not in open_storage(beside).sizes(PLAN_HEADER):
             return None, []
         plan = Plan.load(beside)
-        plan.check()
         return plan, []
     except (ShardError, StorageError) as error:
         return None, [str(error)]
