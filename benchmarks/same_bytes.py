@@ -60,10 +60,19 @@ def child(run: Path, out: Path, engine: str, workers: int, shuffled: bool) -> No
     pipeline = Pipeline(
         load_recipe(shipped_recipes()["demo"], settings), run, progress=False, sharing=engine == "torchrun"
     )
+    from cfaug.offline.progress import Progress
+
+    counted = Progress.shard
+
+    def shard(self: Progress, name: str, *facts: Any) -> None:
+        counted(self, name, *facts)
+        print(name, flush=True)
+
+    Progress.shard = shard  # type: ignore[method-assign, assignment]
     options = {"num_cpus": 0.5} if engine == "ray" else None  # three actors on two cores
     generate(
         pipeline.model, pipeline.inputs.train, pipeline.planned, out, engine=engine, workers=workers, batch_size=20,
-        progress=False, options=options, on_shard=lambda row: print(row.name, flush=True),
+        progress=False, options=options,
     )  # fmt: skip
 
 

@@ -11,16 +11,20 @@ delivers and the moment when the first one stops. Rounds alternate, the medians 
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import os
 import shutil
 import statistics
 import time
+from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 from rows import cpu, record
 
 from cfaug.config import load_recipe
+from cfaug.data.images import to_float
 from cfaug.offline import generate
 from cfaug.offline.commit import open_destination
 from cfaug.offline.make_shard import ShardWork
@@ -41,9 +45,7 @@ def bare(run: Path, settings: list[str], queue: multiprocessing.Queue[tuple[floa
     work = ShardWork(model, data, plan, open_destination(run / "nowhere"), BATCH, {})
     rows = plan.rows_of(0)[:BATCH]
     places = [work.positions[row.source_key] for row in rows]
-    import numpy as np
-
-    images = torch.from_numpy(np.stack([data.image(place) for place in places])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    images = to_float(torch.from_numpy(np.stack([data.image(place) for place in places])).permute(0, 3, 1, 2))
     table = model.schema.canonical(data.table.iloc[places])
     table.index = [row.key for row in rows]
     seeds, acts = [row.seed for row in rows], [row.do for row in rows]
@@ -81,8 +83,6 @@ def rate(events: list[list[tuple[float, int]]]) -> float:
 
 
 def our_rate(pipeline: Pipeline, out: Path, workers: int) -> float:
-    import json
-
     shutil.rmtree(out, ignore_errors=True)
     log = out / "stats.jsonl"
     generate(
@@ -90,8 +90,6 @@ def our_rate(pipeline: Pipeline, out: Path, workers: int) -> float:
         log_to=log,
     )  # fmt: skip
     by_worker: dict[str, list[tuple[float, int]]] = {}
-    from datetime import datetime
-
     for line in log.read_text().splitlines():
         event = json.loads(line)
         if event["event"] == "shard":

@@ -10,8 +10,8 @@ from cfaug.offline.commit import write_shard
 from cfaug.offline.engines import Engine, LocalEngine, make_engine
 from cfaug.offline.generate import GenerateReport, generate
 from cfaug.offline.plan import Plan, PlanRow
-from cfaug.offline.strategies import balance_groups, make_plan
 from cfaug.offline.read import ShardReader
+from cfaug.offline.strategies import balance_groups, make_plan
 from cfaug.offline.verify import VerifyReport, verify
 from cfaug.offline.write_shard import encode_sample
 

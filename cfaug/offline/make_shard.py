@@ -1,7 +1,7 @@
 """The unit of work: one shard of a plan, made and committed. A pure function of plan, model and data set.
 
     for micro-batch (source, do, seed) of the shard:  x' = model.act(do).predict(model.abduct(x, attributes, seed))
-    stored image = round((x' + 1) * 127.5)  in uint8,  with  x = source / 127.5 - 1  in [-1, 1]
+    stored image = to_uint8(x'),  with  x = to_float(source)  in [-1, 1]
 
 Micro-batches are consecutive rows of one shard, the last one padded to full size by repeating its last row, on one
 thread: worker count, engine, restarts and order change no byte. A model with a ``canvas`` gets every source padded to that
@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,28 +24,32 @@ import pandas as pd
 from PIL import features
 
 from cfaug.data import AttributeDataset, Schema, pixel_digest
-from cfaug.data.images import to_float, to_uint8
+from cfaug.data.images import Pixels, to_float, to_uint8
 from cfaug.data.lookup import pixels_hash, sample_hash
-from cfaug.errors import CfaugError, DataError, UsageError, generating
+from cfaug.data.micro_batch import Sources
+from cfaug.errors import CfaugError, DataError, UsageError, described, generating
 from cfaug.offline.commit import Destination
-from cfaug.offline.format import FORMAT, ManifestRow, Record, Sample, SourceHashes
+from cfaug.offline.format import FORMAT, ManifestRow, Sample, SourceHashes
+from cfaug.offline.gate import Gate
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.write_shard import stage_shard
 
+if TYPE_CHECKING:
+    import torch
+
 Environment = dict[str, str | int]
+Values = dict[str, str | float | None]
 
-
-class ActedModel(Protocol):
-    """A model under interventions: exogenous noise of B rows -> (images (B, C, H, W) in [-1, 1], table of B rows)."""
-
-    def predict(self, noise: Any) -> tuple[Any, pd.DataFrame]: ...
+REMEMBERED = 50_000  # sources whose digests a process keeps, 400 bytes each
 
 
 class Model(Protocol):
-    """What generation knows of a model: abduct, act, predict, a digest, a fitted schema. Picklable for workers > 0.
+    """What generation knows of a model. Picklable for workers > 0.
 
-    It may have ``canvas: tuple[int, int] | None``, (height, width) that sources of different sizes are padded to, and must
-    then have it in its digest; without one all sources have one size.
+    ``abduct`` gets float images (B, C, H, W) in [-1, 1], a canonical table of B rows, and one seed, source key and mask per
+    row; ``act([do, ...]).predict(noise)`` returns images of the same shape and a table of B rows. It may have
+    ``canvas: tuple[int, int] | None``, (height, width) that sources of different sizes are padded to, and must then have it
+    in its digest; without one all sources have one size.
     """
 
     @property
@@ -54,22 +58,9 @@ class Model(Protocol):
     @property
     def digest(self) -> str: ...
 
-    def abduct(self, images: Any, attributes: pd.DataFrame, seed: Any) -> Any: ...
+    def abduct(self, images: Any, attributes: pd.DataFrame, /, seed: Any, *, keys: Any, masks: Any) -> Any: ...
 
-    def act(self, interventions: Any) -> ActedModel: ...
-
-
-class Gate(Protocol):
-    """A filter of counterfactuals: which of B images, each uint8 (H, W, C), to keep, given their records. Picklable.
-
-    It must be a function of its arguments alone, and its `digest` names it: it is part of what the shards' bytes depend on.
-    An image is judged in its micro-batch; null interventions are judged like the others.
-    """
-
-    @property
-    def digest(self) -> str: ...
-
-    def __call__(self, images: Sequence[npt.NDArray[np.uint8]], records: Sequence[Record]) -> Sequence[bool]: ...
+    def act(self, interventions: Any, /) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -97,30 +88,35 @@ class ShardWork:
 
     @cached_property
     def positions(self) -> dict[str, int]:
-        """Source key -> position in the data set; made once a process."""
+        """Source key -> position in the data set; made once per process."""
         return {self.dataset.key(i): i for i in range(len(self.dataset))}
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The factual attributes of all sources, canonical in the model's schema; made once per process."""
+        return self.model.schema.canonical(self.dataset.table)
 
     @cached_property
     def model_digest(self) -> str:
         """The model's digest: every weight is hashed for it, so it is asked for once and sent to the workers."""
         return self.model.digest
 
+    @cached_property
+    def _identities(self) -> dict[int, tuple[str, SourceHashes]]:
+        return {}
+
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "positions"}
+        own = ("positions", "table", "_identities")
+        return {name: value for name, value in self.__dict__.items() if name not in own}
 
     def __call__(self, shard: int) -> ShardDone:
         started, name = time.perf_counter(), self.plan.shard_name(shard)
         rows = self.plan.rows_of(shard)
         with self.destination.staging() as folder:
             staged = stage_shard(
-                folder,
-                name,
-                self._samples(name, rows),
-                self.plan.digest,
-                self.model_digest,
-                self.environment,
+                folder, name, self._samples(name, rows), self.plan.digest, self.model_digest, self.environment,
                 image=self.image,
-            )
+            )  # fmt: skip
             row = self.destination.commit(staged)
         return ShardDone(row, row.count, len(rows) - row.count, time.perf_counter() - started)
 
@@ -132,74 +128,102 @@ class ShardWork:
                 yield sample
         if not kept:
             raise CfaugError(
-                f"{name}: the gate rejected all of its {len(rows)} images: loosen it, or fit a better model"
+                f"{name}: the gate rejected all of its {len(rows)} images; loosen it, or fit a better model"
             )
 
     def batch(self, rows: Sequence[PlanRow]) -> list[Sample]:
-        """The samples of one micro-batch: at most `batch_size` consecutive rows of a shard, from its beginning or a multiple."""
-        with _one_thread(), generating(self.batch_size, self.batch_size):  # here: a worker's error is explained too
-            samples = list(self._made(rows))
-            if self.gate is None:
-                return samples
-            kept = list(self.gate([sample.image for sample in samples], [sample.record for sample in samples]))
-            if len(kept) != len(samples):
-                raise UsageError(f"expected {len(samples)} answers from the gate, one an image, got {len(kept)}")
-            return [sample for sample, keep in zip(samples, kept) if keep]
+        """The samples of one micro-batch: at most `batch_size` consecutive rows of a shard, from its beginning or a multiple.
 
-    def _made(self, rows: Sequence[PlanRow]) -> Iterator[Sample]:
+        Raises:
+            DataError: a source that is not in the data set, or whose size or mask does not fit.
+            CfaugError: the model's images are not finite or not of the sources' shape; too little memory.
+        """
+        import torch
+
+        with _one_thread(), generating(self.batch_size, self.batch_size), torch.inference_mode():
+            places = self._places(rows)
+            pixels = {place: self.dataset.image(place) for place in dict.fromkeys(places)}
+            sources = self._sources(rows, places, pixels)
+            noise = self.model.abduct(
+                sources.images, sources.table, seed=sources.seeds, keys=sources.keys, masks=sources.masks
+            )
+            acts = [row.do for row in rows]
+            made, attributes = self.model.act(acts + acts[-1:] * (self.batch_size - len(rows))).predict(noise)
+            images = _pixels_of(made, attributes, sources, rows)
+            factual = _plain(sources.table)
+            counterfactual = _plain(self.model.schema.canonical(attributes))
+            samples = []
+            for i, (row, place) in enumerate(zip(rows, places)):
+                height, width = pixels[place].shape[:2]
+                image = images[i, :height, :width]
+                samples.append(self._sample(row, place, pixels[place], image, factual[i], counterfactual[i]))
+            return samples if self.gate is None else self._kept(self.gate, samples, sources)
+
+    def _kept(self, gate: Gate, samples: list[Sample], sources: Sources) -> list[Sample]:
+        n = len(samples)
+        mine = replace(
+            sources, images=sources.images[:n], table=sources.table.iloc[:n], keys=sources.keys[:n],
+            seeds=sources.seeds[:n], masks=None if sources.masks is None else sources.masks[:n],
+        )  # fmt: skip
+        answers = list(gate([sample.image for sample in samples], [sample.record for sample in samples], mine))
+        if len(answers) != n:
+            raise UsageError(f"expected {n} answers from the gate, one per image, got {len(answers)}; correct it")
+        return [sample for sample, keep in zip(samples, answers) if keep]
+
+    def _places(self, rows: Sequence[PlanRow]) -> list[int]:
+        try:
+            return [self.positions[row.source_key] for row in rows]
+        except KeyError as missing:
+            raise DataError(f"source {missing} of the plan is not in the data set; plan again") from None
+
+    def _sources(self, rows: Sequence[PlanRow], places: Sequence[int], pixels: Mapping[int, Pixels]) -> Sources:
+        """The micro-batch, padded to `batch_size` by its last row: the bytes of a row may depend on the batch's size."""
         import torch
 
         from cfaug.data.loading import pad_to  # needs torch
 
-        schema = self.model.schema
-        padded = [*rows, *[rows[-1]] * (self.batch_size - len(rows))]
-        try:
-            places = [self.positions[row.source_key] for row in padded]
-        except KeyError as missing:
-            raise DataError(f"source {missing} of the plan is not in the data set: plan again") from None
-        sources = [self.dataset.image(place) for place in places[: len(rows)]]
         canvas = canvas_of(self.model)
-        _check_images(sources, rows, canvas)
-        framed = sources if canvas is None else [pad_to(source, canvas) for source in sources]
-        images = np.stack([*framed, *[framed[-1]] * (len(padded) - len(rows))])
-        table = schema.canonical(self.dataset.table.iloc[places])
-        table.index = pd.Index([f"{row.key}~{i}" if i >= len(rows) else row.key for i, row in enumerate(padded)])
-        x = to_float(torch.from_numpy(images).permute(0, 3, 1, 2))
-        with torch.inference_mode():
-            noise = self.model.abduct(x.contiguous(), table, seed=[row.seed for row in padded])
-            made, attributes = self.model.act([row.do for row in padded]).predict(noise)
-        if tuple(made.shape) != tuple(x.shape) or len(attributes) != len(padded):
-            raise CfaugError(
-                f"expected {tuple(x.shape)} images and {len(padded)} attribute rows from the model, "
-                f"got {tuple(made.shape)} and {len(attributes)}: its predict must keep the source's shape"
-            )
-        pixels = _uint8(made, rows)
-        records = zip(rows, sources, pixels, _plain(table), _plain(schema.canonical(attributes)))
-        for row, source, image, factual, counterfactual in records:
-            height, width = source.shape[:2]
-            yield self._sample(row, source, image[:height, :width], factual, counterfactual)
+        _check_images(pixels, self.dataset, canvas)
+        framed = {place: image if canvas is None else pad_to(image, canvas) for place, image in pixels.items()}
+        rows = [*rows, *[rows[-1]] * (self.batch_size - len(rows))]
+        places = [*places, *[places[-1]] * (len(rows) - len(places))]
+        table = self.table.iloc[places]
+        table.index = pd.Index([f"{row.key}~{i}" for i, row in enumerate(rows)])  # unique, as a table's keys must be
+        images = torch.from_numpy(np.stack([framed[place] for place in places])).permute(0, 3, 1, 2)
+        masks = _masks(self.dataset, pixels, canvas)
+        return Sources(
+            images=to_float(images).contiguous(),
+            table=table,
+            keys=[row.source_key for row in rows],
+            seeds=[row.seed for row in rows],
+            masks=None if masks is None else torch.stack([masks[place] for place in places]),
+        )
+
+    def _identity(self, place: int, source: Pixels) -> tuple[str, SourceHashes]:
+        """Digest and hashes of a source, computed once while it is remembered: a plan has many rows per source."""
+        if place not in self._identities:
+            if len(self._identities) >= REMEMBERED:
+                self._identities.clear()
+            hashes = SourceHashes(sample_hash(source), pixels_hash(source))
+            self._identities[place] = pixel_digest(source), hashes
+        return self._identities[place]
 
     def _sample(
-        self,
-        row: PlanRow,
-        source: npt.NDArray[np.uint8],
-        image: npt.NDArray[np.uint8],
-        factual: dict[str, str | float | None],
-        attributes: dict[str, str | float | None],
+        self, row: PlanRow, place: int, source: Pixels, image: Pixels, factual: Values, attributes: Values
     ) -> Sample:
-        schema = self.model.schema
+        schema, canvas = self.model.schema, canvas_of(self.model)
         change = np.abs(image.astype(np.int16) - source.astype(np.int16)).mean() / 255
         quality: dict[str, float] = {"change_l1": round(float(change), 6)}
-        canvas = canvas_of(self.model)
         if canvas is not None:  # in every sample or in none: readers infer the fields from the first few
             quality["padding_bottom"] = canvas[0] - source.shape[0]
             quality["padding_right"] = canvas[1] - source.shape[1]
+        digest, hashes = self._identity(place, source)
         asked = row.do.assignments
         record = {
             "schema": FORMAT,
             "key": row.key,
             "source_key": row.source_key,
-            "source_digest": pixel_digest(source),
+            "source_digest": digest,
             "split": self.plan.split,
             "do": {name: schema.check_value(name, asked[name]) for name in schema.names if name in asked},
             "attributes": attributes,
@@ -210,7 +234,7 @@ class ShardWork:
             "model": self.model_digest,
             "quality": quality,
         }
-        return Sample(row.key, image, record, SourceHashes(sample_hash(source), pixels_hash(source)))
+        return Sample(row.key, image, record, hashes)
 
 
 def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate | None = None) -> Environment:
@@ -232,45 +256,73 @@ def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate
     }
 
 
-def _uint8(made: Any, rows: Sequence[PlanRow]) -> npt.NDArray[np.uint8]:
-    """(B, C, H, W) in [-1, 1] -> uint8 (B, H, W, C); non-finite pixels would turn into zeros unseen."""
-    import torch
-
-    finite = torch.isfinite(made).flatten(1).all(dim=1)[: len(rows)]
-    if not bool(finite.all()):
-        key = rows[int((~finite).nonzero()[0, 0])].key
-        raise CfaugError(f"the model made non-finite pixels for plan row {key!r}: fit it again, or check its sampler")
-    pixels = to_uint8(made)
-    array: npt.NDArray[np.uint8] = pixels.permute(0, 2, 3, 1).cpu().contiguous().numpy()
-    return array
-
-
 def canvas_of(model: Model) -> tuple[int, int] | None:
     """(height, width) that the model wants its sources padded to; None: they have one size."""
     canvas = getattr(model, "canvas", None)
     return None if canvas is None else (int(canvas[0]), int(canvas[1]))
 
 
-def _check_images(
-    sources: Sequence[npt.NDArray[np.uint8]], rows: Sequence[PlanRow], canvas: tuple[int, int] | None
-) -> None:
-    first = sources[0]
-    for image, row in zip(sources, rows):
+def _pixels_of(made: Any, attributes: Any, sources: Sources, rows: Sequence[PlanRow]) -> Pixels:
+    """What the model made, (B, C, H, W) in [-1, 1], as uint8 (B, H, W, C); non-finite pixels would turn into zeros unseen."""
+    import torch
+
+    shape = tuple(sources.images.shape)
+    if tuple(made.shape) != shape or len(attributes) != len(sources):
+        raise CfaugError(
+            f"expected {shape} images and {len(sources)} attribute rows from the model, got {tuple(made.shape)} and "
+            f"{len(attributes)}; its predict must keep the source's shape"
+        )
+    finite = torch.isfinite(made).flatten(1).all(dim=1)[: len(rows)]
+    if not bool(finite.all()):
+        key = rows[int((~finite).nonzero()[0, 0])].key
+        raise CfaugError(f"the model made non-finite pixels for plan row {key!r}; fit it again, or check its sampler")
+    pixels: Pixels = to_uint8(made).permute(0, 2, 3, 1).cpu().contiguous().numpy()
+    return pixels
+
+
+def _check_images(pixels: Mapping[int, Pixels], dataset: AttributeDataset, canvas: tuple[int, int] | None) -> None:
+    first, like = next(iter(pixels.values())), dataset.key(next(iter(pixels)))
+    for place, image in pixels.items():
         same = image.shape[2] == first.shape[2] if canvas else image.shape == first.shape
         if image.dtype != np.uint8 or not same:
             expected = f"with {first.shape[2]} channels" if canvas else f"of shape {first.shape}"
             raise DataError(
-                f"source {row.source_key!r}: expected a uint8 image {expected} as "
-                f"{rows[0].source_key!r}, got {image.dtype} {image.shape}: resize or convert the images first"
+                f"source {dataset.key(place)!r}: expected a uint8 image {expected} as {like!r}, got {described(image)}; "
+                "resize or convert the images first"
             )
         if canvas and (image.shape[0] > canvas[0] or image.shape[1] > canvas[1]):
             raise DataError(
-                f"source {row.source_key!r}: expected at most {canvas[1]}x{canvas[0]} px, the largest that the model was fitted "
-                f"on, got {image.shape[1]}x{image.shape[0]}: resize it, or fit the model again with it"
+                f"source {dataset.key(place)!r}: expected at most {canvas[1]}x{canvas[0]} px, the largest that the model was "
+                f"fitted on, got {image.shape[1]}x{image.shape[0]}; resize it, or fit the model again with it"
             )
 
 
-def _plain(table: pd.DataFrame) -> list[dict[str, str | float | None]]:
+def _masks(
+    dataset: AttributeDataset, pixels: Mapping[int, Pixels], canvas: tuple[int, int] | None
+) -> dict[int, torch.Tensor] | None:
+    """Position -> mask (1, H, W) in [0, 1], 1 on the object; None where the data set has none."""
+    import torch
+
+    from cfaug.data.loading import pad_to  # needs torch
+
+    mask = getattr(dataset, "mask", None)  # a data set of the user's own need not know of masks
+    found: dict[int, npt.NDArray[np.uint8] | None] = {} if mask is None else {place: mask(place) for place in pixels}
+    if all(one is None for one in found.values()):
+        return None
+    masks = {}
+    for place, one in found.items():
+        if one is None or one.dtype != np.uint8 or one.shape != pixels[place].shape[:2]:
+            size = "x".join(map(str, pixels[place].shape[:2]))
+            got = "none" if one is None else described(one)
+            raise DataError(
+                f"source {dataset.key(place)!r}: expected a uint8 mask of {size}, as its image is, got {got}; correct the mask"
+            )
+        framed = one[..., None] if canvas is None else pad_to(one[..., None], canvas)
+        masks[place] = torch.from_numpy(np.ascontiguousarray(framed)).permute(2, 0, 1).float() / 255
+    return masks
+
+
+def _plain(table: pd.DataFrame) -> list[Values]:
     """The rows as plain values; a missing one is None, since JSON has no NaN."""
     columns = [
         [None if pd.isna(v) else v if isinstance(v, str) else float(v) for v in table[name].tolist()] for name in table

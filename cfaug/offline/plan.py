@@ -206,6 +206,11 @@ class Plan:
         chosen = [shards[len(shards) * k // wanted] for k in range(wanted)]
         return [row for shard in chosen for row in self.rows_of(shard)[:per_shard]][:most]
 
+    @property
+    def sources(self) -> list[str]:
+        """The different source keys of the rows."""
+        return [self._columns.sources[i] for i in np.unique(self._columns.source).tolist()]
+
     @cached_property
     def summary(self) -> PlanSummary:
         """Counts, attributes and sources of the whole plan."""
@@ -215,11 +220,9 @@ class Plan:
             used = [levels[code] for code in np.unique(codes).tolist() if code >= 0]
             if used:
                 values[name] = _known(used)
-        keys = [held.sources[i] for i in np.unique(held.source).tolist()]
+        keys = self.sources
         nulls = int((held.codes < 0).all(axis=0).sum())
-        return PlanSummary(
-            len(self), nulls, len(self._numbers), len(keys), sources_digest(keys), tuple(values), values
-        )  # fmt: skip
+        return PlanSummary(len(self), nulls, len(self._numbers), len(keys), sources_digest(keys), tuple(values), values)
 
     @cached_property
     def digest(self) -> str:
@@ -355,7 +358,9 @@ class _Filling:
         ):  # fmt: skip
             numbers = np.array([row[name] for row in rows])
             if len(rows) and (numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= beyond):
-                wrong = next((row for row in rows if type(row[name]) is not int or not 0 <= row[name] < beyond), rows[0])
+                wrong = next(
+                    (row for row in rows if type(row[name]) is not int or not 0 <= row[name] < beyond), rows[0]
+                )
                 raise UsageError(
                     f"plan row {wrong['key']!r}: expected {name} in [0, {beyond}), got {wrong[name]!r}; change it"
                 )
@@ -381,7 +386,9 @@ class _Filling:
             seen.add(key)
         levels = {name: list(found) for name, found in self._levels.items()}
         codes = self._codes.astype(code_type(levels))
-        return Columns(list(self._sources), levels, self._source, codes, self._seed, self._replica, self._shard, self._keys)
+        return Columns(
+            list(self._sources), levels, self._source, codes, self._seed, self._replica, self._shard, self._keys
+        )
 
 
 def numbered(split: str, rows: slice, total: int) -> list[str]:

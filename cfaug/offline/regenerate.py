@@ -24,7 +24,8 @@ from cfaug.offline.commit import open_destination
 from cfaug.offline.committed import Committed, OpenSample
 from cfaug.offline.decoders import decode_image
 from cfaug.offline.format import IMAGES, IndexRow, ManifestRow, Sample, planned
-from cfaug.offline.make_shard import Gate, Model, ShardWork, environment_of
+from cfaug.offline.gate import Gate
+from cfaug.offline.make_shard import Model, ShardWork, environment_of
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.verify import VerifyReport
 from cfaug.offline.write_shard import encode_sample

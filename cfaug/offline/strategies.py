@@ -43,6 +43,8 @@ QUANTILE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of a continuous attribute in ever
 # HF datasets infers the columns from five samples and silently drops the names of do() that only come later
 LEADING_REAL = 5
 
+_PLAN = 0x504C414E  # sets the plan's draws apart: a table made by default_rng(seed) must not be what it is drawn from
+
 Codes = npt.NDArray[np.int64]
 
 
@@ -214,12 +216,14 @@ def make_plan(
         choices = [_few(choice) if choice.continuous else choice for choice in choices]
         each = _combinations(choices)
     _refuse_too_many(len(table) * each * replicas / (1 - nulls))
-    rng = np.random.default_rng(natural(seed))
+    rng = np.random.default_rng([natural(seed), _PLAN])
     drawn = STRATEGIES[strategy](choices, classes, each, rng)
     if joint:
         categories = {choice.name: choice.levels for choice in choices if not choice.continuous}
         strata = list(_members(np.tile(classes, each)))  # in the order of the classes' codes
-        shared = joint_codes(joint, schema, [c.name for c in choices], categories, list(map(str, class_names)), strata, rng)
+        shared = joint_codes(
+            joint, schema, [c.name for c in choices], categories, list(map(str, class_names)), strata, rng
+        )
         for line, choice in zip(drawn, choices):
             line[:] = shared.get(choice.name, line)
     present = table.notna().to_numpy()
@@ -308,7 +312,9 @@ def _choice(schema: Schema, column: pd.Series, name: str) -> Choice:
     # a value that no image here shows (a schema may know it from test rows) is nothing a decoder could have learned
     shown = set(known)
     continuous = schema[name].kind == "continuous"
-    levels: list[Value] = sorted(map(float, shown)) if continuous else [v for v in schema[name].categories if v in shown]  # type: ignore[assignment]
+    levels: list[Value] = (
+        sorted(map(float, shown)) if continuous else [v for v in schema[name].categories if v in shown]
+    )  # type: ignore[assignment]
     found = pd.Index(levels, dtype=float if continuous else object).get_indexer(column)
     found[column.isna().to_numpy()] = -1
     return Choice(name, levels, found.astype(np.int64), continuous)
@@ -352,10 +358,10 @@ def _dealt(
     # real rows go through the sources in turn and so do null ones, in a different order: their last round is a sample
     source = np.arange(real + null, dtype=np.int32) % n
     source[real:] = rng.permutation(n)[source[real:]]
+    seed = rng.choice(MAX_SEED, real + null, replace=False)
     order, shard = _shuffled(real, null, samples_per_shard // (2 if paired else 1), rng, source, present)
-    source, codes = source[order], codes[:, order]
+    source, codes, seed = source[order], codes[:, order], seed[order]
     replica = (order // n).astype(np.int32)
-    seed = rng.choice(MAX_SEED, len(order), replace=False)
     if paired:
         source, replica, shard, seed = (np.repeat(column, 2) for column in (source, 2 * replica, shard, seed))
         codes = np.repeat(codes, 2, axis=1)

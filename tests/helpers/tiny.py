@@ -84,7 +84,7 @@ class TinyModel:
     pause: float = 0.0
     batch: int = 0  # the batch size to insist on
 
-    def abduct(self, images: torch.Tensor, attributes: pd.DataFrame, seed: Sequence[int]) -> Any:
+    def abduct(self, images: torch.Tensor, attributes: pd.DataFrame, seed: Sequence[int], **_: Any) -> Any:
         assert images.dtype == torch.float32
         assert float(images.abs().max()) <= 1.0
         assert len(images) == len(attributes) == len(seed)

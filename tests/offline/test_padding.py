@@ -34,15 +34,14 @@ class Framed(tiny.TinyModel):
 
     canvas: tuple[int, int] | None = CANVAS
 
-    def abduct(self, images: torch.Tensor, attributes: Any, seed: Any) -> Any:
+    def abduct(self, images: torch.Tensor, attributes: Any, seed: Any, **more: Any) -> Any:
         assert self.canvas is None or tuple(images.shape[2:]) == self.canvas
-        for image, size in zip(images, self.sizes(attributes)):
-            height, width = size
+        for image, (height, width) in zip(images, self.sizes(more["keys"])):
             assert (image[:, height:, :width] == image[:, height - 1 : height, :width]).all()
             assert (image[:, :, width:] == image[:, :, width - 1 : width]).all()
-        return super().abduct(images, attributes, seed)
+        return super().abduct(images, attributes, seed, **more)
 
-    def sizes(self, attributes: Any) -> list[tuple[int, int]]:
+    def sizes(self, keys: Any) -> list[tuple[int, int]]:
         return []
 
 
@@ -108,10 +107,9 @@ def test_the_batch_changes_no_pixel(reference: Path, tmp_path: Path) -> None:
 
 def test_the_model_sees_repeated_edges(tmp_path: Path) -> None:
     class Spying(Framed):
-        def sizes(self, attributes: Any) -> list[tuple[int, int]]:
+        def sizes(self, keys: Any) -> list[tuple[int, int]]:
             place = {key: i for i, key in enumerate(uneven().table.index)}
-            sources = {row.key: row.source_key for row in a_plan()}
-            return [SIZES[place[sources[str(key).split("~")[0]]] % len(SIZES)] for key in attributes.index]
+            return [SIZES[place[key] % len(SIZES)] for key in keys]
 
     run(tmp_path, model=Spying(tiny.schema()))
 
@@ -133,7 +131,7 @@ def test_sources_of_different_sizes_need_a_canvas(tmp_path: Path) -> None:
 
 def test_a_source_larger_than_the_canvas_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(
-        DataError, match=r"source 'source \d+\.png': expected at most 9x8 px, .* got \d+x\d+: resize"
+        DataError, match=r"source 'source \d+\.png': expected at most 9x8 px, .* got \d+x\d+; resize"
     ) as error:
         run(tmp_path, model=Framed(tiny.schema(), canvas=(8, 9)))
     assert "\n" not in str(error.value)
