@@ -144,7 +144,15 @@ class CounterfactualModel:
         """sha256 (hex) of SCM and decoder together."""
         return hashlib.sha256((self.scm.digest + self.decoder.digest).encode()).hexdigest()
 
-    def abduct(self, image: torch.Tensor, attributes: pd.DataFrame, seed: int | Sequence[int] = 0) -> ModelNoise:
+    def abduct(
+        self,
+        image: torch.Tensor,
+        attributes: pd.DataFrame,
+        seed: int | Sequence[int] = 0,
+        *,
+        keys: Sequence[str] | None = None,
+        masks: torch.Tensor | None = None,
+    ) -> ModelNoise:
         """Infer all exogenous noise.
 
         Args:

@@ -397,9 +397,9 @@ def numbered(split: str, rows: slice, total: int) -> list[str]:
     return [form % i for i in range(rows.start, rows.stop)]
 
 
-def code_type(levels: Mapping[str, Sequence[Value]]) -> type[np.int16 | np.int32]:
+def code_type(levels: Mapping[str, Sequence[Value]]) -> np.dtype[np.integer[Any]]:
     """The smaller type of whole numbers that holds the codes of all `levels`."""
-    return np.int16 if max(map(len, levels.values()), default=0) < 2**15 else np.int32
+    return np.dtype(np.int16 if max(map(len, levels.values()), default=0) < 2**15 else np.int32)
 
 
 def sources_digest(keys: Iterable[str]) -> str:

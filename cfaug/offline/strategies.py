@@ -315,7 +315,7 @@ def _choice(schema: Schema, column: pd.Series, name: str) -> Choice:
     levels: list[Value] = (
         sorted(map(float, shown)) if continuous else [v for v in schema[name].categories if v in shown]
     )  # type: ignore[assignment]
-    found = pd.Index(levels, dtype=float if continuous else object).get_indexer(column)
+    found = pd.Index(levels, dtype=float if continuous else object).get_indexer(pd.Index(column))
     found[column.isna().to_numpy()] = -1
     return Choice(name, levels, found.astype(np.int64), continuous)
 

@@ -232,8 +232,8 @@ def test_without_retries_a_killed_worker_is_listed(reference, tmp_path, monkeypa
     marks, out = tmp_path / "marks", tmp_path / "out"
     marks.mkdir()
     model = tiny.model(mark=str(marks), pause=0.1)
+    on_shard(monkeypatch, _kill_the_first(marks))
     with pytest.raises(CfaugError, match=r"1 of 4 shards failed \(cf-train-\d+\.tar; 3 others are committed") as caught:
-        on_shard(monkeypatch, _kill_the_first(marks))
         run(out, workers=1, model=model, retries=0)
     assert "\n" not in str(caught.value)
     assert "SIGKILL" in str(caught.value) or "-9" in str(caught.value)
@@ -511,16 +511,22 @@ class Stop(Exception):
     pass
 
 
-def stop(_: str) -> None:
-    raise Stop
+def interrupted(out: Path) -> None:
+    """A run that ends after its first shard."""
+
+    def stop(_: str) -> None:
+        raise Stop
+
+    with pytest.MonkeyPatch.context() as patch:
+        on_shard(patch, stop)
+        with pytest.raises(Stop):
+            run(out)
 
 
 def test_verify_knows_what_is_missing(tmp_path) -> None:
     plan = a_plan()
     plan.save(tmp_path / "plan")
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-        on_shard(patch, stop)
-        run(tmp_path)
+    interrupted(tmp_path)
     assert verify(tmp_path).problems == ("3 of 4 shards are not there yet (cf-train-000001.tar): generate again",)
     run(tmp_path)
     assert verify(tmp_path).ok
@@ -530,9 +536,7 @@ def test_verify_knows_what_is_missing(tmp_path) -> None:
 
 def test_verify_without_a_plan_says_what_it_does_not_know(tmp_path) -> None:
     for place in (tmp_path / "run", "memory://half-finished"):
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(Stop):
-            on_shard(patch, stop)
-            run(place)  # type: ignore[arg-type]
+        interrupted(place)  # type: ignore[arg-type]
         report = verify(place)
         assert "whether shards are missing is not known" in str(report)
         run(place)  # type: ignore[arg-type]

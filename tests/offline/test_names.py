@@ -13,7 +13,7 @@ import cfaug.offline
 from cfaug import config
 from cfaug.data import datasets
 from cfaug.errors import UsageError, one_line
-from cfaug.offline import format
+from cfaug.offline import format, strategies
 from cfaug.offline.format import (
     IMAGE_FIELDS,
     IMAGES,
@@ -26,7 +26,6 @@ from cfaug.offline.format import (
     planned,
     shard_name,
 )
-from cfaug.offline.plan import strategies
 
 
 @given(st.sampled_from(SPLITS), st.integers(0, 10**12))
@@ -69,7 +68,7 @@ def test_no_other_module_spells_a_name() -> None:
 
 def test_a_recipe_may_say_what_generation_knows() -> None:
     assert set(IMAGES.values()) == set(IMAGE_FIELDS)
-    assert set(config.STRATEGIES) == set(strategies.MAKERS)
+    assert set(config.STRATEGIES) == set(strategies.STRATEGIES)
     config.GenerateConfig(samples_per_shard=MAX_SAMPLES)
     with pytest.raises(UsageError, match="samples_per_shard"):
         config.GenerateConfig(samples_per_shard=MAX_SAMPLES + 1)

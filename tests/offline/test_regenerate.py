@@ -43,7 +43,7 @@ class NoTens:
 
     digest: str = "no-tens"
 
-    def __call__(self, images: Any, records: Any) -> list[bool]:
+    def __call__(self, images: Any, records: Any, sources: Any) -> list[bool]:
         return [not record["key"].endswith("0") for record in records]
 
 
