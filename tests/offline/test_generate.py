@@ -538,7 +538,9 @@ def test_verify_without_a_plan_says_what_it_does_not_know(tmp_path) -> None:
     for place in (tmp_path / "run", "memory://half-finished"):
         interrupted(place)  # type: ignore[arg-type]
         report = verify(place)
+        assert not report.ok
         assert "whether shards are missing is not known" in str(report)
+        assert "not finished, 1 shards are committed" in str(report)
         run(place)  # type: ignore[arg-type]
         report = verify(place)
         assert (report.ok, report.notes) == (True, ())
