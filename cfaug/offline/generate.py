@@ -30,7 +30,6 @@ from cfaug.offline.inspect.card import card
 from cfaug.offline.make_shard import Environment, Model, ShardDone, ShardWork, canvas_of, environment_of
 from cfaug.offline.plan import Plan
 from cfaug.offline.progress import Progress
-from cfaug.offline.storage import LocalStorage
 from cfaug.offline.write_shard import field_of
 
 log = logging.getLogger(__name__)
@@ -226,9 +225,7 @@ def _publish(work: ShardWork, shared: bool) -> bool:
     padded = canvas_of(model) is not None
     text = card(plan, model.schema, padded=padded, image=field_of(work.image), example=rows[names[0]])
     destination.publish(names, {CARD: text.encode()}, rows)
-    if isinstance(destination.storage, LocalStorage):
-        with destination.staging():  # nobody sweeps up what is being written
-            publish_index(destination.storage, sorted(rows.values(), key=lambda row: row.name))
+    publish_index(destination.storage, sorted(rows.values(), key=lambda row: row.name))
     return True
 
 

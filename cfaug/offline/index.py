@@ -1,7 +1,6 @@
 """index.npy: what a reader needs of every sample, 64 bytes each, as one structured array that numpy maps into memory.
 
-    numpy's .npy of N rows of ENTRY | one line of JSON: the fingerprint of the shards, the kind of pixel hash | one line: xxh3-128
-                                                                                     (hex) of all the bytes before it
+    the array as numpy saves it | a line of JSON: fingerprint of the shards, kind of pixel hash | a line: xxh3-128 of all before it
 
 The index is derived from the shards' own index files: to remove it loses nothing. A reader uses it only if it was made from the
 shards of the manifest and has the digest that it states; otherwise the reader logs why and builds the same array in memory.
@@ -17,6 +16,7 @@ import logging
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,24 +46,7 @@ log = logging.getLogger(__name__)
 
 U64 = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.uint32]
-ENTRY = np.dtype([
-    ("block", "<u4"),         # where the record begins in the tar, in blocks of 512 bytes
-    ("record_bytes", "<u4"),
-    ("image_bytes", "<u4"),
-    ("flags", "u1"),          # NULL, WEBP, XXH3
-    ("split", "u1"),          # its place in SPLITS; 3: a different one
-    ("key_null", "u1"),       # whether row `key_row` is a null intervention
-    ("pixel_null", "u1"),     # the same of `pixel_row`
-    ("record_check", "<u8"),  # the first 8 bytes of the record's sha256
-    ("image_check", "<u8"),   # xxh3-64 of the image's bytes, or of its sha256 the first 8 bytes
-    ("pixels", "<u8"),        # the source's pixels_hash, or of its source_digest the first 8 bytes
-    # two tables over all rows, each ordered by (hash, null, row):
-    ("key_hash", "<u8"),      # key_hash of a source key, ascending
-    ("pixel_hash", "<u8"),    # one of LOOKUPS of a source image, ascending
-    ("key_row", "<u4"),       # the row that this key_hash belongs to
-    ("pixel_row", "<u4"),     # the row that this pixel_hash belongs to
-])  # fmt: skip
-NULL, WEBP, XXH3 = 1, 2, 4
+NULL, WEBP, XXH3 = 1, 2, 4  # bits of `flags`
 LOOKUPS = ("sample_hash", "pixels_hash", "source_digest")
 """What `pixel_hash` is: the first of these that all samples have and that tells all sources apart."""
 SAMPLE, PIXELS, DIGEST = LOOKUPS
@@ -73,22 +56,23 @@ QUIET = 5.0  # seconds between two log lines about a long build
 
 
 class Entry(NamedTuple):
-    """One row of the index, with the fields of ENTRY."""
+    """One row of the index."""
 
-    block: int
+    block: int  # where the record begins in the tar, in blocks of 512 bytes
     record_bytes: int
     image_bytes: int
     flags: int
-    split: int
-    key_null: int
-    pixel_null: int
-    record_check: int
-    image_check: int
-    pixels: int
-    key_hash: int
-    pixel_hash: int
-    key_row: int
-    pixel_row: int
+    split: int  # its place in SPLITS; 3: a different one
+    key_null: int  # whether row `key_row` is a null intervention
+    pixel_null: int  # the same of `pixel_row`
+    record_check: int  # the first 8 bytes of the record's sha256
+    image_check: int  # xxh3-64 of the image's bytes, or of its sha256 the first 8 bytes
+    pixels: int  # the source's pixels_hash, or of its source_digest the first 8 bytes
+    # two tables over all rows, each ordered by (hash, null, row):
+    key_hash: int  # of a source key, ascending
+    pixel_hash: int  # one of LOOKUPS of a source image, ascending
+    key_row: int  # the row that this key_hash belongs to
+    pixel_row: int  # the row that this pixel_hash belongs to
 
     @property
     def record_at(self) -> int:
@@ -99,6 +83,10 @@ class Entry(NamedTuple):
     def image_at(self) -> int:
         """The byte offset of the image in its tar."""
         return self.record_at + padded(self.record_bytes) + BLOCK
+
+
+ENTRY = np.dtype(list(zip(Entry._fields, ("<u4",) * 3 + ("u1",) * 4 + ("<u8",) * 5 + ("<u4",) * 2, strict=True)))
+"""The dtype of a row: 64 bytes, without padding."""
 
 
 class Found(NamedTuple):
@@ -244,11 +232,9 @@ def publish_index(storage: Storage, manifest: Sequence[ManifestRow]) -> None:
 
     :class:`ShardError` for what a reader of these shards would refuse.
     """
-    try:
+    with suppress(Unusable):
         published_index(storage, manifest)
         return
-    except Unusable:
-        pass
     index = build_index(storage, manifest, storage.sizes())
     try:
         storage.write(INDEX_FILE, content_of(index, fingerprint_of(manifest)))
@@ -334,9 +320,9 @@ def build_index(storage: Storage, manifest: Sequence[ManifestRow], sizes: Mappin
         digests[part] = [leading(row.source_digest) for row in rows]
         samples[part] = [int(row.xxh3.sample, 16) if row.xxh3 else 0 for row in rows]
         at += shard.count
-        if time.monotonic() - told > QUIET:
-            told = time.monotonic()
-            log.info("reading the index files: %d of %d samples, %.0f s", at, count, told - began)
+        if (now := time.monotonic()) - told > QUIET:
+            told = now
+            log.info("reading the index files: %d of %d samples, %.0f s", at, count, now - began)
     hashed = bool((entries["flags"] & XXH3).all())
     if not hashed:  # some rows have only the sha256 of their source: it is used for all of them
         entries["pixels"] = digests
