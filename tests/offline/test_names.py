@@ -81,6 +81,6 @@ def test_whatever_is_said_becomes_one_short_line() -> None:
 
 
 def test_the_splits_of_data_sets_and_of_shards_are_the_same() -> None:
-    """Offline's are on disk, by place in index.bin, so they are not taken from a data set's module."""
+    """Offline's are on disk, by place in index.npy, so they are not taken from a data set's module."""
     assert SPLITS == datasets.SPLITS == ("train", "val", "test")
     assert TRAIN == "train"
