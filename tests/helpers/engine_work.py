@@ -142,7 +142,7 @@ class Unpicklable:
 
 
 def killed_at_the_start(*_: Any) -> None:
-    """In place of a worker's main loop."""
+    """In place of what prepares a worker."""
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 
@@ -151,9 +151,9 @@ def killed_at_the_first_start(*given: Any) -> None:
     try:
         Path(os.environ["CFAUG_TEST_PLACE"], "killed").open("x").close()
     except FileExistsError:
-        from cfaug.offline.engines.local import _serve
+        from cfaug.offline.engines.local import prepare
 
-        _serve(*given)
+        prepare(*given)
     else:
         killed_at_the_start()
 

@@ -78,7 +78,7 @@ def test_actors_come_when_there_is_room_are_replaced_when_killed_and_end_with_th
     lost = [outcome for outcome in found if outcome.error is not None]
     assert len(lost) == 1
     assert lost[0].transient
-    assert f"worker process died at shard {lost[0].shard} (" in str(lost[0].error)
+    assert f") at shard {lost[0].shard}: " in str(lost[0].error)
     assert "\n" not in str(lost[0].error)
     assert sum(outcome.worker.endswith(f":{spared}") for outcome in found) > 1
     (tmp_path / "now").touch()
@@ -98,8 +98,7 @@ def test_an_actor_pulls_its_next_shard_when_it_has_finished_one_and_has_one_thre
 
 def test_actors_that_cannot_start_are_not_replaced_for_ever(monkeypatch) -> None:
     monkeypatch.setattr(rays, "Holder", engine_work.DyingHolder)
-    monkeypatch.setattr(rays, "STARTS", 2)
-    with pytest.raises(CfaugError, match="2 in a row") as caught:
+    with pytest.raises(CfaugError, match="3 in a row") as caught:
         list(ours(2).map(Work(), range(50)))
     assert "\n" not in str(caught.value)
 
@@ -114,23 +113,6 @@ def test_a_cluster_without_room_is_mentioned(monkeypatch, caplog) -> None:
 
 def _raise(message: str) -> None:
     raise InterruptedError(message)
-
-
-@pytest.mark.parametrize(
-    ("workers", "options", "named"),
-    [
-        (0, {}, "workers of 1 or more"),
-        (1, {"num_cpus": -1}, "num_cpus"),
-        (1, {"num_gpus": "all"}, "num_gpus"),
-        (1, {"resources": ["tpu"]}, "resources"),
-        (1, {"runtime_env": "env.yaml"}, "runtime_env"),
-        (1, {"address": ""}, "address"),
-    ],
-)
-def test_wrong_options_are_named_at_once(workers: int, options: dict, named: str) -> None:
-    with pytest.raises(UsageError, match=named) as caught:
-        make_engine("ray", workers, options)
-    assert "\n" not in str(caught.value)
 
 
 def test_what_does_not_pickle_is_told_to_stay_in_process() -> None:

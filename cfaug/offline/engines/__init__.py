@@ -9,7 +9,6 @@ ray        actors of a Ray cluster                            pull
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,15 +29,13 @@ def make_engine(name: str, workers: int, options: Mapping[str, Any] | None = Non
             installed (with the pip line), a launcher that did not start this process. Nothing has been started.
     """
     if name not in ENGINES:
-        close = difflib.get_close_matches(str(name), ENGINES, n=1)
-        hint = f": did you mean {close[0]!r}?" if close else ""
-        raise UsageError(f"expected an engine among {', '.join(ENGINES)}, got {name!r}{hint}")
+        raise UsageError(f"expected an engine among {', '.join(ENGINES)}, got {name!r}; {near(str(name), ENGINES)}")
     given = dict(options or {})
     if name == "submitit":
-        from cfaug.offline.engines.submitit_engine import JobEngine
+        from cfaug.offline.engines.submitit_engine import SubmititEngine
 
-        _refuse_unknown(name, given, JobEngine.options)
-        return JobEngine(workers, **given)
+        _refuse_unknown(name, given, SubmititEngine.options)
+        return SubmititEngine(workers, **given)
     if name == "ray":
         from cfaug.offline.engines.ray_engine import RayEngine
 

@@ -1,31 +1,30 @@
 """The engine of one machine: spawned processes that each hold the work and pull one shard after the other.
 
-A worker is given its next shard when it has finished one, so a fast worker does more of them. One that dies (killed, out
-of memory, a fault of a driver) costs the shard it had in hand and nothing else: that shard's outcome names how the
-process ended, another process takes its place, the others do not notice.
+Each worker is a ``concurrent.futures.ProcessPoolExecutor`` of one process. A pool of several processes would break as a whole,
+with every shard in flight, when one of them dies.
 """
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import os
-import pickle
 import signal
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from multiprocessing.connection import Connection, wait
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from cfaug.errors import CfaugError, UsageError
+from cfaug.errors import CfaugError
 from cfaug.offline.engines.protocol import Outcome, attempt, check_workers, this_worker
-from cfaug.offline.engines.worker import ADVICE, PackedWork, died, one_thread, pack
+from cfaug.offline.engines.pull import Died, pull
+from cfaug.offline.engines.worker import PackedWork, one_thread, pack
 
 Result = TypeVar("Result")
-STARTS = 3  # deaths in a row before a worker of a slot has ever been ready: more of the same would not help
 SPAWN = multiprocessing.get_context("spawn")  # not fork: CUDA and thread pools do not survive one
+HELD: dict[str, PackedWork] = {}  # in a worker: its work
 
 
 class LocalEngine:
@@ -45,173 +44,94 @@ class LocalEngine:
         """Yield an outcome for every shard.
 
         Raises:
-            UsageError: `work` cannot be pickled, or no worker gets as far as being ready.
-            CfaugError: workers are killed before they are ready, again and again.
+            UsageError: `work` cannot be pickled.
+            CfaugError: workers end before they are ready, again and again.
         """
-        if self.workers == 0 or not shards:
+        if self.workers == 0:
             for shard in shards:
                 yield attempt(work, shard)
-            return
-        payload = pack(work)
-        lifeline, ours = SPAWN.Pipe(duplex=False)
-        slots = [_Slot(payload, lifeline) for _ in range(min(self.workers, len(shards)))]
+        elif shards:
+            yield from pull(Processes(pack(work)), shards, self.workers)
 
-        def end() -> None:
-            ours.close()  # the workers' end of file
-            for slot in slots:
-                slot.end()
 
-        atexit.register(end)  # an iterator that nobody closed: otherwise the interpreter waits for the workers
+@dataclass(frozen=True)
+class Worker:
+    """One process and the pool that has no other."""
+
+    pool: ProcessPoolExecutor
+    process: Any
+
+
+class Processes:
+    """Spawned processes as a :class:`~cfaug.offline.engines.pull.Crew`."""
+
+    def __init__(self, payload: bytes) -> None:
+        self._payload = payload
+
+    def start(self) -> tuple[Worker, Future[Any]]:
+        pool = ProcessPoolExecutor(1, SPAWN, prepare, (self._payload,))
         try:
-            yield from _pull(slots, deque(shards))
-        finally:
-            atexit.unregister(end)
-            end()
-            lifeline.close()
-
-
-def _pull(slots: list[_Slot], queue: deque[int]) -> Iterator[Outcome[Any]]:
-    """Give each ready worker the next shard until all have been given and answered for."""
-    for slot in slots:
-        slot.start()
-    ever_ready = False
-    while working := [slot for slot in slots if slot.process is not None]:
-        # the clock beside the pipes: a process that a dead worker left behind may hold them open
-        wait([place for slot in working for place in slot.places], timeout=1.0)
-        for slot in working:
-            if not slot.has_news():
-                continue
-            outcome, code = slot.news()
-            ever_ready = ever_ready or slot.ready
-            if code is not None and outcome is None and queue:
-                _refuse_to_go_on(code, ever_ready, [other for other in slots if other is not slot], slot)
-            if code is not None:
-                slot.end()
-            if code is None or slot.unready < STARTS:
-                slot.go_on(queue)
-            if outcome is not None:
-                yield outcome
-
-
-def _refuse_to_go_on(code: int, ever_ready: bool, others: list[_Slot], slot: _Slot) -> None:
-    """A worker that ended before it was ready had no shard to lose; raise where starting another would end the same."""
-    if code >= 0 and not ever_ready:
-        raise UsageError(
-            f"a worker process ended before it could start ({died(code)}): a script needs its call below "
-            "`if __name__ == '__main__':`, and what it imports must be importable again; or use workers=0"
-        )
-    if slot.unready >= STARTS and not any(other.process for other in others):
-        raise CfaugError(f"worker processes end before they can start, {STARTS} in a row ({died(code)}): {ADVICE}")
-
-
-class _Slot:
-    """One worker process at a time, its pipe, and at most one shard in flight."""
-
-    def __init__(self, payload: bytes, lifeline: Connection) -> None:
-        self._payload, self._lifeline = payload, lifeline
-        self.process: Any = None
-        self.ready = False
-        self.unready = 0  # deaths in a row before being ready
-        self.shard: int | None = None
-
-    def start(self) -> None:
-        self._pipe, theirs = SPAWN.Pipe()
-        self.process = SPAWN.Process(target=_serve, args=(theirs, self._lifeline))
-        self.ready, self.shard = False, None
-        try:
-            with one_thread(), _no_interrupt():
-                self.process.start()
+            with one_thread(), no_interrupt():
+                ready = pool.submit(os.getpid)
         except OSError as error:
-            self.process = None
-            self._pipe.close()
             raise CfaugError(f"a worker process cannot be started ({error.strerror}): use fewer workers") from None
-        finally:
-            theirs.close()
-        # the work may be larger than a pipe holds, and nobody reads it before the process is up: do not wait for that
-        self._sender = threading.Thread(target=_send, args=(self._pipe, self._payload), daemon=True)
-        self._sender.start()
+        (process,) = pool._processes.values()  # to end it in the middle of a shard; Python 3.14 has kill_workers()
+        return Worker(pool, process), ready
 
-    @property
-    def places(self) -> list[Any]:
-        return [self._pipe, self.process.sentinel]
-
-    def has_news(self) -> bool:
-        return self._pipe.poll() or self.process.exitcode is not None
-
-    def news(self) -> tuple[Outcome[Any] | None, int | None]:
-        """(outcome of the shard in flight if there was one, exit code if the process is dead)."""
+    def ask(self, worker: Worker, shard: int) -> Future[Any]:
         try:
-            if self._pipe.poll():  # before its death is looked at: it may have answered first
-                said = pickle.loads(self._pipe.recv_bytes())
-                self.ready, self.unready, self.shard = True, 0, None
-                return said, None
-        except (EOFError, OSError):
-            pass
-        self.process.join(5)  # the pipe may end a moment before the process does
-        if self.process.exitcode is None:
-            self.process.kill()
-            self.process.join()
-        code: int = self.process.exitcode
-        if not self.ready:
-            self.unready += 1
-        if self.shard is None:
-            return None, code
-        told = CfaugError(f"worker process died ({died(code)}) at shard {self.shard}: {ADVICE}")
-        return Outcome(self.shard, error=told, transient=True, worker=this_worker(self.process.pid)), code
+            return worker.pool.submit(make, shard)
+        except BrokenProcessPool as error:  # it has ended between two shards
+            future: Future[Any] = Future()
+            future.set_exception(error)
+            return future
 
-    def go_on(self, queue: deque[int]) -> None:
-        """The next shard, or a new process that will be given one, or the end."""
-        if not queue:
-            self.end()
-        elif self.process is None:
-            self.start()
-        else:
-            self.shard = queue.popleft()
-            with suppress(OSError):  # it died just now: the next news
-                self._pipe.send_bytes(pickle.dumps(self.shard))
+    def done(self, futures: Iterable[Future[Any]]) -> Iterable[Future[Any]]:
+        return wait(futures, return_when=FIRST_COMPLETED).done
 
-    def end(self) -> None:
-        """Kill: nothing that matters is in flight, and a shard half made is swept by whoever writes next."""
-        if self.process is None:
-            return
-        self.process.kill()
-        self.process.join()
-        self._sender.join()  # with the process gone, its pipe is broken
-        self._pipe.close()
-        self.process.close()
-        self.process = None
+    def result(self, worker: Worker, future: Future[Any]) -> Any:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            worker.process.join(5)
+            raise Died(how_it_ended(worker.process.exitcode), this_worker(worker.process.pid)) from None
+
+    def stop(self, worker: Worker) -> None:
+        worker.process.kill()
+        worker.pool.shutdown(cancel_futures=True)
 
 
-def _send(pipe: Connection, payload: bytes) -> None:
-    with suppress(OSError):
-        pipe.send_bytes(payload)
+def how_it_ended(code: int | None) -> str:
+    """An exit code in words: ``exit code -9, SIGKILL``."""
+    known = code is not None and -code in set(signal.Signals)
+    return f"exit code {code}" + (f", {signal.Signals(-code).name}" if code is not None and known else "")
+
+
+def prepare(payload: bytes) -> None:
+    """In a new worker: leave Ctrl-C to the parent, end with the parent, keep the work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    HELD["work"] = PackedWork(payload)
+
+
+def make(shard: int) -> Outcome[Any]:
+    """In a worker: the outcome of one shard."""
+    return HELD["work"](shard)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()  # also when the parent was killed
+        os._exit(1)
 
 
 @contextmanager
-def _no_interrupt() -> Iterator[None]:
+def no_interrupt() -> Iterator[None]:
     """Processes started in here do not see a Ctrl-C before they ignore it: the parent decides what it means."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _serve(tasks: Connection, lifeline: Connection) -> None:
-    """In a new worker: say that it is there, then answer each shard with its outcome, until killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    threading.Thread(target=_leave_with, args=(lifeline,), daemon=True).start()
-    work = PackedWork(tasks.recv_bytes())
-    tasks.send_bytes(pickle.dumps(None))
-    while True:
-        shard: int = pickle.loads(tasks.recv_bytes())
-        tasks.send_bytes(pickle.dumps(work(shard)))
-
-
-def _leave_with(lifeline: Connection) -> None:
-    """Watch the pipe that ends with the parent: an orphan in the middle of a shard would never notice."""
-    try:
-        lifeline.recv_bytes()
-    except (EOFError, OSError):
-        os._exit(1)

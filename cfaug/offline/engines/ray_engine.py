@@ -1,8 +1,8 @@
 """The engine of a Ray cluster: actors that each hold the work and pull one shard after the other.
 
 `workers` is how many actors are asked for. One that the cluster has no room for yet waits without a shard, so it holds
-nothing up, and starts to pull when a node joins. An actor that dies, or whose node does, costs the shard it had in hand:
-that shard's outcome says so, and another actor is asked for.
+nothing up, and starts to pull when a node joins. (``ray.util.ActorPool`` gives a dead actor its next task, and plain tasks
+would leave the model in the memory of the cluster's idle workers; hence the loop of :mod:`cfaug.offline.engines.pull`.)
 """
 
 from __future__ import annotations
@@ -12,18 +12,17 @@ import math
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
-from cfaug.errors import CfaugError, UsageError, one_line
+from cfaug.errors import UsageError, one_line
 from cfaug.offline.engines.protocol import Outcome, check_workers
-from cfaug.offline.engines.worker import ADVICE, ONE_THREAD, PackedWork, pack
+from cfaug.offline.engines.pull import Died, pull
+from cfaug.offline.engines.worker import ONE_THREAD, PackedWork, pack
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-STARTS = 3  # deaths in a row of actors that have never been ready
 LOOK = 5.0  # seconds that one wait for an outcome lasts at most
 PATIENCE = 30.0  # seconds between two lines that say that no actor has found room
 
@@ -92,103 +91,59 @@ class RayEngine:
         started = not ray.is_initialized()
         if started:
             _connect(self.address)
-        crew: _Crew | None = None
         try:
-            crew = _Crew(ray.put(payload), self.actor_options, min(self.workers, len(shards)))
-            yield from crew.pull(deque(shards))
+            yield from pull(Actors(ray.put(payload), self.actor_options), shards, self.workers)
         finally:
-            if crew is not None:
-                crew.end()
             if started:
                 ray.shutdown()
 
 
-class _Crew:
-    """The actors, and what each was asked for last: a reference -> (actor, its shard; None while it gets ready)."""
+class Actors:
+    """Ray's actors as a :class:`~cfaug.offline.engines.pull.Crew`."""
 
-    def __init__(self, payload: Any, options: Mapping[str, Any], size: int) -> None:
+    def __init__(self, payload: Any, options: Mapping[str, Any]) -> None:
         import ray
 
-        self._payload, self._asked, self._size = payload, {}, size  # type: tuple[Any, dict[Any, tuple[Any, int | None]], int]
-        # no class of ours below the decorator's: what is sent is a reference to this module
+        self._payload = payload
         self._new: Any = ray.remote(Holder).options(**options)
-        self._unready, self._reason = 0, ""
-        self._said = time.monotonic()
+        self._anyone, self._said = False, time.monotonic()
 
-    def pull(self, queue: deque[int]) -> Iterator[Outcome[Any]]:
-        import ray
-
-        for _ in range(self._size):
-            self._ask_for_one()
-        while queue or self._at_work():
-            done, _ = ray.wait(list(self._asked), num_returns=1, timeout=LOOK)
-            self._mention_patience()
-            for reference in done:
-                actor, shard = self._asked.pop(reference)
-                try:
-                    outcome = ray.get(reference)
-                    self._unready = 0
-                except ray.exceptions.RayError as error:  # also a node that went, and a network that did not come back
-                    with suppress(Exception):
-                        ray.kill(actor)
-                    outcome = self._lost(shard, error)
-                    actor = None
-                if queue and actor is None:
-                    self._replace(outcome)
-                elif queue:
-                    following = queue.popleft()
-                    self._asked[actor.make.remote(following)] = (actor, following)
-                elif actor is not None:
-                    ray.kill(actor)  # its memory, and its place for others
-                if outcome is not None:
-                    yield outcome
-
-    def end(self) -> None:
-        import ray
-
-        for actor, _ in self._asked.values():
-            with suppress(Exception):
-                ray.kill(actor)
-        self._asked.clear()
-
-    def _ask_for_one(self) -> None:
+    def start(self) -> tuple[Any, Any]:
         actor = self._new.remote(self._payload, sys.path)
-        self._asked[actor.ready.remote()] = (actor, None)
+        return actor, actor.ready.remote()
 
-    def _lost(self, shard: int | None, error: Exception) -> Outcome[Any] | None:
-        """The outcome of a dead actor's shard; None when it had none."""
-        self._reason = one_line(f"{type(error).__name__}: {error}")
-        if shard is None:
-            self._unready += 1
-            return None
-        told = CfaugError(f"worker process died at shard {shard} ({self._reason}): {ADVICE}")
-        return Outcome(shard, error=told, transient=True)
+    def ask(self, worker: Any, shard: int) -> Any:
+        return worker.make.remote(shard)
 
-    def _replace(self, outcome: Outcome[Any] | None) -> None:
-        """Another actor, unless those that were asked for do nothing but die; CfaugError when nobody is at work then."""
-        if self._unready < STARTS or outcome is not None:
-            self._ask_for_one()
-        elif not self._at_work():
-            raise CfaugError(
-                f"Ray actors end before they can start, {STARTS} in a row ({self._reason}): check num_gpus and runtime_env"
-            )
+    def done(self, futures: Iterable[Any]) -> Iterable[Any]:
+        import ray
 
-    def _at_work(self) -> bool:
-        return any(shard is not None for _, shard in self._asked.values())
-
-    def _mention_patience(self) -> None:
-        """Now and then, while no actor has found room at all: the cluster may never have it."""
-        if self._at_work():
-            self._said = time.monotonic()
-        elif time.monotonic() - self._said > PATIENCE:
+        done, _ = ray.wait(list(futures), num_returns=1, timeout=LOOK)
+        self._anyone = self._anyone or bool(done)
+        if not self._anyone and time.monotonic() - self._said > PATIENCE:
             self._said = time.monotonic()
             log.warning(
                 "no Ray actor has started yet: the cluster has no room for one with the num_cpus and num_gpus asked"
             )
+        return list(done)
+
+    def result(self, worker: Any, future: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(future)
+        except ray.exceptions.RayError as error:  # also a node that went, and a network that did not come back
+            raise Died(one_line(f"{type(error).__name__}: {error}")) from None
+
+    def stop(self, worker: Any) -> None:
+        import ray
+
+        with suppress(Exception):  # it may have ended by itself
+            ray.kill(worker)
 
 
 class Holder:
-    """The actor: holds the work, unpickled once."""
+    """The actor: it holds the work, unpickled once."""
 
     def __init__(self, payload: bytes, path: Sequence[str]) -> None:
         self._work = PackedWork(payload, path)

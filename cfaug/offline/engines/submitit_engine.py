@@ -1,16 +1,14 @@
 """The engine of a SLURM cluster through submitit: the shards in small groups, one job of an array for each group.
 
-There are more jobs than run at once, so a fast node does more of them. A job leaves each shard's outcome in a file as it
-goes: the parent yields it at the next look, and a job that is preempted or reaches its time limit is requeued by
-submitit and skips what it has outcomes for. Jobs outlive a parent that is killed; what they commit, the next run finds.
+There are more jobs than run at once, so a fast node does more of them. A job that is preempted or reaches its time limit is
+requeued by submitit with what it has finished so far and goes on behind it. The outcomes of a group come when its job ends.
+Jobs outlive a parent that is killed; what they commit, the next run finds.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import pickle
-import shutil
 import sys
 import time
 import uuid
@@ -32,14 +30,14 @@ TIMEOUTS = 20  # each one found its job with more shards done than the one befor
 GROUPS_PER_SLOT = 4  # groups small enough that the slowest one is a quarter of a slot's work at the end
 MAX_ARRAY = 1000  # jobs of one array; SLURM refuses more where its MaxArraySize is the default of 1001
 GRACE = 15.0  # seconds until a file that another node wrote is seen here (NFS attribute caches live 3 to 60 s)
-LOOK = 2.0  # seconds between two looks at what SLURM's jobs have left
+LOOK = 2.0  # seconds between two looks at SLURM's jobs
 _STRINGS = ("partition", "account", "qos")
 _NUMBERS = {
     "timeout_min": 1, "gpus_per_node": 0, "cpus_per_task": 1, "slurm_array_parallelism": 1, "max_num_timeout": 0, "shards_per_job": 1,
 }  # fmt: skip
 
 
-class JobEngine:
+class SubmititEngine:
     """At most `workers` jobs at once of a SLURM array (cluster=slurm), or as processes of this machine (cluster=local).
 
     Args:
@@ -70,7 +68,7 @@ class JobEngine:
         self.given = options
 
     def map(self, work: Callable[[int], Result], shards: Sequence[int]) -> Generator[Outcome[Result], None, None]:
-        """Yield an outcome for every shard, as the jobs leave them; closing the iterator cancels the jobs.
+        """Yield an outcome for every shard, group by group; closing the iterator cancels the jobs.
 
         Raises:
             UsageError: `work` cannot be pickled. CfaugError: jobs cannot be submitted.
@@ -82,9 +80,8 @@ class JobEngine:
         if not shards:
             return
         payload = pack(work, cloudpickle.dumps)
-        run = (
-            self.folder / f"run-{uuid.uuid4().hex}"
-        )  # its own: local jobs are named by process numbers, which come again
+        # its own folder: local jobs are named by process numbers, which come again
+        run = self.folder / f"run-{uuid.uuid4().hex}"
         try:
             run.mkdir(parents=True)
             (run / "work.pkl").write_bytes(payload)
@@ -94,23 +91,21 @@ class JobEngine:
         size = self.shards_per_job or math.ceil(len(shards) / (self.workers * GROUPS_PER_SLOT))
         size = max(size, math.ceil(len(shards) / MAX_ARRAY))
         groups = [shards[start : start + size] for start in range(0, len(shards), size)]
-        waiting = [_Job(run, number, tuple(group), list(sys.path)) for number, group in enumerate(groups)]
-        running: list[_Submitted] = []
+        waiting = [Group(run / "work.pkl", tuple(group), list(sys.path)) for group in groups]
+        running: list[Submitted] = []
+        # SLURM gets all groups as one array and keeps the limit; elsewhere the limit is ours
+        most = len(groups) if executor.cluster == "slurm" else self.workers
         try:
             while waiting or running:
-                running += self._submit(executor, waiting, len(running))
-                for job in list(running):
+                now, waiting = waiting[: most - len(running)], waiting[most - len(running) :]
+                running += _submit(executor, now)
+                for job in [job for job in running if job.over()]:
+                    running.remove(job)
                     yield from job.outcomes()
-                    if job.over():
-                        yield from job.rest()
-                        running.remove(job)
                 time.sleep(LOOK if executor.cluster == "slurm" else 0.1)
         finally:
-            for job in running:
-                job.cancel()
-            _wait(running)
-            (run / "work.pkl").unlink(missing_ok=True)
-            shutil.rmtree(run / "outcomes", ignore_errors=True)  # the logs stay
+            _cancel(running)
+            (run / "work.pkl").unlink(missing_ok=True)  # the logs stay
 
     def _executor(self, run: Path) -> Any:
         import submitit
@@ -134,133 +129,89 @@ class JobEngine:
             raise UsageError(f"engine submitit cannot use cluster {self.cluster}: {one_line(error)}") from None
         return executor
 
-    def _submit(self, executor: Any, waiting: list[_Job], running: int) -> list[_Submitted]:
-        """SLURM gets all groups as one array and keeps the limit; elsewhere the limit is ours."""
-        count = len(waiting) if executor.cluster == "slurm" else min(len(waiting), self.workers - running)
-        if not count:
-            return []
-        now, waiting[:] = waiting[:count], waiting[count:]
-        try:
-            with one_thread():  # sbatch and the local executor hand our environment on
-                jobs = executor.submit_array(now)
-        except Exception as error:  # sbatch's refusal comes as whatever submitit makes of it
-            raise CfaugError(
-                f"jobs cannot be submitted ({one_line(error)}): check the options of generate.options"
-            ) from None
-        return [_Submitted(job, ours, executor.cluster) for job, ours in zip(jobs, now)]
 
+class Group:
+    """What a job does: one shard of its group after the other. The pickle names the work's file, which all jobs share."""
 
-class _Job:
-    """What a job does: each shard of its group that has no outcome yet. The pickle names the work's file, one for all."""
-
-    def __init__(self, run: Path, number: int, shards: tuple[int, ...], path: list[str]) -> None:
-        self.run, self.number, self.shards, self.path = run, number, shards, path
+    def __init__(self, work: Path, shards: tuple[int, ...], path: list[str]) -> None:
+        self.work, self.shards, self.path = work, shards, path
+        self.done: dict[int, Outcome[Any]] = {}
 
     def __call__(self) -> list[Outcome[Any]]:
         """The outcomes of the group; fewer when submitit ends the job for good."""
         from submitit.core.utils import UncompletedJobError
 
-        work = PackedWork((self.run / "work.pkl").read_bytes(), self.path)
-        self.place.mkdir(parents=True, exist_ok=True)
-        done = self.outcomes()
+        work = PackedWork(self.work.read_bytes(), self.path)
         for shard in self.shards:
-            if shard in done:
-                continue
-            outcome = work(shard)
-            if isinstance(outcome.error, CfaugError) and str(outcome.error).startswith(UncompletedJobError.__name__):
-                break  # raised by submitit's signal handler into the middle of the work: no time is left
-            done[shard] = outcome
-            partial = self.place / f"{shard}.partial"
-            partial.write_bytes(pickle.dumps(outcome))
-            os.replace(partial, self.place / f"{shard}.pkl")
-        return list(done.values())
+            if shard not in self.done:
+                outcome = work(shard)
+                if isinstance(outcome.error, CfaugError) and str(outcome.error).startswith(
+                    UncompletedJobError.__name__
+                ):
+                    break  # raised by submitit's signal handler into the middle of the work: no time is left
+                self.done[shard] = outcome
+        return list(self.done.values())
 
     def checkpoint(self) -> Any:
-        """What submitit requeues on preemption or at the time limit: the same again."""
+        """What submitit requeues on preemption or at the time limit: the same again, without what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
-    @property
-    def place(self) -> Path:
-        return self.run / "outcomes" / str(self.number)
 
-    def outcomes(self) -> dict[int, Outcome[Any]]:
-        """Shard -> what a job of this group has left so far."""
-        found = {}
-        for shard in self.shards:
-            with suppress(FileNotFoundError):
-                found[shard] = pickle.loads((self.place / f"{shard}.pkl").read_bytes())
-        return found
-
-
-class _Submitted:
+class Submitted:
     """A submitted job as the parent sees it."""
 
-    def __init__(self, job: Any, ours: _Job, cluster: str) -> None:
-        self.job, self._ours, self._cluster = job, ours, cluster
-        self._left = set(ours.shards)
+    def __init__(self, job: Any, group: Group, cluster: str) -> None:
+        self.job, self.group, self.cluster = job, group, cluster
         self._ended: float | None = None
 
-    def outcomes(self) -> Iterator[Outcome[Any]]:
-        """Those that came since the last look."""
-        try:
-            present = {entry.name for entry in os.scandir(self._ours.place)}
-        except FileNotFoundError:
-            return
-        for shard in sorted(self._left):
-            if f"{shard}.pkl" in present:
-                yield from self._new(pickle.loads((self._ours.place / f"{shard}.pkl").read_bytes()))
-
     def over(self) -> bool:
-        """Whether no more will come: its result is there, or it ended without one and the file systems had their time."""
-        if not self._left:
-            return True
-        if self._cluster == "debug":
-            return True  # runs when it is asked for its result
+        """Whether its result is there, or it ended without one and the file systems had their time."""
+        if self.cluster == "debug":
+            return True  # it runs when it is asked for its result
         if not self.job.done():
             return False
-        if self.job.paths.result_pickle.exists():
-            return True
         self._ended = self._ended or time.monotonic()
-        return time.monotonic() - self._ended > (GRACE if self._cluster == "slurm" else 0)
+        grace = GRACE if self.cluster == "slurm" else 0
+        return self.job.paths.result_pickle.exists() or time.monotonic() - self._ended >= grace
 
-    def rest(self) -> Iterator[Outcome[Any]]:
-        """After the end: what the result holds, and a transient error for each shard that has no outcome."""
-        if not self._left:
-            return
-        reason = f"state {self.job.state}"
-        if self._cluster == "debug" or self.job.paths.result_pickle.exists():
+    def outcomes(self) -> Iterator[Outcome[Any]]:
+        """What the result holds, and a transient error for each shard that has no outcome."""
+        left, reason = set(self.group.shards), f"state {self.job.state}"
+        if self.cluster == "debug" or self.job.paths.result_pickle.exists():
             try:
                 for outcome in self.job.result():
-                    yield from self._new(outcome)
+                    left.discard(outcome.shard)
+                    yield outcome
             except Exception as error:  # submitit's, with the job's traceback as text: its last line is the reason
-                lines = [line for line in str(error).splitlines() if line.strip()]
-                reason = next((line for line in reversed(lines) if "Error:" in line), reason).strip()[:300]
-        yield from self.outcomes()
-        for shard in sorted(self._left):
+                lines = [line for line in str(error).splitlines() if "Error:" in line]
+                reason = one_line(lines[-1]) if lines else reason
+        for shard in sorted(left):
             told = (
                 f"job {self.job.job_id} ended without shard {shard} ({reason}, log {self.job.paths.stderr}): {ADVICE}"
             )
             yield Outcome(shard, error=CfaugError(told), transient=True, worker=f"job {self.job.job_id}")
 
-    def cancel(self) -> None:
+
+def _submit(executor: Any, groups: list[Group]) -> list[Submitted]:
+    if not groups:
+        return []
+    try:
+        with one_thread():  # sbatch and the local executor hand our environment on
+            jobs = executor.submit_array(groups)
+    except Exception as error:  # sbatch's refusal comes as whatever submitit makes of it
+        raise CfaugError(f"jobs cannot be submitted ({one_line(error)}): check generate.options") from None
+    return [Submitted(job, group, executor.cluster) for job, group in zip(jobs, groups)]
+
+
+def _cancel(running: list[Submitted]) -> None:
+    """Local jobs get Ctrl-C, and SIGKILL a second later: be there until they are gone."""
+    for submitted in running:
         with suppress(Exception):  # it may have ended by itself
-            self.job.cancel(check=False)
-
-    def gone(self) -> bool:
-        return self._cluster != "local" or bool(self.job.done())
-
-    def _new(self, outcome: Outcome[Any]) -> Iterator[Outcome[Any]]:
-        if outcome.shard in self._left:
-            self._left.remove(outcome.shard)
-            yield outcome
-
-
-def _wait(jobs: list[_Submitted]) -> None:
-    """Local jobs get Ctrl-C, and SIGKILL a second later: be there when they are gone."""
+            submitted.job.cancel(check=False)
     deadline = time.monotonic() + 10
-    while not all(job.gone() for job in jobs) and time.monotonic() < deadline:
+    while any(one.cluster == "local" and not one.job.done() for one in running) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -88,13 +87,3 @@ class PackedWork:
             said = one_line(f"{type(lost).__name__}: {lost} ({error})")
             return Outcome(shard, error=CfaugError(said), transient=outcome.transient, worker=outcome.worker)
         return outcome
-
-
-def died(code: int | None) -> str:
-    """How a process ended, in words: ``exit code -9, SIGKILL``."""
-    if code is None or code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"exit code {code}, {signal.Signals(-code).name}"
-    except ValueError:
-        return f"exit code {code}"
