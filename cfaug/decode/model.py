@@ -13,82 +13,50 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from cfaug.causal import SCM, CausalGraph, Intervention, do
 from cfaug.causal.graph import refuse_unconfirmed
 from cfaug.causal.noise import Noise
-from cfaug.config import DecoderConfig
 from cfaug.data import Schema
-from cfaug.data.files import replace_file
+from cfaug.data.files import expand, replace_file
+from cfaug.data.micro_batch import Sources
 from cfaug.decode import storage
-from cfaug.decode.diffusion.condition import differing
-from cfaug.decode.diffusion.decoder import DiffusionDecoder, ImageNoise
-from cfaug.decode.diffusion.training import FitReport
-from cfaug.errors import ShardError, UsageError
+from cfaug.decode.diffusion.decoder import DiffusionDecoder
+from cfaug.decode.mechanism import Capabilities, ImageMechanism
+from cfaug.errors import ShardError, UsageError, near, one_line
+
+_AGAIN = "run `cfaug fit` again with --overwrite"
+_KINDS: dict[str, Callable[[str | Path, str], ImageMechanism]] = {"diffusion": DiffusionDecoder.load}
+"""How to read each kind of decoder: (directory, device) -> mechanism."""
 
 
-class Decoder(Protocol):
-    """An image mechanism: what :class:`DiffusionDecoder` offers."""
-
-    config: DecoderConfig
-    report: FitReport | None
-
-    @property
-    def schema(self) -> Schema: ...
-
-    @property
-    def parents(self) -> tuple[str, ...]: ...
-
-    @property
-    def canvas(self) -> tuple[int, int] | None: ...
-
-    @property
-    def digest(self) -> str: ...
-
-    def abduct(self, image: torch.Tensor, attributes: pd.DataFrame) -> Any: ...
-
-    def predict(
-        self,
-        noise: Any,
-        attributes: pd.DataFrame,
-        affected: Sequence[Collection[str]] | None = None,
-        strength: float | None = None,
-    ) -> torch.Tensor: ...
-
-    def save(self, directory: str | Path) -> None: ...
-
-
-_KINDS: dict[str, type[DiffusionDecoder]] = {"diffusion": DiffusionDecoder}
-
-
-def load_decoder(directory: str | Path, device: str = "cpu") -> DiffusionDecoder:
+def load_decoder(directory: str | Path, device: str = "cpu") -> ImageMechanism:
     """Read a saved decoder of any kind.
 
     Raises:
         ShardError: a missing, truncated or altered checkpoint, or one of a kind that does not exist.
-        UsageError: one of another version of cfaug.
+        UsageError: one that a different version of cfaug has saved.
     """
-    try:
-        content = json.loads((Path(directory) / "decoder.json").read_text(encoding="utf-8"))
-        kind = _KINDS[content.get("kind", "diffusion")]  # an older format says no kind, and is refused for its format
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise storage.corrupt(Path(directory), error) from None
-    return kind.load(directory, device)
+    kind = storage.kind_of(directory)
+    if kind not in _KINDS:
+        raise storage.corrupt(directory, f"a decoder of kind {kind!r} ({near(kind, _KINDS)})")
+    return _KINDS[kind](directory, device)
 
 
 @dataclass(frozen=True)
 class ModelNoise:
-    """Exogenous noise of a batch: of every attribute, and of the image."""
+    """Exogenous noise of a batch: of every attribute, and of the image (what the decoder's ``abduct`` returns)."""
 
     attributes: Noise
-    image: ImageNoise
+    image: Any
 
 
 class CounterfactualModel:
@@ -102,15 +70,17 @@ class CounterfactualModel:
         UsageError: the decoder's parents are not the image's parents in the graph, or the schemas differ.
     """
 
-    def __init__(self, scm: SCM, decoder: Decoder) -> None:
+    def __init__(self, scm: SCM, decoder: ImageMechanism) -> None:
         expected = set(scm.graph.parents("image"))
         if expected != set(decoder.parents):
             raise UsageError(
-                f"the graph says that the image's parents are {', '.join(sorted(expected)) or 'none'}, but the decoder was "
-                f"built for {', '.join(sorted(decoder.parents))}; build it with parents=graph.parents('image')"
+                f"expected a decoder for the image's parents in the graph, {', '.join(sorted(expected)) or 'none'}, got one for "
+                f"{', '.join(sorted(decoder.parents))}; build it with parents=graph.parents('image')"
             )
         if decoder.schema.digest != scm.schema.digest:
-            raise UsageError("the decoder and the SCM were fitted on different schemas; fit both on the same table")
+            raise UsageError(
+                "expected a decoder and an SCM of one schema, got different schemas; fit both on the same table"
+            )
         self.scm = scm
         self.decoder = decoder
 
@@ -125,14 +95,19 @@ class CounterfactualModel:
         return self.scm.graph
 
     @property
+    def capabilities(self) -> Capabilities:
+        """What the decoder needs and promises."""
+        return self.decoder.capabilities
+
+    @property
     def device(self) -> str:
         """Where the decoder runs; part of what the generated bytes depend on."""
-        return self.decoder.config.device
+        return self.decoder.device
 
     @property
     def dtype(self) -> str:
         """The arithmetic of the decoder."""
-        return "bfloat16 autocast" if self.decoder.config.bf16 else "float32"
+        return self.decoder.dtype
 
     @property
     def canvas(self) -> tuple[int, int] | None:
@@ -158,13 +133,26 @@ class CounterfactualModel:
         Args:
             image: shape (B, C, H, W), float, in [-1, 1].
             attributes: B rows of factual values.
-            seed: of the posterior over categorical noise; one for all or one a row.
+            seed: of all draws, one for the batch or one per row.
+            keys: B source keys; the table's index unless given.
+            masks: shape (B, 1, H, W), float, in [0, 1], 1 on the object; needed where ``capabilities.needs_masks``.
+
+        Raises:
+            DataError: a value that the schema does not have.
+            UsageError: images or masks that the decoder does not take.
         """
-        table = self.schema.canonical(attributes)
-        return ModelNoise(self.scm.abduct(table, seed), self.decoder.abduct(image, table))
+        if masks is None and self.capabilities.needs_masks:
+            raise UsageError(
+                "expected masks (B, 1, H, W) for this decoder, got none; pass masks=..., or name them in data.masks"
+            )
+        noise = self.scm.abduct(attributes, seed)
+        table = noise.factual  # canonical
+        seeds = [int(seed)] * len(table) if isinstance(seed, int | np.integer) else list(seed)
+        names = list(map(str, table.index)) if keys is None else keys
+        return ModelNoise(noise, self.decoder.abduct(Sources(image, table, names, seeds, masks)))
 
     def act(self, intervention: Intervention | Sequence[Intervention]) -> ActedModel:
-        """The model under an intervention: one for the whole batch, or one a row.
+        """The model under an intervention: one for the whole batch, or one per row.
 
         UsageError for what the schema does not allow, and while an edge of the graph is marked as unconfirmed.
         """
@@ -176,8 +164,8 @@ class CounterfactualModel:
         return self.act(do()).predict(noise)
 
     def save(self, directory: str | Path) -> None:
-        """Write the model: ``model.json`` with digests, ``scm.json``, ``decoder.json``, ``*.safetensors``."""
-        directory = Path(directory)
+        """Write the model: ``model.json`` with its digest, ``scm.json``, ``decoder.json``, ``*.safetensors``."""
+        directory = expand(directory)
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "model.json").unlink(missing_ok=True)
         self.scm.save(directory)
@@ -190,27 +178,26 @@ class CounterfactualModel:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ShardError: a file is missing, truncated, altered, or from another model.
+            ShardError: a file is missing, truncated, altered, or from a different model.
         """
-        directory = Path(directory)
+        directory = expand(directory)
         try:
             expected = json.loads((directory / "model.json").read_text(encoding="utf-8"))["digest"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ShardError(
-                f"corrupt checkpoint: expected a saved model in {directory}, but model.json cannot be read ({error}); "
-                "run `cfaug fit` again with --overwrite"
+                f"corrupt checkpoint: expected a saved model in {directory}, got a model.json that cannot be read "
+                f"({one_line(error)}); {_AGAIN}"
             ) from None
         scm, decoder = SCM.load(directory), load_decoder(directory, device)
         try:
             model = cls(scm, decoder)
+            found = model.digest
         except UsageError as error:
+            raise ShardError(f"corrupt checkpoint: {directory} mixes files of two models ({error}); {_AGAIN}") from None
+        if found != expected:
             raise ShardError(
-                f"corrupt checkpoint: {directory} mixes files of two models ({error}); run `cfaug fit` again with --overwrite"
-            ) from None
-        if model.digest != expected:
-            raise ShardError(
-                f"corrupt checkpoint: {directory} mixes files of two models (expected digest {expected[:12]}, "
-                f"{model.digest[:12]} came); run `cfaug fit` again with --overwrite"
+                f"corrupt checkpoint: {directory} mixes files of two models: expected digest {expected[:12]}, got {found[:12]}; "
+                + _AGAIN
             )
         return model
 
@@ -230,5 +217,16 @@ class ActedModel:
         """
         table = self._acted.predict(noise.attributes)
         # intervened attributes and their descendants, where they differ: do(a = its own value) must be no intervention
-        affected = differing(noise.attributes.factual, table, self.model.decoder.parents)
+        affected = _differing(noise.attributes.factual, table, self.model.decoder.parents)
         return self.model.decoder.predict(noise.image, table, affected, strength), table
+
+
+def _differing(factual: pd.DataFrame, counterfactual: pd.DataFrame, parents: Sequence[str]) -> list[set[str]]:
+    """For each row the attributes that differ; a missing value differs from any value and not from itself."""
+    found: list[set[str]] = [set() for _ in range(len(factual))]
+    for name in parents:
+        first, second = factual[name], counterfactual[name]
+        differs = (first.to_numpy() != second.to_numpy()) & ~(first.isna() & second.isna()).to_numpy()
+        for row in np.flatnonzero(differs):
+            found[row].add(name)
+    return found

@@ -1,4 +1,4 @@
-"""Image mechanisms on disk: ``decoder.json`` (description, digest, report of the training) and ``decoder.safetensors``."""
+"""Trained mechanisms on disk: ``decoder.json`` (description, digest, report of the training) and ``decoder.safetensors``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from cfaug.data.files import replace_file
-from cfaug.decode.diffusion.training import FitReport
+from cfaug.data.files import expand, replace_file
+from cfaug.decode.mechanism import FitReport
 from cfaug.errors import ShardError, UsageError, one_line
 
-FORMAT = 2
-ADVICE = "train it again with `cfaug fit RECIPE.yaml --out DIR --overwrite`"
+FORMAT = 3
+_ADVICE = "train it again with `cfaug fit RECIPE.yaml --out DIR --overwrite`"
 
 
 def digest(description: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> str:
@@ -34,7 +34,7 @@ def save(
     """Write both files, the description last."""
     from safetensors.torch import save as serialise
 
-    directory = Path(directory)
+    directory = expand(directory)
     directory.mkdir(parents=True, exist_ok=True)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     replace_file(directory / "decoder.safetensors", serialise(weights))
@@ -46,39 +46,43 @@ def save(
     replace_file(directory / "decoder.json", json.dumps(content, indent=1, sort_keys=True).encode())
 
 
+def kind_of(directory: str | Path) -> str:
+    """The kind of the decoder that is saved in ``directory``; ShardError where ``decoder.json`` cannot be read."""
+    try:
+        content = json.loads((expand(directory) / "decoder.json").read_text(encoding="utf-8"))
+        return str(content.get("kind"))
+    except (OSError, ValueError, AttributeError) as error:
+        raise corrupt(directory, error) from None
+
+
 def load(directory: str | Path) -> tuple[dict[str, Any], dict[str, torch.Tensor], FitReport | None]:
     """(description, weights on the CPU, report), checked against the digest.
 
     Raises:
-        ShardError: a missing, truncated or altered checkpoint.
-        UsageError: a checkpoint of an older version of cfaug.
+        ShardError: a missing, truncated or altered file.
+        UsageError: a decoder that a different version of cfaug has saved.
     """
     from safetensors.torch import load_file
 
-    directory = Path(directory)
+    directory = expand(directory)
     try:
         content = json.loads((directory / "decoder.json").read_text(encoding="utf-8"))
-        expected, training = str(content.pop("digest")), content.pop("training")
+        expected, training, version = str(content.pop("digest")), content.pop("training"), content["format"]
         report = FitReport(**training) if training else None
-        found_format = content["format"]
         weights = load_file(directory / "decoder.safetensors", device="cpu")
         found = digest(content, weights)
-    except Exception as error:  # JSON, safetensors and torch each have their own
+    except Exception as error:  # JSON, safetensors and torch each raise their own
         raise corrupt(directory, error) from None
     if found != expected:
-        raise ShardError(
-            f"corrupt checkpoint in {directory}: expected digest {expected[:12]}, but {found[:12]} came; {ADVICE}"
-        )
-    if found_format != FORMAT:
-        raise UsageError(
-            f"{directory}: expected a decoder of format {FORMAT}, but format {found_format} came; {ADVICE}"
-        )
+        raise corrupt(directory, f"digest {found[:12]} instead of {expected[:12]}")
+    if version != FORMAT:
+        raise UsageError(f"{directory}: expected a decoder of format {FORMAT}, got format {version}; {_ADVICE}")
     return content, weights, report
 
 
-def corrupt(directory: str | Path, error: Exception) -> ShardError:
-    """The one line for a checkpoint that cannot be read."""
-    reason = one_line(error, 160)
+def corrupt(directory: str | Path, reason: object) -> ShardError:
+    """The one line for a saved decoder that cannot be read."""
     return ShardError(
-        f"corrupt checkpoint in {directory}: expected decoder.json and decoder.safetensors as saved, but {reason}; {ADVICE}"
+        f"corrupt checkpoint in {directory}: expected decoder.json and decoder.safetensors as saved, "
+        f"got {one_line(reason, 160)}; {_ADVICE}"
     )

@@ -175,10 +175,10 @@ def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: b
             "decoder.validate_every needs a categorical attribute that is a parent of the image, but all are continuous; "
             "set decoder.validate_every to null"
         )
-    if config.space == "latents" and config.autoencoder is not None and not fitted:
-        from cfaug.decode.diffusion.latents import class_in
+    if config.space == "latents" and not fitted:
+        from cfaug.decode.diffusion.image_space import autoencoder_class
 
-        class_in(config.autoencoder)
+        autoencoder_class(config.autoencoder)
 
 
 def refuse_other_model(inputs: Inputs, graph: CausalGraph, schema: Schema, place: Path) -> None:

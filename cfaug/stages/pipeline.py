@@ -21,7 +21,7 @@ from cfaug import causal
 from cfaug.causal import SCM, refuse_unconfirmed
 from cfaug.config import Recipe
 from cfaug.data import load_images
-from cfaug.decode import CounterfactualModel, Decoder, DiffusionDecoder
+from cfaug.decode import CounterfactualModel, DiffusionDecoder, ImageMechanism
 from cfaug.decode.diffusion import distributed as processes
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.judge.accuracy import read_results, result_row, write_results
@@ -186,7 +186,7 @@ class Pipeline:
                 shutil.rmtree(partial, ignore_errors=True)
         self._meet()
 
-    def _fit_decoder(self, scm: SCM, partial: Path) -> Decoder:
+    def _fit_decoder(self, scm: SCM, partial: Path) -> ImageMechanism:
         """The decoder that the recipe asks for."""
         config, train, seed = self.recipe.decoder, self.inputs.train, self.recipe.seed
         parents = self.inputs.graph.parents("image")

@@ -21,7 +21,7 @@ import torch
 from cfaug.causal import SCM, Intervention
 from cfaug.config import Recipe
 from cfaug.data import load_images
-from cfaug.decode import CounterfactualModel, Decoder
+from cfaug.decode import CounterfactualModel, ImageMechanism
 from cfaug.errors import UsageError
 from cfaug.judge.axioms import counterfactuals
 from cfaug.stages.attribute_classifiers import attribute_readers, quantised
@@ -64,7 +64,7 @@ class Validation:
         with torch.enable_grad():  # a score is asked for without gradients
             return attribute_readers(self.recipe, self.inputs, self._acts, self.progress)[0]
 
-    def shares(self, decoder: Decoder) -> dict[str, float]:
+    def shares(self, decoder: ImageMechanism) -> dict[str, float]:
         """Attribute -> share of the counterfactuals in which it is read as intended."""
         val = self.inputs.val
         rows = [i for i in range(len(val)) if val.key(i) in self._acts]
@@ -85,6 +85,6 @@ class Validation:
             found[name] = float((reader.predict(pixels).numpy()[known] == intended).mean()) if known.any() else 1.0
         return found
 
-    def __call__(self, decoder: Decoder) -> float:
+    def __call__(self, decoder: ImageMechanism) -> float:
         """Effectiveness times preservation, in [0, 1]."""
         return math.prod(self.shares(decoder).values())

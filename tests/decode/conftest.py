@@ -6,13 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from helpers.small_decoder import GRAPH, Constant, small, source
+from helpers.small_decoder import Constant, fitted, small, source
 
-from cfaug.causal import SCM, CausalGraph
 from cfaug.data import ArrayDataset
 from cfaug.decode import CounterfactualModel, DiffusionDecoder
-from cfaug.decode.diffusion.flow_loss import Learner
-from cfaug.decode.diffusion.training_images import Frame
+from cfaug.decode.diffusion.network_input import Frame
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +25,7 @@ def decoder(data: ArrayDataset) -> DiffusionDecoder:
 
 @pytest.fixture(scope="session")
 def model(data: ArrayDataset, decoder: DiffusionDecoder) -> CounterfactualModel:
-    return CounterfactualModel(SCM(CausalGraph(GRAPH), data.schema).fit(data.table, seed=0), decoder)
+    return CounterfactualModel(fitted(data), decoder)
 
 
 @pytest.fixture
@@ -37,9 +35,8 @@ def by_hand(data: ArrayDataset) -> Callable[..., DiffusionDecoder]:
     def make(**settings: Any) -> DiffusionDecoder:
         chosen = {"sampler": "reversible_euler", "steps": 1, **settings}
         decoder = DiffusionDecoder(data.schema, ["shape", "colour", "glow"], **chosen)
-        decoder.frame = Frame(3, (8, 8))
-        net = Constant(data.schema.width(decoder.parents) + 3)
-        decoder._trained = Learner(net, None, None)  # type: ignore[arg-type]
+        decoder._frame = Frame(3, (8, 8))
+        decoder._net = Constant(data.schema.width(decoder.parents) + 3)  # type: ignore[assignment]
         return decoder
 
     return make

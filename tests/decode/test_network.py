@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cfaug.config import DecoderConfig
-from cfaug.decode.diffusion.flow_loss import FlowLoss, Learner
+from cfaug.decode.diffusion.flow_loss import flow_loss
 from cfaug.decode.diffusion.network import VelocityNet, variance
 
 
@@ -55,17 +55,8 @@ def test_every_time_has_the_same_say_in_the_loss(net: VelocityNet, scale: float)
     """With F = 0 the weighted loss is the variance of F's target, 1 at every t, so its mean is 1 whatever the data's scale."""
     net.scale.fill_(scale)
     data = scale * torch.randn(6000, 3, 4, 4)
-
-    class Views:
-        def __len__(self) -> int:
-            return len(data)
-
-        def __call__(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            return data[rows], data[rows, :0]
-
-    learner = Learner(silent(net), None, None)
-    loss = FlowLoss(learner, Views(), torch.ones(6000, 4), DecoderConfig(bf16=False), [])
-    value = loss(learner, torch.arange(6000), torch.Generator().manual_seed(0))
+    config, generator = DecoderConfig(bf16=False), torch.Generator().manual_seed(0)
+    value = flow_loss(silent(net), net.scale, data, data[:, :0], torch.ones(6000, 4), [], config, generator)
     assert 0.97 < float(value.detach()) < 1.03
 
 

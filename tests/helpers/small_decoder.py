@@ -8,9 +8,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cfaug.causal import CausalGraph
+from cfaug.causal import SCM, CausalGraph
 from cfaug.config import DecoderConfig
 from cfaug.data import ArrayDataset, Attribute, Schema
+from cfaug.data.images import to_float
+from cfaug.data.micro_batch import Sources
 from cfaug.decode import DiffusionDecoder
 
 GRAPH = "shape <-> colour; shape -> image; colour -> image; glow -> image"
@@ -38,6 +40,7 @@ def source(n: int = 48, size: tuple[int, int] = (8, 8), channels: int = 3) -> Ar
 
 
 def small(data: ArrayDataset, seed: int = 0, **settings: Any) -> DiffusionDecoder:
+    """A decoder of a few thousand weights, trained for five steps on ``data``."""
     chosen = {"channels": [8, 16], "max_steps": 5, "batch_size": 16, **settings}
     decoder = DiffusionDecoder(data.schema, CausalGraph(GRAPH).parents("image"), DecoderConfig(), **chosen)
     return decoder.fit(data, seed=seed, progress=False)
@@ -45,7 +48,17 @@ def small(data: ArrayDataset, seed: int = 0, **settings: Any) -> DiffusionDecode
 
 def floats(data: ArrayDataset, n: int = 8) -> torch.Tensor:
     """The first n images, (n, C, H, W), in [-1, 1]."""
-    return torch.from_numpy(data.images[:n]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return to_float(torch.from_numpy(data.images[:n]).permute(0, 3, 1, 2))
+
+
+def sources(images: torch.Tensor, table: pd.DataFrame) -> Sources:
+    """A micro-batch as the model makes it, with seeds that are all zero."""
+    return Sources(images, table, list(map(str, table.index)), [0] * len(table))
+
+
+def fitted(data: ArrayDataset, graph: str = GRAPH, seed: int = 0) -> SCM:
+    """An SCM of the source's attributes, fitted in a moment: a linear mechanism where a spline flow is the default."""
+    return SCM(CausalGraph(graph), data.schema, {"glow": "linear"}).fit(data.table, seed=seed)
 
 
 class Constant(torch.nn.Module):

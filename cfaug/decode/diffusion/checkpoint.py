@@ -1,9 +1,10 @@
-"""A training that can be killed: everything the next step depends on, in one file that is whole or not there.
+"""A training that can be killed: everything the next step depends on, in one file that is either whole or not there.
 
-    DIR/training.safetensors    weights, their average, the best average, moments of the optimiser, state of the generator;
+    DIR/training.safetensors    weights, their average, the best average, moments of the optimiser;
                                 in its header, as JSON: step, seconds, loss, scores, settings and a digest of all tensors
 
-One file, because two of them could come from two different steps. No pickle: nothing in a checkpoint is executed.
+One file, because two files could come from two different steps. No pickle: nothing in a checkpoint is executed. Randomness
+needs no place in it: every step draws from (seed, step).
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from cfaug.data.files import PARTIAL, replace_file
+from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, ShardError, UsageError, one_line, shown
 
-_FILE = "training.safetensors"
-_FORMAT = 1
+_FILE, _FORMAT = "training.safetensors", 2
+_NUMBERS = ("step", "seconds", "loss", "resumed", "scores")
 
 
 @dataclass
@@ -30,22 +31,20 @@ class TrainingState:
 
     Attributes:
         module: the network that is trained.
-        average: a copy of it with the exponential average of its weights.
+        average: diffusers' EMAModel of its parameters.
         optimiser: with its moments.
-        generator: of batches, times and noise.
-        best: the averaged weights with the highest score; empty before the first score.
+        best: the averaged parameters with the highest score; empty before the first score.
         step: optimiser steps taken.
-        seconds: wall clock, earlier runs included.
+        seconds: wall clock, including earlier runs.
         loss: running mean.
-        resumed: how often this training was taken up again.
-        scores: {"step": ..., "score": ...}, in order; a score that is not finite is None.
+        resumed: how often this training went on from a checkpoint.
+        scores: {"step": ..., "score": ...}, in order; None for a score that is not finite.
     """
 
     module: nn.Module
-    average: nn.Module
+    average: Any
     optimiser: torch.optim.Optimizer
-    generator: torch.Generator
-    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    best: list[torch.Tensor] = field(default_factory=list)
     step: int = 0
     seconds: float = 0.0
     loss: float = 0.0
@@ -58,20 +57,17 @@ def write(directory: Path, state: TrainingState, settings: dict[str, Any]) -> No
 
     Args:
         directory: created where it is missing.
-        settings: JSON-able, whatever a resumed run must have in common with this one.
+        state: is not changed.
+        settings: JSON-able; a resumed run must have the same.
 
     Raises:
         CfaugError: the disk is full or not writable; the checkpoint before this one still stands.
     """
     from safetensors.torch import save
 
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in _tensors(state).items()}
-    header = {
-        "format": _FORMAT,
-        "settings": settings,
-        "digest": _digest(tensors),
-        **{name: getattr(state, name) for name in ("step", "seconds", "loss", "resumed", "scores")},
-    }
+    tensors = {name: t.detach().cpu().contiguous() for name, t in _tensors(state).items()}
+    header = {"format": _FORMAT, "settings": settings, "digest": _digest(tensors)}
+    header |= {name: getattr(state, name) for name in _NUMBERS}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         replace_file(directory / _FILE, save(tensors, {"state": json.dumps(header)}))
@@ -82,131 +78,70 @@ def write(directory: Path, state: TrainingState, settings: dict[str, Any]) -> No
         ) from None
 
 
-def keep(directory: Path, state: TrainingState, settings: dict[str, Any]) -> str:
-    """Save the last good state of a training that cannot go on, unless what is on disk is as fresh.
-
-    Returns a clause that says where the weights are: kept, or why they could not be.
-    """
-    try:
-        fresh = exists(directory) and _load(directory)[0]["step"] >= state.step
-    except ShardError:
-        fresh = False
-    try:
-        if not fresh and finite(state):
-            write(directory, state, settings)
-    except CfaugError as error:
-        return f"the last good weights are lost: {error}"
-    if not exists(directory):
-        return "no good weights were left to keep"
-    return f"the last good weights (step {_load(directory)[0]['step']}) are kept in {directory}"
-
-
-def finite(state: TrainingState) -> bool:
-    """Whether every number of the state is finite."""
-    return all(bool(t.isfinite().all()) for t in _tensors(state).values() if t.is_floating_point())
-
-
-def read(directory: Path, state: TrainingState, settings: dict[str, Any]) -> bool:
-    """Set ``state`` to the checkpoint in ``directory``; False where there is none.
+def read(directory: Path, state: TrainingState, settings: dict[str, Any]) -> None:
+    """Set ``state`` to the checkpoint in ``directory``; without one, nothing happens.
 
     Raises:
-        UsageError: it belongs to other settings or other data.
-        ShardError: it is damaged.
+        UsageError: the checkpoint belongs to different settings or different data.
+        ShardError: the checkpoint is damaged.
     """
-    if not (directory / _FILE).exists():
-        return False
-    header, tensors = _load(directory)
-    theirs, ours = header["settings"], json.loads(json.dumps(settings))
-    for name in sorted(set(theirs) | set(ours)):
-        if theirs.get(name) != ours.get(name):
-            raise UsageError(
-                f"the training checkpoint in {directory} was made with {name} = {shown(theirs.get(name))}, but "
-                f"{shown(ours.get(name))} came; delete that directory to train from the start, or set {name} back"
-            )
+    from safetensors import safe_open
+
+    path, ours = directory / _FILE, json.loads(json.dumps(settings))
+    if not path.exists():
+        return
     try:
-        _restore(state, tensors)
-        for name in ("step", "seconds", "loss", "scores"):
-            setattr(state, name, header[name])
-        state.resumed = header["resumed"] + 1
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise _damaged(directory, error) from None
-    return True
-
-
-def averaged(directory: Path) -> dict[str, torch.Tensor]:
-    """The averaged weights of the checkpoint in ``directory``, by name: the last good ones after a diverged training.
-
-    Raises:
-        ShardError: there is none, or it is damaged.
-    """
-    return _group(_load(directory)[1], "average/")
-
-
-def exists(directory: Path) -> bool:
-    """Whether ``directory`` holds a checkpoint."""
-    return (directory / _FILE).exists()
-
-
-def forget(directory: Path) -> None:
-    """Delete the checkpoint in ``directory`` (what was trained is saved elsewhere by now), and it, if it is empty."""
-    for path in (directory / _FILE, *directory.glob(f"{_FILE}.*{PARTIAL}")):
-        path.unlink(missing_ok=True)
-    if directory.is_dir() and not any(directory.iterdir()):
-        directory.rmdir()
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        if header["format"] != _FORMAT or header["digest"] != _digest(tensors):
+            raise ValueError("a different format or digest")
+        theirs = header["settings"]
+        differ = sorted(name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name))
+        if not differ:
+            _restore(state, header, tensors)
+    except Exception as error:  # the file system, safetensors, JSON and torch each raise their own
+        raise ShardError(
+            f"corrupt training checkpoint in {directory}: expected {_FILE} as training writes it, got "
+            f"{one_line(error, 160)}; delete that directory to train from the start"
+        ) from None
+    for name in differ:
+        raise UsageError(
+            f"expected {name} = {shown(theirs.get(name))}, as in the training checkpoint in {directory}, got "
+            f"{shown(ours.get(name))}; set it back, or delete that directory to train from the start"
+        )
 
 
 def _tensors(state: TrainingState) -> dict[str, torch.Tensor]:
-    tensors = {"generator": state.generator.get_state()}
-    groups = {"weights": state.module.state_dict(), "average": state.average.state_dict(), "best": state.best}
-    for group, members in groups.items():
-        tensors |= {f"{group}/{name}": tensor for name, tensor in members.items()}
-    for name, parameter in state.module.named_parameters():
-        moments = state.optimiser.state.get(parameter, {})
-        tensors |= {f"moments/{name}/{key}": torch.as_tensor(value) for key, value in moments.items()}
+    tensors = {f"weights/{name}": tensor for name, tensor in state.module.state_dict().items()}
+    for place, (name, parameter) in enumerate(state.module.named_parameters()):
+        tensors[f"average/{name}"] = state.average.shadow_params[place]
+        if state.best:
+            tensors[f"best/{name}"] = state.best[place]
+        for key, value in state.optimiser.state[parameter].items():
+            tensors[f"moments/{key}/{name}"] = value
     return tensors
 
 
-def _restore(state: TrainingState, tensors: dict[str, torch.Tensor]) -> None:
-    state.module.load_state_dict(_group(tensors, "weights/"))
-    state.average.load_state_dict(_group(tensors, "average/"))
-    state.best = {
-        name: torch.empty_like(current).copy_(tensors[f"best/{name}"])
-        for name, current in state.average.state_dict().items()
-        if f"best/{name}" in tensors
-    }
-    for name, parameter in state.module.named_parameters():
-        moments = _group(tensors, f"moments/{name}/")
-        # in the memory layout of the parameter, as the optimiser makes them: mixed layouts are slow, and promise no bits
-        state.optimiser.state[parameter] = {
-            key: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
-            for key, value in moments.items()
-        }
-    state.generator.set_state(tensors["generator"])
+def _restore(state: TrainingState, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    weights = {name.removeprefix("weights/"): t for name, t in tensors.items() if name.startswith("weights/")}
+    state.module.load_state_dict(weights)
+    moments = {name.split("/")[1] for name in tensors if name.startswith("moments/")}
+    for place, (name, parameter) in enumerate(state.module.named_parameters()):
 
+        def like(key: str, parameter: torch.Tensor = parameter) -> torch.Tensor:
+            # in the memory layout of the parameter, as the optimiser makes them: mixed layouts are slow, and promise no bits
+            saved = tensors[key]
+            return torch.empty_like(parameter).copy_(saved) if saved.shape == parameter.shape else saved
 
-def _group(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _load(directory: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    from safetensors import safe_open
-
-    try:
-        with safe_open(directory / _FILE, framework="pt") as file:
-            header = json.loads(file.metadata()["state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if header["format"] != _FORMAT or header["digest"] != _digest(tensors):
-            raise ValueError("format or digest differ")
-    except Exception as error:  # the file system, safetensors and JSON each have their own
-        raise _damaged(directory, error) from None
-    return header, tensors
-
-
-def _damaged(directory: Path, error: Exception) -> ShardError:
-    return ShardError(
-        f"corrupt training checkpoint in {directory}: expected {_FILE} as training writes it, but "
-        f"{one_line(error, 160)}; delete that directory to train from the start"
-    )
+        state.average.shadow_params[place] = like(f"average/{name}").detach()
+        if f"best/{name}" in tensors:
+            state.best.append(like(f"best/{name}").detach())
+        state.optimiser.state[parameter] = {moment: like(f"moments/{moment}/{name}").detach() for moment in moments}
+    for number in _NUMBERS:
+        setattr(state, number, header[number])
+    state.resumed += 1
+    state.average.optimization_step = state.step
 
 
 def _digest(tensors: dict[str, torch.Tensor]) -> str:

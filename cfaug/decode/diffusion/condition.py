@@ -1,4 +1,4 @@
-"""Attributes as the networks of this room read them: encoded parents, and for each a flag that says whether it is known.
+"""Attributes as the network reads them: the encoded parents, and for each parent a flag that says whether it is known.
 
 A hidden value is a block of zeros with the flag at zero: the null token that partial labels, block dropout in training and
 decoupled guidance share.
@@ -44,7 +44,7 @@ class Condition:
         self.parents = tuple(name for name in schema.names if name in set(parents))
         if not self.parents:
             raise UsageError(
-                "the decoder needs at least one attribute that is a parent of the image; add `attribute -> image` to the graph"
+                "expected at least one attribute that is a parent of the image, got none; add `attribute -> image` to the graph"
             )
 
     @property
@@ -53,7 +53,7 @@ class Condition:
         return self.schema.width(self.parents) + len(self.parents)
 
     def encode(self, table: pd.DataFrame) -> torch.Tensor:
-        """(B, D + P), float32: the encoded parents, then one presence flag a parent."""
+        """(B, D + P), float32: the encoded parents, then one presence flag per parent."""
         present = torch.tensor(table[list(self.parents)].notna().to_numpy(), dtype=torch.float32)
         encoded = self.schema.encode(table, self.parents, missing=True)
         return torch.cat([torch.from_numpy(encoded), present], dim=1)
@@ -76,7 +76,7 @@ class Condition:
         return result
 
     def cells(self, table: pd.DataFrame) -> torch.Tensor:
-        """(B,): the number of rows with the same attributes (continuous ones by quartile, missing ones together)."""
+        """(B,): the number of rows of a canonical table with the same attributes (continuous ones by quartile, missing ones together)."""
         columns = {}
         for name in self.parents:
             column = table[name]
@@ -86,14 +86,3 @@ class Condition:
             columns[name] = column
         cells = pd.DataFrame(columns).groupby(list(columns), dropna=False).ngroup().to_numpy()
         return torch.from_numpy(np.bincount(cells)[cells].astype(np.float64))
-
-
-def differing(factual: pd.DataFrame, counterfactual: pd.DataFrame, parents: Sequence[str]) -> list[set[str]]:
-    """For each row the attributes that differ; a missing value differs from any value and not from itself."""
-    found: list[set[str]] = [set() for _ in range(len(factual))]
-    for name in parents:
-        first, second = factual[name], counterfactual[name]
-        differs = (first.to_numpy() != second.to_numpy()) & ~(first.isna() & second.isna()).to_numpy()
-        for row in np.flatnonzero(differs):
-            found[row].add(name)
-    return found

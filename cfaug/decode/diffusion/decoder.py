@@ -3,8 +3,9 @@
     abduct:   n = solve dx/dt = v(x, t, pa, g) from t = 0 to 1, starting at the image, on the *factual* parents pa
     predict:  x' = solve the same equation from t = 1 to 0, starting at n, on the *counterfactual* parents pa'
 
-with the guide g = structure map of the factual image part of the exogenous noise (see ``structure``). Abduction is never guided. With a reversible sampler (the default) a null intervention returns the factual
-image up to rounding (see ``sampling``); in latents, up to what the autoencoder makes of it.
+with the guide g, the structure map of the factual image, a part of the exogenous noise (see ``structure``). Abduction is
+never guided. With a reversible sampler (the default) a null intervention returns the factual image up to rounding (see
+``sampling``); in latents, up to what the autoencoder makes of it.
 
 Not promised: identification. Two decoders that fit the data equally well can give different counterfactuals (Pan &
 Bareinboim, 2024, arXiv 2403.09683); and a decoder trained under confounding is itself confounded, so ``cfaug evaluate``
@@ -18,23 +19,30 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pandas as pd
 import torch
 
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
+from cfaug.data.files import expand
+from cfaug.data.loading import SIDES
+from cfaug.data.micro_batch import Sources
+from cfaug.decode import storage
 from cfaug.decode.diffusion import sampling
 from cfaug.decode.diffusion.condition import Condition, check_depth
-from cfaug.decode.diffusion.decoder_base import TrainedMechanism
-from cfaug.decode.diffusion.flow_loss import Learner, build_learner, train_velocity
-from cfaug.decode.diffusion.image_space import forget as forget_space
-from cfaug.decode.diffusion.image_space import open_space
+from cfaug.decode.diffusion.flow_loss import train_velocity
+from cfaug.decode.diffusion.image_space import PixelSpace, Space, open_space, restore_space
 from cfaug.decode.diffusion.network import VelocityNet
-from cfaug.decode.diffusion.training import autocast, forget
-from cfaug.decode.diffusion.training_images import load_framed, patch_for, views_of
+from cfaug.decode.diffusion.network_input import Frame, load_framed, network_input, training_views
+from cfaug.decode.diffusion.structure import CHANNELS
+from cfaug.decode.diffusion.training import autocast, seed_of
+from cfaug.decode.mechanism import Capabilities, FitReport
 from cfaug.errors import UsageError
+
+_ELSEWHERE = ("device", "compile", "checkpoint_seconds", "autoencoder")  # settings that say where and how it was made
+_SPACE = "space."  # in front of the names of the autoencoder's weights
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ class ImageNoise:
     device: torch.device | str = "cpu"
 
 
-class DiffusionDecoder(TrainedMechanism):
+class DiffusionDecoder:
     """A conditional flow-matching image mechanism on a diffusers U-Net.
 
     Args:
@@ -63,19 +71,65 @@ class DiffusionDecoder(TrainedMechanism):
         config: the settings; every field is explained in :class:`cfaug.config.DecoderConfig`.
         settings: single fields of ``config`` to change.
 
+    Attributes:
+        config: the settings.
+        report: what training did; None before it.
+
     Raises:
         UsageError: no parents, a parent that is not in the schema, or an unknown setting.
     """
 
-    kind = "diffusion"
-    _elsewhere = ("device", "compile", "checkpoint_seconds", "autoencoder")
-    _untrained = "this decoder is not trained yet; call fit(dataset) or load a saved model first"
-
     def __init__(
         self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
     ) -> None:
-        super().__init__(schema, parents, config or DecoderConfig(), settings)
+        self.config = dataclasses.replace(config or DecoderConfig(), **settings)
+        self.condition = Condition(schema, parents)
         check_depth(self.config.depth, self.parents)
+        self.space: Space = PixelSpace(3)
+        self.report: FitReport | None = None
+        self._frame: Frame | None = None
+        self._net: VelocityNet | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """The attributes, with statistics once fitted."""
+        return self.condition.schema
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The image's parents, in the schema's order."""
+        return self.condition.parents
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """No masks, mixed batches; a null intervention is exact in pixels with a reversible sampler."""
+        exact = isinstance(self.space, PixelSpace) and self.config.sampler != "midpoint"
+        return Capabilities("exact" if exact else "round_trip", min_side=SIDES[0], max_side=SIDES[1])
+
+    @property
+    def canvas(self) -> tuple[int, int] | None:
+        """(H, W) that smaller sources are padded to; None where all sources have one size."""
+        return self._frame.size if self._frame and self._frame.mixed else None
+
+    @property
+    def device(self) -> str:
+        """Where the network runs."""
+        return self.config.device
+
+    @property
+    def dtype(self) -> str:
+        """The network's arithmetic."""
+        return "bfloat16 autocast" if self.config.bf16 else "float32"
+
+    @property
+    def net(self) -> VelocityNet:
+        """The velocity network; UsageError before :meth:`fit` or :meth:`load`."""
+        return self._trained()[0]
+
+    def _trained(self) -> tuple[VelocityNet, Frame]:
+        if self._net is None or self._frame is None:
+            raise UsageError("this decoder is not trained yet; call fit(dataset) or load a saved model first")
+        return self._net, self._frame
 
     # -- learning ------------------------------------------------------------------------------------------------
 
@@ -91,78 +145,68 @@ class DiffusionDecoder(TrainedMechanism):
         """Train on the factual images.
 
         Args:
-            dataset: the training images and their attributes; values of other attributes than the target may be missing.
+            dataset: the training images and their attributes; only the target must have a value in every row.
             seed: of all randomness.
             progress: show it.
             checkpoint: directory that makes training resumable: the same call after a kill goes on from there, exactly.
-                :meth:`forget` it once the decoder is saved.
+                Delete it once the decoder is saved.
             score: of the decoder as it would be now, higher is better; asked every ``validate_every`` steps, and training
                 stops when it no longer improves. Judge counterfactuals: a falling loss says nothing about them.
 
         Raises:
             DataError: a value outside the schema, images of mixed modes, or sides outside 4 to 256 px.
+            UsageError: ``space: latents`` without an autoencoder that suits the images.
             CfaugError: the loss became NaN, or the memory does not suffice.
         """
         images, frame = load_framed(dataset, progress)
         missing = [name for name in self.schema.names if name != self.schema.target]
         self.condition = Condition(self.schema.fit(dataset.table, missing), self.parents)
-        self.frame = frame
-        folder = Path(checkpoint) if checkpoint else None
-        self.space = open_space(images, self.config, seed, progress, folder / "space" if folder else None)
-        self._trained = learner = self._build(seed)
-        views = views_of(images, self.space, learner.net.multiple, self.config)
+        self._frame, self.space = frame, open_space(images, self.config)
+        self._net = net = self._build(frame, seed)
+        table = self.schema.canonical(dataset.table)
         self.report = train_velocity(
-            learner,
-            views,
-            self.condition.encode(dataset.table),
-            self.condition.cells(dataset.table),
+            net,
+            training_views(images, frame, self.space, net.multiple, self.config.structure, self.config.device),
+            self.condition.encode(table),
+            self.condition.cells(table),
             self.config,
             self.condition.blocks(),
             seed=seed,
             progress=progress,
-            checkpoint=folder / "decoder" if folder else None,
-            score=self._judged(score),
+            checkpoint=expand(checkpoint) if checkpoint else None,
+            score=(lambda: score(self)) if score else None,
         )
         return self
 
-    @staticmethod
-    def forget(checkpoint: str | Path) -> None:
-        """Delete what :meth:`fit` kept in ``checkpoint``."""
-        forget_space(Path(checkpoint) / "space")
-        forget(Path(checkpoint) / "decoder")
+    def _build(self, frame: Frame, seed: int) -> VelocityNet:
+        """A new network on ``config.device``, the same for the same seed; ``config.patch`` is set to what it uses."""
+        config, side = self.config, max(frame.size) // self.space.factor
+        patch = config.patch or (1 if side <= 8 else 2 if side <= 16 else 4)
+        self.config = dataclasses.replace(config, patch=patch)
+        structure = CHANNELS[config.structure]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of(seed))
+            net = VelocityNet(self.space.channels, self.condition.width, structure, patch, config.channels)
+        net = net.to(config.device).float()  # whatever torch.set_default_dtype says
+        if torch.device(config.device).type == "cuda":  # on a CPU the same layout costs a fifth of the speed
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net.eval()
 
-    def _build(self, seed: int) -> Learner:
-        patch = patch_for(self.config, self.trained_frame, self.space)
-        self.config = dataclasses.replace(self.config, patch=patch)
-        return build_learner(self.config, self.condition, self.space.channels, seed)
+    # -- abduction and prediction --------------------------------------------------------------------------------
 
-    @property
-    def learner(self) -> Learner:
-        """The trained networks; UsageError before :meth:`fit` or :meth:`load`."""
-        return cast(Learner, self._network())
-
-    @property
-    def net(self) -> VelocityNet:
-        """The velocity network; UsageError before :meth:`fit` or :meth:`load`."""
-        return self.learner.net
-
-    # -- the three verbs -----------------------------------------------------------------------------------------
-
-    def abduct(self, image: torch.Tensor, attributes: pd.DataFrame) -> ImageNoise:
-        """Infer the exogenous noise of factual images.
-
-        Args:
-            image: x, shape (B, C, H, W), float, in [-1, 1].
-            attributes: B rows of *factual* values; a missing one is abducted without.
+    def abduct(self, sources: Sources) -> ImageNoise:
+        """Infer the exogenous noise of factual images; a missing attribute is unknown to the network.
 
         Raises:
-            UsageError: another size, mode, range or number of rows than expected.
+            UsageError: a different size, mode, range or number of rows than expected.
         """
-        learner = self.learner
+        net, frame = self._trained()
+        images, structure = sources.images, self.config.structure
+        frame.check(images, len(sources.table))
         with torch.inference_mode():
-            x, structure = self._seen(image, attributes, learner.net.multiple)
-            condition = self.condition.encode(attributes).to(self.config.device)
-            guide = structure
+            x = images.to(self.config.device).float()
+            x, guide = network_input(x, frame, self.space, net.multiple, structure)
+            condition = self.condition.encode(sources.table).to(self.config.device)
             states = sampling.invert(
                 lambda x, t: self._velocity(x, t, condition, guide),
                 x,
@@ -170,7 +214,7 @@ class DiffusionDecoder(TrainedMechanism):
                 self.config.steps,
                 self._levels,
             )
-        return ImageNoise(tuple(states), guide, (image.shape[2], image.shape[3]), image.device)
+        return ImageNoise(tuple(states), guide, (images.shape[2], images.shape[3]), images.device)
 
     def predict(
         self,
@@ -183,23 +227,23 @@ class DiffusionDecoder(TrainedMechanism):
 
         Args:
             noise: from :meth:`abduct`.
-            attributes: B rows of *counterfactual* values.
+            attributes: B canonical rows of *counterfactual* values.
             affected: for each row, the intervened attributes and their descendants. Only these are guided when
                 ``strength`` is not 1 (decoupled guidance, Xia et al., 2025, arXiv 2506.14399), and their depths decide how
                 far into the noise the row goes.
-            strength: of the intervention: 1 is the network's own answer, 0 leaves the affected attributes unsaid, more than
-                1 exaggerates them. None: ``config.guidance``.
+            strength: of the intervention: 1 is the network's own answer, 0 hides the affected attributes, more than 1
+                exaggerates them. None: ``config.guidance``.
 
         Returns:
             x', shape (B, C, H, W), in [-1, 1].
         """
         if strength is not None and not (strength >= 0 and math.isfinite(strength)):
-            raise UsageError(f"expected a strength from 0 up, but {strength} came; 1 is the network's own answer")
+            raise UsageError(f"expected a strength from 0 up, got {strength}; 1 is the network's own answer")
         if strength not in (None, 1) and affected is None:
-            raise UsageError("a strength needs `affected`: for each row the attributes that were intervened on")
+            raise UsageError("expected `affected` beside a strength, got none; name each row's intervened attributes")
         if len(attributes) != len(noise.guide):
             raise UsageError(
-                f"expected an attribute row for each of {len(noise.guide)} images, but {len(attributes)} came"
+                f"expected an attribute row for each of {len(noise.guide)} images, got {len(attributes)}; pass one per image"
             )
         strength = self.config.guidance if strength is None else strength
         condition = self.condition.encode(attributes).to(self.config.device)
@@ -218,7 +262,8 @@ class DiffusionDecoder(TrainedMechanism):
             latent = sampling.render(
                 velocity, noise.states, self.config.sampler, self.config.steps, self._levels, start
             )
-            return self._shown(latent, noise.size, noise.device)
+            image = self.space.decode(latent)[..., : noise.size[0], : noise.size[1]]
+            return image.clamp(-1, 1).to(noise.device)
 
     def _velocity(self, x: torch.Tensor, t: float, condition: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         if t < 1e-9:
@@ -235,7 +280,7 @@ class DiffusionDecoder(TrainedMechanism):
         return sorted({self.config.steps, *map(self._level, self.config.depth.values())})
 
     def _start(self, affected: Sequence[Collection[str]] | None, rows: int) -> torch.Tensor:
-        """(rows,): for each image the level of the deepest of its affected attributes; all the way where none is."""
+        """(rows,): for each image the level of the deepest of its affected attributes; all the way where it has none."""
         last = len(self._levels) - 1
         if affected is None or last == 0:
             return torch.full((rows,), last)
@@ -245,7 +290,49 @@ class DiffusionDecoder(TrainedMechanism):
 
     # -- disk ----------------------------------------------------------------------------------------------------
 
-    def _restore(self, content: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
-        learner = self._build(seed=0)
-        learner.load_state_dict(weights)
-        self._trained = learner
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over the description and every weight."""
+        return storage.digest(self._description(), self._weights())
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``decoder.safetensors`` and ``decoder.json`` (description and digest)."""
+        storage.save(directory, self._description(), self._weights(), self.report)
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {**self.net.state_dict(), **{_SPACE + name: tensor for name, tensor in self.space.weights().items()}}
+
+    def _description(self) -> dict[str, Any]:
+        _, frame = self._trained()
+        return {
+            "format": storage.FORMAT,
+            "kind": "diffusion",
+            "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _ELSEWHERE},
+            "schema": self.schema.to_json(),
+            "parents": list(self.parents),
+            "frame": dataclasses.asdict(frame),
+            "space": self.space.description(),
+        }
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu") -> DiffusionDecoder:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ShardError: a missing, truncated or altered file.
+            UsageError: a decoder that a different version of cfaug has saved.
+        """
+        content, weights, report = storage.load(directory)
+        own = {name: tensor for name, tensor in weights.items() if not name.startswith(_SPACE)}
+        other = {name.removeprefix(_SPACE): tensor for name, tensor in weights.items() if name.startswith(_SPACE)}
+        try:
+            config = DecoderConfig(**content["config"], device=device)
+            decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
+            decoder._frame = frame = Frame.restore(content["frame"])
+            decoder.space = restore_space(content["space"], other, device)
+            decoder._net = decoder._build(frame, seed=0)
+            decoder._net.load_state_dict(own)
+            decoder.report = report
+        except Exception as error:  # torch and diffusers raise their own
+            raise storage.corrupt(directory, error) from None
+        return decoder

@@ -1,8 +1,7 @@
-"""One training by several processes, as ``torchrun --nproc-per-node N`` starts them: who am I, and which rows are mine.
+"""One training by several processes, as ``torchrun --nproc-per-node N`` starts them.
 
-Every process draws the whole batch's randomness from the same generator and keeps its own rows of it, so that N processes
-together see exactly the images, times and noise that one would. Without torchrun's variables there is one process and
-nothing here does anything.
+Every process draws the whole batch's randomness from the same generator and keeps its own rows, so that N processes
+together see exactly the images, times and noise that one process would. Without torchrun's variables there is one process.
 
 Not promised: that every process reaches the same file system. Only the process of rank 0 writes; all of them read.
 """
@@ -15,7 +14,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -28,91 +26,56 @@ def place() -> tuple[int, int]:
 
 
 def primary() -> bool:
-    """Whether this process is the one that writes; true in a run without torchrun. Known before :func:`join`, too."""
+    """Whether this process is the one that writes. It is known before :func:`join`, and true without torchrun."""
     return not _started_together() or int(os.environ["RANK"]) == 0
 
 
 def several() -> bool:
-    """Whether torchrun has started more than this process; known before :func:`join`."""
+    """Whether torchrun has started more than one process. It is known before :func:`join`."""
     return _started_together() and int(os.environ["WORLD_SIZE"]) > 1
 
 
-def own_device(device: str) -> torch.device:
-    """The device of this process: ``cuda`` without a number is one graphics card a process, by torchrun's LOCAL_RANK."""
-    chosen = torch.device(device)
-    if chosen.type == "cuda" and chosen.index is None and place()[1] > 1:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return chosen
-
-
 def join(device: str) -> tuple[int, int]:
-    """Meet the other processes (gloo on a CPU, nccl on graphics cards), once; later calls only answer.
+    """Meet the other processes (gloo on a CPU, nccl on graphics cards); later calls only return (rank, number of processes).
 
-    The group stays until the interpreter ends: a second meeting at the same address would find the first one's traces.
-
-    Args:
-        device: of the configuration.
-
-    Returns:
-        (rank, number of processes).
+    The device ``cuda`` without a number then means one graphics card per process, by torchrun's LOCAL_RANK. The group stays
+    until the interpreter ends: a second meeting at the same address would find the traces of the first.
     """
     if several() and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.device(device).type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)
-        chosen = own_device(device)
+        chosen = torch.device(device)
         if chosen.type == "cuda":
-            torch.cuda.set_device(chosen)
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)) if chosen.index is None else chosen.index)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)
     return place()
 
 
-def mean(values: Sequence[float], device: torch.device) -> list[float]:
-    """The mean of each number over the processes, the same bits in all of them: what they must decide alike goes here."""
+def mean(values: Sequence[float], device: str) -> list[float]:
+    """The mean of each number over the processes, the same bits in all of them: for what they must decide alike."""
     if place()[1] == 1:
         return list(values)
-    # float64 does not exist on mps, where there is one process
     shared = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(shared)
     return [float(value) for value in shared / place()[1]]
 
 
-def first(value: bool, device: str) -> bool:
-    """What the first process says: the others may see its files late, or not at all."""
+def first(value: float, device: str) -> float:
+    """The first process's value, in every process: the others may see its files late, or not at all. A meeting point, too."""
     rank, world = place()
-    return mean([float(value and rank == 0)], own_device(device))[0] * world > 0.5
+    return mean([float(value) if rank == 0 else 0.0], device)[0] * world
 
 
-def total(tensor: torch.Tensor, device: str) -> torch.Tensor:
-    """The sum of a CPU tensor over the processes, in place: each fills in its own rows of zeros, and all have every row."""
-    if place()[1] > 1:
-        shared = tensor.to(own_device(device))
-        dist.all_reduce(shared)
-        tensor.copy_(shared)
-    return tensor
+def own_rows(draw: Callable[..., torch.Tensor], shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Random numbers for this process's rows, shape (B, ...), float32, drawn for all processes in one go.
 
-
-def share(module: nn.Module) -> None:
-    """Give every process the weights of the first one."""
-    if place()[1] > 1:
-        for tensor in module.state_dict().values():
-            whole = tensor.contiguous()  # gloo refuses channels_last
-            dist.broadcast(whole, 0)
-            tensor.copy_(whole)
-
-
-def normal(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Standard normal numbers for the rows of this process: shape (B, ...), rows drawn for all processes in one go."""
-    return _own(torch.randn, shape, generator)
-
-
-def uniform(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Uniform numbers in [0, 1) for the rows of this process: shape (B, ...), rows drawn for all processes in one go."""
-    return _own(torch.rand, shape, generator)
-
-
-def _own(draw: Callable[..., torch.Tensor], shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    rank, world = place()
-    rows = shape[0]
-    return draw((rows * world, *shape[1:]), generator=generator)[rank * rows : (rank + 1) * rows]
+    Args:
+        draw: torch.randn or torch.rand.
+        shape: B and the shape of a row.
+        generator: in the same state in every process.
+    """
+    (rank, world), rows = place(), shape[0]
+    whole = draw((rows * world, *shape[1:]), generator=generator, dtype=torch.float32)
+    return whole[rank * rows : (rank + 1) * rows]
 
 
 def _started_together() -> bool:
