@@ -158,7 +158,8 @@ class LatentSpace:
             UsageError: mean reconstruction error above ``WORST_L1``.
         """
         chosen = torch.linspace(0, len(images) - 1, min(_MEASURED, len(images))).round().long()
-        latents, errors = [], []
+        latents: list[torch.Tensor] = []
+        errors: list[torch.Tensor] = []
         for part in torch.split(chosen, _BATCH):
             padding = (0, -images.shape[3] % self.factor, 0, -images.shape[2] % self.factor)
             x = F.pad(to_float(images[part]).to(self._mean.device), padding, mode="replicate")
