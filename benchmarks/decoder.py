@@ -1,12 +1,11 @@
 """The decoder on double-colored MNIST, rho = 0.95, 20 000 training images, official test digits.
 
     python benchmarks/decoder.py goals   OUT --root MNIST     one run of the shipped recipe, judged: about an hour on two cores
-    python benchmarks/decoder.py distil  OUT --root MNIST     a one-evaluation student of the decoder in OUT/run
-    python benchmarks/decoder.py leaks   OUT --root MNIST     what probes can still read off both
-    python benchmarks/decoder.py speed   OUT --root MNIST     of the decoder in OUT/run, and of a distilled one in OUT/distilled
+    python benchmarks/decoder.py leaks   OUT --root MNIST     what probes can still read off its counterfactuals
+    python benchmarks/decoder.py speed   OUT --root MNIST     of the decoder in OUT/run
     python benchmarks/decoder.py solvers OUT --root MNIST     quality against network evaluations, the same decoder
     python benchmarks/decoder.py time    OUT --root MNIST     quality against training time: one training, judged on its way
-    python benchmarks/decoder.py designs OUT --root MNIST     what stands beside the noise: four decoders, 800 steps each
+    python benchmarks/decoder.py designs OUT --root MNIST     what stands beside the noise: three decoders, 800 steps each
 
 Every result is one JSON line in OUT/decoder.jsonl with the machine and the command. The data set's counterfactuals are known (the
 same mask in other colours), so `truth_l1` is the mean absolute error, in [0, 1], against the true counterfactual.
@@ -28,14 +27,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from cfaug.decode.distilled import student_config
 from rows import cpu, record
 
 from cfaug.causal import SCM
 from cfaug.config import Recipe, load_recipe
 from cfaug.data import Schema
+from cfaug.data.images import to_float
+from cfaug.data.micro_batch import Sources
 from cfaug.data.sources import mnist
-from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder
+from cfaug.decode import CounterfactualModel, DiffusionDecoder
 from cfaug.decode.diffusion.sampling import evaluations
 from cfaug.judge import gap_closed
 from cfaug.judge.accuracy import read_results
@@ -128,13 +128,14 @@ class Known:
         self.images = self._paint(mask, codes[0], codes[1], shades)
         self.truth = self._paint(mask, codes[2], codes[3], shades)
         self.table, self.after = self._table(digits, codes[0], codes[1]), self._table(digits, codes[2], codes[3])
+        self.sources = Sources(self.images, self.table, list(map(str, self.table.index)), [0] * count)
         self.visible = torch.from_numpy(codes[0] != codes[1])
 
     @staticmethod
     def _paint(mask: Any, fore: Any, back: Any, shades: Any) -> torch.Tensor:
         flat = np.array(list(mnist.COLOURS.values()))[np.stack([fore, back])][:, :, None] / 255 + shades
         colours = np.round(np.clip(flat, 0, 1) * 255).astype(np.uint8)[:, :, 0]
-        return torch.from_numpy(mnist._paint(mask, *colours)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return to_float(torch.from_numpy(mnist._paint(mask, *colours)).permute(0, 3, 1, 2))
 
     @staticmethod
     def _table(digits: Any, fore: Any, back: Any) -> pd.DataFrame:
@@ -144,11 +145,13 @@ class Known:
         )
 
     def judge(self, decoder: Any, readers: dict[str, Any] | None = None) -> dict[str, Any]:
-        noise = decoder.abduct(self.images, self.table)
+        noise = decoder.abduct(self.sources)
         made = decoder.predict(noise, self.after, [{"foreground", "background"}] * len(self.table))
         same = decoder.predict(noise, self.table, [set()] * len(self.table))
         undone = decoder.predict(
-            decoder.abduct(made, self.after), self.table, [{"foreground", "background"}] * len(self.table)
+            decoder.abduct(dataclasses.replace(self.sources, images=made, table=self.after)),
+            self.table,
+            [{"foreground", "background"}] * len(self.table),
         )
         error = l1(made, self.truth)
         seen = self.visible.numpy()
@@ -225,11 +228,10 @@ def through_training(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def designs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What stands beside the noise: nothing, edges, edges and contrast, or a learned latent; 800 steps each."""
+    """What stands beside the noise: nothing, edges, or edges and contrast; 800 steps each."""
     known, (_, readers) = Known(given.root), _readers(given)
     variants: dict[str, dict[str, Any]] = {
         "none": {"structure": "none"},
-        "semantic": {"structure": "none", "semantic": 8},
         "gradient": {"structure": "gradient"},
         "layout": {"structure": "layout"},
     }
@@ -243,43 +245,15 @@ def designs(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             yield {"design": name, "sampler": sampler, "steps": steps, "seconds": report.seconds, **figures}
 
 
-def distil(given: argparse.Namespace) -> list[dict[str, Any]]:
-    """A student of the decoder in OUT/run, saved to OUT/distilled, beside its teacher."""
-    known, (_, readers) = Known(given.root), _readers(given)
-    recipe = recipe_for(given)
-    inputs = open_inputs(recipe, progress=False)
-    model = CounterfactualModel.load(given.out / "run" / "model")
-    teacher: Any = model.decoder
-    config = student_config(recipe.decoder, len(inputs.train))
-    student = DistilledDecoder(teacher.schema, teacher.parents, config).fit(inputs.train, teacher, seed=0)
-    CounterfactualModel(model.scm, student).save(given.out / "distilled" / "model")
-    report = student.report
-    assert report is not None
-    made = student.predict(student.abduct(known.images, known.table), known.after)
-    taught = teacher.predict(teacher.abduct(known.images, known.table), known.after)
-    return [
-        {"decoder": "teacher", **known.judge(teacher, readers)},
-        {
-            "decoder": "student",
-            "steps": report.steps,
-            "seconds": report.seconds,
-            "teacher_l1": float(l1(made, taught).mean()),
-            **known.judge(student, readers),
-        },
-    ]
-
-
 def leaks(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The probes of `cfaug evaluate`, of the decoder in OUT/run and of its student."""
+    """The probes of `cfaug evaluate`, of the decoder in OUT/run."""
     recipe = recipe_for(given)
     inputs = open_inputs(recipe, progress=False)
     assert inputs.oracle is not None
     acts = balanced_acts(inputs.oracle, len(inputs.oracle), recipe.seed)
-    for name in ("run", "distilled"):
-        if (given.out / name / "model" / "model.json").exists():
-            model = CounterfactualModel.load(given.out / name / "model")
-            pool = make_pool(model, inputs.oracle, acts, recipe.seed, recipe.generate.batch_size, progress=False)
-            yield {"decoder": name, **leak_figures(recipe, inputs, model, pool, progress=False)}
+    model = CounterfactualModel.load(given.out / "run" / "model")
+    pool = make_pool(model, inputs.oracle, acts, recipe.seed, recipe.generate.batch_size, progress=False)
+    yield leak_figures(recipe, inputs, model, pool, progress=False)
 
 
 # -- speed -----------------------------------------------------------------------------------------------------------
@@ -289,13 +263,10 @@ def speed(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One process a core with one thread each, as the local engine runs them; batches of the recipe."""
     import multiprocessing
 
-    for name in ("run", "distilled"):
-        folder = given.out / name / "model"
-        if not (folder / "model.json").exists():
-            continue
-        with multiprocessing.get_context("spawn").Pool(given.threads) as pool:
-            found = pool.starmap(_clock, [(str(folder), given.root)] * given.threads)
-        yield {"decoder": name, "processes": given.threads, **_together(found)}
+    folder = given.out / "run" / "model"
+    with multiprocessing.get_context("spawn").Pool(given.threads) as pool:
+        found = pool.starmap(_clock, [(str(folder), given.root)] * given.threads)
+    yield {"processes": given.threads, **_together(found)}
 
 
 def _together(found: list[dict[str, float]]) -> dict[str, Any]:
@@ -322,7 +293,7 @@ def _clock(folder: str, root: str) -> dict[str, float]:
     decoder: Any = CounterfactualModel.load(folder).decoder
     known = Known(root, count=100)
     affected = [{"foreground", "background"}] * 100
-    net = decoder.student.net if decoder.config.kind == "distilled" else decoder.net
+    net = decoder.net
     calls = 0
 
     def count(*_: Any) -> None:
@@ -331,7 +302,7 @@ def _clock(folder: str, root: str) -> dict[str, float]:
 
     handle = net.register_forward_hook(count)
     with FlopCounterMode(display=False) as flops:
-        decoder.predict(decoder.abduct(known.images, known.table), known.after, affected)
+        decoder.predict(decoder.abduct(known.sources), known.after, affected)
     handle.remove()
     each, flop = calls, flops.get_total_flops() / calls / 100
 
@@ -344,7 +315,7 @@ def _clock(folder: str, root: str) -> dict[str, float]:
         return done / (time.monotonic() - started)
 
     def generate() -> None:
-        decoder.predict(decoder.abduct(known.images, known.table), known.after, affected)
+        decoder.predict(decoder.abduct(known.sources), known.after, affected)
 
     inputs: list[Any] = []
     handle = net.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
@@ -370,7 +341,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], Iterable[dict[str, Any]]]] = {
     "solvers": solvers,
     "time": through_training,
     "designs": designs,
-    "distil": distil,
     "leaks": leaks,
     "speed": speed,
 }

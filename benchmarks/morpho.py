@@ -23,6 +23,7 @@ from rows import cpu, record
 from cfaug.causal import do
 from cfaug.config import load_recipe
 from cfaug.data import load_images, measures_of
+from cfaug.data.images import to_float
 from cfaug.decode.diffusion.sampling import evaluations
 from cfaug.judge.axioms import composition, counterfactuals
 from cfaug.shipped_recipes import shipped_recipes
@@ -55,7 +56,7 @@ def main() -> None:
     rows = list(range(min(given.images, len(run.inputs.val))))
     images = load_images(run.inputs.val, rows, progress=False)
     table = run.inputs.val.table.iloc[rows]
-    x = images.float() / 127.5 - 1
+    x = to_float(images)
     digits = torch.from_numpy(np.asarray(run.inputs.schema.index("digit", table["digit"])))
     read_real = float((readers["digit"].predict(images) == digits).float().mean())
     measures = measures_of("morpho_mnist")

@@ -65,13 +65,13 @@ from cfaug.data import (
 from cfaug.data import Attribute as Column
 from cfaug.data import Grouper as Groups
 from cfaug.data import Schema as Columns
+from cfaug.data.micro_batch import Sources
 from cfaug.decode import (
     ActedModel,
-    CarriedImage,
+    Capabilities,
     CounterfactualModel,
-    Decoder,
     DiffusionDecoder,
-    DistilledDecoder,
+    FitReport,
     ImageMechanism,
     ImageNoise,
     ModelNoise,
@@ -210,33 +210,37 @@ def causes(table: pd.DataFrame, schema: Columns) -> ActedSCM:
 class Constant:
     """A user's own image mechanism."""
 
+    canvas, report, device, dtype = None, None, "cpu", "float32"
+    capabilities = Capabilities("round_trip", max_side=8)
+
     def __init__(self, schema: Columns, parents: tuple[str, ...]) -> None:
         self.schema, self.parents = schema, parents
 
-    def abduct(self, image: torch.Tensor, attributes: pd.DataFrame) -> torch.Tensor:
-        return image
+    def abduct(self, sources: Sources) -> torch.Tensor:
+        return sources.images
 
-    def predict(self, noise: Any, attributes: pd.DataFrame) -> torch.Tensor:
+    def predict(self, noise: Any, attributes: pd.DataFrame, affected: Any = None, strength: Any = None) -> torch.Tensor:
         return torch.zeros(len(attributes), 3, 8, 8)
 
     @property
     def digest(self) -> str:
         return "0" * 64
 
+    def save(self, directory: str | Path) -> None:
+        raise NotImplementedError
+
 
 def images(dataset: AttributeDataset, scm: ModelOfAttributes, place: Path) -> CounterfactualModel:
     own: ImageMechanism = Constant(dataset.schema, ("species",))
-    teacher = assert_type(DiffusionDecoder(dataset.schema, own.parents).fit(dataset, seed=0), DiffusionDecoder)
-    student = assert_type(DistilledDecoder(dataset.schema, own.parents).fit(dataset, teacher), DistilledDecoder)
-    decoder: Decoder = student
+    decoder = assert_type(DiffusionDecoder(dataset.schema, own.parents).fit(dataset, seed=0), DiffusionDecoder)
+    report: FitReport | None = decoder.report
     decoder.save(place)
-    again = assert_type(load_decoder(place), DiffusionDecoder | DistilledDecoder)
-    model = assert_type(CounterfactualModel(scm, again), CounterfactualModel)
-    noise = assert_type(model.abduct(load_images(dataset), dataset.table), ModelNoise)
-    state: ImageNoise | CarriedImage = noise.image
+    model = assert_type(CounterfactualModel(scm, assert_type(load_decoder(place), ImageMechanism)), CounterfactualModel)
+    noise = assert_type(model.abduct(load_images(dataset), dataset.table, keys=["a"]), ModelNoise)
+    state: ImageNoise = noise.image
     acted: ActedModel = model.act(intervene(background="water"))
     pictures, table = acted.predict(noise)
-    print(type(state), assert_type(pictures, torch.Tensor).shape, assert_type(table, pd.DataFrame).shape)
+    print(report, state, assert_type(pictures, torch.Tensor).shape, assert_type(table, pd.DataFrame).shape)
     model.save(place)
     return assert_type(CounterfactualModel.load(place), CounterfactualModel)
 

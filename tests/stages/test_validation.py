@@ -14,9 +14,9 @@ import torch
 from helpers import painted
 
 from cfaug.causal import SCM, CausalGraph
-from cfaug.config import DecoderConfig
 from cfaug.data import Attribute, Schema
-from cfaug.decode.diffusion.training import FitReport
+from cfaug.data.micro_batch import Sources
+from cfaug.decode import Capabilities, FitReport
 from cfaug.errors import UsageError
 from cfaug.stages.inputs import Inputs
 from cfaug.stages.validation import Validation
@@ -25,17 +25,16 @@ from cfaug.stages.validation import Validation
 class Painter:
     """A decoder that repaints exactly, or has one defect: ``ignores`` the attributes, ``smears`` the shape, makes ``noise``."""
 
-    config = DecoderConfig(bf16=False)
+    device, dtype, canvas, digest = "cpu", "float32", None, "painted"
     report: FitReport | None = None
-    canvas = None
-    digest = "painted"
+    capabilities = Capabilities("exact")
 
     def __init__(self, schema: Schema, defect: str = "") -> None:
         self.schema, self.defect = schema, defect
         self.parents = ("shape", "colour")
 
-    def abduct(self, image: torch.Tensor, attributes: pd.DataFrame) -> tuple[torch.Tensor, pd.DataFrame]:
-        return image, attributes
+    def abduct(self, sources: Sources) -> tuple[torch.Tensor, pd.DataFrame]:
+        return sources.images, sources.table
 
     def predict(
         self,
