@@ -1,7 +1,7 @@
 """The kinds of failure a user can cause; the command line prints each as one line.
 
-A message says what was expected, what came, and what to do next. It never carries a traceback:
-whoever raises one of these has already found the reason.
+A message reads "expected X, got Y; do Z" on one line. It needs no traceback: the code that raises one of these has already
+found the reason.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class CfaugError(Exception):
-    """A failure that the message explains (exit code 1). `transient`: the same again may succeed (a network, a worker)."""
+    """A failure that the message explains (exit code 1). `transient`: a second try may succeed (a network, a worker)."""
 
     exit_code = 1
     transient = False
@@ -30,7 +30,7 @@ class DataError(CfaugError, ValueError):
 
 
 class StorageError(CfaugError):
-    """A disk, a file system or an object store did not do what was asked (exit code 1); `full` disks stop a run."""
+    """A disk, a file system or an object store failed (exit code 1); a `full` disk stops a run."""
 
     def __init__(self, message: str, transient: bool = False, full: bool = False) -> None:
         super().__init__(message)
@@ -88,14 +88,14 @@ def lacks_memory(error: BaseException) -> bool:
 
 @contextmanager
 def generating(batch_size: int, rows: int) -> Iterator[None]:
-    """While counterfactuals are made: too little memory becomes a line that says which batch size to try.
+    """Around the making of counterfactuals: too little memory becomes a line that says which batch size to try.
 
     Args:
         batch_size: ``generate.batch_size``.
-        rows: how many of them are really in a batch.
+        rows: how many rows the batch really has.
 
     Raises:
-        CfaugError: in place of whatever said that the memory does not suffice; other errors pass.
+        CfaugError: the memory does not suffice; other errors pass through.
     """
     try:
         yield
@@ -105,7 +105,9 @@ def generating(batch_size: int, rows: int) -> Iterator[None]:
         half = min(batch_size, rows) // 2
         # the batch size is part of what a run's directory is bound to
         cure = (
-            f"set generate.batch_size={half}, with another --out or --overwrite" if half else "make the images smaller"
+            f"set generate.batch_size={half}, with a new --out, or with --overwrite"
+            if half
+            else "make the images smaller"
         )
         raise CfaugError(
             f"not enough memory to make counterfactuals with generate.batch_size {batch_size}; {cure}"

@@ -1,4 +1,4 @@
-"""Writing a file so that nobody ever sees half of it."""
+"""Files: paths as a user writes them, and writing a file so that nobody ever sees half of it."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def expand(path: str | os.PathLike[str]) -> Path:
 def replace_file(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` completely (``*.partial``, fsync, rename, fsync of the directory) or not at all.
 
-    An OSError (a full disk) passes through; what stood at ``path`` before then still stands there. Of several that write
-    at once one is last, and whole. What a killed writer of this host left half done is removed.
+    An OSError (a full disk) passes through, and ``path`` then keeps its old content. Of several writers at once the last one
+    wins, with its whole content. Partial files that killed writers of this host left behind are removed.
     """
     partial = path.with_name(partial_name(path.name))
     for old in _abandoned(path):
@@ -49,14 +49,14 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def partial_name(name: str) -> str:
-    """A name for `name` half done: no other process on any host uses it, and nobody reads it."""
+    """A name for `name` while it is being written: no other process on any host uses it, and nobody reads it."""
     return f"{name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}{PARTIAL}"
 
 
 def sync_directory(directory: Path) -> None:
-    """The names in `directory` (what was renamed or removed) survive a power cut from here on.
+    """Make what was renamed or removed in `directory` survive a power cut.
 
-    Where a file system has no such thing (it says EINVAL: some network and user-space ones) it is its own affair.
+    Some network and user-space file systems cannot do this and answer EINVAL; that is ignored.
     """
     handle = os.open(directory, os.O_RDONLY)
     try:
@@ -82,7 +82,7 @@ def is_running(pid: int) -> bool:
 
 
 def _abandoned(path: Path) -> list[Path]:
-    """The partial files of `path` whose writers are no more."""
+    """The partial files of `path` whose writers have ended."""
     start, found = f"{path.name}.{socket.gethostname()}.", []
     with suppress(OSError):  # absent, or not ours to list
         for other in path.parent.iterdir():

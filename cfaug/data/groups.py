@@ -5,7 +5,8 @@
 A continuous spurious attribute is cut at the quartiles of the *training* table, and the cuts are kept, so
 that a test row falls into the group a training row of the same value falls into. A group is never derived
 from pixels. A training row without a value is in no group of that attribute (None, where the caller allows it with
-``missing``): guessing one would put a wrong image into a rare group. Group names say nothing about how many rows a group has; accuracies carry their own n.
+``missing``): a guess would put a wrong image into a rare group. Group names say nothing about how many rows a group has;
+accuracies carry their own n.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.data.schema import Schema
-from cfaug.errors import DataError, UsageError, near
+from cfaug.errors import DataError, UsageError, near, one_line
 
 QUARTILES = ("q1", "q2", "q3", "q4")
 
 
 def quartiles(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """The three quartiles of the values that are there; NaN where none is."""
+    """The three quartiles of the values that are present; NaN where there are none."""
     known = values[~np.isnan(values)]
     first, second, third = np.quantile(known, [0.25, 0.5, 0.75]) if len(known) else (np.nan,) * 3
     return float(first), float(second), float(third)
@@ -46,13 +47,15 @@ class Grouper:
 
     @classmethod
     def fit(cls, table: pd.DataFrame, schema: Schema) -> Grouper:
-        """Learn values and quartiles from the training ``table``, from those that are there.
+        """Learn values and quartiles from the training ``table``; missing cells are left out.
 
         UsageError without target or spurious attribute.
         """
         if schema.target is None or not schema.spurious:
-            raise UsageError("groups need a target and at least one spurious attribute; name both in the Schema")
-        # only the columns that make groups: another attribute may be absent from the table at hand
+            raise UsageError(
+                "expected a target and at least one spurious attribute for groups; name both in the Schema"
+            )
+        # only the columns that make groups: a different attribute may be absent from the table at hand
         own = Schema((schema[n] for n in (schema.target, *schema.spurious)), schema.target, schema.spurious)
         own = own.fit(table, own.names)
         columns, edges = own.canonical(table), []
@@ -79,7 +82,7 @@ class Grouper:
     def level_names(self, attribute: str) -> tuple[str, ...]:
         """The levels of a spurious attribute: its values, or q1..q4."""
         if attribute not in self.spurious:
-            raise UsageError(f"{attribute!r} is not a spurious attribute; {near(attribute, self.spurious)}")
+            raise UsageError(f"expected a spurious attribute, got {attribute!r}; {near(attribute, self.spurious)}")
         return QUARTILES if attribute in dict(self.edges) else self.schema[attribute].categories
 
     def levels(self, table: pd.DataFrame, attribute: str, missing: bool = False) -> pd.Series:
@@ -157,4 +160,6 @@ class Grouper:
             edges = tuple((str(n), (float(c[0]), float(c[1]), float(c[2]))) for n, c in data["edges"].items())
             return cls(Schema.from_json(data["schema"]), edges)
         except (KeyError, TypeError, IndexError) as error:
-            raise UsageError(f"this is not a Grouper written by cfaug ({error}); fit it again") from error
+            raise UsageError(
+                f"expected a Grouper written by cfaug, got something else ({one_line(error)}); fit it again"
+            ) from error

@@ -22,7 +22,7 @@ def load_images(dataset: AttributeDataset, rows: Sequence[int] | None = None, pr
     Args:
         dataset: any data set with ``image(i)``.
         rows: which images; all when None.
-        progress: show a bar when it lasts.
+        progress: show a bar when it takes long.
 
     Returns:
         uint8, shape (N, C, H, W), in the order of ``rows``.
@@ -38,7 +38,7 @@ def load_images(dataset: AttributeDataset, rows: Sequence[int] | None = None, pr
         if image.shape != first.shape:
             raise DataError(
                 f"expected every image to be {first.shape[1]}x{first.shape[0]} with {first.shape[2]} channels like "
-                f"{dataset.key(wanted[0])}, but {dataset.key(i)} is {image.shape[1]}x{image.shape[0]} with {image.shape[2]}; "
+                f"{dataset.key(wanted[0])}, got {image.shape[1]}x{image.shape[0]} with {image.shape[2]} of {dataset.key(i)}; "
                 "resize the images to one size"
             )
         images[place] = image
@@ -54,7 +54,7 @@ def load_padded(
         dataset: any data set with ``image(i)``.
         rows: which images; all when None.
         multiple: height and width of the canvas are rounded up to a multiple of this.
-        progress: show a bar when it lasts.
+        progress: show a bar when it takes long.
 
     Returns:
         uint8, shape (N, C, H', W'), each image at the top left, its last row and column repeated to the bottom and to the
@@ -70,11 +70,11 @@ def load_padded(
         height, width, channels = image.shape
         if not (SIDES[0] <= min(height, width) and max(height, width) <= SIDES[1]):
             raise DataError(
-                f"{dataset.key(i)}: expected sides of {SIDES[0]} to {SIDES[1]} px, but {width}x{height} came; resize the images"
+                f"{dataset.key(i)}: expected sides of {SIDES[0]} to {SIDES[1]} px, got {width}x{height}; resize the images"
             )
         if loaded and channels != loaded[0].shape[2]:
             raise DataError(
-                f"{dataset.key(i)}: expected {loaded[0].shape[2]} channels like {dataset.key(wanted[0])}, but {channels} came; "
+                f"{dataset.key(i)}: expected {loaded[0].shape[2]} channels like {dataset.key(wanted[0])}, got {channels}; "
                 "make all images grey or all RGB"
             )
         loaded.append(image)
@@ -96,9 +96,7 @@ def pad_to(image: Pixels, canvas: tuple[int, int]) -> Pixels:
 def _wanted(dataset: AttributeDataset, rows: Sequence[int] | None) -> Sequence[int]:
     wanted = range(len(dataset)) if rows is None else rows
     if len(wanted) == 0:
-        raise DataError(
-            f"expected at least one image in split {dataset.split!r}, but it is empty; check the split column"
-        )
+        raise DataError(f"expected at least one image in split {dataset.split!r}, got none; check the split column")
     return wanted
 
 

@@ -113,7 +113,7 @@ def spread(values: npt.NDArray[np.float64], name: str) -> tuple[float, float]:
     if not (math.isfinite(mean) and math.isfinite(std)):
         raise DataError(
             f"column {name!r}: expected numbers whose spread a float can hold, got {values.min():g} to {values.max():g}; "
-            "correct the table, or give the column in another unit"
+            "correct the table, or give the column in a different unit"
         )
     # a constant column has a rounding error for a std, not always an exact zero
     return mean, std if std > 1e-12 * abs(mean) else 1.0

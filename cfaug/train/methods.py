@@ -1,4 +1,4 @@
-"""The methods of a results table: each is a choice of data, sampler and objective, and nothing else differs.
+"""The methods of a results table: each is a choice of data, sampler and objective; nothing else differs between them.
 
 ====================  ==============  =======  =========  ==========================================================
 name                  data            sampler  objective  what it answers

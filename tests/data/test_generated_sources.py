@@ -111,7 +111,7 @@ def test_mnist_that_cannot_be_had_is_one_line(tmp_path: Path, monkeypatch: pytes
         raise RuntimeError("Error downloading\ntrain-images-idx3-ubyte.gz")
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", offline)
-    with pytest.raises(DataError, match="pass another root") as e:
+    with pytest.raises(DataError, match="pass a different root") as e:
         mnist.double_colored_mnist("test", root=tmp_path)
     assert "\n" not in str(e.value)
     assert not list(tmp_path.iterdir())  # nothing half-written

@@ -65,16 +65,16 @@ def test_images_of_one_size_are_the_same_either_way(tmp_path: Path, mode: str) -
 
 
 def test_load_images_stays_strict(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"12x9 with 3 channels like 0.png, but 1.png is 8x14") as error:
+    with pytest.raises(DataError, match=r"12x9 with 3 channels like 0.png, got 8x14 with 3 of 1.png") as error:
         load_images(folder(tmp_path), progress=False)
     line(error)
 
 
 @pytest.mark.parametrize("size", [(3, 20), (20, 3), (SIDES[1] + 1, 20), (20, SIDES[1] + 1)])
 def test_an_image_of_the_wrong_size_is_one_line(tmp_path: Path, size: tuple[int, int]) -> None:
-    with pytest.raises(DataError, match=r"1\.png: expected sides of 4 to 256 px, but") as error:
+    with pytest.raises(DataError, match=r"1\.png: expected sides of 4 to 256 px, got") as error:
         load_padded(folder(tmp_path, [(8, 8), size]), progress=False)
-    assert f"{size[1]}x{size[0]} came; resize" in line(error)
+    assert f"{size[1]}x{size[0]}; resize" in line(error)
 
 
 def test_the_sizes_that_are_promised_are_taken(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_the_sizes_that_are_promised_are_taken(tmp_path: Path) -> None:
 
 
 def test_grey_among_rgb_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1\.png: expected 3 channels like 0\.png, but 1 came") as error:
+    with pytest.raises(DataError, match=r"1\.png: expected 3 channels like 0\.png, got 1") as error:
         load_padded(folder(tmp_path, modes=("RGB", "L")), progress=False)
     line(error)
 

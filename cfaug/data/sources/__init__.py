@@ -1,6 +1,14 @@
 """Data sets by name: what a recipe's ``data.source`` may say, and how each is opened.
 
-A registry of names, never an import path from a configuration file.
+| module | what |
+|---|---|
+| ``folder`` | a directory of images with metadata.csv |
+| ``digits`` | scikit-learn's digits in colours |
+| ``mnist`` | double-colored MNIST |
+| ``morpho`` | Morpho-MNIST, an SCM with known mechanisms |
+| ``colouring`` | the confounding common to the coloured digits |
+
+The registry holds names, never an import path from a configuration file.
 """
 
 from __future__ import annotations
@@ -46,17 +54,17 @@ SOURCES: dict[str, Source] = {
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
-        raise UsageError(f"unknown data source {name!r}; {near(name, SOURCES)}")
+        raise UsageError(f"expected a data source among {', '.join(SOURCES)}, got {name!r}; {near(name, SOURCES)}")
     return SOURCES[name]
 
 
 def can_unconfound(source: str) -> bool:
-    """Can this source be had with attributes drawn independently of the target (the oracle's training set)?"""
+    """Whether the source can draw its attributes independently of the target (the oracle's training set)."""
     return _source(source).can_unconfound
 
 
 def measures_of(source: str) -> dict[str, Measure]:
-    """The attributes of this source that a formula reads from pixels, each with its formula; {} when there is none.
+    """The attributes of this source that a formula reads from pixels, each with its formula; {} when there are none.
 
     Each maps uint8 images (N, H, W, C) to float64 (N,) in the attribute's unit. UsageError for an unknown source.
     """
@@ -95,7 +103,7 @@ def open_source(
     module, function = entry.maker.split(":")
     maker = getattr(importlib.import_module(module), function)
     if not confounded and not entry.can_unconfound:
-        raise UsageError(f"a {source} cannot be made unconfounded: its images are what they are; drop the oracle")
+        raise UsageError(f"a {source} source cannot be made unconfounded, as its images are given; drop the oracle")
     if maker is FolderDataset:
         if options:
             raise UsageError(f"source {source!r} has no option {next(iter(options))!r}; it takes none")

@@ -3,11 +3,11 @@
     image = (1 - m) background + m foreground,      m = grey / 16        uint8 (8, 8, 3)
 
 The split of the handwritten digits is fixed (stratified, whatever ``seed`` is): 1 200 train, 199 val, 398 test.
-Train has one render a digit: foreground and background each equal the class's own colour with probability rho,
+Train has one render per digit: foreground and background each equal the class's own colour with probability rho,
 else uniform over the ten. Val and test are unconfounded: every digit is rendered ten times, once under each
 foreground and once under each background (two random permutations), so inside a digit-by-foreground (or
 digit-by-background) group no handwritten digit repeats and n counts distinct handwritten digits. The ten
-renders of a digit are not independent of one another across groups.
+renders of a digit are not independent across groups.
 
 Data: Alpaydin and Kaynak (1998), Optical Recognition of Handwritten Digits, UCI; as shipped in scikit-learn.
 """

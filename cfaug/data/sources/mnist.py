@@ -1,12 +1,12 @@
 """Double-colored MNIST (Sauer and Geiger 2021, Counterfactual Generative Networks) with adjustable correlation.
 
-A digit is resized to 32x32 (nearest), binarised at 0.1, and painted: object in one colour, background in another.
+A digit is resized to 32x32 (nearest), binarised at 0.1, and painted: the object in one colour, the background in a second.
 Background colour of class i is COLOURS[i], object colour is COLOURS[i - 6]; in training each holds with
 probability rho, else uniform over the ten; val and test are unconfounded. uint8 (32, 32, 3).
 
-Two differences from the published construction, both on purpose. Test is MNIST's official test split (theirs is the
+There are two intended differences from the published construction. Test is MNIST's official test split (theirs is the
 last 10 000 of train). And each image's two colours are the class colour plus N(0, 0.01) per channel (range [0, 1]),
-one draw an image: the published code adds its jitter to the shared colour in place, so that its colours take a
+one draw per image: the published code adds its jitter to the shared colour in place, so that its colours take a
 random walk over the data set; ours stay where they are named. In a tenth of the unconfounded images object
 and background draw the same colour and the digit can hardly be seen: no classifier reaches 100 %.
 """
@@ -75,7 +75,7 @@ def double_colored_mnist(
     train is the first ``train_images`` of a fixed permutation of MNIST train, val the next ``val_images``, test the
     official 10 000. ``rho`` in [0, 1], one number or one per attribute; ``confounded=False`` paints the same digits
     in colours drawn independently of the digit. ``seed`` draws the colours, never the split. Raises UsageError for
-    a bad option and DataError when MNIST is neither there nor to be had.
+    a bad option and DataError when MNIST can be neither read nor downloaded.
     """
     strength = correlations(rho, ("foreground", "background"), default=0.95)
     grey, own, keys = choose_digits("double_colored_mnist", split, root, train_images, val_images)
@@ -155,6 +155,6 @@ def _read(root: Path, train: bool) -> tuple[npt.NDArray[np.uint8], Codes]:
         reason = one_line(error, 200)
         raise DataError(
             f"{root}: expected MNIST in torchvision's layout (MNIST/raw/train-images-idx3-ubyte, ...), could neither "
-            f"read nor download it ({reason}); pass another root"
+            f"read nor download it ({reason}); pass a different root"
         ) from error
     return mnist.data.numpy().astype(np.uint8), mnist.targets.numpy().astype(np.int64)

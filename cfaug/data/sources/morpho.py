@@ -7,10 +7,10 @@
 
 Both continuous attributes can be read from pixels (``MEASURES``), so their effectiveness needs no learned judge.
 
-Two differences from the published construction, both on purpose. Distances to the stroke's edge are signed and carry
+There are two intended differences from the published construction. Distances to the stroke's edge are signed and carry
 a sub-pixel part, so a radius is a real number, where dilating and eroding on a grid knows whole radii only. And the
 radius is corrected until the thickness *measured* on the finished image is t, where dilating or eroding once by half
-the difference leaves in the label what downscaling does to thin strokes. What cannot be had keeps the nearest that can:
+the difference leaves in the label what downscaling does to thin strokes. Where that thickness is impossible, the nearest possible one is taken:
 a stroke under about 1.2 px is no thinner than that at 28 px (0.3 % of the images), and a thick one closes its loops.
 """
 
@@ -68,8 +68,8 @@ def morpho_mnist(
     """One split; ``root`` is torchvision's MNIST root (downloaded there when absent). Keys: "mnist-train-00042".
 
     Splits are those of ``double_colored_mnist``. ``seed`` draws thickness and intensity, never the split. The table
-    has the SCM's t and i; the images differ from them by the error of the construction. 3 to 4 ms an image.
-    Raises UsageError for a bad option and DataError when MNIST is neither there nor to be had.
+    has the SCM's t and i; the images differ from them by the error of the construction. An image takes 3 to 4 ms.
+    Raises UsageError for a bad option and DataError when MNIST can be neither read nor downloaded.
     """
     grey, labels, keys = choose_digits("morpho_mnist", split, root, train_images, val_images)
     thickness, intensity = draw(len(labels), np.random.default_rng([seed, SPLITS.index(split)]))

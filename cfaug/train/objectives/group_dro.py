@@ -5,8 +5,8 @@
 L_g the mean loss of group g in the batch and 0 where the batch has none of it (Sagawa, Koh, Hashimoto & Liang 2020,
 algorithm 1, https://arxiv.org/abs/1911.08731). Needs group labels of the training images, in every step.
 
-log q is what is kept, so that q_g = exp(-1000) still comes back when group g becomes the worst: as a number it were 0,
-which no factor ever raises again.
+The state is log q, so that q_g = exp(-1000) recovers when group g becomes the worst; as a number it would be 0, which no
+factor raises again.
 
 Not promised: that a group with a handful of images can be fitted without memorising it; that is what weight decay and
 early stopping on validation worst-group accuracy are for.
@@ -30,7 +30,7 @@ class GroupDRO:
 
     ``groups`` is the number of group codes, ``step_size`` the paper's eta_q (0.01 in all its experiments),
     ``adjustment`` its generalisation constant C >= 0: C / sqrt(n_g) is added to the group's loss (needs ``counts``, n_g of
-    all training images, (G,)). The state follows the losses' device. Under DDP every rank has a q of its own.
+    all training images, (G,)). The state follows the losses' device. Under DDP every rank has its own q.
     """
 
     def __init__(

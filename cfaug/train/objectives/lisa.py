@@ -2,8 +2,8 @@
 
     x~ = lambda x_i + (1 - lambda) x_j,    t~ = lambda e_{y_i} + (1 - lambda) e_{y_j},    lambda ~ Beta(alpha, alpha)
 
-with probability p_sel a partner of the same label and another attribute (what differs is then noise to the label), else
-one of the same attribute and another label. Yao, Wang, Li, Zhang, Liang, Zou & Finn 2022, Improving Out-of-Distribution
+with probability p_sel a partner of the same label and a different attribute (what differs is then noise to the label), else
+one of the same attribute and a different label. Yao, Wang, Li, Zhang, Liang, Zou & Finn 2022, Improving Out-of-Distribution
 Robustness via Selective Augmentation, algorithm 1, https://arxiv.org/abs/2201.00299.
 """
 
