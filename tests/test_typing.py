@@ -61,7 +61,7 @@ def typed_names(source: str) -> list[str]:
     return sorted(alias.asname or alias.name for node in imports for alias in node.names)
 
 
-@pytest.mark.parametrize("room", ["cfaug", "cfaug.data", "cfaug.train"])
+@pytest.mark.parametrize("room", ["cfaug", "cfaug.data", "cfaug.learn", "cfaug.train"])
 def test_a_lazy_package_has_the_names_of_its_types(room: str) -> None:
     package = importlib.import_module(room)
     assert package.__file__ is not None

@@ -34,7 +34,7 @@ def materialise(
     """
     if dataset.policy not in IN_PLACE:
         raise UsageError(
-            f"materialise: expected policy {' or '.join(IN_PLACE)}, came {dataset.policy!r}; read it item by item"
+            f"materialise: expected policy {' or '.join(IN_PLACE)}, got {dataset.policy!r}; read it item by item"
         )
     if held is not None and isinstance(held.draw, _PoolDraw):
         return held.redrawn(replace(held.draw, dataset=dataset), transform)
@@ -77,7 +77,9 @@ def _same_shape(pixels: npt.NDArray[np.uint8], factual: npt.NDArray[np.uint8], w
     if pixels.shape[2] == 1 and factual.shape[2] == 3:
         pixels = np.repeat(pixels, 3, axis=2)
     if pixels.shape != factual.shape:
-        raise DataError(f"{where}: expected an image of shape {factual.shape} as its source has, came {pixels.shape}")
+        raise DataError(
+            f"{where}: expected an image of shape {factual.shape} as its source has, got {pixels.shape}; generate again"
+        )
     return pixels
 
 
@@ -87,6 +89,6 @@ def _targets(dataset: CounterfactualDataset) -> list[int]:
     for i in range(len(dataset.opened)):
         label = class_in(labels[i])
         if not isinstance(label, int):
-            raise UsageError(f"materialise: expected a class number as the label of image {i}, came {label!r}")
+            raise UsageError(f"materialise: expected a class number as the label of image {i}, got {label!r}")
         found.append(label)
     return found
