@@ -25,7 +25,8 @@ import numpy.typing as npt
 import pandas as pd
 
 from cfaug.data.attribute import IMAGE as IMAGE
-from cfaug.data.attribute import Attribute, codes_of, read_column, refuse, refuse_huge
+from cfaug.data.attribute import Attribute as Attribute
+from cfaug.data.attribute import codes_of, read_column, refuse, refuse_huge
 from cfaug.data.table import keys, learned, refuse_no_table, spread, text_of, texts_of
 from cfaug.errors import DataError, UsageError, near, one_line, shown
 
