@@ -12,6 +12,7 @@ from PIL import Image
 from cfaug.data import ArrayDataset
 from cfaug.errors import ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, balance_groups, generate
+from cfaug.offline.committed import Committed
 from cfaug.offline.inspect import contact_sheet
 from cfaug.offline.inspect.contact_sheet import contact_sheet as draw
 
@@ -53,7 +54,7 @@ def test_every_group_is_seen(tmp_path) -> None:
         digit, colour = str(i % 3), "blue" if i % 3 != 2 or i == 50 else "green"
         shard.append(looked_at.sample(i, f"s{i}", {"digit": digit, "colour": "red"}, {"colour": colour}))
     looked_at.write(tmp_path, [shard])
-    chosen = contact_sheet._choose(contact_sheet.Committed(tmp_path), 4, 1, 0)
+    chosen = contact_sheet.choose(Committed(tmp_path), 4, 1)
     groups = {(s.record["target"], s.record["do"]["colour"]) for source in chosen for s in source.made}
     assert groups == {("0", "blue"), ("1", "blue"), ("2", "green"), ("2", "blue")}
 
@@ -116,7 +117,7 @@ def test_odd_names_grey_images_and_sizes(tmp_path) -> None:
     data = ArrayDataset(data.images, data.table, data.schema)
     plan = balance_groups(data.table, data.schema, per_image=9)
     generate(tiny.model(), data, plan, tmp_path, workers=0, progress=False)
-    assert pixels(draw(tmp_path, tmp_path / "deep" / "sheet.PNG", rows=2, columns=3)).shape[1] < 700
+    assert pixels(draw(tmp_path, tmp_path / "deep" / "sheet.PNG", rows=2, columns=3)).shape[1] < 800
 
 
 def test_errors_are_one_line(tmp_path) -> None:
@@ -133,7 +134,7 @@ def test_errors_are_one_line(tmp_path) -> None:
         draw(tmp_path, tmp_path / "file" / "sheet.png")
 
 
-def test_of_more_counterfactuals_than_columns_the_unseen_ones_are_shown(tmp_path) -> None:
+def test_the_unseen_counterfactuals_come_before_others(tmp_path) -> None:
     factual = {"digit": "1", "colour": "red"}
     colours = ("green", "green", "green", "blue")
     made = [

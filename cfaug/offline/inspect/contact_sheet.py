@@ -1,8 +1,8 @@
-"""A contact sheet: a PNG with a row for each of some sources: its null intervention where there is one, counterfactuals.
+"""A contact sheet: a PNG with one row per source: what it is, its null intervention where there is one, its counterfactuals.
 
-Sources and counterfactuals are chosen greedily so that every value set by do() and every group (target value and value
-set) is seen as early as it can be; equally good ones by `seed`. Of more than `SHARDS` shards only so many, drawn by `seed`, are looked
-at. Pixels are shown as they are: small images by whole factors, without smoothing.
+Sources and counterfactuals are chosen greedily so that every value set by do() and every group (target value and value set)
+is seen as early as it can be; equally good ones by `seed`. Of more than `SHARDS` shards only so many, drawn by `seed`, are
+looked at. Pixels are shown as they are: small images enlarged by whole factors, without smoothing.
 """
 
 from __future__ import annotations
@@ -12,43 +12,47 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from cfaug.data.files import replace_file
+from cfaug.data.groups import quarter, quartiles
+from cfaug.data.images import Pixels, to_pil
 from cfaug.errors import StorageError, UsageError, one_line
 from cfaug.offline.committed import Committed
-from cfaug.offline.format import IndexRow, ManifestRow, Record, Value
-from cfaug.offline.inspect.inspection import quartiles
+from cfaug.offline.format import Record, Value
 
 SHARDS = 200
 SOURCES = 2_000  # of which the rows are chosen, in the order they are met
 _SIDE = 128  # px that a small image is brought up to, about
 _LARGEST = 256
-_GAP, _LINES, _FONT = 10, 4, 12
-_PAPER, _INK, _PALE, _EDGE = (255, 255, 255), (32, 32, 32), (110, 110, 110), (205, 205, 205)
+_LINE, _LINES = 15, 4  # px of a line of text, lines below an image
 
 Item = tuple[str, ...]  # (name, level) of do(), or (target, name, level)
 
 
 @dataclass
-class _Shown:
-    """One image of the sheet: where it is and what its record says."""
+class Shown:
+    """One image of the sheet: the record and, once it is chosen, the pixels."""
 
-    shard: ManifestRow
-    sample: IndexRow
+    shard: int
     record: Record
     items: frozenset[Item] = frozenset()
-    image: npt.NDArray[np.uint8] | None = None
+    image: Pixels | None = None
 
 
 @dataclass
-class _Source:
-    null: _Shown | None = None
-    made: list[_Shown] = field(default_factory=list)
+class Source:
+    """A source's null intervention, and its counterfactuals."""
+
+    null: Shown | None = None
+    made: list[Shown] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[Shown]:
+        """All of them, the null intervention first."""
+        return [*([self.null] if self.null else []), *self.made]
 
 
 def contact_sheet(place: str | Path, path: str | Path, rows: int = 8, columns: int = 6, seed: int = 0) -> Path:
@@ -64,59 +68,59 @@ def contact_sheet(place: str | Path, path: str | Path, rows: int = 8, columns: i
     """
     path = Path(path)
     if rows < 1 or columns < 1:
-        raise UsageError(f"expected at least one row and one column, got {rows} x {columns}")
+        raise UsageError(f"expected at least one row and one column, got {rows} x {columns}; raise them")
     if path.suffix.lower() != ".png":
-        raise UsageError(f"expected a file name that ends in .png for the contact sheet, got {path.name!r}")
+        raise UsageError(f"expected a file name that ends in .png for the contact sheet, got {path.name!r}; rename it")
     shards = Committed(place)
-    chosen = _choose(shards, rows, columns, seed)
-    _load(shards, chosen)
+    chosen = choose(shards, rows, columns, seed)
+    wanted = {shown.record["key"]: shown for source in chosen for shown in source.shown}
+    for number in sorted({shown.shard for shown in wanted.values()}):
+        for sample in shards.samples(shards.manifest[number]):
+            if sample.row.key in wanted:
+                wanted[sample.row.key].image = sample.image()
     content = io.BytesIO()
-    _draw(chosen, shards.storage.url).save(content, "PNG")
+    _drawn(chosen).save(content, "PNG")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, content.getvalue())
     except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}; choose another file") from None
+        raise StorageError(f"cannot write {path}: {error.strerror}; choose a different file") from None
     return path
 
 
 # --- which sources
-def _choose(shards: Committed, rows: int, columns: int, seed: int) -> list[_Source]:
+def choose(shards: Committed, rows: int, columns: int, seed: int = 0) -> list[Source]:
+    """The sources of a sheet, each with at most `columns` counterfactuals, without their pixels."""
     rng = random.Random(seed)
-    looked = sorted(rng.sample(shards.manifest, min(SHARDS, len(shards.manifest))), key=lambda row: row.name)
-    sources: dict[str, _Source] = {}
-    for shard in looked:
-        for opened in shards.samples(shard):
-            sample = opened.row
-            if sample.source_key not in sources and len(sources) >= SOURCES:
+    sources: dict[str, Source] = {}
+    for number in sorted(rng.sample(range(len(shards.manifest)), min(SHARDS, len(shards.manifest)))):
+        for sample in shards.samples(shards.manifest[number]):
+            if sample.row.source_key not in sources and len(sources) >= SOURCES:
                 continue
-            source = sources.setdefault(sample.source_key, _Source())
-            if sample.null:
-                source.null = source.null or _Shown(shard, sample, opened.record())
+            source = sources.setdefault(sample.row.source_key, Source())
+            if sample.row.null:
+                source.null = source.null or Shown(number, sample.record())
             elif len(source.made) < 4 * columns:
-                source.made.append(_Shown(shard, sample, opened.record()))
-    edges = _quartiles(shown.record for source in sources.values() for shown in source.made)
-    for source in sources.values():
-        for shown in source.made:
-            shown.items = _items(shown.record, edges)
+                source.made.append(Shown(number, sample.record()))
+    _name_items([shown for source in sources.values() for shown in source.made])
     pool = list(sources.values())
     rng.shuffle(pool)
     pool.sort(key=lambda source: (not source.made, source.null is None))  # stable: the best kept ones first
     seen: set[Item] = set()
-    chosen: list[_Source] = []
+    chosen: list[Source] = []
     while pool and len(chosen) < rows:
         found = [_cover(source.made, columns, seen) for source in pool]
         gains = [len(frozenset().union(*(shown.items for shown in made)) - seen) for made in found]
-        best = max(range(len(pool)), key=lambda i: (gains[i], -i))
+        best = gains.index(max(gains))
         seen.update(*(shown.items for shown in found[best]))
-        chosen.append(_Source(pool.pop(best).null, found[best]))
-    return sorted(chosen, key=_order)
+        chosen.append(Source(pool.pop(best).null, found[best]))
+    return sorted(chosen, key=lambda one: (str(one.shown[0].record["target"]), one.shown[0].record["source_key"]))
 
 
-def _cover(made: Sequence[_Shown], columns: int, seen: set[Item]) -> list[_Shown]:
+def _cover(made: Sequence[Shown], columns: int, seen: set[Item]) -> list[Shown]:
     """At most `columns` of `made`: what has not been seen first, then what this row does not have yet."""
     left, here = list(made), set[Item]()
-    picked: list[_Shown] = []
+    picked: list[Shown] = []
     while left and len(picked) < columns:
         best = max(left, key=lambda shown: (len(shown.items - seen - here), len(shown.items - here)))
         left.remove(best)
@@ -125,92 +129,62 @@ def _cover(made: Sequence[_Shown], columns: int, seen: set[Item]) -> list[_Shown
     return sorted(picked, key=lambda shown: sorted((name, str(value)) for name, value in shown.record["do"].items()))
 
 
-def _order(source: _Source) -> tuple[str, str]:
-    first = source.null or source.made[0]
-    return str(first.record["target"]), first.sample.source_key
-
-
-def _quartiles(records: Iterable[Record]) -> dict[str, list[float]]:
-    numbers: dict[str, list[float]] = {}
-    for record in records:
-        for name, value in record["do"].items():
-            if not isinstance(value, str) and value is not None:
-                numbers.setdefault(name, []).append(value)
-    return {name: quartiles(values) for name, values in numbers.items()}
-
-
-def _items(record: Record, edges: dict[str, list[float]]) -> frozenset[Item]:
-    items: set[Item] = set()
-    for name, value in record["do"].items():
-        level = value if isinstance(value, str) else str(int(np.searchsorted(edges.get(name, []), value or 0.0)))
-        items |= {(name, level), (str(record["target"]), name, level)}
-    return frozenset(items)
-
-
-def _load(shards: Committed, chosen: Sequence[_Source]) -> None:
-    wanted: dict[str, dict[str, _Shown]] = {}
-    for source in chosen:
-        for shown in (*([source.null] if source.null else []), *source.made):
-            wanted.setdefault(shown.shard.name, {})[shown.sample.key] = shown
-    for here in wanted.values():
-        for opened in shards.samples(next(iter(here.values())).shard):
-            if opened.row.key in here:
-                here[opened.row.key].image = opened.image()
+def _name_items(made: Iterable[Shown]) -> None:
+    """Give each counterfactual its values and groups; a number counts as the quarter it is in."""
+    made = list(made)
+    columns: dict[str, list[float]] = {}
+    for name, value in (pair for shown in made for pair in shown.record["do"].items()):
+        if isinstance(value, int | float):
+            columns.setdefault(name, []).append(value)
+    cuts = {name: quartiles(np.array(values, dtype=np.float64)) for name, values in columns.items()}
+    for shown in made:
+        items: set[Item] = set()
+        for name, value in shown.record["do"].items():
+            number = isinstance(value, int | float)
+            level = str(quarter(np.array([value], dtype=np.float64), cuts[name])[0]) if number else str(value)
+            items |= {(name, level), (str(shown.record["target"]), name, level)}
+        shown.items = frozenset(items)
 
 
 # --- the picture
-def _draw(chosen: Sequence[_Source], title: str) -> Image.Image:
-    font, small = _font(_FONT), _font(_FONT - 1)
-    images = [
-        shown.image for source in chosen for shown in (source.null, *source.made) if shown and shown.image is not None
-    ]
-    longest = max(max(image.shape[:2]) for image in images)
+def _drawn(chosen: Sequence[Source]) -> Image.Image:
+    import torch
+    from torchvision.utils import make_grid
+
+    longest = max(max(shown.image.shape[:2]) for one in chosen for shown in one.shown if shown.image is not None)
     side = longest * max(1, _SIDE // longest) if longest <= _LARGEST else _LARGEST
-    cell = max(side, 96)
-    step_x, step_y = cell + _GAP, side + _LINES * (_FONT + 3) + 2 * _GAP
     with_nulls = any(source.null for source in chosen)
-    label = 150
-    width = label + step_x * (with_nulls + max(len(source.made) for source in chosen)) + 2 * _GAP
-    top = 2 * _GAP + 2 * (_FONT + 4)
-    sheet = Image.new("RGB", (width, top + step_y * len(chosen)), _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP, _GAP), title, _INK, font)
-    heading = (
-        "each row one source; "
-        + ("its null intervention, then " if with_nulls else "")
-        + "counterfactuals under do(...)"
-    )
-    pen.text((_GAP, _GAP + _FONT + 4), heading, _PALE, small)
-    for r, source in enumerate(chosen):
-        y = top + r * step_y
-        pen.line((_GAP, y - _GAP, width - _GAP, y - _GAP), _EDGE)
-        first = source.null or source.made[0]
-        said = [f"{name}={_value(value)}" for name, value in first.record["factual"].items()]
-        _write(pen, (_GAP, y), [first.sample.source_key], label - _GAP, font, _INK, 2)
-        _write(
-            pen,
-            (_GAP, y + 2 * (_FONT + 3)),
-            said,
-            label - _GAP,
-            small,
-            _PALE,
-            max(2, (step_y - _GAP) // (_FONT + 3) - 3),
-        )
-        cells = [*([source.null] if with_nulls else []), *source.made]
-        for c, shown in enumerate(cells):
-            if shown is None or shown.image is None:
-                continue
-            x = label + _GAP + c * step_x
-            picture = _scaled(shown.image, side)
-            at = (x, y + (side - picture.height) // 2)
-            sheet.paste(picture, at)
-            pen.rectangle((at[0] - 1, at[1] - 1, at[0] + picture.width, at[1] + picture.height), outline=_EDGE)
-            _write(pen, (x, y + side + 3), _caption(shown.record), cell, small, _INK, _LINES)
-    return sheet
+    width = 1 + with_nulls + max(len(source.made) for source in chosen)
+    cells: list[Pixels] = []
+    for source in chosen:
+        first = source.shown[0].record
+        factual = [f"{name}={_value(value)}" for name, value in first["factual"].items()]
+        row = [_cell(None, [first["source_key"], *factual], side, side // _LINE + _LINES)]
+        row += [_cell(None, [], side)] * (with_nulls and source.null is None)
+        row += [_cell(shown.image, _caption(shown.record), side) for shown in source.shown]
+        cells += row + [_cell(None, [], side)] * (width - len(row))
+    tiles = torch.from_numpy(np.stack(cells)).permute(0, 3, 1, 2)
+    grid = make_grid(tiles, nrow=width, padding=10, pad_value=255)
+    return Image.fromarray(grid.permute(1, 2, 0).numpy())
+
+
+def _cell(image: Pixels | None, lines: Sequence[str], side: int, most: int = _LINES) -> Pixels:
+    """One tile of the sheet: the image above its lines of text; without an image, text from the top."""
+    tile = Image.new("RGB", (max(side, 128), side + _LINES * _LINE), "white")
+    pen, font = ImageDraw.Draw(tile), ImageFont.load_default(12)
+    top = 0
+    if image is not None:
+        picture = _scaled(image, side)
+        tile.paste(picture, (0, (side - picture.height) // 2))
+        top = side + 2
+    shown = list(lines) if len(lines) <= most else [*lines[: most - 1], f"... {len(lines) - most + 1} more"]
+    for number, line in enumerate(shown):
+        pen.text((0, top + number * _LINE), _fitted(line, tile.width, font), "black", font)
+    return np.asarray(tile)
 
 
 def _caption(record: Record) -> list[str]:
-    """The assignments, a line each; what followed from them in brackets."""
+    """The assignments, one per line; what followed from them in brackets."""
     if not record["do"]:
         return ["null intervention"]
     attributes, factual = record["attributes"], record["factual"]
@@ -225,8 +199,8 @@ def _value(value: Value) -> str:
     return "?" if value is None else value if isinstance(value, str) else f"{value:.3g}"
 
 
-def _scaled(image: npt.NDArray[np.uint8], side: int) -> Image.Image:
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).convert("RGB")
+def _scaled(image: Pixels, side: int) -> Image.Image:
+    picture = to_pil(image).convert("RGB")
     longest = max(picture.size)
     if longest > side:
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
@@ -235,26 +209,10 @@ def _scaled(image: npt.NDArray[np.uint8], side: int) -> Image.Image:
     return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
-def _write(pen: Any, at: tuple[int, int], texts: Sequence[str], width: int, font: Any, colour: Any, lines: int) -> None:
-    """At most `lines` lines of at most `width` px, every text on its own; what does not fit ends in dots."""
-    shown = [_fitted(text, width, font) for text in texts]
-    if len(shown) > lines:
-        shown = [*shown[: lines - 1], f"... {len(shown) - lines + 1} more"]
-    for number, text in enumerate(shown):
-        pen.text((at[0], at[1] + number * (_FONT + 3)), text, colour, font)
-
-
-def _fitted(text: str, width: int, font: Any) -> str:
+def _fitted(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
     text = one_line(text, 200)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}...") > width:
         text = text[:-1]
     return f"{text}..."
-
-
-def _font(size: int) -> Any:
-    try:
-        return ImageFont.load_default(size)
-    except TypeError:  # Pillow 10.0
-        return ImageFont.load_default()
