@@ -186,9 +186,8 @@ def _levels(column: pd.Series[Any], cut_by: pd.Series[Any]) -> pd.Series[Any]:
 
 def _cells(goal: pd.Series[Any], column: pd.Series[Any], rows: Any, cut: Any) -> pd.DataFrame:
     """Counts of target values by levels among `rows`; numbers are cut at the quartiles of the rows `cut`."""
-    names = pd.Index(["target", "level"])
-    pair = [_levels(series, series[cut])[rows] for series in (goal, column)]
-    return pd.crosstab(*pair, rownames=[names[0]], colnames=[names[1]])
+    targets, levels = (_levels(series, series[cut])[rows] for series in (goal, column))
+    return pd.crosstab(targets.rename("target"), levels.rename("level"))
 
 
 def _nested(cells: pd.DataFrame) -> Cross:
