@@ -14,13 +14,11 @@ import hashlib
 import io
 import logging
 import time
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +43,6 @@ from cfaug.offline.storage import LocalStorage, Storage
 log = logging.getLogger(__name__)
 
 U64 = npt.NDArray[np.uint64]
-Rows = npt.NDArray[np.uint32]
 NULL, WEBP, XXH3 = 1, 2, 4  # bits of `flags`
 LOOKUPS = ("sample_hash", "pixels_hash", "source_digest")
 """What `pixel_hash` is: the first of these that all samples have and that tells all sources apart."""
@@ -89,48 +86,6 @@ ENTRY = np.dtype(list(zip(Entry._fields, ("<u4",) * 3 + ("u1",) * 4 + ("<u8",) *
 """The dtype of a row: 64 bytes, without padding."""
 
 
-class Found(NamedTuple):
-    """Where a source's rows stand in :attr:`SourceTable.rows`: from `start`, `counterfactuals`, then `nulls` of them."""
-
-    start: int
-    counterfactuals: int
-    nulls: int
-
-
-class SourceTable:
-    """The samples of each source, found by a 64-bit hash of it.
-
-    `rows` (N,) uint32: those of one source stand together, ``rows[start : start + counterfactuals]`` its counterfactuals,
-    ascending, then `nulls` null interventions, ascending. `hashes` (N,) and `null` (N,) belong to `rows`.
-    """
-
-    def __init__(self, hashes: U64, rows: Rows, null: npt.NDArray[np.uint8]) -> None:
-        self.rows, self._hashes, self._null = rows, hashes, null
-        # a search through numpy takes 100 us where the processor's caches are cold, one through these views 15
-        self._views: tuple[Any, ...] = (memoryview(hashes), memoryview(null))  # type: ignore[arg-type]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self._hashes, self.rows, self._null)
-
-    def find(self, hash: int) -> Found:
-        """Where the rows of the source are; (0, 0, 0) for a hash that no source has."""
-        hashes, null = self._views
-        start = end = bisect_left(hashes, hash)
-        nulls = 0
-        while end < len(hashes) and hashes[end] == hash:
-            nulls += null[end]
-            end += 1
-        return Found(start, end - start - nulls, nulls) if end > start else Found(0, 0, 0)
-
-    def find_many(self, hashes: U64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """:meth:`find` of each of `hashes` (M,): start, counterfactuals and nulls, each (M,) int64."""
-        ordered = np.ascontiguousarray(self._hashes)
-        start, end = (np.searchsorted(ordered, hashes, side) for side in ("left", "right"))
-        before = np.concatenate([[0], np.cumsum(self._null, dtype=np.int64)])
-        nulls = before[end] - before[start]
-        return np.where(start < end, start, 0), end - start - nulls, nulls
-
-
 @dataclass(frozen=True)
 class Index:
     """`entries` (N,) of dtype ENTRY, and which of LOOKUPS their ``pixel_hash`` is. `path`: the file they are mapped from."""
@@ -151,14 +106,6 @@ class Index:
         """(N,) which samples are null interventions; a new array."""
         found: npt.NDArray[np.bool_] = (self.entries["flags"] & NULL).astype(np.bool_)
         return found
-
-    @cached_property
-    def by_key(self) -> SourceTable:
-        return SourceTable(*(self.entries[name] for name in ("key_hash", "key_row", "key_null")))
-
-    @cached_property
-    def by_pixels(self) -> SourceTable:
-        return SourceTable(*(self.entries[name] for name in ("pixel_hash", "pixel_row", "pixel_null")))
 
 
 class Unusable(Exception):

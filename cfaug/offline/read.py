@@ -13,12 +13,12 @@ executed. The module needs numpy and Pillow, not torch, diffusers or webdataset.
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,10 @@ from cfaug.offline.format import MANIFEST, SPLITS, TRAIN, IndexRow, ManifestRow,
 from cfaug.offline.index import (
     DIGEST,
     SAMPLE,
+    U64,
     WEBP,
     XXH3,
     Entry,
-    Found,
-    SourceTable,
     Unusable,
     agrees,
     fingerprint_of,
@@ -68,6 +67,46 @@ __all__ = [
 
 OPEN_FILES = 128  # of one reader; a process may have 1024 by default
 INDEX_FILES = 16  # that are kept in memory when single rows are asked for
+MADE_ANEW = ("_starts", "_lines", "_opened", "by_key", "by_pixels")  # by each process
+
+
+class Found(NamedTuple):
+    """Where a source's rows stand in :attr:`SourceTable.rows`: from `start`, `counterfactuals`, then `nulls` of them."""
+
+    start: int
+    counterfactuals: int
+    nulls: int
+
+
+class SourceTable:
+    """The samples of each source, found by a 64-bit hash of it.
+
+    `rows` (N,) uint32: those of one source stand together, ``rows[start : start + counterfactuals]`` its counterfactuals,
+    ascending, then `nulls` null interventions, ascending. `hashes` (N,) and `null` (N,) belong to `rows`.
+    """
+
+    def __init__(self, hashes: U64, rows: npt.NDArray[np.uint32], null: npt.NDArray[np.uint8]) -> None:
+        self.rows, self._hashes, self._null = rows, hashes, null
+        # a search through numpy takes 100 us where the processor's caches are cold, one through these views 15
+        self._views: tuple[Any, ...] = (memoryview(hashes), memoryview(null))  # type: ignore[arg-type]
+
+    def find(self, hash: int) -> Found:
+        """Where the rows of the source are; (0, 0, 0) for a hash that no source has."""
+        hashes, null = self._views
+        start = end = bisect_left(hashes, hash)
+        nulls = 0
+        while end < len(hashes) and hashes[end] == hash:
+            nulls += null[end]
+            end += 1
+        return Found(start, end - start - nulls, nulls) if end > start else Found(0, 0, 0)
+
+    def find_many(self, hashes: U64) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """:meth:`find` of each of `hashes` (M,): start, counterfactuals and nulls, each (M,) int64."""
+        ordered = np.ascontiguousarray(self._hashes)
+        start, end = (np.searchsorted(ordered, hashes, side) for side in ("left", "right"))
+        before = np.concatenate([[0], np.cumsum(self._null, dtype=np.int64)])
+        nulls = before[end] - before[start]
+        return np.where(start < end, start, 0), end - start - nulls, nulls
 
 
 class ShardReader:
@@ -111,7 +150,7 @@ class ShardReader:
             self._opened = lru_cache(OPEN_FILES)(partial(_OpenFile, self.storage.path))
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_starts", "_lines", "_opened")}
+        state = {name: value for name, value in self.__dict__.items() if name not in MADE_ANEW}
         if self._index.path is not None:  # a copy maps the same file
             state["_index"] = None
         return state
@@ -149,15 +188,15 @@ class ShardReader:
         """(N,) the samples' splits as places in ``SPLITS`` ("train", "val", "test"); 3: a different one. A new array."""
         return self._index.entries["split"].copy()
 
-    @property
+    @cached_property
     def by_key(self) -> SourceTable:
         """The samples of a source by :func:`key_hash` of its key."""
-        return self._index.by_key
+        return SourceTable(*(self._index.entries[name] for name in ("key_hash", "key_row", "key_null")))
 
-    @property
+    @cached_property
     def by_pixels(self) -> SourceTable:
         """The samples of a source by :meth:`lookup` of its image."""
-        return self._index.by_pixels
+        return SourceTable(*(self._index.entries[name] for name in ("pixel_hash", "pixel_row", "pixel_null")))
 
     def lookup(self, image: Picture) -> int:
         """The hash under which :attr:`by_pixels` knows `image`, if it is a source's: PIL, or uint8 (H, W) or (H, W, C).

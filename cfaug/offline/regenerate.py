@@ -1,10 +1,10 @@
-"""Regeneration: do plan and model make the committed bytes again? N random samples, whole micro-batches, compared by byte.
+"""Regeneration: do plan and model make the committed bytes again? N random samples are made anew and compared byte by byte.
 
     samples drawn uniformly from the manifest -> their micro-batches -> png or webp and json bytes, against the shard's
 
-A batch is made whole because the bytes depend on what is in it; its size is the manifest's. The same bytes are promised
-for the same environment only (versions, threads, device): where that differs the report says in what, and a difference
-found there tells nothing about the shards. It reads only the shards it draws from: that the others are whole is for ``verify``.
+A micro-batch is made whole because the bytes depend on what is in it; its size is the manifest's. The same bytes are promised
+for the same environment only (versions, threads, device): where it differs, the report says in what, and a difference between
+samples then tells nothing about the shards. Only the shards that samples are drawn from are read: ``verify`` reads all.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cfaug.data import AttributeDataset
 from cfaug.errors import ShardError, UsageError, shown
 from cfaug.offline.commit import open_destination
-from cfaug.offline.committed import Committed, OpenSample
+from cfaug.offline.committed import Committed
 from cfaug.offline.decoders import decode_image
 from cfaug.offline.format import IMAGES, IndexRow, ManifestRow, Sample, planned
 from cfaug.offline.gate import Gate
@@ -47,7 +47,7 @@ class RegenerateReport(VerifyReport):
         lines = [f"environment differs: {', '.join(self.environment)}"] if self.environment else []
         if self.environment and self.problems:
             lines.append(
-                "so other bytes were to be expected and prove nothing: regenerate where the environment is that of then"
+                "so different bytes were to be expected and prove nothing: regenerate in the environment of then"
             )
         return "\n".join([super().__str__(), *lines])
 
@@ -64,7 +64,7 @@ def regenerate(
 ) -> RegenerateReport:
     """Make `n` random samples of `place` (a run, its shards, or a URL) again and compare their bytes.
 
-    Differences are reported, each naming shard and key; so are damaged shards, another plan and another model (then
+    Differences are reported, each naming shard and key; so are damaged shards, a different plan and a different model (then
     nothing is made). :class:`UsageError` for `n` below 1; :class:`ShardError` where nothing is committed;
     :class:`DataError` for a source that `dataset` does not have.
     """
@@ -84,34 +84,38 @@ def regenerate(
         )
     # nothing is written: the destination is only where the samples came from
     work = ShardWork(model, dataset, plan, open_destination(place), size, dict(first.environment), gate=gate)
-    problems: list[str] = []
-    drawn = different = batches = 0
     picked = _draw(shards.manifest, n, seed)
-    with tqdm(
-        total=sum(len(positions) for _, positions in picked), desc="regenerate", unit=" img", disable=not progress
-    ) as bar:
+    drawn, batches = sum(len(positions) for _, positions in picked), 0
+    problems: list[str] = []
+    different: set[str] = set()  # samples; a whole shard's where it cannot be read
+    with tqdm(total=drawn, desc="regenerate", unit=" img", disable=not progress) as bar:
         for shard, positions in picked:
-            drawn += len(positions)
             try:
-                held = _held(shards, shard, positions)
-                rows = _rows(plan, shard)
+                kept, rows = _kept(shards, shard, positions), _rows(plan, shard)
             except ShardError as error:
                 problems.append(str(error))
-                different += len(positions)
+                different.update(f"{shard.name} {position}" for position in positions)
                 bar.update(len(positions))
                 continue
-            for batch in _batches(rows, size, held):
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]  # consecutive rows, as generation takes them
+                wanted = [row.key for row in batch if row.key in kept]
+                if not wanted:
+                    continue
                 batches += 1
                 made = {sample.key: sample for sample in work.batch(batch)}
-                for key in (row.key for row in batch if row.key in held):
-                    found = _compare(f"{shard.name}, sample {key!r}", held[key], made.get(key))
-                    problems += found
-                    different += bool(found)
+                for key in wanted:
+                    where = f"{shard.name}, sample {key!r}"
+                    if found := _compare(where, kept[key], made.get(key)):
+                        problems += found
+                        different.add(where)
                     bar.update(1)
-            unknown = sorted(held.keys() - {row.key for row in rows})
-            problems += [f"{shard.name}, sample {key!r}: the plan has no such row in this shard" for key in unknown]
-            different += len(unknown)
-    counts = {"samples": drawn, "identical": drawn - different, "different": different, "batches": batches}
+            for key in sorted(kept.keys() - {row.key for row in rows}):
+                problems.append(f"{shard.name}, sample {key!r}: the plan has no such row in this shard")
+                different.add(problems[-1])
+    counts = {
+        "samples": drawn, "identical": drawn - len(different), "different": len(different), "batches": batches
+    }  # fmt: skip
     return RegenerateReport(tuple(problems), counts, environment=tuple(_environment(first, model, gate, size)))
 
 
@@ -149,26 +153,24 @@ def _draw(manifest: Sequence[ManifestRow], n: int, seed: int) -> list[tuple[Mani
     return found
 
 
-@dataclass(frozen=True)
-class _Held:
+class _Kept(NamedTuple):
+    """A sample as it is in its shard; `stored`: how its image is, one of IMAGES."""
+
     row: IndexRow
     json: bytes
     image: bytes
-    stored: str  # how: one of IMAGES
+    stored: str
 
 
-def _held(shards: Committed, shard: ManifestRow, positions: Sequence[int]) -> dict[str, _Held]:
-    wanted = set(positions)
-    stored = str(shard.environment.get("image"))
-    return {
-        sample.row.key: _hold(sample, stored) for number, sample in enumerate(shards.samples(shard)) if number in wanted
-    }
-
-
-def _hold(sample: OpenSample, stored: str) -> _Held:
-    field = sample.row.image_field
-    how = stored if IMAGES.get(stored) == field else field
-    return _Held(sample.row, sample.read(sample.row.json), sample.read(sample.row.image), how)
+def _kept(shards: Committed, shard: ManifestRow, positions: Sequence[int]) -> dict[str, _Kept]:
+    wanted, said = set(positions), str(shard.environment.get("image"))
+    found = {}
+    for number, sample in enumerate(shards.samples(shard)):
+        if number in wanted:
+            row = sample.row
+            stored = said if IMAGES.get(said) == row.image_field else row.image_field
+            found[row.key] = _Kept(row, sample.read(row.json), sample.read(row.image), stored)
+    return found
 
 
 def _rows(plan: Plan, shard: ManifestRow) -> tuple[PlanRow, ...]:
@@ -181,24 +183,16 @@ def _rows(plan: Plan, shard: ManifestRow) -> tuple[PlanRow, ...]:
         raise ShardError(f"{shard.name}: {error}") from None
 
 
-def _batches(rows: Sequence[PlanRow], size: int, wanted: Mapping[str, Any]) -> Iterator[Sequence[PlanRow]]:
-    """The micro-batches of a shard that have a wanted key: consecutive rows, as generation takes them."""
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        if any(row.key in wanted for row in batch):
-            yield batch
-
-
-def _compare(where: str, held: _Held, made: Sample | None) -> list[str]:
+def _compare(where: str, kept: _Kept, made: Sample | None) -> list[str]:
     if made is None:
         return [f"{where}: the model does not make this sample any more: it rejects it"]
-    name = held.row.image_field
-    fields = encode_sample(made, image=held.stored)
+    name = kept.row.image_field
+    fields = encode_sample(made, image=kept.stored)
     problems = []
-    if fields["json"] != held.json:
-        problems.append(f"{where}: the record comes out otherwise: {_record_difference(held.json, fields['json'])}")
-    if fields[name] != held.image:
-        problems.append(f"{where}: the image comes out otherwise: {_pixel_difference(where, held, made)}")
+    if fields["json"] != kept.json:
+        problems.append(f"{where}: the record comes out differently: {_record_difference(kept.json, fields['json'])}")
+    if fields[name] != kept.image:
+        problems.append(f"{where}: the image comes out differently: {_pixel_difference(where, kept, made)}")
     return problems
 
 
@@ -206,7 +200,7 @@ def _record_difference(then: bytes, now: bytes) -> str:
     old, new = _flat(json.loads(then)), _flat(json.loads(now))
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     if not names:
-        return "the same values, written in other bytes"
+        return "the same values, written in different bytes"
     said = [f"{name} {shown(old.get(name))} then, {shown(new.get(name))} now" for name in names[:_FIELDS]]
     return "; ".join([*said, *([f"and {len(names) - _FIELDS} more"] if len(names) > _FIELDS else [])])
 
@@ -218,12 +212,12 @@ def _flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def _pixel_difference(where: str, held: _Held, made: Sample) -> str:
-    old, new = decode_image(held.image, where, held.row.image_field), made.image
+def _pixel_difference(where: str, kept: _Kept, made: Sample) -> str:
+    old, new = decode_image(kept.image, where, kept.row.image_field), made.image
     if old.shape != new.shape:
         return f"{'x'.join(map(str, old.shape))} then, {'x'.join(map(str, new.shape))} now"
     apart = np.abs(old.astype(np.int16) - new.astype(np.int16))
     pixels = int(apart.any(axis=2).sum())
     if not pixels:
-        return "the same pixels, encoded in other bytes"
+        return "the same pixels, encoded in different bytes"
     return f"{pixels} of {old.shape[0] * old.shape[1]} pixels, by {int(apart.max())} of 255 at most, {apart.mean():.3g} on average"

@@ -76,7 +76,7 @@ def test_anything_but_eight_bits_is_refused(wrong: np.ndarray) -> None:
             of(wrong)
 
 
-def test_the_short_way_through_pillow_and_its_public_one_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ways_through_pillow_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = [to_pil(image(h, w, c, 0)) for h in (1, 7, 16, 100) for w in (3, 16, 333) for c in (1, 3)]
     short = [sample_hash(picture) for picture in pictures]
     assert lookup._grid(pictures[1]) is not None  # the Pillow that is installed still has what it uses
@@ -95,7 +95,7 @@ class _Backwards:
         return used, code, content[::-1] if size == lookup.GRID**2 * 3 else content
 
 
-def test_a_pillow_whose_internals_give_something_else_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pillow_internals_that_give_other_bytes_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     picture = to_pil(image(50, 70, 3, 0))
     expected, short = sample_hash(picture), Image._getencoder  # type: ignore[attr-defined]
     monkeypatch.setattr(Image, "_getencoder", lambda *rest: _Backwards(short(*rest)))

@@ -103,7 +103,7 @@ def test_a_good_shard_is_read_in_every_way(good: Path) -> None:
     assert {way: read(good) for way, read in WAYS.items()} == {"scan": 2, "reader": 2, "verify": 2}
 
 
-def test_the_most_that_a_sample_can_take_is_measured_and_bounded(tmp_path: Path, good: Path) -> None:
+def test_the_largest_sample_is_within_bounds(tmp_path: Path, good: Path) -> None:
     """The largest image of the format needs most of what is allowed: so the measure measures, and the bound is one."""
     tar = hostile.ended(hostile.pair(hostile.KEYS[0], hostile.picture(size=(4096, 4096), compress_level=1)))
     (tmp_path / "corpus").mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import re
 import socket
 import sys
 import tarfile
@@ -84,7 +83,7 @@ def test_same_samples_same_bytes_and_a_plain_ustar(tmp_path) -> None:
 
 @pytest.mark.parametrize("image", ["png", "png-stored", "webp"])
 @pytest.mark.parametrize("place", ["memory://run-{}", "file://{}/copy", "{}/copy"])
-def test_shards_are_read_and_verified_wherever_they_are(tmp_path, image: str, place: str) -> None:
+def test_shards_are_read_wherever_they_are(tmp_path, image: str, place: str) -> None:
     """The same bytes behind a URL, the run's or its shards'; also one whose images are lossless WebP."""
     written, samples, field = open_destination(tmp_path), [sample(i) for i in range(8)], image.removesuffix("-stored")
     with written.session(), written.staging() as staging:
@@ -118,19 +117,6 @@ def test_shards_are_read_and_verified_wherever_they_are(tmp_path, image: str, pl
         list(scan(f"{copy.within('shards').url}/{row.name}"))
 
 
-def test_a_place_that_is_not_there_or_not_a_directory(tmp_path) -> None:
-    (tmp_path / "file").write_text("")
-    for place in (tmp_path / "none", tmp_path / "file", "memory://nothing-here"):
-        for read in (ShardReader, verify):
-            with pytest.raises(ShardError):
-                read(place)
-    for place in (tmp_path / "none.tar", tmp_path, "memory://nothing-here/none.tar"):
-        with pytest.raises(ShardError, match="cannot read"):
-            list(scan(place))
-    with pytest.raises(UsageError, match="Protocol not known"):
-        ShardReader("gopher-x://a/b")
-
-
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -146,7 +132,7 @@ def test_a_place_that_is_not_there_or_not_a_directory(tmp_path) -> None:
         (sample(0, extra=1), "extra"),
     ],
 )
-def test_what_cannot_be_stored_is_refused_and_leaves_nothing(tmp_path, bad: Sample, message: str) -> None:
+def test_what_cannot_be_stored_leaves_nothing(tmp_path, bad: Sample, message: str) -> None:
     with pytest.raises(ShardError, match=message):
         encode_sample(bad)
     (tmp_path / "staged").mkdir()
@@ -170,76 +156,6 @@ def test_fields_must_not_vary_within_a_shard(tmp_path) -> None:
         write_shard(tmp_path, "cf-train-000000.tar", [sample(0), odd], "p", "m")
     with pytest.raises(ShardError, match="no key twice"):
         write_shard(tmp_path, "cf-train-000000.tar", [sample(0), sample(0)], "p", "m")
-
-
-def test_every_truncation_is_seen(shards) -> None:
-    """A peer reads 34 of 135 cuts at 512 bytes without an error."""
-    tar = shards / "cf-train-000001.tar"
-    whole = tar.read_bytes()
-    for size in range(0, len(whole), 512):
-        tar.write_bytes(whole[:size])
-        with pytest.raises(ShardError, match=r"cf-train-000001\.tar.*expected \d+ bytes"):
-            ShardReader(shards)
-        problems = verify(shards).problems
-        assert any("cf-train-000001.tar: expected" in p for p in problems)
-    tar.write_bytes(whole[:512])
-    assert any("sample 'train-000000008'" in p for p in verify(shards).problems)
-    tar.unlink()
-    with pytest.raises(ShardError, match=r"cf-train-000001\.tar"):
-        ShardReader(shards)
-    assert not verify(shards).ok
-
-
-def test_every_flipped_bit_is_seen_and_no_altered_payload_is_delivered(shards) -> None:
-    """A peer delivers altered payload for 240 of 300 flips, and loses samples for the other 60."""
-    tar = shards / "cf-train-000000.tar"
-    whole = tar.read_bytes()
-    truth = [ShardReader(shards).sample(i) for i in range(16)]
-    payload = {}
-    for row in ShardReader(shards).index[:8]:
-        for member in (row.json, row.png):
-            payload.update(dict.fromkeys(range(member.offset, member.offset + member.size), row.key))
-    rng = np.random.default_rng(0)
-    used = max(payload) + 512
-    for position in rng.integers(0, used, 300):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        tar.write_bytes(damaged)
-        report = verify(shards)
-        assert not report.ok
-        key = payload.get(int(position))
-        if key is None:
-            assert any(
-                re.search(
-                    r"cf-train-000000\.tar(, (sample|after sample) .*(header|regular file|padding|zero)|: expected )", p
-                )
-                for p in report.problems
-            )
-        else:
-            assert any(f"cf-train-000000.tar, sample {key!r}" in p for p in report.problems)
-        reader = ShardReader(shards)
-        for i in range(8):
-            if reader.keys[i] == key:
-                with pytest.raises(ShardError, match=key):
-                    reader.sample(i)
-            else:
-                assert reader.record(i) == truth[i].record
-    tar.write_bytes(whole)
-    assert verify(shards).ok
-
-
-@pytest.mark.parametrize("name", ["manifest.jsonl", "cf-train-000000.index.jsonl"])
-def test_every_flipped_bit_of_manifest_and_index_is_seen(shards, name: str) -> None:
-    path = shards / name
-    whole = path.read_bytes()
-    rng = np.random.default_rng(1)
-    for position in rng.integers(0, len(whole) - 1, 150):
-        damaged = bytearray(whole)
-        damaged[position] ^= 1 << int(rng.integers(8))
-        path.write_bytes(damaged)
-        with pytest.raises(ShardError):
-            ShardReader(shards)
-        assert not verify(shards).ok
 
 
 def test_a_torn_manifest_line_is_ignored_then_replaced(shards) -> None:
@@ -274,17 +190,7 @@ def test_what_the_manifest_does_not_vouch_for_is_not_read(shards) -> None:
     assert verify(shards).leftovers == ()
 
 
-def test_no_manifest_and_an_empty_one(tmp_path) -> None:
-    with pytest.raises(ShardError, match="generate first"):
-        ShardReader(tmp_path)
-    with pytest.raises(ShardError, match="got none"):
-        verify(tmp_path)
-    (tmp_path / "manifest.jsonl").write_bytes(b"")
-    with pytest.raises(ShardError, match="an empty one"):
-        ShardReader(tmp_path)
-
-
-def test_keys_in_two_shards_and_shards_of_two_runs_are_refused(tmp_path) -> None:
+def test_a_repeated_key_and_a_second_run_are_refused(tmp_path) -> None:
     write_shard(tmp_path / "a", "cf-train-000000.tar", [sample(0)], "p", "m")
     write_shard(tmp_path / "a", "cf-train-000001.tar", [sample(0)], "p", "m")
     with pytest.raises(ShardError, match=r"cf-train-000001\.tar, sample number 0: its key is also that of"):
@@ -300,7 +206,7 @@ def test_keys_in_two_shards_and_shards_of_two_runs_are_refused(tmp_path) -> None
         ShardReader(tmp_path / "b")
 
 
-def test_a_hostile_directory_reaches_no_other_codec_and_no_other_path(tmp_path) -> None:
+def test_no_other_codec_and_no_other_path_is_reached(tmp_path) -> None:
     """Consistent digests do not make content safe: an EPS called .png stays undecoded, a pickle stays bytes."""
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n(touch) run\n"
     webp = io.BytesIO()
@@ -337,19 +243,3 @@ def test_a_tar_that_other_readers_would_misread_is_a_problem(tmp_path, monkeypat
     with pytest.raises(ShardError, match=r"cf-train-000000\.tar, sample 'train-000000001'.*elsewhere in the tar"):
         ShardReader(tmp_path)
     assert any("zz.pyd" in p for p in verify(tmp_path).problems)
-
-
-@pytest.mark.parametrize("place", [None, 3, b"shards"])
-def test_what_is_no_place_is_refused(place: object) -> None:
-    with pytest.raises(UsageError, match=rf"shards: expected a path or a URL, got {type(place).__name__}"):
-        ShardReader(place)  # type: ignore[arg-type]
-
-
-def test_a_directory_that_is_not_there_is_told_from_an_empty_one(tmp_path: Path) -> None:
-    with pytest.raises(
-        ShardError,
-        match=r"typo: expected committed shards, there is no such directory: check the path or generate first$",
-    ):
-        ShardReader(tmp_path / "typo")
-    with pytest.raises(ShardError, match="got none: generate first"):
-        ShardReader(tmp_path)
