@@ -77,7 +77,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], type[CfaugError], str]] = {
     "no such split": (rows(ROWS, split="dev"), UsageError, "train, val, test, got 'dev'"),
     "no such kind": (rows(ROWS, kinds={"age": "number"}), UsageError, "'number'"),
     "no attribute": (lambda root: open_folder(write(root), target=None, spurious=(), kinds={}), UsageError, "got none"),
-    "split of a row": (rows([*ROWS, ("x.png", "dev", "land", "sea", 1)]), DataError, "line 6 ('x.png'): expected split"),
+    "split of a row": (rows([*ROWS, ("x.png", "dev", "land", "sea", 1)]), DataError, "line 6 ('x.png'): expected a split among train, val, test, got 'dev'"),
     "no train": (rows(ROWS[2:]), DataError, "training split is empty"),
     "no val": (rows(ROWS[:2], split="val"), DataError, "split 'val', got none"),
     "text for a number": (rows([*ROWS, ("x.png", "train", "land", "sea", "old")]), DataError, "a finite number, got 'old'"),

@@ -118,7 +118,7 @@ def read_metadata(root: Path) -> pd.DataFrame:
         )
     if not path.is_file():
         raise UsageError(
-            f"{path}: expected this file with file_name, split and one column per attribute, but it does not exist"
+            f"{path}: expected this file with file_name, split and one column per attribute, but it was not found; write one"
         )
     lines, header, rows = _read_cells(path)
     for column in ("file_name", "split"):
@@ -134,8 +134,7 @@ def read_metadata(root: Path) -> pd.DataFrame:
         names.append(_inside(written, f"{path}, line {line}", root))
         if split not in SPLITS:
             raise DataError(
-                f"{path}, line {line} ({shown(written)}): expected split {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, got {split!r}; "
-                "correct it"
+                f"{path}, line {line} ({shown(written)}): expected a split among {', '.join(SPLITS)}, got {split!r}; correct it"
             )
     _refuse_twice(root, path, names, lines)
     return table.drop(columns="file_name").set_axis(pd.Index(names, dtype=object, name="file_name"), axis=0)
