@@ -77,6 +77,10 @@ def test_an_accent_is_found_in_either_unicode_form(tmp_path: Path, form: str) ->
 
 def test_names_that_differ_in_case_are_two_files_where_they_are(tmp_path: Path) -> None:
     assert len(open_folder(write(tmp_path / "d", [*ROWS, ("A.png", "train", "land", "sea", 1.0)]))) == 3
+    with (tmp_path / "d" / "metadata.csv").open("a") as file:
+        file.write("A.png,val,land,sea,1,x\n")
+    with pytest.raises(DataError, match=r"'A\.png' twice \(also in line 6\)"):
+        open_folder(tmp_path / "d")
     root = write(tmp_path / "e", [*ROWS, ("A.png", "test", "land", "sea", 1.0)])
     (root / "A.png").unlink()
     (root / "A.png").hardlink_to(root / "a.png")  # as on a file system that ignores case

@@ -197,17 +197,20 @@ def _inside(written: str, where: str, root: Path) -> str:
 
 def _refuse_twice(root: Path, path: Path, names: Sequence[str], lines: Sequence[int]) -> None:
     """DataError for a file that is listed in two rows, also where its name is spelled in two ways."""
-    seen: dict[str, int] = {}
+    first: dict[str, int] = {}
+    alike: dict[str, list[int]] = {}  # names that differ in upper and lower case are one file on some file systems
     for i, name in enumerate(names):
         form = unicodedata.normalize("NFC", name)
-        # names that differ in upper and lower case are one file on some file systems
-        other = seen.setdefault(form.casefold(), i)
+        near_by = alike.setdefault(form.casefold(), [])
+        other = first.setdefault(form, i)
         if other == i:
-            continue
-        if form == unicodedata.normalize("NFC", names[other]) or _same_file(root / name, root / names[other]):
+            other = next((k for k in near_by if _same_file(root / name, root / names[k])), i)
+        if other != i:
             raise DataError(
-                f"{path}, line {lines[i]}: expected every image once, got {name!r} twice (also in line {lines[other]}); remove one row"
+                f"{path}, line {lines[i]}: expected every image once, got {name!r} twice (also in line {lines[other]}); "
+                "remove one row"
             )
+        near_by.append(i)
 
 
 def _same_file(one: Path, other: Path) -> bool:
