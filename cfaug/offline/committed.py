@@ -135,10 +135,8 @@ def vouched(data: bytes, member: Member, where: str) -> bytes:
 
 def altered(data: bytes, size: int, where: str) -> ShardError:
     """What is wrong with `data` that is not the `size` bytes that were written."""
-    came = "other bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
-    return ShardError(
-        f"{where}: expected the bytes the index vouches for, got {came}: run cfaug verify, generate again"
-    )
+    got = "other bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
+    return ShardError(f"{where}: expected the bytes the index vouches for, got {got}: run cfaug verify, generate again")
 
 
 def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> list[IndexRow]:

@@ -8,7 +8,7 @@ The name in the tar chooses the decoder, never the content, and no other decoder
 no command runs, and Pillow is never asked to guess (it would pass an EPS called .png on to Ghostscript). Dimensions are
 read from the first bytes before Pillow sees any: a few kilobytes can announce gigabytes, and Pillow's WebP reader
 allocates its canvas on opening. Text, colour profiles and animation live in chunks that are refused, and so do not
-reach a decompressor. It does not promise that an image is a good counterfactual, nor that zlib or libwebp has no bugs.
+reach a decompressor. The table does not promise that an image is a good counterfactual, nor that zlib or libwebp has no bugs.
 
 References: PNG, W3C 2025 (https://www.w3.org/TR/png-3/); WebP container and lossless bitstream, RFC 9649.
 """
@@ -119,7 +119,7 @@ def _webp_header(data: bytes, vouched: bool) -> tuple[str, tuple[int, int]]:
         raise ValueError("it is cut off, or has something behind its end")
     (bits,) = struct.unpack_from("<I", data, 21)  # 14 bits width - 1, 14 bits height - 1, alpha, 3 bits version
     if bits >> 28:
-        raise ValueError("it has an alpha channel or another version: only RGB is decoded")
+        raise ValueError("it has an alpha channel or a different version: only RGB is decoded")
     return "RGB", ((bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1)
 
 

@@ -6,9 +6,9 @@ shards exist and vouches for tar and index by size and sha256:
 
     manifest row -> sha256(index) -> sha256(member)        so one random read can be checked without reading the shard
 
-It does not promise authenticity: whoever can write the directory can write a consistent one. So every size, count and
-nesting of a tar, an index and a row is bounded here, and none of them makes a reader allocate more. How many rows a manifest
-has is not bounded: it is read whole, about 1 KB a shard, and so is a plan's header. ``shards/README.md`` is the same
+The format does not promise authenticity: whoever can write the directory can write a consistent one. So every size, count and
+nesting of a tar, an index and a row is bounded here, and none of them makes a reader allocate more. The number of rows of a manifest
+is not bounded: it is read whole, about 1 KB per shard, and so is a plan's header. ``shards/README.md`` is the same
 contract in words, for other implementers.
 """
 
@@ -187,7 +187,7 @@ class ManifestRow:
 
     @staticmethod
     def parse(line: builtins.bytes, where: str) -> ManifestRow:
-        """The row of one line; :class:`ShardError` names `where` when the line is damaged or of another format."""
+        """The row of one line; :class:`ShardError` names `where` when the line is damaged or of a different format."""
         fields = parse_object(line, MAX_LINE, where)
         if fields.get("format", FORMAT) != FORMAT:
             raise ShardError(f"{where}: shard format {fields['format']!r}, this cfaug reads {FORMAT}: upgrade cfaug")
@@ -216,8 +216,8 @@ def check_record(record: Any, where: str) -> Record:
     Every read does this, beside decoding an image of perhaps 32 px: hence plain loops, and messages only on failure.
     """
     if not isinstance(record, dict) or record.keys() != _NAMES:
-        came = sorted(map(repr, record)) if isinstance(record, dict) else type(record).__name__
-        raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}, got {came!s:.400}")
+        got = sorted(map(repr, record)) if isinstance(record, dict) else type(record).__name__
+        raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}, got {got!s:.400}")
     for name in _TEXTS:
         if not isinstance(record[name], str):
             raise ShardError(f"{where}: expected text in field {name!r}, got {record[name]!r:.120}")

@@ -1,4 +1,4 @@
-"""The strict scan of one shard without its manifest: sample after sample, in constant memory, and nothing unexpected.
+"""The strict walk through one tar, which `verify` also uses, and the scan of a shard without its manifest, in constant memory.
 
     for sample in scan("cf-train-000000.tar"):        a path, a URL or a binary stream
         sample.key, sample.image, sample.record
@@ -8,8 +8,8 @@ Header by header the tar must be exactly what our writer writes: from a header o
 extended header, a compressed tar, and any flipped bit of a header are all the same case: refused. Names and sizes are
 checked before a payload is read, nothing is ever extracted, and at most MAX_SAMPLES keys are remembered.
 
-It does not promise the payload: without a manifest nobody vouches for it. A PNG's own checksums are checked, a flipped
-letter in a record is not seen. :class:`ShardReader` and :func:`verify` see it.
+A scan does not promise the payload: without a manifest nobody vouches for it. A PNG's own checksums are checked, but a
+flipped letter in a record is not seen. :class:`ShardReader` and :func:`verify` see it.
 """
 
 from __future__ import annotations
@@ -134,8 +134,8 @@ def walk(stream: Readable, shard: str) -> Iterator[Member]:
     rest = tar_size(at) - at - BLOCK
     end = read_exactly(stream, rest + 1)
     if len(end) != rest or any(end):
-        found = "more" if len(end) > rest else "fewer" if len(end) < rest else "other bytes"
-        raise ShardError(f"{shard}, {last}: expected {rest} more zero bytes and the end, got {found}: {_AGAIN}")
+        got = "more" if len(end) > rest else "fewer" if len(end) < rest else "other bytes"
+        raise ShardError(f"{shard}, {last}: expected {rest} more zero bytes and the end, got {got}: {_AGAIN}")
 
 
 def _header_fields(block: bytes, where: str) -> tuple[str, str, int]:

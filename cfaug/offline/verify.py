@@ -41,7 +41,7 @@ from cfaug.offline.plan import Plan
 from cfaug.offline.scan import read_exactly, scan, walk
 from cfaug.offline.storage import Storage, open_storage
 
-MOST = 20  # lines about one shard, and about any other one thing
+MOST = 20  # lines about one shard, and about any one other thing
 TOLD = 1000  # lines about shards
 
 
@@ -295,7 +295,7 @@ def _plan_beside(storage: Storage) -> tuple[Plan | None, list[str]]:
 
 def _against_plan(sizes: dict[str, int], manifest: list[ManifestRow], plan: Plan) -> list[str]:
     if manifest and manifest[0].plan != plan.digest:
-        return ["the shards were generated from another plan than the one beside them: generate with --overwrite"]
+        return ["the shards were generated from a different plan than the one beside them: generate with --overwrite"]
     if missing := plan.missing({row.name for row in manifest}):
         first = plan.shard_name(missing[0])
         return [f"{len(missing)} of {len(plan.shards())} shards are not there yet ({first}): generate again"]
