@@ -22,11 +22,10 @@ import torch
 from helpers import tiny
 from helpers.processes import alive, killed_at, wait_until
 
-from cfaug.causal.intervention import do
-from cfaug.data import pixel_digest
+from cfaug.data import ArrayDataset, pixel_digest
 from cfaug.data.micro_batch import Sources
 from cfaug.errors import CfaugError, DataError, ShardError, StorageError, UsageError
-from cfaug.offline import Plan, PlanRow, ShardReader, balance_groups, generate, make_engine, verify
+from cfaug.offline import Plan, ShardReader, balance_groups, generate, make_engine, verify
 from cfaug.offline.commit import open_destination
 from cfaug.offline.engines import Outcome, attempt
 from cfaug.offline.progress import Progress
@@ -143,7 +142,7 @@ def test_a_second_run_makes_only_what_is_lost(reference, tmp_path, monkeypatch) 
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_crash_at_any_step_leaves_a_readable_prefix_and_resumes_to_the_same_bytes(tmp_path, torn: bool) -> None:
+def test_a_crash_at_any_step_resumes_to_the_same_bytes(tmp_path, torn: bool) -> None:
     plan, reference = a_plan(6, samples_per_shard=4), tmp_path / "reference"
     run(reference, plan)
     truth = ShardReader(reference)
@@ -168,7 +167,7 @@ def test_a_crash_at_any_step_leaves_a_readable_prefix_and_resumes_to_the_same_by
     assert step > 15
 
 
-def test_a_killed_run_with_workers_leaves_no_orphans_and_resumes(reference, tmp_path) -> None:
+def test_a_killed_run_leaves_no_orphans_and_resumes(reference, tmp_path) -> None:
     marks, out = tmp_path / "marks", tmp_path / "out"
     marks.mkdir()
     code = f"""
@@ -242,7 +241,7 @@ def test_without_retries_a_killed_worker_is_listed(reference, tmp_path, monkeypa
     assert tiny.digests(out) == tiny.digests(reference)
 
 
-def test_what_a_message_explains_is_not_tried_again_and_costs_no_other_shard(reference, tmp_path) -> None:
+def test_what_a_message_explains_is_not_tried_again(reference, tmp_path) -> None:
     data, plan = tiny.dataset(), a_plan()
     bad, seen = plan.rows_of(1)[3].source_key, []
     hit = {n for n in plan.shards() if bad in {row.source_key for row in plan.rows_of(n)}}
@@ -297,9 +296,7 @@ def passing(n: int = 1) -> list[Exception]:
     return [StorageError("the store did not answer", transient=True) for _ in range(n)]
 
 
-def test_what_fails_in_passing_is_tried_again_though_another_shard_fails_for_good(
-    monkeypatch, reference, tmp_path
-) -> None:
+def test_what_fails_in_passing_is_tried_again(monkeypatch, reference, tmp_path) -> None:
     engine = Scripted({0: passing(), 1: [DataError("source 3.png: no image")], 3: passing(2)})
     with pytest.raises(DataError, match=r"1 of 4 shards failed \(cf-train-000001\.tar; 3 others .*3\.png"):
         scripted(monkeypatch, tmp_path, engine)
@@ -308,7 +305,7 @@ def test_what_fails_in_passing_is_tried_again_though_another_shard_fails_for_goo
     assert tiny.digests(tmp_path) == tiny.digests(reference)
 
 
-def test_what_fails_to_the_end_is_listed_with_what_failed_for_good(monkeypatch, tmp_path) -> None:
+def test_what_fails_to_the_end_is_listed(monkeypatch, tmp_path) -> None:
     engine = Scripted({0: passing(9), 2: [DataError("no image")]})
     with pytest.raises(
         CfaugError, match=r"2 of 4 shards failed \(cf-train-000002\.tar, cf-train-000000\.tar; 2 others"
@@ -337,7 +334,7 @@ def test_a_store_that_comes_back_is_given_every_shard(monkeypatch, tmp_path) -> 
     assert (report.written, report.retried) == (32, 10)  # type: ignore[attr-defined]
 
 
-def test_a_bug_in_the_model_is_not_tried_again_and_leaves_one_traceback(tmp_path, caplog) -> None:
+def test_a_bug_in_the_model_leaves_one_traceback(tmp_path, caplog) -> None:
     calls: list[int] = []
 
     class Buggy(tiny.TinyModel):
@@ -388,7 +385,7 @@ class BrightGate:
         return [image.mean() >= self.least for image in images]
 
 
-def test_a_gate_leaves_images_out_counts_them_and_is_part_of_the_run(reference, tmp_path) -> None:
+def test_a_gate_leaves_images_out_and_is_part_of_the_run(reference, tmp_path) -> None:
     whole = ShardReader(reference)
     least = float(np.median([whole.image(i).mean() for i in range(len(whole))]))
     report = run(tmp_path, gate=BrightGate(least), log_to=tmp_path / "stats.jsonl")
@@ -442,30 +439,6 @@ def test_another_runs_directory_is_refused_unless_overwritten(reference, tmp_pat
     assert tiny.digests(tmp_path) == tiny.digests(reference)
 
 
-def row(key: str = "a", source: str = "source 0.png", **values: object) -> Plan:
-    return Plan([PlanRow(key, source, do(values), 0, 0, 0)])
-
-
-@pytest.mark.parametrize(
-    ("change", "kind", "message"),
-    [
-        ({"data": tiny.dataset(split="test")}, UsageError, "'train', got 'test'"),
-        ({"plan": row(source="gone.png")}, DataError, "gone.png"),
-        ({"plan": row(colour="purple")}, UsageError, "purple"),
-        ({"plan": row(shape="round")}, UsageError, "shape"),
-        ({"plan": Plan([])}, UsageError, "empty"),
-        ({"engine": "lokal"}, UsageError, "did you mean 'local'"),
-        ({"workers": -1}, UsageError, "workers"),
-        ({"batch_size": 0}, UsageError, "batch_size"),
-    ],
-)
-def test_wrong_use_is_named_before_anything_is_written(tmp_path, change: dict, kind: type, message: str) -> None:
-    with pytest.raises(kind, match=message) as caught:
-        run(tmp_path / "out", **change)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("broken", "message"), [("nan", "non-finite pixels for plan row"), ("shape", "keep the source's shape")]
 )
@@ -487,7 +460,7 @@ def test_too_little_memory_names_a_batch_size(tmp_path, workers: int, batch: int
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tar", ".partial")]
 
 
-def test_a_model_that_is_not_deterministic_is_found_out_on_resume(tmp_path) -> None:
+def test_a_random_model_is_found_out_on_resume(tmp_path) -> None:
     run(tmp_path, model=tiny.model(broken="random"))
     (tmp_path / "shards" / "cf-train-000000.tar").unlink()
     with pytest.raises(ShardError, match="not deterministic"):
@@ -544,3 +517,59 @@ def test_verify_without_a_plan_says_what_it_does_not_know(tmp_path) -> None:
         run(place)  # type: ignore[arg-type]
         report = verify(place)
         assert (report.ok, report.notes) == (True, ())
+
+
+class Masked(ArrayDataset):
+    """The tiny data set with a mask for each image: white from row i mod 8 on."""
+
+    def mask(self, i: int, /) -> np.ndarray:
+        mask = np.zeros(self.image(i).shape[:2], dtype=np.uint8)
+        mask[i % 8 :] = 255
+        return mask
+
+
+def masked() -> Masked:
+    plain = tiny.dataset()
+    return Masked(plain.images, plain.table, plain.schema)
+
+
+def test_keys_and_masks_reach_the_model_and_the_gate(tmp_path) -> None:
+    data, seen = masked(), []
+
+    class Looking(tiny.TinyModel):
+        def abduct(self, images: torch.Tensor, attributes: Any, seed: Any, *, keys: Any, masks: Any) -> Any:
+            for image, row, key, mask in zip(images, attributes.to_dict("records"), keys, masks, strict=True):
+                i = [data.key(k) for k in range(len(data))].index(key)
+                assert torch.equal(mask[0], torch.from_numpy(data.mask(i) / 255).float())
+                assert torch.equal(
+                    ((image + 1) * 127.5).round().byte().permute(1, 2, 0), torch.from_numpy(data.image(i))
+                )
+                assert row["digit"] == data.table["digit"].iloc[i]
+                seen.append(key)
+            return super().abduct(images, attributes, seed)
+
+    class Judging(BrightGate):
+        def __call__(self, images: list, records: list, sources: Sources) -> list[bool]:
+            assert sources.masks is not None
+            assert [record["source_key"] for record in records] == list(sources.keys)
+            assert [record["seed"] for record in records] == list(sources.seeds)
+            assert len(images) == len(sources.masks) == len(sources.images)
+            return [True] * len(images)
+
+    run(tmp_path, data=data, model=Looking(tiny.schema()), gate=Judging(0.0))
+    assert set(seen) == {row.source_key for row in a_plan()}
+
+
+def test_a_mask_that_does_not_fit_is_named(tmp_path) -> None:
+    data = masked()
+    whole = data.mask
+    data.mask = lambda i: None if i == 7 else whole(i)  # type: ignore[method-assign, assignment]
+    with pytest.raises(DataError, match=r"source 'source 7\.png': expected a uint8 mask of 8x8, .* got none; correct"):
+        run(tmp_path, data=data)
+
+
+def test_a_source_is_hashed_once(monkeypatch, tmp_path) -> None:
+    hashed = []
+    monkeypatch.setattr("cfaug.offline.make_shard.pixel_digest", lambda image: hashed.append(1) or pixel_digest(image))
+    run(tmp_path, plan=a_plan(per_image=3))
+    assert len(hashed) == len(tiny.dataset())
