@@ -157,6 +157,7 @@ def _through(plan: Plan, engine: Engine, work: ShardWork, todo: list[int], retri
     for attempt in range(1, retries + 2):
         if attempt > 1:
             time.sleep(min(2.0 ** (attempt - 2), 30))  # a store that has just refused is not asked at once
+            left = _still_missing(plan, work, left, attempt, seen)
         again: dict[int, Exception] = {}
         untried, in_a_row = dict.fromkeys(left), 0
         with closing(engine.map(work, left)) as outcomes:
@@ -181,6 +182,16 @@ def _through(plan: Plan, engine: Engine, work: ShardWork, todo: list[int], retri
     if failed:
         names = [plan.shard_name(shard) for shard in failed]
         raise _listed(names, list(failed.values()), len(todo), seen.shards, len(untried), in_a_row)
+
+
+def _still_missing(plan: Plan, work: ShardWork, left: list[int], attempt: int, seen: Progress) -> list[int]:
+    """`left` without the shards that a job committed before it died, which nobody has reported."""
+    there = work.destination.intact()
+    names = {shard: plan.shard_name(shard) for shard in left}
+    for name in names.values():
+        if name in there:
+            seen.shard(name, there[name].count, bytes=there[name].bytes, attempt=attempt)
+    return [shard for shard, name in names.items() if name not in there]
 
 
 def _count(plan: Plan, outcome: Outcome[ShardDone], attempt: int, seen: Progress) -> None:
