@@ -8,12 +8,11 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,10 +48,11 @@ from cfaug.offline.format import (
     parse_object,
     tar_size,
 )
-from cfaug.offline.os_errors import explained
+from cfaug.offline.os_errors import explained, failure
 from cfaug.offline.stored_png import stored_png
 
 FLUSH = 1 << 20  # bytes after which the disk is told to begin
+BUFFER = 1 << 17  # bytes that are collected for one write
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ class TarFile:
         self._fixed = any_header[100:124], any_header[136:148], any_header[156:]
         self._sum = sum(map(sum, self._fixed)) + 8 * ord(" ")  # the checksum counts as eight spaces
         with explained(path.parent, name):
-            self._handle = path.open("wb", buffering=0)  # one write per sample: nothing to collect
+            self._handle = path.open("wb", buffering=BUFFER)
 
     def add(self, members: Iterable[tuple[str, bytes]]) -> None:
         """Append (name, content) of one sample."""
@@ -173,22 +173,26 @@ class TarFile:
         """Write the end and sync the file."""
         self._write(bytes(tar_size(self.size) - self.size))
         with explained(self.path.parent, self.name):
+            self._handle.flush()
             os.fsync(self._handle.fileno())
 
     def close(self) -> None:
-        self._handle.close()
+        with suppress(OSError):  # after finish nothing is left to be written, and without it nobody wants the file
+            self._handle.close()
 
     def _write(self, data: bytes) -> None:
-        with explained(self.path.parent, self.name):
-            if self._handle.write(data) != len(data):  # a regular file takes less only where no space is left
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.sha256.update(data)
         self.size += len(data)
-        if self.size - self._sent >= FLUSH and hasattr(os, "posix_fadvise"):
-            # Let the disk begin while the next images are encoded, so that fsync waits for less: Linux starts to write
-            # back what it is told nobody will read again.
-            os.posix_fadvise(self._handle.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
-            self._sent = self.size
+        try:
+            self._handle.write(data)
+            if self.size - self._sent >= FLUSH and hasattr(os, "posix_fadvise"):
+                # Let the disk begin while the next images are encoded, so that fsync waits for less: Linux starts to
+                # write back what it is told nobody will read again.
+                self._handle.flush()
+                os.posix_fadvise(self._handle.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
+                self._sent = self.size
+        except OSError as error:
+            raise failure(error, self.path.parent, self.name) from None
 
 
 def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, field: str) -> IndexRow:
