@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests"), str(Path(__file__).parent)]
 
-import committing  # noqa: E402
+from helpers import committing  # noqa: E402
 from helpers.committing import IDENTITY, commit, name  # noqa: E402
 from helpers.faults import BUCKET, FaultProxy, s3_server  # noqa: E402
 from rows import cpu, record  # noqa: E402
