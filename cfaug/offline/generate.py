@@ -190,7 +190,7 @@ def _still_missing(plan: Plan, work: ShardWork, left: list[int], attempt: int, s
     names = {shard: plan.shard_name(shard) for shard in left}
     for name in names.values():
         if name in there:
-            seen.shard(name, there[name].count, bytes=there[name].bytes, attempt=attempt)
+            seen.shard(name, there[name].count, 0, 0.0, there[name].bytes, attempt)
     return [shard for shard, name in names.items() if name not in there]
 
 
