@@ -91,7 +91,7 @@ class Campaign:
             time.sleep(0.02)
         killed = process.returncode == -signal.SIGKILL
         self._look()
-        begun = sum(name.partition("-")[2] in self.first for name in os.listdir(self.marks))
+        begun = sum(name.partition("-")[2].partition("~")[0] in self.first for name in os.listdir(self.marks))
         lost = begun - (len(self._committed()) - before)
         self.lost += lost
         self.lost_most = max(self.lost_most, lost - workers if killed else 0)
