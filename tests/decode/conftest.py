@@ -25,6 +25,7 @@ def decoder(data: ArrayDataset) -> DiffusionDecoder:
 
 @pytest.fixture(scope="session")
 def model(data: ArrayDataset, decoder: DiffusionDecoder) -> CounterfactualModel:
+    """shape <-> colour -> glow, all three parents of the image; its SCM is what takes long here."""
     return CounterfactualModel(fitted(data), decoder)
 
 

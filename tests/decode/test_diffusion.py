@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from cfaug.decode import DiffusionDecoder, ImageNoise
 from cfaug.decode.diffusion import flow_loss as module
 from cfaug.decode.diffusion.condition import Condition
 from cfaug.decode.diffusion.flow_loss import flow_loss
-from cfaug.errors import ShardError, UsageError
+from cfaug.errors import UsageError
 
 Make = Callable[..., DiffusionDecoder]
 ROWS = slice(0, 8)
@@ -41,7 +40,7 @@ def test_a_null_intervention_gives_the_image_back(data: ArrayDataset, settings: 
 
 
 def test_the_midpoint_rule_is_not_exact(data: ArrayDataset) -> None:
-    decoder = small(data, max_steps=40, sampler="midpoint")
+    decoder = small(data, max_steps=15, sampler="midpoint")
     assert decoder.capabilities.null == "round_trip"
     assert 1e-3 < float(round_trip(decoder, data).abs().mean()) / 2 < 0.05
 
@@ -271,45 +270,3 @@ def test_save_and_load(decoder: DiffusionDecoder, data: ArrayDataset, tmp_path: 
         assert torch.equal(noise.states[-1], same.states[-1])
         table = data.table.iloc[ROWS]
         assert torch.equal(decoder.predict(noise, table), one.predict(same, table))
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-50] ^= 1
-    path.write_bytes(content)
-
-
-def edit(**changes: Any) -> Callable[[Path], None]:
-    def damage(path: Path) -> None:
-        content = {**json.loads(path.read_text()), **changes}
-        path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
-
-    return damage
-
-
-@pytest.mark.parametrize(
-    ("file", "damage"),
-    [
-        ("decoder.safetensors", truncate),
-        ("decoder.safetensors", flip),
-        ("decoder.safetensors", Path.unlink),
-        ("decoder.json", truncate),
-        ("decoder.json", Path.unlink),
-        ("decoder.json", edit(config={"steps": 7})),
-        ("decoder.json", edit(digest=None)),
-        ("decoder.json", lambda path: path.write_text("[]")),
-    ],
-)
-def test_a_damaged_decoder_is_refused_in_one_line(
-    decoder: DiffusionDecoder, tmp_path: Path, file: str, damage: Callable[[Path], None]
-) -> None:
-    decoder.save(tmp_path)
-    damage(tmp_path / file)
-    with pytest.raises(ShardError, match="corrupt checkpoint") as caught:
-        DiffusionDecoder.load(tmp_path)
-    assert "\n" not in str(caught.value)
-    assert "cfaug fit" in str(caught.value)

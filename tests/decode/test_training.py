@@ -422,7 +422,7 @@ def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     for name, tensor in alone.state_dict().items():
         torch.testing.assert_close(files["whole0"][name], tensor, atol=2e-5, rtol=0)
     start = plain_network().state_dict()
-    assert min((alone.state_dict()[name] - start[name]).abs().max() for name in start) > 1e-3  # they moved much further
+    assert min((alone.state_dict()[name] - start[name]).abs().max() for name in start) > 5e-4  # they moved much further
 
 
 def test_each_process_draws_its_own_rows_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,9 +56,9 @@ def sources(images: torch.Tensor, table: pd.DataFrame) -> Sources:
     return Sources(images, table, list(map(str, table.index)), [0] * len(table))
 
 
-def fitted(data: ArrayDataset, graph: str = GRAPH, seed: int = 0) -> SCM:
-    """An SCM of the source's attributes, fitted in a moment: a linear mechanism where a spline flow is the default."""
-    return SCM(CausalGraph(graph), data.schema, {"glow": "linear"}).fit(data.table, seed=seed)
+def fitted(data: ArrayDataset) -> SCM:
+    """An SCM of the source's attributes in which do(colour) moves glow."""
+    return SCM(CausalGraph(f"{GRAPH}; colour -> glow"), data.schema, {"glow": "linear"}).fit(data.table, seed=0)
 
 
 class Constant(torch.nn.Module):

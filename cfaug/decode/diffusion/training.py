@@ -48,15 +48,11 @@ def budget_seconds(images: int) -> float:
 
 
 def progress_share(step: int, max_steps: int | None, elapsed: float) -> float:
-    """How much of the training is done, in [0, 1]; the learning rate follows it, and 1 ends the training.
+    """How much of the training is done, in [0, 1], after so many steps and that share of the allowed seconds.
 
-    With ``max_steps`` it depends on steps alone, so that the same seed trains the same network. Only on a machine that
-    will not make it within ``seconds`` does the clock take over, for the last fifth: training then still ends annealed.
-
-    Args:
-        step: optimiser steps taken.
-        max_steps: steps to take, or None for as many as the time allows.
-        elapsed: share of the allowed seconds that has passed.
+    The learning rate follows it, and 1 ends the training. With ``max_steps`` it depends on steps alone, so that the same
+    seed trains the same network. Only on a machine that will not make it within ``seconds`` does the clock take over, for
+    the last fifth: training then still ends annealed.
     """
     if max_steps is None:
         return elapsed
@@ -137,7 +133,8 @@ def optimise(
     validate = config.validate_every if score else None
     share = progress_share(state.step, config.max_steps, state.seconds / seconds)
     bar = tqdm(total=100, desc="decoder", unit="%", disable=not progress or rank > 0)
-    with _own_streams(device), _explained(config, world), bar:
+    cards = [torch.cuda.current_device()] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(cards), _explained(config, world), bar:
         while share < 1:
             for group in state.optimiser.param_groups:
                 group["lr"] = _rate(config.learning_rate, state.step, share)
@@ -223,13 +220,6 @@ def _stale(scores: list[dict[str, float | None]]) -> int:
     """How many scores have come since the first of the highest ones; all of them where no score is finite."""
     values = [-math.inf if s["score"] is None else s["score"] for s in scores]
     return len(values) - 1 - values.index(max(values)) if max(values) > -math.inf else len(values)
-
-
-@contextmanager
-def _own_streams(device: str) -> Iterator[None]:
-    """The loop seeds the global streams; the caller gets its own back."""
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.device(device).type == "cuda" else []):
-        yield
 
 
 @contextmanager
