@@ -78,19 +78,6 @@ def test_the_draw_is_the_pixels(tars: str, shards: Path) -> None:
     assert epoch(tars, MixingCollate(shards, p=0.4, null_p=0.3, transform=TO_TENSOR, seed=4)) != first
 
 
-def test_the_shares_are_p_and_null_p(tars: str, shards: Path) -> None:
-    collate = MixingCollate(shards, p=0.4, null_p=0.3, transform=TO_TENSOR)
-    values = []
-    for number in range(20):
-        collate.set_epoch(number)
-        values += list(epoch(tars, collate, batch=40).values())
-    share = {kind: np.mean([value in kind for value in values]) for kind in ((1, 11), (21,), (0,))}
-    # 800 draws: four standard errors
-    for kind, expected in (((1, 11), 0.4), ((21,), 0.3), ((0,), 0.3)):
-        assert abs(share[kind] - expected) < 4 * np.sqrt(0.25 / 800)
-    assert 0.35 < np.mean([value == 1 for value in values if value in (1, 11)]) < 0.65
-
-
 @pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_persistent_workers_see_the_epoch(tars: str, shards: Path, start: str) -> None:
     collate = MixingCollate(shards, p=0.5, transform=TO_TENSOR)

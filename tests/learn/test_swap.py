@@ -425,23 +425,8 @@ class LabelOf(Plain):
 
 
 def test_an_inner_data_set_may_give_labels_alone(tmp_path: Path) -> None:
-    for dataset in (LabelOf(image_folder(OTHERS, tmp_path)), Forgetful()):
-        image, _ = open_base(dataset).swapped(1, Image.fromarray(OTHERS[1]))
-        assert exactly(image, TO_FLOAT(Image.fromarray(OTHERS[1])))
-
-
-class Forgetful(Plain):
-    """Leaves its open file out of its pickles, so that it also lacks in copies."""
-
-    def __init__(self) -> None:
-        super().__init__(IMAGES, base_cases.pair, TO_FLOAT)
-        self.file = self.images
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "file"}
-
-    def __getitem__(self, i: int) -> Any:
-        return self.transform(Image.fromarray(self.file[i])), i % 2
+    image, _ = open_base(LabelOf(image_folder(OTHERS, tmp_path))).swapped(1, Image.fromarray(OTHERS[1]))
+    assert exactly(image, TO_FLOAT(Image.fromarray(OTHERS[1])))
 
 
 def test_a_transform_given_two_images_is_refused() -> None:
@@ -464,8 +449,8 @@ def _zipped(tmp_path: Path, hf: bool) -> tuple[base_cases.Zipped, list[Any]]:
     return base_cases.Zipped([open_base(each) for each in every], OTHERS), every
 
 
-# who unpickles a Hugging Face data set imports the whole library: seconds
-@pytest.mark.parametrize("hf", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("hf", [False, True])
 def test_spawned_workers_swap_the_same(hf: bool, tmp_path: Path) -> None:
     zipped, every = _zipped(tmp_path, hf)
     loader = DataLoader(zipped, 4, num_workers=2 if hf else 1, multiprocessing_context="spawn")

@@ -102,6 +102,7 @@ def test_cfaug_raises_the_worst_group_of_the_loop(loop: str, data: Path) -> None
     assert after[0] > before[0] + 0.2
 
 
+@pytest.mark.slow
 def test_the_trainer_runs_with_cfaug(data: Path) -> None:
     pytest.importorskip("transformers")
     assert accuracies("hf_trainer", "after", data)[1] > 0.3
