@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from operator import attrgetter
@@ -23,19 +23,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
 from cfaug.causal.intervention import Intervention, Value
 from cfaug.errors import ShardError, UsageError, one_line, shown
-from cfaug.offline.format import KEY, MAX_KEY, MAX_SAMPLES, MAX_SEED, PLAN_HEADER, SPLITS, canonical_json, shard_name
+from cfaug.offline.format import MAX_SAMPLES, PLAN_HEADER, SPLITS, canonical_json, shard_name
 from cfaug.offline.os_errors import explained, unreadable
+from cfaug.offline.plan_columns import Columns, Filling, numbered
 from cfaug.offline.storage import Storage, open_storage
 
 PLAN_FORMAT = 3
 ROWS_PER_FILE = 100_000  # 13 MB of text
 _RUN = 1000  # rows that are Python objects at a time: more are slower to parse
 
-Whole = npt.NDArray[np.integer[Any]]
 T = TypeVar("T")
 
 
@@ -75,29 +74,6 @@ class PlanSummary:
     values: Mapping[str, tuple[Value, ...]]
 
 
-@dataclass(frozen=True, eq=False)
-class Columns:
-    """N rows in the order of their shards.
-
-    Attributes:
-        sources: the source keys that `source` counts.
-        levels: attribute -> the values that its codes count; sorted by name.
-        source: (N,) whole numbers.
-        codes: (A, N), one line per attribute of `levels`; -1 where the row does not intervene on it.
-        seed, replica, shard: (N,) whole numbers; `shard` ascends.
-        keys: N texts; None where the rows are numbered, "train-000000000" and so on.
-    """
-
-    sources: Sequence[str]
-    levels: Mapping[str, Sequence[Value]]
-    source: Whole
-    codes: Whole
-    seed: Whole
-    replica: Whole
-    shard: Whole
-    keys: Sequence[str] | None = None
-
-
 class Plan:
     """A sequence of :class:`PlanRow`, immutable, with its `split`, `samples_per_shard` (at most) and `settings`.
 
@@ -117,7 +93,7 @@ class Plan:
         for row in rows:
             if row.do.changes:
                 raise UsageError(f"plan row {row.key!r}: expected values in do, got {row.do}; set a value instead")
-        filled = _Filling(len(rows), split, sorted({name for row in rows for name in row.do.names}))
+        filled = Filling(len(rows), split, sorted({name for row in rows for name in row.do.names}))
         filled.add(
             [
                 {
@@ -314,7 +290,7 @@ class Plan:
             if header["sha256"] != _sealed(header):
                 raise ShardError(f"{where}: the header does not have the digest it states; plan again")
             rows, split, sha256 = int(header["rows"]), str(header["split"]), _begun(header["split"])
-            filled = _Filling(rows, split, header["attributes"])
+            filled = Filling(rows, split, header["attributes"])
             for number in range(-(-rows // ROWS_PER_FILE)):
                 content = _read(storage, _file_name(number))
                 sha256.update(content)
@@ -330,76 +306,6 @@ class Plan:
             ) from None
         plan.digest = header["digest"]
         return plan
-
-
-class _Filling:
-    """Columns of a known number of rows, filled run by run; UsageError for a row that a plan cannot have."""
-
-    def __init__(self, rows: int, split: str, names: Sequence[str]) -> None:
-        self._split = split
-        self._sources: dict[str, int] = {}
-        self._levels: dict[str, dict[Value, int]] = {name: {} for name in names}
-        self._source, self._replica, self._shard = (np.zeros(rows, dtype=np.int32) for _ in range(3))
-        self._seed = np.zeros(rows, dtype=np.int64)
-        self._codes = np.zeros((len(names), rows), dtype=np.int32)
-        self._keys: list[str] | None = None  # as long as all rows have the keys that counting gives
-        self._done = 0
-
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The next rows, as their lines have them."""
-        at = slice(self._done, self._done + len(rows))
-        self._add_keys([row["key"] for row in rows], at)
-        sources, acts = self._sources, [row["do"] for row in rows]
-        self._source[at] = [sources.setdefault(row["source_key"], len(sources)) for row in rows]
-        for line, (name, levels) in zip(self._codes, self._levels.items()):
-            line[at] = [levels.setdefault(act[name], len(levels)) if name in act else -1 for act in acts]
-        for array, name, beyond in (
-            (self._seed, "seed", MAX_SEED), (self._shard, "shard", 2**31), (self._replica, "replica", 2**31),
-        ):  # fmt: skip
-            numbers = np.array([row[name] for row in rows])
-            if len(rows) and (numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= beyond):
-                wrong = next(
-                    (row for row in rows if type(row[name]) is not int or not 0 <= row[name] < beyond), rows[0]
-                )
-                raise UsageError(
-                    f"plan row {wrong['key']!r}: expected {name} in [0, {beyond}), got {wrong[name]!r}; change it"
-                )
-            array[at] = numbers
-        self._done = at.stop
-
-    def _add_keys(self, keys: list[str], at: slice) -> None:
-        if self._keys is None and keys != numbered(self._split, at, len(self._seed)):
-            self._keys = numbered(self._split, slice(0, at.start), len(self._seed))
-        if self._keys is not None:
-            self._keys += keys
-
-    def columns(self) -> Columns:
-        """What has been filled in; UsageError unless that is all rows, in the order of their shards, with keys of their own."""
-        if self._done < len(self._seed) or (np.diff(self._shard) < 0).any():
-            raise UsageError(f"expected {len(self._seed)} rows in the order of their shards, got others; plan again")
-        seen: set[str] = set()
-        for key in self._keys or ():
-            if not KEY.fullmatch(key) or len(key) > MAX_KEY or key in seen:
-                raise UsageError(
-                    f"expected unique keys of 1 to {MAX_KEY} characters A-Z a-z 0-9 _ -, got {key!r}; change it"
-                )
-            seen.add(key)
-        levels = {name: list(found) for name, found in self._levels.items()}
-        codes = self._codes.astype(code_type(levels))
-        return Columns(
-            list(self._sources), levels, self._source, codes, self._seed, self._replica, self._shard, self._keys
-        )
-
-
-def numbered(split: str, rows: slice, total: int) -> list[str]:
-    """The keys of drawn rows, "train-000000000" and so on: they sort as the rows do."""
-    form = f"{split}-%0{max(9, len(str(total - 1)))}d"
-    return [form % i for i in range(rows.start, rows.stop)]
-
-
-def code_type(levels: Mapping[str, Sequence[Value]]) -> np.dtype[np.integer[Any]]:
-    """The smaller type of whole numbers that holds the codes of all `levels`."""
-    return np.dtype(np.int16 if max(map(len, levels.values()), default=0) < 2**15 else np.int32)
 
 
 def sources_digest(keys: Iterable[str]) -> str:

@@ -33,15 +33,13 @@ from cfaug.causal.row_random import natural
 from cfaug.data import Schema
 from cfaug.data.schema import refuse_no_schema
 from cfaug.errors import DataError, UsageError, near
-from cfaug.offline.format import MAX_SEED
+from cfaug.offline.dealing import dealt
 from cfaug.offline.joint_shares import joint_codes
-from cfaug.offline.plan import Columns, Plan, check_shape, code_type
+from cfaug.offline.plan import Plan, check_shape
 
 MOST_ROWS = 100_000_000
 MOST_COMBINATIONS = 1000
 QUANTILE_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of a continuous attribute in every_value: the middles of its fifths
-# HF datasets infers the columns from five samples and silently drops the names of do() that only come later
-LEADING_REAL = 5
 
 _PLAN = 0x504C414E  # sets the plan's draws apart: a table made by default_rng(seed) must not be what it is drawn from
 
@@ -227,8 +225,8 @@ def make_plan(
         for line, choice in zip(drawn, choices):
             line[:] = shared.get(choice.name, line)
     present = table.notna().to_numpy()
-    columns = _dealt(
-        choices, drawn, len(table), replicas, 0.0 if paired else nulls, samples_per_shard, paired,
+    columns = dealt(
+        {choice.name: choice.levels for choice in choices}, drawn, len(table), replicas, 0.0 if paired else nulls, samples_per_shard, paired,
         None if present.all() else present, rng,
     )  # fmt: skip
     settings = {
@@ -334,81 +332,3 @@ def _combinations(choices: Sequence[Choice]) -> int:
             "name fewer attributes, or use balance"
         )
     return total
-
-
-# --- shuffled and dealt
-def _dealt(
-    choices: Sequence[Choice],
-    drawn: Codes,
-    n: int,
-    replicas: int,
-    nulls: float,
-    samples_per_shard: int,
-    paired: bool,
-    present: npt.NDArray[np.bool_] | None,
-    rng: np.random.Generator,
-) -> Columns:
-    """The columns of a plan, without its sources' keys; `present` (n, A') says which attributes each source has."""
-    levels = {choice.name: choice.levels for choice in choices}
-    real = drawn.shape[1] * replicas
-    null = round(nulls / (1 - nulls) * real)
-    codes = np.full((len(choices), real + null), -1, dtype=code_type(levels))
-    for line, slots in zip(codes, drawn):
-        line[:real] = np.tile(slots, replicas)
-    # real rows go through the sources in turn and so do null ones, in a different order: their last round is a sample
-    source = np.arange(real + null, dtype=np.int32) % n
-    source[real:] = rng.permutation(n)[source[real:]]
-    seed = rng.choice(MAX_SEED, real + null, replace=False)
-    order, shard = _shuffled(real, null, samples_per_shard // (2 if paired else 1), rng, source, present)
-    source, codes, seed = source[order], codes[:, order], seed[order]
-    replica = (order // n).astype(np.int32)
-    if paired:
-        source, replica, shard, seed = (np.repeat(column, 2) for column in (source, 2 * replica, shard, seed))
-        codes = np.repeat(codes, 2, axis=1)
-        codes[:, 1::2] = -1
-        replica[1::2] += 1
-    return Columns((), levels, source, codes, seed, replica, shard)
-
-
-def _shuffled(
-    real: int,
-    null: int,
-    most: int,
-    rng: np.random.Generator,
-    source: npt.NDArray[np.int32],
-    present: npt.NDArray[np.bool_] | None,
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """(order of the units, shard of each in that order): real and null ones are shuffled apart and mixed within a shard.
-
-    The first rows of a shard are real ones, and before them those that show every attribute which its sources have.
-    """
-    units = real + null
-    shards = -(-units // most)
-    edges = units * np.arange(shards + 1) // shards
-    reals = real * edges // units
-    numbers = np.arange(shards, dtype=np.int32)
-    shard = np.concatenate([np.repeat(numbers, np.diff(reals)), np.repeat(numbers, np.diff(edges - reals))])
-    order = np.concatenate([rng.permutation(real), real + rng.permutation(null)])
-    place = rng.integers(2 * LEADING_REAL, 2**31, units)
-    place[np.flatnonzero(np.arange(real) - reals[shard[:real]] < LEADING_REAL)] = LEADING_REAL
-    if present is not None:
-        for k in range(shards):
-            mine = np.r_[reals[k] : reals[k + 1], real + edges[k] - reals[k] : real + edges[k + 1] - reals[k + 1]]
-            front = showing(present[source[order[mine]]])
-            place[mine[front]] = np.arange(len(front))
-    place += shard.astype(np.int64) << 32
-    at = np.argsort(place, kind="stable")
-    return order[at], shard[at]
-
-
-def showing(has: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:
-    """The few rows of `has` (rows, A) that together show every attribute which any has; empty where all have the same.
-
-    HF datasets takes what its first five samples lack for a column of nulls, and breaks at the first value.
-    """
-    left = has.any(axis=0)
-    front: list[int] = []
-    while (has != has[:1]).any() and left.any() and len(front) < LEADING_REAL - 1:  # one place is kept for a real row
-        front.append(int((has & left).sum(axis=1).argmax()))  # the first of the best: real rows before null ones
-        left = left & ~has[front[-1]]
-    return np.array(front, dtype=np.intp)

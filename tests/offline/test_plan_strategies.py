@@ -18,7 +18,8 @@ from cfaug.causal.intervention import do
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups, make_plan
-from cfaug.offline.strategies import MOST_ROWS, STRATEGIES, showing
+from cfaug.offline.dealing import showing
+from cfaug.offline.strategies import MOST_ROWS, STRATEGIES
 
 SCHEMA = Schema(
     [Attribute("y"), Attribute("place"), Attribute("kind", "ordinal", ("low", "mid", "top")), Attribute("size", "continuous")],
