@@ -354,15 +354,6 @@ def test_without_a_member_of_the_class_the_target_stays_safe() -> None:
         ]
 
 
-def test_an_edge_without_a_direction_is_not_called_directed() -> None:
-    edges = (Edge("a", "--", "b", 1.0, 1.0), Edge("b", "->", "c", 1.0, 0.5), Edge("c", "o-o", "d", 1.0, 0.25))
-    text = "\n".join(Discovery("pc", tuple("abcd"), edges, (), 9, 0.05, 4, 0).text)
-    assert "undirected in 100%" in text
-    assert "so directed  50%" in text
-    assert "so marked  25%" in text
-    assert text.count("so directed") == 1
-
-
 def test_the_sample_of_a_large_table_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cfaug.causal.audit.independence.MOST_ROWS", 1500)
     s = schema("x", "B", "z", "w")

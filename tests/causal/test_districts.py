@@ -55,7 +55,7 @@ def test_samples_keep_the_dependence_that_a_hidden_cause_makes(table: pd.DataFra
     assert sample["x"].nunique() == N  # no row of the training table twice
 
 
-def test_do_cuts_the_hidden_cause_of_what_it_sets_and_of_nothing_else(table: pd.DataFrame, scm: SCM) -> None:
+def test_do_cuts_the_hidden_cause_of_what_it_sets_only(table: pd.DataFrame, scm: SCM) -> None:
     sample = scm.sample(N, 3, do(a="a1"))
     assert (sample["a"] == "a1").all()
     # p(y | do(a)) = p(y), though p(y = y1 | a = a1) is above 0.8
@@ -75,14 +75,14 @@ def test_the_noises_of_the_bank_are_the_mechanisms_own(scm: SCM) -> None:
     assert "c" not in scm.fitted.districts
 
 
-def test_a_counterfactual_keeps_what_the_hidden_cause_did_to_the_row(table: pd.DataFrame, scm: SCM) -> None:
+def test_a_counterfactual_keeps_the_hidden_cause_of_its_row(table: pd.DataFrame, scm: SCM) -> None:
     cf = scm.counterfactual(table, do(a="a1"), seed=0)
     factual = scm.schema.canonical(table)
     assert cf["y"].equals(factual["y"])
     assert cf["x"].equals(factual["x"])
 
 
-def test_attributes_that_nobody_saw_together_stay_independent(table: pd.DataFrame) -> None:
+def test_attributes_never_seen_together_stay_independent(table: pd.DataFrame) -> None:
     holes = table[["y", "a"]].copy()
     holes.iloc[: N // 2, 0] = None
     holes.iloc[N // 2 :, 1] = None

@@ -32,7 +32,7 @@ def test_the_distributions_are_what_they_are_called() -> None:
             assert kstest(column, law).pvalue > 1e-3
 
 
-def test_neighbouring_rows_seeds_streams_and_columns_are_independent() -> None:
+def test_neighbouring_rows_seeds_and_streams_are_independent() -> None:
     one = row_seeds(7, KEYS)
     pairs = {
         "columns": uniforms(one, 2).T,

@@ -61,7 +61,7 @@ def copying_the_table(table: pd.DataFrame, seed: int = 1) -> Acts:
     return [(key, do(a=str(rng.choice(by_class[y])))) for key, y in table["y"].items()]
 
 
-def test_a_balanced_plan_breaks_the_dependence_and_fills_every_group() -> None:
+def test_a_balanced_plan_breaks_dependence_and_fills_groups() -> None:
     t = world(400, rho=1.0)
     found = forecast(t, SCHEMA, fitted(t), evenly(t))
     a = found["spurious"]["a"]
@@ -92,7 +92,7 @@ def test_a_plan_drawn_from_the_table_itself_is_warned_about() -> None:
     assert "warning: a: the plan does not break" in " ".join(found["text"])
 
 
-def test_a_plan_drawn_from_the_marginal_is_not() -> None:
+def test_a_plan_drawn_from_the_marginal_breaks_dependence() -> None:
     t = world()
     rng = np.random.default_rng(2)
     marginal = [(key, do(a=str(v))) for key, v in zip(t.index, rng.permutation(t["a"]))]
@@ -175,7 +175,7 @@ def test_descendants_and_new_combinations_are_counted() -> None:
     assert [w.split(":")[0] for w in half["warnings"] if "does not break" in w] == ["a"]
 
 
-def test_a_plan_that_changes_the_label_is_told() -> None:
+def test_a_plan_that_changes_the_label_is_warned_about() -> None:
     t = pd.DataFrame({"y": [0, 0, 0, 1] * 20, "a": list("rrrg") * 20}, index=[f"k{i}" for i in range(80)])
     scm = Copying(CausalGraph("a -> y; y -> image; a -> image"), SCHEMA, "y", {"r": "0", "g": "1"})
     found = forecast(t, SCHEMA, scm, [(key, do(a="r")) for key in t.index])
@@ -183,7 +183,7 @@ def test_a_plan_that_changes_the_label_is_told() -> None:
     assert "20 of 80 counterfactual rows change y itself: their label would be wrong" in found["warnings"]
 
 
-def test_continuous_combinations_go_by_the_quartiles_of_the_table() -> None:
+def test_continuous_combinations_go_by_the_tables_quartiles() -> None:
     t = pd.DataFrame({"y": [0] * 50 + [1] * 50, "a": list("rg") * 50, "size": np.arange(100.0)})
     t.index = pd.Index([f"k{i}" for i in range(100)])
     schema = Schema([*SCHEMA, Attribute("size", "continuous")], "y", ["a"])

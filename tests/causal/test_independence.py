@@ -209,32 +209,17 @@ def test_an_attribute_without_any_value_says_nothing(kind: str) -> None:
     assert IndependenceTest(table, s).test("a", "b") == Independence(1.0, 0.0, 0.0, 0)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("x", np.inf, "column 'x', row '7': expected a finite number, got 'inf'"),
-        ("x", -np.inf, "column 'x', row '7': expected a finite number, got '-inf'"),
-        ("y", "r", "column 'y', row '7': expected one of p, q, got 'r'"),
-        ("o", "9", "column 'o', row '7': expected one of 1, 2, got '9'"),
-    ],
-)
-def test_values_outside_the_schema_are_refused_missing_ones_not(name: str, value: object, words: str) -> None:
+def test_values_outside_the_schema_are_refused_missing_ones_not() -> None:
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {"x": rng.standard_normal(90), "y": rng.choice(list("pq"), 90), "o": rng.choice(["1", "2"], 90)}
-    )
-    table = table.astype({"y": object, "o": object})
-    parts = [Attribute("x", "continuous"), Attribute("y", values=("p", "q")), Attribute("o", "ordinal", ("1", "2"))]
-    s = Schema(parts, target="y")
-    for empty in (np.nan, None):
+    table = pd.DataFrame({"x": rng.standard_normal(90), "y": rng.choice(list("pq"), 90).astype(object)})
+    s = Schema([Attribute("x", "continuous"), Attribute("y", values=("p", "q"))], target="y")
+    for name, wrong in (("x", np.inf), ("y", "r")):
         holed = table.copy()
-        holed.loc[7, name] = empty  # the target's as well: only a fit needs it
-        assert IndependenceTest(holed, s).test("x", "y", ["o"]).n == 89
-    table.loc[7, name] = value
-    with pytest.raises(DataError) as e:
-        IndependenceTest(table, s)
-    assert words in str(e.value)
-    assert "\n" not in str(e.value)
+        holed.loc[7, name] = None  # the target's as well: only a fit needs it
+        assert IndependenceTest(holed, s).test("x", "y").n == 89
+        holed.loc[7, name] = wrong
+        with pytest.raises(DataError, match=f"column '{name}', row '7': expected "):
+            IndependenceTest(holed, s)
 
 
 # --- the sample of a large table
@@ -281,7 +266,7 @@ def test_a_few_labels_in_a_large_table_are_all_used(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_a_sampled_question_is_of_all_rows_that_can_answer_it_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sampled_question_is_of_all_rows_that_can_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """x is large where y is missing; a question about x alone with z must see both kinds of row in their true shares."""
     monkeypatch.setattr("cfaug.causal.audit.independence.MOST_ROWS", 1000)
     rng = np.random.default_rng(0)

@@ -100,7 +100,7 @@ def test_conditionals_are_learned_whatever_their_shape(law: str, n: int, most: f
     assert divergence(found, fresh, truth) < most
 
 
-def test_a_linear_law_costs_no_more_than_plain_logistic_regression() -> None:
+def test_a_linear_law_costs_no_more_than_logistic_regression() -> None:
     from sklearn.linear_model import LogisticRegression
 
     worse = []
@@ -123,7 +123,7 @@ def test_a_fit_is_seeded_and_its_rows_order_is_all_that_it_draws() -> None:
     assert a == b
 
 
-def test_wide_tables_leave_the_pairs_out_and_small_ones_stay_linear() -> None:
+def test_wide_tables_have_no_pairs_and_small_ones_are_linear() -> None:
     rng = np.random.default_rng(0)
     table = pd.DataFrame({n: rng.permutation(np.arange(600) % 40) for n in "ab"} | {"v": rng.integers(0, 2, 600)})
     schema = Schema([Attribute("a"), Attribute("b"), Attribute("v")]).fit(table)
