@@ -118,9 +118,7 @@ def test_the_counterfactual_intensity_of_morpho_mnist(full_fits: None, monkeypat
     assert np.abs(other - intensity_of(asked, e[8000:])).mean() > 3.0
 
 
-@pytest.mark.parametrize(
-    "law", ["curved", pytest.param("linear", marks=pytest.mark.slow), pytest.param("uneven", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("law", [pytest.param(law, marks=pytest.mark.slow) for law in ("curved", "linear", "uneven")])
 def test_a_flow_of_few_rows_beats_a_conditional_gaussian(law: str, full_fits: None) -> None:
     rng = np.random.default_rng(0)
     x, e = rng.normal(size=3200), rng.normal(size=3200)

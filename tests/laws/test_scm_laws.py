@@ -100,7 +100,7 @@ def same(world: World, one: pd.DataFrame, other: pd.DataFrame) -> None:
             assert one[name].equals(other[name]), name
 
 
-LAW = settings(deadline=None, max_examples=25)
+LAW = settings(deadline=None, max_examples=15)
 
 
 @LAW
