@@ -10,7 +10,7 @@ from pathlib import Path
 from cfaug.errors import CfaugError, ShardError, StorageError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What a network, a network file system or a store under load says; a wrong path or a missing right is none of them.
+# What a network, a network file system or a store under load says; a wrong path or a missing permission is not among them.
 _PASSING = frozenset({
     errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EPIPE,
     errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN,
@@ -58,7 +58,7 @@ def failure(error: OSError, place: str | Path, name: str, doing: str = "write") 
 
 
 def unreadable(error: OSError, where: str, cure: str) -> CfaugError:
-    """What a failed read means to who asked for `where`: the place did not answer, or what it holds cannot be used.
+    """The error for a failed read of `where`: the place did not answer, or what it holds cannot be used.
 
     Args:
         error: what reading raised.

@@ -310,14 +310,14 @@ def _options(url: str) -> dict[str, Any]:
         if "AWS_MAX_ATTEMPTS" not in os.environ:
             config["retries"]["total_max_attempts"] = ATTEMPTS
     config.update(theirs.get("config_kwargs", {}))
-    # fsspec hands one instance to all who ask with the same options: with our name in them nobody else does
+    # fsspec hands one instance to everyone that asks with the same options; nobody else asks with our name in them
     config["user_agent_extra"] = f"{config.get('user_agent_extra', '')} cfaug".strip()
     return {"config_kwargs": config, **({} if "use_listings_cache" in theirs else {"use_listings_cache": False})}
 
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """What fsspec, s3fs, botocore and aiohttp raise, as an OSError; those that are one already pass, of the right kind."""
+    """Turn what fsspec, s3fs, botocore and aiohttp raise into an OSError of the right kind; an OSError passes."""
     try:
         yield
     except OSError as error:
@@ -363,6 +363,6 @@ def open_storage(place: str | Path) -> Storage:
 
 
 def local_path(place: str | Path) -> Path:
-    """`place` as it is found from any working directory: a worker's may be another, and what lies beside it has a name."""
+    """`place` as an absolute path without ``..``: a worker may run in a different directory."""
     path = expand(place).absolute()
     return path.resolve() if ".." in path.parts else path

@@ -68,7 +68,7 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     """The two members of a sample as ``webdataset`` has them: ``__key__``, ``json`` and ``png`` or ``webp`` (bytes).
 
     `image` is ``png``, ``png-stored`` (a PNG that is not compressed: larger, and quick to read) or ``webp`` (lossless, RGB).
-    :class:`UsageError` for another one, :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
+    :class:`UsageError` for a different one, :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
     it), an image that is not uint8 with 1 or 3 channels, or a record that is not one of format 1.
     """
     if not KEY.fullmatch(sample.key) or len(sample.key) > MAX_KEY:
@@ -85,7 +85,7 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
 def field_of(image: str) -> str:
     """The field of images stored as `image`, ``png`` or ``webp``; UsageError unless it is one of ``IMAGES``."""
     if image not in IMAGES:
-        raise UsageError(f"image: expected one of {', '.join(IMAGES)}, came {image!r}; say how images are to be stored")
+        raise UsageError(f"image: expected one of {', '.join(IMAGES)}, got {image!r}; say how images are to be stored")
     return IMAGES[image]
 
 

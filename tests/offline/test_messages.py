@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from helpers import damages
+from helpers import committing, damages
 
-from cfaug.errors import CfaugError, ShardError, UsageError
-from cfaug.offline import ShardReader, verify
+from cfaug.errors import CfaugError, ShardError, StorageError, UsageError
+from cfaug.offline import ShardReader, encode_sample, make_engine, verify
+from cfaug.offline.commit import open_destination
+from cfaug.offline.format import Sample
 from cfaug.offline.scan import scan
+from cfaug.offline.write_shard import stage_shard
 
 TAR, INDEX, MANIFEST = damages.NAME, damages.INDEX, "manifest.jsonl"
 
@@ -81,4 +84,51 @@ def test_what_is_wrong_with_shards_is_one_line(case: Case, tmp_path: Path) -> No
     with pytest.raises(case.kind) as caught:
         case.call(tmp_path)
     assert case.fragment in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def engine(name: str, workers: int = 1, **options: Any) -> Callable[[], Any]:
+    return lambda: make_engine(name, workers, options)
+
+
+def staged(sample: Sample, name: str = TAR, image: str = "png") -> Callable[[], Any]:
+    return lambda: stage_shard(Path("nowhere"), name, [sample], "p", "m", image=image)
+
+
+SAMPLE = committing.samples(0)[0]
+GREY = Sample(SAMPLE.key, SAMPLE.image[:, :, :1], SAMPLE.record)
+HALF = Sample(SAMPLE.key, SAMPLE.image, {**SAMPLE.record, "source_key": "caf\udce9.png"})  # half a surrogate pair
+COMMITTING = [
+    (engine("k8s"), UsageError, "expected an engine among local, torchrun, slurm, submitit, ray, got 'k8s'"),
+    (engine("torchrum"), UsageError, "did you mean torchrun?"),
+    (engine("local", folder="x"), UsageError, "unknown option 'folder' of engine local; it takes none"),
+    (engine("local", -1), UsageError, "workers of 0 or more for engine local, got -1"),
+    (engine("submitit", timeout_mins=1), UsageError, "unknown option 'timeout_mins' of engine submitit; did you mean timeout_min"),
+    (engine("submitit", timeout_min=0), UsageError, "a whole number of 1 or more for option timeout_min"),
+    (engine("submitit", mem_gb="8"), UsageError, "gigabytes above 0 for option mem_gb"),
+    (engine("submitit", partition=3), UsageError, "a text for option partition"),
+    (engine("submitit", cluster="kubernetes"), UsageError, "one of auto, local, debug, slurm for option cluster"),
+    (engine("submitit", setup="module load cuda"), UsageError, "a list of shell commands for option setup"),
+    (engine("ray", 0), UsageError, "workers of 1 or more for engine ray, got 0"),
+    (engine("ray", num_gpu=1), UsageError, "unknown option 'num_gpu' of engine ray; did you mean num_gpus"),
+    (engine("ray", num_cpus=-1), UsageError, "a number of 0 or more for option num_cpus"),
+    (engine("ray", resources=["tpu"]), UsageError, "a mapping for option resources"),
+    (engine("ray", address=""), UsageError, "an address such as auto or ray://host:10001"),
+    (lambda: open_destination(""), UsageError, "empty text"),
+    (lambda: open_destination("s3:/bucket/run"), UsageError, "a URL has two slashes"),
+    (lambda: open_destination("s3:///"), UsageError, "expected a bucket"),
+    (lambda: open_destination("nothing://a"), UsageError, "cannot reach nothing://a"),
+    (staged(SAMPLE, image="jpeg"), UsageError, "one of png, png-stored, webp, got 'jpeg'"),
+    (staged(SAMPLE, name="../x.tar"), UsageError, "expected a shard name like cf-train-000000.tar, got '../x.tar'"),
+    (lambda: encode_sample(GREY, "webp"), ShardError, "got a grey one: set generate.image=png"),
+    (lambda: encode_sample(HALF), ShardError, f"sample '{SAMPLE.key}': its record"),
+    (staged(SAMPLE), StorageError, f"cannot write {TAR} in nowhere"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "fragment"), COMMITTING, ids=[fragment[:40] for _, _, fragment in COMMITTING])
+def test_what_cannot_be_written_is_one_line(call: Callable[[], Any], kind: type[Exception], fragment: str) -> None:
+    with pytest.raises(kind) as caught:
+        call()
+    assert fragment in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -54,7 +54,7 @@ class Engine(Protocol):
 
 
 def this_worker(pid: int | None = None) -> str:
-    """``host:pid`` of this process, or of another one of this machine: what :attr:`Outcome.worker` says."""
+    """``host:pid`` of this process, or of a different one of this machine: what :attr:`Outcome.worker` says."""
     return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
 
 

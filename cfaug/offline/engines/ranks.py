@@ -34,13 +34,13 @@ class RankEngine:
 
 
 def torchrun() -> RankEngine:
-    """The rank that ``RANK`` of ``WORLD_SIZE`` say; UsageError with the command to start it by."""
+    """The rank that ``RANK`` and ``WORLD_SIZE`` say; UsageError with the command to start it by."""
     how = "torchrun --nproc-per-node N -m cfaug generate RECIPE.yaml --out DIR --generate.engine=torchrun"
     return _rank("torchrun", "RANK", "WORLD_SIZE", how)
 
 
 def slurm() -> RankEngine:
-    """The rank that ``SLURM_PROCID`` of ``SLURM_NTASKS`` say; UsageError with the command to start it by."""
+    """The rank that ``SLURM_PROCID`` and ``SLURM_NTASKS`` say; UsageError with the command to start it by."""
     how = "srun -n N cfaug generate RECIPE.yaml --out DIR --generate.engine=slurm"
     engine = _rank("slurm", "SLURM_PROCID", "SLURM_NTASKS", how)
     # a batch script has both variables and is one process: it would do its part, exit 0, and leave the rest undone
@@ -56,7 +56,7 @@ def local_rank() -> int:
     """Which of the ranks on this machine this process is, from 0: ``LOCAL_RANK`` (torchrun), else ``SLURM_LOCALID``.
 
     A rank takes GPU ``local_rank() % torch.cuda.device_count()``. The remainder matters: with one GPU bound to each task
-    (``srun --gpus-per-task=1``) every rank sees a single device, number 0. UsageError for what is no number.
+    (``srun --gpus-per-task=1``) every rank sees a single device, number 0. UsageError for a value that is not a number.
     """
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         if name in os.environ:
