@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import io
 import json
 import logging
 import os
@@ -17,11 +18,14 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cfaug import __version__
 from cfaug.errors import CfaugError, UsageError
 from cfaug.shipped_recipes import copy_shipped, shipped_names, shipped_recipes
+
+if TYPE_CHECKING:
+    from cfaug.stages import Run
 
 STAGES = {
     "run": "every stage; resumes where it stopped",
@@ -117,27 +121,32 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         overrides.append(f"--seed={arguments.seed}")
     recipe = load_recipe(arguments.recipe or shipped_recipes()["demo"], overrides)
     if arguments.print_config:
-        sys.stdout.write(
-            json.dumps(recipe.to_dict(), indent=1) + "\n" if arguments.json else dump_yaml(recipe.to_dict())
-        )
+        _print(dump_yaml(recipe.to_dict()).removesuffix("\n"), recipe.to_dict(), arguments.json)
         return 0
-    out = arguments.out or str(Path("shards") / recipe.name)
-    from cfaug.decode.diffusion import distributed as processes
-    from cfaug.stages import Pipeline
+    from cfaug.decode.diffusion import distributed
+    from cfaug.stages import fit, open_run
     from cfaug.stages.ranks import SHARED
 
-    sharing = arguments.command == "generate" and recipe.generate.engine in SHARED
-    if processes.several() and arguments.command != "fit" and not sharing:
+    name = arguments.command
+    sharing = name == "generate" and recipe.generate.engine in SHARED
+    if distributed.several() and name != "fit" and not sharing:
         raise UsageError(
-            f"`cfaug {arguments.command}` is one process, but torchrun started several; start `cfaug fit`, or `cfaug generate` "
+            f"`cfaug {name}` is one process, but torchrun started several; start `cfaug fit`, or `cfaug generate` "
             "with --generate.engine=torchrun, with it, and the rest without"
         )
-    keep = arguments.command in ("plan", "generate")
-    pipeline = Pipeline(recipe, out, arguments.overwrite, not arguments.no_progress, sharing, keep)
-    if not pipeline.leads and not sharing:
-        pipeline.fit()  # help; the first process speaks
-        return 0
-    _SHOW["run" if arguments.command == "demo" else arguments.command](pipeline, arguments.json)
+    with open_run(
+        recipe,
+        arguments.out or Path("shards") / recipe.name,
+        overwrite=arguments.overwrite,
+        keep_model=name in ("plan", "generate"),
+        sharing=sharing,
+        progress=not arguments.no_progress,
+    ) as run:
+        if run.leads or sharing:
+            text, content = _SHOW[name](run)
+            _print(text, content, arguments.json)
+        else:
+            fit(run)  # this process only helps; the first one speaks
     return 0
 
 
@@ -145,99 +154,122 @@ def _print(text: str, content: Any, as_json: bool) -> None:
     sys.stdout.write((json.dumps(content, indent=1, sort_keys=True, default=str) if as_json else text) + "\n")
 
 
-def _show_run(pipeline: Any, as_json: bool) -> None:
-    page = pipeline.run()
-    rows = pipeline.train()
+Shown = tuple[str, Any]
+"""What a command prints: as text, and as JSON."""
+
+
+def _show_run(run: Run) -> Shown:
+    from cfaug import stages
     from cfaug.judge.tables import format_table
 
-    _print(f"\n{format_table(rows)}\n\nresults  {pipeline.out / 'results.jsonl'}\nreport   {page}", rows, as_json)
+    page = stages.run_recipe(run)
+    rows = stages.train(run)
+    return f"\n{format_table(rows)}\n\nresults  {run.out / 'results.jsonl'}\nreport   {page}", rows
 
 
-def _show_diagnose(pipeline: Any, as_json: bool) -> None:
-    found = pipeline.diagnose()
-    _print("\n".join(found["text"]), found, as_json)
+def _show_diagnose(run: Run) -> Shown:
+    from cfaug.stages import diagnose
+
+    found = diagnose(run)
+    return "\n".join(found["text"]), found
 
 
-def _show_discover(pipeline: Any, as_json: bool) -> None:
-    found = pipeline.discover()
-    _print("\n".join(found.text), found.to_json(), as_json)
+def _show_discover(run: Run) -> Shown:
+    from cfaug.stages import discover
+
+    found = discover(run)
+    return "\n".join(found.text), found.to_json()
 
 
-def _show_fit(pipeline: Any, as_json: bool) -> None:
-    model = pipeline.fit()
-    _print(f"model {model.digest[:12]} in {pipeline.out / 'model'}", {"model": model.digest}, as_json)
+def _show_fit(run: Run) -> Shown:
+    from cfaug.stages import fit
+
+    model = fit(run)
+    return f"model {model.digest[:12]} in {run.out / 'model'}", {"model": model.digest}
 
 
-def _show_plan(pipeline: Any, as_json: bool) -> None:
-    plan = pipeline.plan()
-    nulls = plan.summary.nulls
-    text = f"{len(plan)} rows ({nulls} null interventions) in {len(plan.shards())} shards, plan {plan.digest[:12]}"
-    _print(text, {"rows": len(plan), "null": nulls, "shards": len(plan.shards()), "plan": plan.digest}, as_json)
+def _show_plan(run: Run) -> Shown:
+    from cfaug.stages import plan
+
+    found = plan(run)
+    nulls, shards = found.summary.nulls, len(found.shards())
+    text = f"{len(found)} rows ({nulls} null interventions) in {shards} shards, plan {found.digest[:12]}"
+    return text, {"rows": len(found), "null": nulls, "shards": shards, "plan": found.digest}
 
 
-def _show_generate(pipeline: Any, as_json: bool) -> None:
-    done = pipeline.generate()
-    now = f"{done.written} written now ({done.images} images, {done.images_per_second:.0f} a second)"
-    text = f"{done.shards} shards in {done.directory}: "
-    text += f"{now}, {done.skipped} there before" if done.written else "all there before, nothing to do" * done.complete
-    text += f", {done.retried} retried" * bool(done.retried) + ", others still to come" * (not done.complete)
-    _print(text, vars(done), as_json)
+def _show_generate(run: Run) -> Shown:
+    from cfaug.stages import generate
+
+    done = generate(run)
+    parts = []
+    if done.written:
+        parts.append(f"{done.written} written now ({done.images} images, {done.images_per_second:.0f} per second)")
+        parts.append(f"{done.skipped} there before")
+    elif done.complete:
+        parts.append("all there before, nothing to do")
+    if done.retried:
+        parts.append(f"{done.retried} retried")
+    if not done.complete:
+        parts.append("others still to come")
+    return f"{done.shards} shards in {done.directory}: {', '.join(parts)}", vars(done)
 
 
-def _show_train(pipeline: Any, as_json: bool) -> None:
+def _show_train(run: Run) -> Shown:
     from cfaug.judge.tables import format_table
+    from cfaug.stages import train
 
-    rows = pipeline.train()
-    _print(format_table(rows), rows, as_json)
-
-
-def _show_evaluate(pipeline: Any, as_json: bool) -> None:
-    figures = {name: value for name, value in pipeline.evaluate().figures.items() if name != "rows"}
-    _print(json.dumps(figures, indent=1), figures, as_json)
+    rows = train(run)
+    return format_table(rows), rows
 
 
-def _show_report(pipeline: Any, as_json: bool) -> None:
-    page = pipeline.report()
-    _print(str(page), {"report": str(page)}, as_json)
+def _show_evaluate(run: Run) -> Shown:
+    from cfaug.stages import evaluate
+
+    figures = {name: value for name, value in evaluate(run).figures.items() if name != "rows"}
+    return json.dumps(figures, indent=1), figures
 
 
-_SHOW: dict[str, Callable[[Any, bool], None]] = {
-    "run": _show_run, "diagnose": _show_diagnose, "discover": _show_discover, "fit": _show_fit, "plan": _show_plan, "generate": _show_generate,
-    "train": _show_train, "evaluate": _show_evaluate, "report": _show_report,
+def _show_report(run: Run) -> Shown:
+    from cfaug.stages import report
+
+    page = str(report(run))
+    return page, {"report": page}
+
+
+_SHOW: dict[str, Callable[[Run], Shown]] = {
+    "demo": _show_run, "run": _show_run, "diagnose": _show_diagnose, "discover": _show_discover, "fit": _show_fit,
+    "plan": _show_plan, "generate": _show_generate, "train": _show_train, "evaluate": _show_evaluate, "report": _show_report,
 }  # fmt: skip
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from cfaug.offline import verify
-    from cfaug.stages.ranks import plan_of, shards_of
+    from cfaug.stages.verification import regenerate_run, verify_run
 
     if arguments.regenerate is not None and arguments.regenerate < 1:
-        raise UsageError(
-            f"--regenerate expects how many samples to make again, but {arguments.regenerate} came; write 20"
-        )
-    place = shards_of(arguments.directory)
-    report = verify(place, plan_of(arguments.directory) if place != arguments.directory else None)
+        raise UsageError(f"--regenerate: expected how many samples to make again, got {arguments.regenerate}; write 20")
+    report = verify_run(arguments.directory)
     content: dict[str, Any] = dataclasses.asdict(report)
     text, ok = str(report), report.ok
     if ok and arguments.regenerate is not None:
-        from cfaug.stages.regeneration import regenerate_run
-
         again = regenerate_run(arguments.directory, arguments.regenerate, arguments.seed, not arguments.no_progress)
-        content["regenerated"], text, ok = {**dataclasses.asdict(again), "ok": again.ok}, f"{text}\n{again}", again.ok
+        content["regenerated"] = {**dataclasses.asdict(again), "ok": again.ok}
+        text, ok = f"{text}\n{again}", again.ok
     _print(text, {**content, "ok": ok}, arguments.json)
     return 0 if ok else 1
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
+    from cfaug.data.files import expand
     from cfaug.offline.inspect.contact_sheet import contact_sheet
     from cfaug.offline.inspect.inspection import inspect_shards
-    from cfaug.stages.ranks import shards_of
+    from cfaug.stages.run_directory import shards_of
 
     place = shards_of(arguments.directory)
     found = inspect_shards(place, progress=not arguments.no_progress)
     text = str(found)
     if arguments.contact_sheet:
-        text += f"\n\ncontact sheet  {contact_sheet(place, arguments.contact_sheet, seed=arguments.seed)}"
+        sheet = contact_sheet(place, expand(arguments.contact_sheet), seed=arguments.seed)
+        text += f"\n\ncontact sheet  {sheet}"
     _print(text, found.to_json(), arguments.json)
     return 0
 
@@ -257,21 +289,23 @@ def _doctor(arguments: argparse.Namespace) -> int:
     }
     if arguments.recipe:
         from cfaug.config import load_recipe
-        from cfaug.stages.inputs import open_inputs
+        from cfaug.stages.whole_run import check_recipe
 
-        inputs = open_inputs(load_recipe(arguments.recipe), progress=False)
+        inputs = check_recipe(load_recipe(arguments.recipe))
         content["recipe"] = {split: len(getattr(inputs, split)) for split in ("train", "val", "test")}
     _print("\n".join(f"{name}: {value}" for name, value in content.items()) + "\nall good", content, arguments.json)
     return 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    from cfaug.data.files import expand
     from cfaug.judge.accuracy import read_results
     from cfaug.judge.tables import format_table
 
-    found = {
-        run: read_results(path / "results.jsonl" if (path := Path(run)).is_dir() else path) for run in arguments.runs
-    }
+    found = {}
+    for run in arguments.runs:
+        path = expand(run)
+        found[run] = read_results(path / "results.jsonl" if path.is_dir() else path)
     _print("\n\n".join(f"{run}\n{format_table(rows)}" for run, rows in found.items()), found, arguments.json)
     return 0
 
@@ -298,6 +332,9 @@ def _terminated(*_: Any) -> NoReturn:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):  # a name of a class may be one that this terminal cannot show
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     if threading.current_thread() is not threading.main_thread():
         return _command(argv)
     before = signal.signal(signal.SIGTERM, _terminated)

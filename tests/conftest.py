@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.tiny_run import folder, folder_recipe
 from hypothesis import settings
 
+from cfaug.cli import main
 from cfaug.data import ArrayDataset, open_source
 
 REPO = Path(__file__).resolve().parents[1]
@@ -51,3 +53,23 @@ def tiny_digits() -> ArrayDataset:
     whole = open_source("digits", split="train")
     assert isinstance(whole, ArrayDataset)
     return ArrayDataset(whole.images[:64], whole.table.iloc[:64], whole.schema, "train")
+
+
+@pytest.fixture(scope="session")
+def birds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of 60 tiny images; not to be changed."""
+    return folder(tmp_path_factory.mktemp("data") / "birds")
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory, birds: Path) -> Path:
+    """A recipe of seconds for ``birds``."""
+    return folder_recipe(tmp_path_factory.mktemp("recipe") / "birds.yaml", birds)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    """The directory of a whole run of ``recipe``; not to be changed."""
+    out = tmp_path_factory.mktemp("runs") / "birds"
+    assert main(["run", str(recipe), "--out", str(out), "--no-progress"]) == 0
+    return out

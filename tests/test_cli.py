@@ -23,24 +23,10 @@ from cfaug.config import load_recipe
 from cfaug.shipped_recipes import shipped_recipes
 
 
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return folder(tmp_path_factory.mktemp("data") / "birds")
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, source: Path) -> Path:
-    """A finished run with its recipe beside it; not to be changed."""
-    place = tmp_path_factory.mktemp("run")
-    recipe = folder_recipe(place / "birds.yaml", source)
-    assert main(["run", str(recipe), "--out", str(place / "out"), "--no-progress"]) == 0
-    return place / "out"
-
-
 @pytest.fixture
-def own(source: Path, tmp_path: Path) -> Path:
+def own(birds: Path, tmp_path: Path) -> Path:
     """A copy of the source to damage."""
-    return Path(shutil.copytree(source, tmp_path / "birds"))
+    return Path(shutil.copytree(birds, tmp_path / "birds"))
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------------
@@ -85,7 +71,7 @@ BAD_FILES: dict[str, tuple[Callable[[Path], object], int, tuple[str, ...]]] = {
         1,
         ("training split is empty", "mark at least one row train"),
     ),
-    "class not in validation": (without_validation_of_water, 1, ("species=water has none", "split val")),
+    "class not in validation": (without_validation_of_water, 1, ("got none of species=water", "split val")),
     "number that is none": (
         lambda root: table(root, lambda rows: rows.__setitem__("glow", ["warm", *rows["glow"][1:]])),
         1,
@@ -139,9 +125,9 @@ BAD_RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", list(BAD_RECIPES))
-def test_bad_recipes(case: str, source: Path, tmp_path: Path, capsys: Any) -> None:
+def test_bad_recipes(case: str, birds: Path, tmp_path: Path, capsys: Any) -> None:
     changes, expected = BAD_RECIPES[case]
-    recipe = folder_recipe(tmp_path / "r.yaml", source, **changes)
+    recipe = folder_recipe(tmp_path / "r.yaml", birds, **changes)
     answer = call(capsys, "run", recipe, "--out", tmp_path / "out")
     assert answer.code == 2
     for words in expected:
@@ -160,7 +146,7 @@ def test_bad_recipes(case: str, source: Path, tmp_path: Path, capsys: Any) -> No
         (["run", "r.yaml", "--train.epochs"], "needs a value"),
         (["run", "r.yaml", "stray"], "unexpected argument 'stray'"),
         (["run", "r.yaml", "--seed", "x"], "--seed"),
-        (["run", "r.yaml", "--seed", "-3"], "seed must be a number from 0 up, but -3 came"),
+        (["run", "r.yaml", "--seed", "-3"], "seed: expected a whole number from 0 to 9007199254740991, got -3"),
         (["run", "r.yaml", "--resume", "--overwrite"], "not allowed with"),
         (["run", "r.yaml", "--overwrit"], "--overwrit"),
         (["verify"], "DIR"),
@@ -171,20 +157,20 @@ def test_bad_recipes(case: str, source: Path, tmp_path: Path, capsys: Any) -> No
     ],
 )
 def test_wrong_usage(
-    words: list[str], expected: str, source: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    words: list[str], expected: str, birds: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder_recipe(tmp_path / "r.yaml", source)
+    folder_recipe(tmp_path / "r.yaml", birds)
     answer = call(capsys, *words)
     assert answer.code == 2
     assert expected in answer.complaint
     assert {path.name for path in tmp_path.iterdir()} == {"r.yaml"}
 
 
-def test_an_out_that_cannot_be(source: Path, tmp_path: Path, capsys: Any) -> None:
-    recipe = folder_recipe(tmp_path / "r.yaml", source)
+def test_an_out_that_cannot_be(birds: Path, tmp_path: Path, capsys: Any) -> None:
+    recipe = folder_recipe(tmp_path / "r.yaml", birds)
     (tmp_path / "file").write_text("x")
-    assert "is a file" in call(capsys, "plan", recipe, "--out", tmp_path / "file").complaint
+    assert "got the file" in call(capsys, "plan", recipe, "--out", tmp_path / "file").complaint
     assert "Not a directory" in call(capsys, "plan", recipe, "--out", tmp_path / "file" / "below").complaint
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.yaml").write_text("host: localhost\n")
@@ -210,8 +196,8 @@ def test_an_empty_group_in_validation_only_warns(own: Path, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("damage", ["cycle", "recipe"])
-def test_a_real_process_prints_one_line_and_its_code(damage: str, source: Path, tmp_path: Path) -> None:
-    recipe = folder_recipe(tmp_path / "r.yaml", source, graph="species -> background -> species; species -> image")
+def test_a_real_process_prints_one_line_and_its_code(damage: str, birds: Path, tmp_path: Path) -> None:
+    recipe = folder_recipe(tmp_path / "r.yaml", birds, graph="species -> background -> species; species -> image")
     words = ["run", str(recipe if damage == "cycle" else tmp_path / "none.yaml"), "--out", str(tmp_path / "out")]
     done = subprocess.run([sys.executable, "-m", "cfaug.cli", *words], capture_output=True, text=True, check=False)
     answer = Answer(done.returncode, done.stdout, done.stderr)
@@ -223,9 +209,9 @@ def test_a_real_process_prints_one_line_and_its_code(damage: str, source: Path, 
 # -- what is there to see ------------------------------------------------------------------------------------------------
 
 
-def test_print_config_is_a_recipe(source: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_print_config_is_a_recipe(birds: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = folder_recipe(tmp_path / "r.yaml", source)
+    recipe = folder_recipe(tmp_path / "r.yaml", birds)
     answer = call(
         capsys, "run", recipe, "--print_config", "--seed=7", "--train.epochs", "3", "--data.root", "else where"
     )
@@ -239,41 +225,42 @@ def test_print_config_is_a_recipe(source: Path, tmp_path: Path, capsys: Any, mon
 
 
 def test_without_out_a_run_goes_to_shards(
-    source: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    birds: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder_recipe(tmp_path / "r.yaml", source)
+    folder_recipe(tmp_path / "r.yaml", birds)
     assert call(capsys, "plan", "r.yaml").code == 0
     assert (tmp_path / "shards" / "birds" / "plan" / "plan.json").exists()
 
 
 @pytest.mark.parametrize("command", list(STAGES))
-def test_every_stage_of_a_finished_run_prints_json_and_text(command: str, run: Path, capsys: Any) -> None:
-    recipe = run.parent / "birds.yaml"
+def test_every_stage_of_a_finished_run_prints_json_and_text(
+    command: str, finished: Path, recipe: Path, capsys: Any
+) -> None:
     fewer = ["--discover.bootstraps=0"] * (command == "discover")  # 36 images are too few to resample
-    answer = call(capsys, command, recipe, "--out", run, "--json", *fewer)
+    answer = call(capsys, command, recipe, "--out", finished, "--json", *fewer)
     assert answer.code == 0
     json.loads(answer.out, parse_constant=lambda text: pytest.fail(f"{text} is not JSON"))
-    text = call(capsys, command, recipe, "--out", run, *fewer)
+    text = call(capsys, command, recipe, "--out", finished, *fewer)
     assert text.code == 0
     assert text.out.strip()
 
 
-def test_the_table_of_a_run(run: Path, capsys: Any) -> None:
-    text = call(capsys, "run", run.parent / "birds.yaml", "--out", run).out
+def test_the_table_of_a_run(finished: Path, recipe: Path, capsys: Any) -> None:
+    text = call(capsys, "run", recipe, "--out", finished).out
     assert "erm" in text
     assert "cfaug" in text
-    assert f"report   {run / 'report.html'}" in text
+    assert f"report   {finished / 'report.html'}" in text
 
 
-def test_verify(run: Path, tmp_path: Path, capsys: Any) -> None:
-    answer = call(capsys, "verify", run, "--json")
+def test_verify(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    answer = call(capsys, "verify", finished, "--json")
     assert answer.code == 0
     found = json.loads(answer.out)
     assert (found["ok"], found["counts"]["samples"], found["problems"]) == (True, 51, [])
-    assert call(capsys, "verify", run / "shards").code == 0
+    assert call(capsys, "verify", finished / "shards").code == 0
     copy = tmp_path / "copy"
-    shutil.copytree(run, copy)
+    shutil.copytree(finished, copy)
     shard = copy / "shards" / "cf-train-000001.tar"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -287,10 +274,10 @@ def test_verify(run: Path, tmp_path: Path, capsys: Any) -> None:
     assert "manifest.jsonl" in answer.complaint
 
 
-def test_inspect(run: Path, tmp_path: Path, capsys: Any) -> None:
-    found = json.loads(call(capsys, "inspect", run, "--json").out)
+def test_inspect(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    found = json.loads(call(capsys, "inspect", finished, "--json").out)
     assert (found["shards"], found["samples"], found["sources"]) == (3, 51, 36)
-    text = call(capsys, "inspect", run / "shards", "--contact-sheet", tmp_path / "sheet.png").out
+    text = call(capsys, "inspect", finished / "shards", "--contact-sheet", tmp_path / "sheet.png").out
     assert re.search(r"sources +36, 1\.4 images each", text)
     assert str(tmp_path / "sheet.png") in text
     with Image.open(tmp_path / "sheet.png") as sheet:
@@ -298,20 +285,20 @@ def test_inspect(run: Path, tmp_path: Path, capsys: Any) -> None:
     assert call(capsys, "inspect", tmp_path).code == 1
 
 
-def test_compare(run: Path, tmp_path: Path, capsys: Any) -> None:
-    found = json.loads(call(capsys, "compare", run, run / "results.jsonl", "--json").out)
+def test_compare(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> None:
+    found = json.loads(call(capsys, "compare", finished, finished / "results.jsonl", "--json").out)
     assert {len(rows) for rows in found.values()} == {2}
-    text = call(capsys, "compare", run, run / "results.jsonl").out
+    text = call(capsys, "compare", finished, finished / "results.jsonl").out
     assert text.count("cfaug") >= 2
-    answer = call(capsys, "compare", run, tmp_path)
+    answer = call(capsys, "compare", finished, tmp_path)
     assert answer.code == 1
     assert "results.jsonl" in answer.complaint
 
 
-def test_doctor(run: Path, capsys: Any) -> None:
+def test_doctor(finished: Path, recipe: Path, capsys: Any) -> None:
     found = json.loads(call(capsys, "doctor", "--json").out)
     assert found["versions"]["cfaug"] == __version__
-    found = json.loads(call(capsys, "doctor", run.parent / "birds.yaml", "--json").out)
+    found = json.loads(call(capsys, "doctor", recipe, "--json").out)
     assert found["recipe"] == {"train": 36, "val": 12, "test": 12}
     assert "all good" in call(capsys, "doctor").out
 
@@ -343,14 +330,14 @@ def test_help_and_version_end_well(capsys: Any) -> None:
     assert f"cfaug {__version__}" in capsys.readouterr().out
 
 
-def test_an_interruption_says_that_the_work_is_kept(run: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfaug.stages import Pipeline
-
-    def interrupted(self: Pipeline) -> None:
+def test_an_interruption_says_that_the_work_is_kept(
+    finished: Path, recipe: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(run: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Pipeline, "run", interrupted)
-    answer = call(capsys, "run", run.parent / "birds.yaml", "--out", run)
+    monkeypatch.setattr("cfaug.stages.run_recipe", interrupted)
+    answer = call(capsys, "run", recipe, "--out", finished)
     assert answer.code == 130
     assert "the same command continues" in answer.err
 

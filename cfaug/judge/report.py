@@ -20,8 +20,8 @@ import numpy.typing as npt
 from cfaug.causal.audit.assumptions import STATUS_WORDS, effect_words, pair_words
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
-from cfaug.judge.charts import discovery_drawing, graph_drawing, group_matrix, method_bars, png_uri
-from cfaug.judge.tables import MethodSummary, attribute_gaps, summarise
+from cfaug.judge.charts import group_matrix, png_uri
+from cfaug.judge.tables import CONTROLS, MethodSummary, attribute_gaps, empty_groups, summarise
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -36,7 +36,6 @@ METHOD_NOTES: Mapping[str, str] = {
     "cfaug+group_dro": "the mixture, the worst group weighted up",
     "oracle": "the same images without the confounding: the ceiling, which no method may use",
 }
-CONTROLS = ("null_control", "counterfactuals_only")
 
 MOST_TESTS = 30  # rows of one table of tests: what follows has a larger p
 
@@ -167,45 +166,25 @@ def _ours(item: MethodSummary) -> bool:
     return item.method.startswith("cfaug")
 
 
-def _matrices(data: ReportData, summaries: Sequence[MethodSummary]) -> list[dict[str, Any]]:
-    """For every spurious attribute, one matrix a chosen method: erm, the best baseline, cfaug and the oracle."""
+def _matrices(data: ReportData, summaries: Sequence[MethodSummary]) -> dict[str, list[dict[str, Any]]]:
+    """Spurious attribute -> one matrix per chosen method: erm, the best baseline, cfaug and the oracle."""
     baselines = [s for s in summaries if s.method not in ("erm", "oracle", *CONTROLS) and not _ours(s)]
     best = max(baselines, key=lambda s: s.worst[0]).method if baselines else ""
-    shown = [s.method for s in summaries if s.method in ("erm", best, "cfaug", "oracle")]
-    sections = []
-    for attribute in data.spurious:
-        panels = []
-        for method in shown:
-            found = [row["groups"] for row in data.rows if row["method"] == method]
-            cells: dict[tuple[str, str], dict[str, float]] = {}
-            for name, group in found[0].items():
-                if f",{attribute}=" not in name or not name.startswith(f"{data.target}="):
-                    continue
-                left, level = name.rsplit(f",{attribute}=", 1)
-                values = [groups[name]["accuracy"] for groups in found if groups[name]["n"]]
-                cells[left.split("=", 1)[1], level] = {"n": group["n"], "accuracy": float(np.mean(values or [0.0]))}
-            filled = {key: cell["accuracy"] for key, cell in cells.items() if cell["n"]}
-            if not filled:
-                continue
-            targets, levels = (list(dict.fromkeys(key[i] for key in cells)) for i in (0, 1))
-            worst = min(filled, key=lambda key: filled[key])
-            panels.append({"method": method, "svg": group_matrix(cells, targets, levels, worst)})
-        if panels:
-            sections.append({"attribute": attribute, "panels": panels})
-    return sections
+    chosen = [s.method for s in summaries if s.method in ("erm", best, "cfaug", "oracle")]
+    found = {
+        name: [panel for method in chosen if (panel := group_matrix(data.rows, method, data.target, name))]
+        for name in data.spurious
+    }
+    return {name: panels for name, panels in found.items() if panels}
 
 
 def render_report(data: ReportData) -> str:
     """The page as text."""
     import jinja2
-    from markupsafe import Markup
 
     if any(len(example.captions) != len(example.counterfactuals) for rows in data.grids.values() for example in rows):
         raise UsageError("report: expected one caption a counterfactual image, came another number; give one each")
     summaries = summarise(data.rows)
-    for section in (sections := _matrices(data, summaries)):
-        for panel in section["panels"]:
-            panel["svg"] = Markup(panel["svg"])
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -219,20 +198,14 @@ def render_report(data: ReportData) -> str:
         "pair_words": pair_words,
         "effect_words": effect_words,
     }
-    drawing = ""
-    if data.nodes:
-        drawing = graph_drawing(
-            data.nodes, data.edges, data.bidirected, data.target, data.spurious, unconfirmed=data.unconfirmed
-        )
     page = environment.get_template("report.html").render(
         data=data,
         summaries=summaries,
         verdict=verdict(summaries) if data.rows else "",
-        bars=Markup(method_bars(summaries)) if summaries else "",
         gaps=attribute_gaps(data.rows, data.spurious) if len(data.spurious) > 1 else {},
-        matrices=sections,
-        graph=Markup(drawing),
-        discovery_figure=Markup(discovery_drawing(data.discovery)) if data.discovery else "",
+        unconfirmed=[list(pair) for pair in data.unconfirmed],
+        matrices=_matrices(data, summaries),
+        empty=empty_groups(data.rows),
         method_notes=METHOD_NOTES,
         status_words=STATUS_WORDS,
         most_tests=MOST_TESTS,

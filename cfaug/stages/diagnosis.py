@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-from cfaug.causal import SCM, diagnose, falsify
-from cfaug.causal.audit import plan_effect as forecast
-from cfaug.config import Recipe
-from cfaug.offline import Plan
-from cfaug.stages.inputs import Inputs
+from cfaug.causal import SCM, falsify, forecast
+from cfaug.causal import diagnose as diagnose_table
+from cfaug.decode import CounterfactualModel
+from cfaug.stages.generation import uses_counterfactuals
+from cfaug.stages.generation_checks import draw_plan, fit_scm
+from cfaug.stages.run import Run
+from cfaug.stages.run_directory import saved_plan
 
-log = logging.getLogger(__name__)
-MOST_PLANNED = 100_000  # rows of a plan that a forecast looks at: its counts are then known to a third of a percent
+MOST_PLANNED = 100_000  # rows of a plan whose effect is computed: its counts are then known to a third of a percent
 
 
-def diagnosis(recipe: Recipe, inputs: Inputs, scm: SCM, plan: Plan | None) -> dict[str, Any]:
-    """``diagnose`` of the training table, with ``falsification`` and, where there is a plan, ``forecast``; ``text`` is all of it."""
-    table, schema = inputs.train.table, inputs.schema
-    found = diagnose(table, schema, inputs.graph)
-    found["falsification"] = falsify(table, schema, inputs.graph)
+def diagnose(run: Run, scm: SCM | None = None) -> dict[str, Any]:
+    """Measure the confounding, test the graph, foretell what the plan will do; writes ``diagnosis.json``.
+
+    The result is that of :func:`cfaug.causal.diagnose` with ``falsification`` and, where a method uses counterfactuals,
+    ``forecast``; ``text`` is all of it.
+    """
+    table, schema, graph = run.inputs.train.table, run.inputs.schema, run.inputs.graph
+    found = diagnose_table(table, schema, graph)
+    found["falsification"] = falsify(table, schema, graph)
     parts = [found["text"], found["falsification"]["text"]]
-    if plan is not None:
-        train = recipe.train
+    if uses_counterfactuals(run.recipe):
+        rows = saved_plan(run.out) or draw_plan(run.recipe, run.inputs)  # looked at, not written
+        train = run.recipe.train
         shares = {"real": 1 - train.p - train.null_p, "counterfactual": train.p, "null": train.null_p}
-        acts = [(row.source_key, row.do) for row in plan.sample(MOST_PLANNED)]
-        found["forecast"] = forecast(table, schema, scm, acts, shares, of=len(plan))
+        acts = [(row.source_key, row.do) for row in rows.sample(MOST_PLANNED)]
+        found["forecast"] = forecast(table, schema, scm or _scm(run), acts, shares, of=len(rows))
         parts.append(found["forecast"]["text"])
-    if inputs.graph.unconfirmed:
-        parts.append([f"nobody has confirmed {'; '.join(inputs.graph.unconfirmed)}: nothing is generated until then"])
-    found["text"] = [line for k, part in enumerate(parts) for line in ([""] * (k > 0) + part)]
+    if graph.unconfirmed:
+        parts.append([f"nobody has confirmed {'; '.join(graph.unconfirmed)}: nothing is generated until then"])
+    text = [*parts[0]]
+    for part in parts[1:]:
+        text += ["", *part]
+    found["text"] = text
+    run.directory.write_json("diagnosis.json", found)
     return found
+
+
+def diagnosed(run: Run, scm: SCM | None = None) -> dict[str, Any]:
+    """The diagnosis that is on disk, when it says all that this version and the listed methods ask for; else a new one."""
+    found = run.directory.read_json("diagnosis.json")
+    asked = {"falsification"} | ({"forecast"} if uses_counterfactuals(run.recipe) else set())
+    return found if isinstance(found, dict) and asked <= found.keys() else diagnose(run, scm)
+
+
+def _scm(run: Run) -> SCM:
+    """The fitted model's SCM when there is a model, else one that is fitted now; both are the same."""
+    folder = run.out / "model"
+    if (folder / "model.json").exists():
+        return CounterfactualModel.load(folder, run.recipe.decoder.device).scm
+    return fit_scm(run.recipe, run.inputs)

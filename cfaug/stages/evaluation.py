@@ -6,6 +6,8 @@ images made here from the same model.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -23,11 +25,14 @@ from cfaug.decode import CounterfactualModel
 from cfaug.judge import axioms
 from cfaug.judge.probes import LEAST_SOURCES
 from cfaug.offline import Plan, PlanRow, ShardReader
+from cfaug.stages import generation
 from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, to_pixels
+from cfaug.stages.fitting import fit
 from cfaug.stages.generated_sets import balanced_acts, make_pool
 from cfaug.stages.inputs import Inputs
+from cfaug.stages.leak_probes import leak_figures, shortcut_probe
 from cfaug.stages.loss_breakdown import three_losses
-from cfaug.stages.probes import leak_figures, shortcut_probe
+from cfaug.stages.run import Run
 from cfaug.train.models import as_input
 
 PROBED = 2000
@@ -42,6 +47,36 @@ class Evaluation:
     factual: Pixels
     reconstruction: Pixels
     counterfactual: Pixels
+
+
+def evaluate(run: Run) -> Evaluation:
+    """Judge the counterfactuals: what ``evaluation/`` has, else measured and written now."""
+    if (found := _saved(run)) is None:
+        generated = generation.shards(run)
+        with run.timed("evaluate"):
+            found = evaluate_counterfactuals(
+                run.recipe, run.inputs, fit(run), generation.plan(run), generated, run.progress
+            )
+            images = io.BytesIO()
+            np.savez(images, **{name: getattr(found, name) for name in _ARRAYS})
+            run.directory.write("evaluation/images.npz", images.getvalue())
+            run.directory.write_json("evaluation/figures.json", found.figures)
+    return found
+
+
+_ARRAYS = ("factual", "reconstruction", "counterfactual")
+
+
+def _saved(run: Run) -> Evaluation | None:
+    """The evaluation on disk; None where there is none, or a damaged one."""
+    figures = run.directory.read_json("evaluation/figures.json")
+    if figures is None:
+        return None
+    try:
+        with np.load(run.out / "evaluation" / "images.npz", allow_pickle=False) as arrays:
+            return Evaluation(figures, *(arrays[name] for name in _ARRAYS))
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def evaluate_counterfactuals(

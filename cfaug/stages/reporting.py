@@ -2,51 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from cfaug.causal import missing_counts
-from cfaug.causal.audit import confounding
+from cfaug.causal.audit.confounding import confounding
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
+from cfaug.errors import CfaugError
 from cfaug.judge.axioms import worst_rows
-from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent
+from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent, write_report
 from cfaug.offline import ShardReader
-from cfaug.stages.evaluation import Evaluation
+from cfaug.stages.diagnosis import diagnosed
+from cfaug.stages.evaluation import Evaluation, evaluate
+from cfaug.stages.fitting import fit
+from cfaug.stages.generation import shards, uses_counterfactuals
 from cfaug.stages.inputs import Inputs
+from cfaug.stages.run import Run
+from cfaug.stages.run_directory import versions
+from cfaug.stages.training import train
+
+log = logging.getLogger(__name__)
 
 _ROWS = 8  # of each grid
 
 
-def shard_confounding(inputs: Inputs, shards: ShardReader) -> dict[str, float]:
-    """Normalised mutual information of target and spurious attributes among the generated counterfactuals (no reconstructions)."""
-    import pandas as pd
+def report(run: Run) -> Path:
+    """Write ``report.html``: trains and evaluates first when that is missing.
 
-    rows = [shards.record(i)["attributes"] for i in np.flatnonzero(~shards.nulls).tolist()]
-    table = pd.DataFrame(rows, index=[str(i) for i in range(len(rows))])
-    return confounding(inputs.schema.canonical(table), inputs.schema)
+    On a disk that cannot be written any more, the report of a finished run is left as it is.
+    """
+    page = run.out / "report.html"
+    data = report_data(run)
+    try:
+        write_report(page, data)
+    except CfaugError as error:
+        if not page.exists() or os.access(run.out, os.W_OK):
+            raise
+        log.warning("%s; the report that is there stays", error)
+    return page
 
 
-def report_data(
-    recipe: Recipe,
-    inputs: Inputs,
-    results: list[dict[str, Any]],
-    evaluation: Evaluation | None,
-    model: CounterfactualModel | None,
-    after: dict[str, float],
-    facts: dict[str, str],
-    *,
-    diagnosis: Mapping[str, Any] | None = None,
-    falsification: Mapping[str, Any] | None = None,
-    card: Mapping[str, Any] | None = None,
-    discovery: Mapping[str, Any] | None = None,
-) -> ReportData:
-    """Everything the page shows. The last four are what the run's files hold, None where there is none."""
+def report_data(run: Run) -> ReportData:
+    """Everything the page shows."""
+    recipe, inputs = run.recipe, run.inputs
+    rows = train(run)
+    generated, evaluation, model, after = None, None, None, {}  # type: Any, Evaluation | None, CounterfactualModel | None, dict[str, float]
+    if uses_counterfactuals(recipe):
+        evaluation, generated, model = evaluate(run), shards(run), fit(run)
+        after = shard_confounding(inputs, generated)
+    found = diagnosed(run)
     return ReportData(
         title=recipe.name,
-        rows=results,
+        rows=rows,
         target=inputs.target,
         spurious=inputs.schema.spurious,
         grids=_grids(evaluation) if evaluation else {},
@@ -59,14 +74,35 @@ def report_data(
         axioms=_axioms(evaluation.figures) if evaluation else (),
         losses=_losses(evaluation.figures["losses"]) if evaluation and evaluation.figures["losses"] else None,
         leaks=_leaks(evaluation.figures) if evaluation else (),
-        assumptions=assumptions(recipe) if model is not None else (),
+        assumptions=assumptions(recipe) if model else (),
         notes=_notes(recipe, inputs, model),
-        run=facts,
-        diagnosis=diagnosis,
-        falsification=falsification,
-        card=card,
-        discovery=discovery,
+        run=_facts(run, len(generated) if generated is not None else None),
+        diagnosis=found,
+        falsification=found["falsification"],
+        card=run.directory.read_json("assumptions.json"),
+        discovery=run.directory.read_json("discovery.json"),
     )
+
+
+def _facts(run: Run, generated: int | None) -> dict[str, str]:
+    spent = (run.directory.read_json("run.json") or {}).get("seconds", {})
+    installed = versions()
+    return {
+        "recipe": run.recipe.name,
+        "seed": str(run.recipe.seed),
+        "training images": str(len(run.inputs.train)),
+        "counterfactuals": "none" if generated is None else str(generated),
+        **{f"{stage} took": f"{seconds:.0f} s" for stage, seconds in spent.items()},
+        **{name: installed[name] for name in ("cfaug", "python", "torch", "diffusers")},
+        "resolved configuration": json.dumps(run.recipe.to_dict()),
+    }
+
+
+def shard_confounding(inputs: Inputs, shards: ShardReader) -> dict[str, float]:
+    """Normalised mutual information of target and spurious attributes among the generated counterfactuals (no reconstructions)."""
+    rows = [shards.record(i)["attributes"] for i in np.flatnonzero(~shards.nulls).tolist()]
+    table = pd.DataFrame(rows, index=[str(i) for i in range(len(rows))])
+    return confounding(inputs.schema.canonical(table), inputs.schema)
 
 
 def assumptions(recipe: Recipe) -> Sequence[str]:

@@ -1,6 +1,6 @@
 """The output directory of a run: whose it is, what is done, and how to start over.
 
-A directory belongs to the configuration in its ``config.yaml``. The same recipe again continues there; another one is
+A directory belongs to the configuration in its ``config.yaml``. The same recipe again continues there; a different one is
 refused before anything is touched.
 """
 
@@ -16,34 +16,20 @@ from typing import Any
 
 from cfaug import __version__
 from cfaug.config import Recipe, load_recipe
-from cfaug.data.files import replace_file
+from cfaug.data.files import expand, replace_file
 from cfaug.errors import CfaugError, UsageError
+from cfaug.offline import Plan
 from cfaug.offline.commit import open_destination
+from cfaug.offline.format import PLAN_HEADER
 from cfaug.settings import dump_yaml
 
 MADE = ("plan", "model", "fit.partial", "shards", "evaluation", "results.jsonl", "report.html")
-"""What a configuration has made. A directory without any of it is nobody's yet: what is there only looked at the data."""
+"""What a configuration has made. A directory without any of it may still change hands: only the data were looked at."""
 PRODUCTS = (
-    "plan",
-    "model",
-    "fit.partial",
-    "shards",
-    "evaluation",
-    "diagnosis.json",
-    "discovery.json",
-    "assumptions.json",
-    "ASSUMPTIONS.md",
-    "results.jsonl",
-    "report.html",
-    "stats.jsonl",
-    "jobs",
-    "tensorboard",
-    "run.json",
-    "config.yaml",
-)
-"""Everything that a run writes; ``--overwrite`` removes exactly this."""
-
-
+    *MADE, "diagnosis.json", "discovery.json", "assumptions.json", "ASSUMPTIONS.md", "stats.jsonl", "jobs", "tensorboard",
+    "run.json", "config.yaml",
+)  # fmt: skip
+"""Everything that a run writes, its lock apart; ``--overwrite`` removes exactly this."""
 MODEL = ("model", "fit.partial", "assumptions.json", "ASSUMPTIONS.md", "run.json")
 """What stays when only the plan and what follows it start over; ``run.json`` says on which images the model was fitted."""
 
@@ -52,37 +38,35 @@ class RunDirectory:
     """One output directory.
 
     Args:
-        path: created if it does not exist.
+        path: created by :meth:`claim` where it does not exist.
         recipe: the resolved configuration.
         overwrite: remove an earlier run's products first.
         keep_model: but not its model, where all that it was fitted with is the same.
 
     Raises:
-        UsageError: the directory holds the run of another configuration, or something that is not a directory.
-        CfaugError: it cannot be written.
+        UsageError: the directory holds the run of another configuration, or something that is not a run.
     """
 
-    def __init__(self, path: str | Path, recipe: Recipe, overwrite: bool = False, keep_model: bool = False) -> None:
-        self.path = Path(path)
-        self.recipe = recipe
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"--out expects a directory, but {self.path} is a file; choose another place")
-        found = [name for name in PRODUCTS if (self.path / name).exists()]
-        if found and not self._ours():
+    def __init__(self, path: Path, recipe: Recipe, overwrite: bool = False, keep_model: bool = False) -> None:
+        self.path, self.recipe, self.overwrite = path, recipe, overwrite
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"--out: expected a directory, got the file {path}; choose another place")
+        found = self._there(PRODUCTS)
+        if found and not self._is_run():
             # not even with --overwrite: a folder called "model" or "shards" may well be somebody else's
             raise UsageError(
-                f"{self.path} holds {found[0]}, but no config.yaml of ours says that it is a run's; choose another --out, or remove it yourself"
+                f"{path} holds {found[0]}, but no config.yaml of ours says that it is a run's; choose another --out, or remove it yourself"
             )
-        self._kept = overwrite and keep_model and self._same_model()
-        if overwrite:
-            self._clear(MODEL if self._kept else ())
-        elif set(found) & set(MADE):
-            self._check_owner()
+        self._model_kept = overwrite and keep_model and self._owner_differs(Recipe.model_identity) is None
+        if not overwrite and self._there(MADE):
+            self._refuse_other_owner()
         # diagnose, discover, edit the graph, run: one directory for all of it
-        self._adopted = bool(found) and not overwrite and not set(found) & set(MADE) and not self._same()
+        self._changes_hands = bool(
+            found and not overwrite and not self._there(MADE) and self._owner_differs(Recipe.identity) is not None
+        )
 
     def claim(self, data: str) -> None:
-        """Write ``config.yaml`` and ``run.json``: from now on the directory is this recipe's, on these data.
+        """Start over where that was asked for, and write ``config.yaml`` and ``run.json``: the directory is this recipe's, on these data.
 
         Args:
             data: digest of the attribute tables and pixels.
@@ -90,14 +74,15 @@ class RunDirectory:
         Raises:
             UsageError: the directory holds a run on other data (a folder of the same name, or one that has changed).
         """
-        owner = self.read_json("run.json")
-        made = [name for name in MADE if (self.path / name).exists()]
+        if self.overwrite:
+            self._clear(MODEL if self._model_kept else ())
+        owner, made = self.read_json("run.json"), self._there(MADE)
         if made and not (isinstance(owner, dict) and "data" in owner):
             raise UsageError(
                 f"{self.path} holds {made[0]}, but run.json no longer says of which images; restore run.json, or --overwrite to start over"
             )
         other = isinstance(owner, dict) and owner.get("data", data) != data
-        if other and self._kept:  # the model is of other images: it goes as well
+        if other and self._model_kept:  # the model is of other images: it goes as well
             self._clear(())
             owner, made, other = None, [], False
         if other and made:
@@ -105,41 +90,22 @@ class RunDirectory:
                 f"{self.path} holds a run on other images or attributes (data {str(owner['data'])[:12]}, now {data[:12]}); "
                 "choose another --out, or --overwrite to start over"
             )
-
-        fresh = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CfaugError(
-                f"cannot create the output directory {self.path}: {error.strerror}; choose another --out"
-            ) from None
-        text = dump_yaml(self.recipe.to_dict())
-        path = self.path / "config.yaml"
-        renewed = self._adopted or (other and not made)
+        renewed = self._changes_hands or other
         if renewed:
             for name in ("diagnosis.json", *(["discovery.json"] if other else [])):  # of another graph; of other images
                 (self.path / name).unlink(missing_ok=True)
+        config = self.path / "config.yaml"
         # more seeds or methods than before, another destination
-        if renewed or not path.exists() or _kept(load_recipe(path)) != _kept(self.recipe):
-            try:
-                self.write("config.yaml", text)
-            except CfaugError:
-                if fresh:
-                    self.path.rmdir()
-                raise
+        if renewed or not config.exists() or _may_change(load_recipe(config)) != _may_change(self.recipe):
+            self.write("config.yaml", dump_yaml(self.recipe.to_dict()))
         if renewed or not isinstance(owner, dict) or owner.get("fingerprint") != self.recipe.fingerprint():
-            self.write_json(
-                "run.json",
-                {
-                    "fingerprint": self.recipe.fingerprint(),
-                    "data": data,
-                    "seed": self.recipe.seed,
-                    "versions": versions(),
-                    "seconds": {},
-                },
-            )
+            fresh = {"fingerprint": self.recipe.fingerprint(), "data": data, "seed": self.recipe.seed}
+            self.write_json("run.json", {**fresh, "versions": versions(), "seconds": {}})
 
-    def _ours(self) -> bool:
+    def _there(self, names: Collection[str]) -> list[str]:
+        return [name for name in names if (self.path / name).exists()]
+
+    def _is_run(self) -> bool:
         run = self.read_json("run.json")
         if isinstance(run, dict) and "fingerprint" in run:  # perhaps of a version whose recipes we cannot read
             return (self.path / "config.yaml").exists()
@@ -149,46 +115,36 @@ class RunDirectory:
             return False
         return True
 
-    def _same(self) -> bool:
-        """Whether the directory's configuration is ours in all that matters."""
-        try:
-            return load_recipe(self.path / "config.yaml").fingerprint() == self.recipe.fingerprint()
-        except UsageError:
-            return False
-
-    def _check_owner(self) -> None:
+    def _owner_differs(self, identity: Any) -> str | None:
+        """Where the owner's configuration differs from ours in ``identity`` of a recipe; None where it does not."""
         try:
             owner = load_recipe(self.path / "config.yaml")
+        except UsageError as error:
+            return str(error)
+        return _difference(identity(owner), identity(self.recipe)) or None
+
+    def _refuse_other_owner(self) -> None:
+        try:
+            load_recipe(self.path / "config.yaml")
         except UsageError as error:
             raise UsageError(
                 f"{self.path}/config.yaml is not a configuration that this version can read ({error}); use another --out or --overwrite"
             ) from None
-        if owner.fingerprint() != self.recipe.fingerprint():
-            changed = _difference(owner.identity(), self.recipe.identity())
+        if changed := self._owner_differs(Recipe.identity):
             raise UsageError(
                 f"{self.path} holds a run of another configuration ({changed}); choose another --out, or --overwrite to start over"
             )
-
-    def _same_model(self) -> bool:
-        try:
-            return load_recipe(self.path / "config.yaml").model_identity() == self.recipe.model_identity()
-        except UsageError:
-            return False
 
     def _clear(self, keep: Collection[str]) -> None:
         """Remove what a run has written, `keep` excepted; UsageError while another process is writing shards here."""
         if (self.path / "shards").is_dir():
             with open_destination(self.path).session(overwrite=True):
                 pass
-        ranks = [path.name for path in self.path.glob("stats-*.jsonl")]
-        for name in (*PRODUCTS, *ranks):
-            product = self.path / name
-            if name in keep:
-                continue
+        for product in [*(self.path / name for name in PRODUCTS if name not in keep), *self.path.glob("stats-*.jsonl")]:
             if product.is_dir():
                 shutil.rmtree(product)
-            elif product.exists():
-                product.unlink()
+            else:
+                product.unlink(missing_ok=True)
 
     def write(self, name: str, content: str | bytes) -> None:
         """Replace a file in one step.
@@ -224,27 +180,45 @@ class RunDirectory:
         self.write_json("run.json", content)
 
 
-def _kept(recipe: Recipe) -> tuple[Any, ...]:
+def _may_change(recipe: Recipe) -> tuple[Any, ...]:
     """What may change from command to command, and is known from then on."""
     return recipe.train, recipe.generate.destination
-
-
-def versions() -> dict[str, str]:
-    """Versions that can change a byte."""
-    names = ("torch", "torchvision", "diffusers", "numpy", "pandas", "zuko", "webdataset", "Pillow")
-    return {
-        "cfaug": __version__,
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in names},
-    }
 
 
 def _difference(first: dict[str, Any], second: dict[str, Any], where: str = "") -> str:
     for key in first:
         if isinstance(first[key], dict) and isinstance(second[key], dict) and first[key].keys() == second[key].keys():
-            found = _difference(first[key], second[key], f"{where}{key}.")
-            if found:
+            if found := _difference(first[key], second[key], f"{where}{key}."):
                 return found
         elif first[key] != second[key]:
             return f"{where}{key} was {first[key]!r}, now {second[key]!r}"
     return ""
+
+
+def versions() -> dict[str, str]:
+    """Versions that can change a byte."""
+    names = ("torch", "torchvision", "diffusers", "numpy", "pandas", "zuko", "webdataset", "Pillow")
+    found = {name: metadata.version(name) for name in names}
+    return {"cfaug": __version__, "python": platform.python_version(), **found}
+
+
+# -- what a directory that is only looked at says of itself ----------------------------------------------------------
+
+
+def recorded_destination(directory: Path) -> str | None:
+    """The destination in the ``config.yaml`` of the run in `directory`; None where there is no such run or it has none."""
+    config = directory / "config.yaml"
+    try:
+        return load_recipe(config).generate.destination if config.exists() else None
+    except UsageError:  # of another version, or nobody's: whoever opens the directory says so
+        return None
+
+
+def shards_of(place: str) -> str:
+    """Where the shards of a run are: its ``generate.destination`` where it has one, else ``place`` itself, ``~`` expanded."""
+    return place if "://" in place else recorded_destination(expand(place)) or str(expand(place))
+
+
+def saved_plan(directory: Path) -> Plan | None:
+    """The plan of the run in `directory`, if it has one."""
+    return Plan.load(directory / "plan") if (directory / "plan" / PLAN_HEADER).exists() else None

@@ -38,6 +38,7 @@ def folder(root: Path, n: int = 60) -> Path:
         image = np.empty((8, 8, 3), np.uint8)
         image[:] = np.array((90, 160, 60) if ground == "land" else (50, 90, 200)) + int(glow)
         image[2:6, 2 + (species == "water") : 6] = (200, 30, 30)
+        image[-1, -1] = (i, 3, 7)  # no two images are the same
         Image.fromarray(image).save(root / f"bird-{i:02d}.png")
         rows.append((f"bird-{i:02d}.png", split, species, ground, glow, "ignored"))
     columns = ["file_name", "split", "species", "background", "glow", "remark"]
@@ -110,11 +111,11 @@ def call(capsys: Any, *words: str | Path) -> Answer:
 
 
 def contents(directory: Path) -> dict[str, str]:
-    """Relative path -> sha256 of every file; {} where there is no directory."""
+    """Relative path -> sha256 of every file but the lock; {} where there is no directory."""
     return {
         str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(directory.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != "run.lock"
     }
 
 

@@ -6,21 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import pytest
-from helpers.painted import COLOURS, SHAPES, masks, paint
 from helpers.tiny_run import SMALL, call, folder, folder_recipe
 
 from cfaug.causal import CausalGraph
-from cfaug.causal.discover.discovery import Discovery, Edge
-from cfaug.config import DiscoverConfig, Recipe, TrainConfig, load_recipe
-from cfaug.data import ArrayDataset, Attribute, Grouper, Schema
-from cfaug.errors import DataError
+from cfaug.causal.discover.discovery import Discovery
+from cfaug.config import load_recipe
 from cfaug.judge.charts import discovery_drawing
 from cfaug.judge.report import ReportData, render_report
-from cfaug.stages.discovery import compare, discover, fill
-from cfaug.stages.inputs import Inputs
 
 ONLY_IMAGE = "species -> image; background -> image; glow -> image"
 
@@ -110,98 +103,3 @@ def test_no_setting_of_discover_changes_the_identity_of_a_run(flock: Path, tmp_p
     assert other.discover.method == "fci"
     assert plain.fingerprint() == other.fingerprint()
     assert SMALL  # the recipes are the tiny run's
-
-
-# --- partial labels
-
-
-def painted(n: int, missing: float) -> Inputs:
-    """Bars whose place is the class; the colour follows it, brightness the colour; of many images colour and brightness
-    are not labelled."""
-    codes, shapes = masks(n, 0)
-    rng = np.random.default_rng(1)
-    colour = np.where(rng.random(n) < 0.6, codes, rng.integers(0, 3, n))
-    light = np.clip(0.25 + 0.25 * colour + 0.1 * rng.standard_normal(n), 0.1, 1.0)
-    names = np.array(list(COLOURS), dtype=object)[colour]
-    images = np.stack([(paint(m, c) * v).astype(np.uint8) for m, c, v in zip(shapes, names, light)])
-    table = pd.DataFrame(
-        {"shape": np.array(SHAPES, dtype=object)[codes], "colour": names, "light": light}, [f"k{i}" for i in range(n)]
-    )
-    table.loc[rng.random(n) < missing, "colour"] = None
-    table.loc[rng.random(n) < missing, "light"] = np.nan
-    schema = Schema(
-        [
-            Attribute("shape", values=SHAPES),
-            Attribute("colour", values=tuple(COLOURS)),
-            Attribute("light", "continuous"),
-        ],
-        "shape",
-        ["colour"],
-    )
-    train = ArrayDataset(images, table, schema, "train")
-    graph = CausalGraph("shape -> image; colour -> image; light -> image")
-    return Inputs(train, train, train, None, graph, Grouper.fit(table, train.schema), "digest")
-
-
-def recipe(**settings: Any) -> Recipe:
-    return Recipe(train=TrainConfig(epochs=8, batch_size=48), discover=DiscoverConfig(bootstraps=0, **settings))
-
-
-def test_missing_values_are_read_from_the_images_and_both_answers_compared() -> None:
-    inputs = painted(800, 0.5)
-    table = inputs.schema.canonical(inputs.train.table)
-    found = discover(recipe(alpha=0.01), inputs)
-    assert {str(e) for e in found.discovery.edges} == {"shape -- colour", "colour -- light"}
-    assert found.filled is not None
-    assert (found.filled.method, found.filled.n) == ("dagma", 800)
-    assert found.discovery.n == 800
-    assert set(found.readers) == {"colour", "light"}
-    for name, reader in found.readers.items():
-        assert reader["filled"] == int(table[name].isna().sum())
-        assert reader["labelled"] + reader["filled"] == 800
-        assert reader["held_out"] == reader["labelled"] // 5
-    assert found.readers["colour"]["accuracy"] > 0.9
-    assert {"colour", "shape"} <= {n for text in found.comparison["common"] for n in text.split()}
-    assert set(found.graph.edges) >= {("shape", "image"), ("colour", "image"), ("light", "image")}
-    assert found.graph.unconfirmed
-    data = json.loads(json.dumps(found.to_json()))
-    page = render_report(ReportData("shapes", discovery=data))
-    assert "The same question with missing values read from the images" in page
-    assert f"{found.readers['colour']['filled']} of 800 rows filled" in page
-    assert data["filled"]["method"] == "dagma"
-    assert "with the missing values read from the images:" in data["text"]
-
-
-def test_what_is_filled_in_is_what_the_images_show() -> None:
-    inputs, whole = painted(600, 0.4), painted(600, 0.0)
-    filled, _ = fill(recipe(), inputs.train)
-    assert not filled.isna().any(axis=None)
-    truth, labelled = whole.train.table, inputs.train.table
-    for name in ("shape", "colour", "light"):
-        known = labelled[name].notna()
-        assert (filled.loc[known, name] == truth.loc[known, name]).all()  # what is labelled stays
-    holes = labelled["colour"].isna()
-    assert (filled.loc[holes, "colour"] == truth.loc[holes, "colour"]).mean() > 0.9
-    holes = labelled["light"].isna()
-    assert np.corrcoef(filled.loc[holes, "light"], truth.loc[holes, "light"])[0, 1] > 0.5
-
-
-def test_too_few_labels_to_read_by_are_one_line() -> None:
-    with pytest.raises(
-        DataError, match=r"column 'colour': expected 20 labelled training images .* got \d+; label more"
-    ):
-        fill(recipe(), painted(60, 0.9).train)
-
-
-def test_two_answers_are_compared_edge_by_edge() -> None:
-    def answer(method: str, *edges: tuple[str, str, str]) -> Discovery:
-        return Discovery(method, tuple("abcde"), tuple(Edge(*e) for e in edges), (), 9, 0.05, 0, 0)
-
-    one = answer("pc", ("a", "->", "b"), ("b", "--", "c"), ("c", "->", "d"), ("d", "->", "e"))
-    other = answer("dagma", ("b", "->", "a"), ("c", "->", "b"), ("c", "->", "d"), ("a", "->", "e"))
-    assert compare(one, other) == {
-        "common": ["b -- c", "c -> d"],
-        "reversed": ["a -> b"],
-        "only pc": ["d -> e"],
-        "only dagma, values filled": ["a -> e"],
-    }

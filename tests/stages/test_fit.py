@@ -1,4 +1,4 @@
-"""Fitting as a stage: a distilled decoder with its teacher, going on after a kill, stopping by a score, several processes."""
+"""Fitting as a stage: going on after an interruption, stopping by a score, several processes, models of another run."""
 
 from __future__ import annotations
 
@@ -15,72 +15,37 @@ from typing import Any
 import pytest
 from helpers.tiny_run import call, contents, folder_recipe
 
-from cfaug.cli import main
 from cfaug.config import load_recipe
 from cfaug.data import Schema
-from cfaug.decode import CounterfactualModel, DiffusionDecoder, DistilledDecoder, pairs, student
-from cfaug.decode.diffusion import flow_loss as fit
-from cfaug.decode.diffusion import training
+from cfaug.decode import CounterfactualModel
 from cfaug.decode.diffusion.checkpoint import averaged
+from cfaug.decode.diffusion.flow_loss import FlowLoss
 from cfaug.errors import ShardError, UsageError
-from cfaug.stages.inputs import open_inputs, refuse_other_model
-
-DISTILLED = {"kind": "distilled", "distil_pairs": 1, "distil_share": 0.6}
-
-
-def distilled(directory: Path, birds: Path, **decoder: Any) -> Path:
-    return folder_recipe(directory / "recipe.yaml", birds, decoder={**DISTILLED, **decoder})
+from cfaug.stages.fitting import refuse_other_model
+from cfaug.stages.inputs import open_inputs
 
 
-def test_a_distilled_run_keeps_its_teacher(birds: Path, tmp_path: Path) -> None:
-    recipe, out = distilled(tmp_path, birds), tmp_path / "out"
-    assert main(["run", str(recipe), "--out", str(out), "--no-progress"]) == 0
-    model = CounterfactualModel.load(out / "model")
-    teacher = DiffusionDecoder.load(out / "model" / "teacher")
-    assert isinstance(model.decoder, DistilledDecoder)
-    assert model.decoder.teacher == teacher.digest
-    assert teacher.report is not None
-    assert model.decoder.report is not None
-    assert (teacher.report.steps, model.decoder.report.steps) == (5, 3)
-    assert not (out / "fit.partial").exists()
-    figures = json.loads((out / "evaluation" / "figures.json").read_text())
-    assert figures["composition_l1"] == pytest.approx(0, abs=1e-6)
-
-
-@pytest.mark.parametrize("where", ["teacher", "pairs", "student"])
 def test_an_interrupted_fit_goes_on_where_it_was(
-    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, where: str
+    birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    recipe = distilled(tmp_path, birds, checkpoint_seconds=0)
+    recipe = folder_recipe(tmp_path / "r.yaml", birds, decoder={"checkpoint_seconds": 0})
     assert call(capsys, "fit", recipe, "--out", tmp_path / "whole").code == 0
-    place, name = {
-        "teacher": (training.disk, "write"),
-        "pairs": (pairs, "_keep"),
-        "student": (student, "uniform"),
-    }[where]
-    real, calls = getattr(place, name), []
+    real, calls = FlowLoss.__call__, iter(range(1, 100))
 
-    def interrupted(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3 or where == "pairs":
-            real(*args)
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) == 4:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, name, interrupted)
+        patch.setattr(FlowLoss, "__call__", interrupted)
         assert call(capsys, "fit", recipe, "--out", tmp_path / "killed").code == 130
-    assert (tmp_path / "killed" / "fit.partial").is_dir()
-    assert (tmp_path / "killed" / "model" / "teacher").exists() == (where != "teacher")
+    assert contents(tmp_path / "killed" / "fit.partial")
+    assert not (tmp_path / "killed" / "model").exists()
     assert call(capsys, "fit", recipe, "--out", tmp_path / "killed").code == 0
     assert not (tmp_path / "killed" / "fit.partial").exists()
     models = [CounterfactualModel.load(tmp_path / name / "model") for name in ("whole", "killed")]
     assert models[0].digest == models[1].digest
-    reports = [
-        json.loads((tmp_path / "killed" / "model" / part / "decoder.json").read_text())["training"]["resumed"]
-        for part in ("teacher", ".")
-    ]
-    assert reports == {"teacher": [1, 0], "pairs": [0, 0], "student": [0, 1]}[where]
 
 
 def test_overwrite_forgets_what_was_begun(
@@ -105,7 +70,7 @@ def test_training_is_stopped_by_the_score(birds: Path, tmp_path: Path, capsys: A
 
 
 def test_two_processes_fit_one_model(birds: Path, tmp_path: Path) -> None:
-    recipe, out = distilled(tmp_path, birds, validate_every=2), tmp_path / "out"
+    recipe, out = folder_recipe(tmp_path / "r.yaml", birds, decoder={"validate_every": 2}), tmp_path / "out"
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cfaug"]
     words = [*together, "fit", str(recipe), "--out", str(out), "--no-progress"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -113,9 +78,9 @@ def test_two_processes_fit_one_model(birds: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("model ") == 1
     assert done.stderr.count("fit done") == 1
-    assert isinstance(CounterfactualModel.load(out / "model").decoder, DistilledDecoder)
+    assert CounterfactualModel.load(out / "model").digest
     assert sorted(path.name for path in out.iterdir()) == [
-        "ASSUMPTIONS.md", "assumptions.json", "config.yaml", "model", "run.json",
+        "ASSUMPTIONS.md", "assumptions.json", "config.yaml", "model", "run.json", "run.lock",
     ]  # fmt: skip
 
 
@@ -134,9 +99,9 @@ def test_a_fit_that_diverges_says_a_command_that_works(
     birds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     recipe, out = folder_recipe(tmp_path / "r.yaml", birds), tmp_path / "out"
-    real, calls = fit.FlowLoss.__call__, iter(range(1, 100))
+    real, calls = FlowLoss.__call__, iter(range(1, 100))
     with monkeypatch.context() as patch:
-        patch.setattr(fit.FlowLoss, "__call__", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1))
+        patch.setattr(FlowLoss, "__call__", lambda *a: real(*a) * (float("nan") if next(calls) == 4 else 1))
         answer = call(capsys, "fit", recipe, "--out", out)
     assert answer.code == 1
     assert "became nan at step 4" in answer.complaint
@@ -149,7 +114,7 @@ def test_a_fit_that_diverges_says_a_command_that_works(
 
 
 WRONG = {
-    "depth": (["--decoder.depth.remark=0.5"], "no parent of the image in the graph; they are background, glow, species"),
+    "depth": (["--decoder.depth.remark=0.5"], "decoder.depth: expected parents of the image in the graph (background, glow, species), got 'remark'"),
     "autoencoder": (["--decoder.space=latents", "--decoder.autoencoder=nowhere"], "in nowhere, but it has no config.json"),
     "score": (
         ["--decoder.validate_every=2", "--graph=species; background -> glow; glow -> image"],

@@ -15,8 +15,8 @@ from cfaug.causal import do
 from cfaug.errors import CfaugError, DataError
 from cfaug.stages.generated_sets import Pool, balanced_acts, exchanged_acts, make_pool
 from cfaug.stages.inputs import Inputs
+from cfaug.stages.leak_probes import leak_figures
 from cfaug.stages.loss_breakdown import LOSSES, three_losses
-from cfaug.stages.probes import leak_figures
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,14 @@ Not promised: that readers trained on confounded images (where the source cannot
 from __future__ import annotations
 
 import math
-from functools import cached_property
 
 import numpy as np
 import torch
 
-from cfaug.causal import SCM, Intervention
+from cfaug.causal import SCM
 from cfaug.config import Recipe
 from cfaug.data import load_images
-from cfaug.decode import CounterfactualModel, ImageMechanism
-from cfaug.errors import UsageError
+from cfaug.decode import CounterfactualModel, Decoder
 from cfaug.judge.axioms import counterfactuals
 from cfaug.stages.attribute_classifiers import attribute_readers, quantised
 from cfaug.stages.generated_sets import balanced_acts
@@ -34,38 +32,26 @@ IMAGES = 200
 """Validation images of a score, at most: its standard error is 2 points where the shares are about 0.9, and it takes seconds."""
 
 
-class Validation:
+class ValidationScore:
     """Scores a decoder on the same validation images and interventions every time.
 
     Args:
         recipe: how its classifiers are trained, and the seed.
-        inputs: the opened data.
+        inputs: the opened data; a parent of the image is categorical.
         scm: fitted, of the same schema as the decoders to come.
         progress: whether to show a bar while the readers are trained (once, at the first score).
-
-    Raises:
-        UsageError: no parent of the image is categorical, so there is nothing to read.
     """
 
     def __init__(self, recipe: Recipe, inputs: Inputs, scm: SCM, progress: bool = False) -> None:
         self.recipe, self.inputs, self.scm, self.progress = recipe, inputs, scm, progress
-        if not any(inputs.schema[name].kind == "categorical" for name in inputs.graph.parents("image")):
-            raise UsageError(
-                "decoder.validate_every needs a categorical attribute that is a parent of the image, but all are continuous; "
-                "set decoder.validate_every to null"
-            )
+        self._acts = balanced_acts(inputs.val, IMAGES, recipe.seed)
+        self._readers: dict[str, TrainedClassifier] | None = None
 
-    @cached_property
-    def _acts(self) -> dict[str, Intervention]:
-        return balanced_acts(self.inputs.val, IMAGES, self.recipe.seed)
-
-    @cached_property
-    def _readers(self) -> dict[str, TrainedClassifier]:
-        with torch.enable_grad():  # a score is asked for without gradients
-            return attribute_readers(self.recipe, self.inputs, self._acts, self.progress)[0]
-
-    def shares(self, decoder: ImageMechanism) -> dict[str, float]:
+    def shares(self, decoder: Decoder) -> dict[str, float]:
         """Attribute -> share of the counterfactuals in which it is read as intended."""
+        if self._readers is None:
+            with torch.enable_grad():  # a score is asked for without gradients
+                self._readers, _ = attribute_readers(self.recipe, self.inputs, self._acts, self.progress)
         val = self.inputs.val
         rows = [i for i in range(len(val)) if val.key(i) in self._acts]
         acts = [self._acts[val.key(i)] for i in rows]
@@ -85,6 +71,6 @@ class Validation:
             found[name] = float((reader.predict(pixels).numpy()[known] == intended).mean()) if known.any() else 1.0
         return found
 
-    def __call__(self, decoder: ImageMechanism) -> float:
+    def __call__(self, decoder: Decoder) -> float:
         """Effectiveness times preservation, in [0, 1]."""
         return math.prod(self.shares(decoder).values())

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from cfaug.errors import UsageError
-from cfaug.stages.regeneration import regenerate_run
+from cfaug.stages.verification import regenerate_run
 
 
-def test_a_run_makes_its_samples_again(finished) -> None:
+def test_a_run_makes_its_samples_again(finished: Path) -> None:
     found = regenerate_run(finished, n=6)
     assert found.ok, str(found)
     assert found.counts["samples"] == found.counts["identical"] == 6
@@ -20,7 +20,7 @@ def test_a_run_makes_its_samples_again(finished) -> None:
     assert regenerate_run(finished / "shards", n=1).ok
 
 
-def test_without_model_configuration_or_data_it_is_one_line(finished, tmp_path) -> None:
+def test_without_model_configuration_or_data_it_is_one_line(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     for name, words in (("config.yaml", "its configuration"), ("model", "its model"), ("plan", "its plan")):
         shutil.rmtree(run, ignore_errors=True)
@@ -33,7 +33,7 @@ def test_without_model_configuration_or_data_it_is_one_line(finished, tmp_path) 
     assert not [path for path in tmp_path.iterdir() if path != run]
 
 
-def test_other_images_are_refused(finished, tmp_path) -> None:
+def test_other_images_are_refused(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
     state = json.loads((run / "run.json").read_text())
@@ -42,7 +42,7 @@ def test_other_images_are_refused(finished, tmp_path) -> None:
         regenerate_run(run)
 
 
-def test_another_model_at_its_place_is_told_apart(finished, tmp_path) -> None:
+def test_another_model_at_its_place_is_told_apart(finished: Path, tmp_path: Path) -> None:
     """A model of the same graph and schema with other weights: opened without complaint, but not of these shards."""
     run = tmp_path / "run"
     shutil.copytree(finished, run)

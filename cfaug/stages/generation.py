@@ -1,0 +1,90 @@
+"""Decide every counterfactual (``plan/``) and make it (``shards/``)."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from contextlib import nullcontext
+
+from cfaug.config import Recipe
+from cfaug.errors import ShardError, UsageError
+from cfaug.offline import GenerateReport, Plan, ShardReader
+from cfaug.offline import generate as write_shards
+from cfaug.offline.commit import open_destination
+from cfaug.offline.format import PLAN_HEADER
+from cfaug.stages.fitting import fit
+from cfaug.stages.generation_checks import check_generation, draw_plan, engine_options
+from cfaug.stages.ranks import SHARED
+from cfaug.stages.run import Run
+from cfaug.stages.run_directory import saved_plan
+from cfaug.train import METHODS
+
+log = logging.getLogger(__name__)
+
+
+def uses_counterfactuals(recipe: Recipe) -> bool:
+    """Whether any listed method needs generated images."""
+    return any(METHODS[name].needs_shards for name in recipe.train.methods)
+
+
+def plan(run: Run) -> Plan:
+    """The plan: loaded when it is on disk, else drawn and written now. The same recipe draws the same one, so a damaged one is redrawn."""
+    try:
+        found = saved_plan(run.out)
+    except ShardError as error:
+        log.warning("%s; this is being done", error)
+        shutil.rmtree(run.out / "plan")
+        found = None
+    if found is None:
+        found = draw_plan(run.recipe, run.inputs)
+        found.save(run.out / "plan")
+    return found
+
+
+def generate(run: Run) -> GenerateReport:
+    """Write the shards that are missing; whatever cannot be is refused before anything is fitted."""
+    config, out = run.recipe.generate, run.out
+    if run.sharing and not all((out / name).exists() for name in ("model/model.json", f"plan/{PLAN_HEADER}")):
+        raise UsageError(
+            f"expected a model and a plan in {out} before several processes share the work; run "
+            f"`cfaug plan RECIPE.yaml --out {out}` and `cfaug fit RECIPE.yaml --out {out}` first"
+        )
+    check_generation(run.recipe, run.inputs)
+    rows = Plan.load(out / "plan") if run.sharing else plan(run)
+    model = fit(run)
+    suffix = f"-{run.rank}" if run.sharing else ""
+    # committed shards are recognised by their commits, so asking a finished run again costs a tenth of a second
+    there = not run.overwrite and not rows.missing(open_destination(run.place).committed())
+    with nullcontext() if there else run.timed("generate"):
+        return write_shards(
+            model,
+            run.inputs.train,
+            rows,
+            run.place,
+            engine=config.engine,
+            workers=config.workers,
+            batch_size=config.batch_size,
+            progress=run.progress,
+            overwrite=run.overwrite and (run.sharing or bool(config.destination)),  # else they went with the directory
+            image=config.image,
+            retries=config.retries,
+            options=engine_options(run.recipe, str(out / "jobs")),
+            log_to=out / f"stats{suffix}.jsonl",
+            tensorboard=out / "tensorboard" if config.tensorboard else None,
+        )
+
+
+def shards(run: Run) -> ShardReader:
+    """The complete shards; what is missing of them is generated first."""
+    engine = run.recipe.generate.engine
+    if engine in SHARED:
+        rows = plan(run)
+        missing = [rows.shard_name(number) for number in rows.missing(open_destination(run.place).committed())]
+        if missing:
+            raise UsageError(
+                f"{len(missing)} shards of {run.place} are not there yet ({missing[0]}), and the engine {engine} is started "
+                "from outside; run `cfaug generate` with it first, or --generate.engine=local"
+            )
+    else:
+        generate(run)
+    return ShardReader(run.place)

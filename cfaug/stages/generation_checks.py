@@ -1,0 +1,76 @@
+"""What generating needs beside the inputs, asked before anything is fitted: by ``cfaug doctor``, and by a run that has shards to make."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+from cfaug.causal import SCM, refuse_if_ancestor, refuse_unconfirmed
+from cfaug.config import Recipe
+from cfaug.errors import UsageError
+from cfaug.offline import Plan, make_engine, make_plan
+from cfaug.offline.commit import open_destination
+from cfaug.stages.inputs import Inputs
+from cfaug.stages.ranks import SHARED
+
+
+def check_generation(recipe: Recipe, inputs: Inputs) -> None:
+    """Raise UsageError or StorageError for what would stop the generation of ``recipe`` after its model was fitted.
+
+    Confirmed edges, an image format for these images, an engine that can be started, the package for TensorBoard, a destination
+    that can be reached. Nothing is started or written.
+    """
+    refuse_unconfirmed(inputs.graph)
+    config = recipe.generate
+    if config.image == "webp" and inputs.train.image(0).shape[2] == 1:
+        raise UsageError("generate.image: expected png or png-stored for grey images, got 'webp'; write image: png")
+    if config.engine not in SHARED:  # those are started from outside, and only then can be asked for their rank
+        make_engine(config.engine, config.workers, engine_options(recipe, "jobs"))
+    elif config.options:
+        raise UsageError(
+            f"generate.options: the engine {config.engine} takes none, got {', '.join(config.options)}; remove them"
+        )
+    if config.tensorboard and find_spec("tensorboard") is None:
+        raise UsageError(
+            'generate.tensorboard needs the package tensorboard, which is not installed; pip install "cfaug[tensorboard]"'
+        )
+    if config.destination:  # a bucket that is not there is found out before hours of fitting
+        open_destination(config.destination).committed()
+
+
+def engine_options(recipe: Recipe, jobs: str) -> dict[str, Any]:
+    """The options of the recipe's engine; ``jobs`` is where submitit keeps its files unless the recipe says."""
+    config = recipe.generate
+    return {"folder": jobs, **config.options} if config.engine == "submitit" else dict(config.options)
+
+
+def draw_plan(recipe: Recipe, inputs: Inputs) -> Plan:
+    """The plan of ``recipe``, not yet written.
+
+    Raises:
+        UsageError, DataError: a strategy, an attribute, a value or shares that cannot be; the target or a cause of it.
+    """
+    config = recipe.plan
+    if inputs.target in config.attributes:
+        raise UsageError(
+            f"plan.attributes: expected attributes other than the target, got {inputs.target!r}: training keeps a source's label"
+        )
+    refuse_if_ancestor(inputs.graph, inputs.target, config.attributes)
+    return make_plan(
+        config.strategy,
+        inputs.train.table,
+        inputs.schema,
+        per_image=config.per_image,
+        null_fraction=config.null_fraction,
+        replicas=config.replicas,
+        joint=config.joint,
+        attributes=config.attributes,
+        seed=recipe.seed,
+        samples_per_shard=recipe.generate.samples_per_shard,
+    )
+
+
+def fit_scm(recipe: Recipe, inputs: Inputs) -> SCM:
+    """The SCM of the attributes, fitted on the training table; the same seed fits the same."""
+    scm = SCM(inputs.graph, inputs.schema, recipe.scm.mechanisms)
+    return scm.fit(inputs.train.table, seed=recipe.seed)

@@ -1,0 +1,52 @@
+"""Every stage of a recipe, one after the other; and the checks alone, for ``cfaug doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cfaug.config import Recipe
+from cfaug.errors import ShardError
+from cfaug.offline import verify
+from cfaug.stages.diagnosis import diagnosed
+from cfaug.stages.fitting import fit
+from cfaug.stages.generation import plan, uses_counterfactuals
+from cfaug.stages.generation_checks import check_generation, draw_plan, fit_scm
+from cfaug.stages.inputs import Inputs, open_inputs
+from cfaug.stages.reporting import report
+from cfaug.stages.run import Run
+
+
+def run_recipe(run: Run) -> Path:
+    """Every stage; counterfactuals only if a listed method uses them. Returns the report's path."""
+    made = uses_counterfactuals(run.recipe)
+    if made:
+        check_generation(run.recipe, run.inputs)
+    fitted = (run.out / "model" / "model.json").exists()
+    scm = None if fitted else fit_scm(run.recipe, run.inputs)
+    diagnosed(run, scm)
+    if not made:
+        return report(run)
+    if scm is not None:
+        plan(run)  # before minutes of training, not after them
+        fit(run, scm)
+    page = report(run)
+    checked = verify(run.place, plan(run))
+    if not checked.ok:
+        raise ShardError(
+            f"the shards just written do not verify: {checked.problems[0]}; check the disk and run with --overwrite"
+        )
+    return page
+
+
+def check_recipe(recipe: Recipe, progress: bool = False) -> Inputs:
+    """Everything that :func:`run_recipe` would refuse, short of training; the opened data.
+
+    Raises:
+        UsageError, DataError: as the checks of a run.
+    """
+    inputs = open_inputs(recipe, progress)
+    fit_scm(recipe, inputs)
+    if uses_counterfactuals(recipe):
+        check_generation(recipe, inputs)
+        draw_plan(recipe, inputs)
+    return inputs
