@@ -124,7 +124,7 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         _print(dump_yaml(recipe.to_dict()).removesuffix("\n"), recipe.to_dict(), arguments.json)
         return 0
     from cfaug.decode.diffusion import distributed
-    from cfaug.stages import fit, open_run
+    from cfaug.stages import open_run
     from cfaug.stages.ranks import SHARED
 
     name = arguments.command
@@ -146,7 +146,7 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             text, content = _SHOW[name](run)
             _print(text, content, arguments.json)
         else:
-            fit(run)  # this process only helps; the first one speaks
+            _SHOW["fit"](run)  # this process only helps; the first one speaks
     return 0
 
 
@@ -243,7 +243,7 @@ _SHOW: dict[str, Callable[[Run], Shown]] = {
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from cfaug.stages.verification import regenerate_run, verify_run
+    from cfaug.stages import regenerate_run, verify_run
 
     if arguments.regenerate is not None and arguments.regenerate < 1:
         raise UsageError(f"--regenerate: expected how many samples to make again, got {arguments.regenerate}; write 20")
@@ -289,7 +289,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     }
     if arguments.recipe:
         from cfaug.config import load_recipe
-        from cfaug.stages.whole_run import check_recipe
+        from cfaug.stages import check_recipe
 
         inputs = check_recipe(load_recipe(arguments.recipe))
         content["recipe"] = {split: len(getattr(inputs, split)) for split in ("train", "val", "test")}

@@ -10,18 +10,29 @@ import dataclasses
 import hashlib
 import json
 import re
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, JsonValue, Strict
 
 from cfaug import settings as fields
 from cfaug.data.files import expand
-from cfaug.errors import UsageError, near
-from cfaug.settings import Category, Count, Finite, Flag, Number, Seed, Share, read_yaml, settings
+from cfaug.errors import UsageError
+from cfaug.settings import (
+    Category,
+    Count,
+    Finite,
+    Flag,
+    Number,
+    Seed,
+    Share,
+    read_yaml,
+    refuse_keys,
+    set_option,
+    settings,
+)
 
 Discovery = Literal["pc", "fci", "ges"]
 Sampler = Literal["reversible", "reversible_euler", "midpoint"]
@@ -39,18 +50,17 @@ REMOVED = {
     "decoder.semantic": "remove the line (a learned latent was no better than none)",
     "decoder.distil_pairs": "remove the line (there is no distilled decoder any more)",
     "decoder.distil_share": "remove the line (there is no distilled decoder any more)",
+    "decoder.kind: distilled": "write kind: diffusion; its quickest is sampler: reversible_euler with steps: 1",
+    "discover.method: dagma": "write method: pc, fci or ges",
 }
-"""Settings of older recipes -> what to do."""
-REMOVED_VALUES = {
-    ("decoder.kind", "distilled"): "write kind: diffusion; its quickest is sampler: reversible_euler with steps: 1",
-    ("discover.method", "dagma"): "write method: pc, fci or ges",
-}
+"""Settings, and values of settings, of older recipes -> what to do."""
 NO_AUTOENCODER = (
     "decoder.space is latents, but decoder.autoencoder names no directory, and training one here was removed; name a local "
     "directory of diffusers in decoder.autoencoder, or write space: pixels"
 )
 
 Rate = Annotated[Finite, Field(ge=1e-9, le=100)]
+Width = Annotated[int, Strict(), Field(ge=8, multiple_of=8)]
 
 
 @settings("data")
@@ -101,42 +111,32 @@ class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
     kind: Literal["diffusion"] = "diffusion"
-    space: Literal["pixels", "latents"] = (
-        "pixels"  # what the network sees: pixels | latents (of a variational autoencoder, for photographs)
-    )
+    # what the network sees: pixels | latents (of a variational autoencoder, for photographs)
+    space: Literal["pixels", "latents"] = "pixels"
     autoencoder: str | None = None  # latents: a local directory of a diffusers autoencoder
-    structure: Literal["layout", "gradient", "none"] = (
-        "none"  # held fixed beside the noise; layout or gradient where attributes recolour, moving no edge
-    )
-    patch: Annotated[Count, Field(le=64)] | None = (
-        None  # space-to-depth factor; null: 1 up to 8 px, 2 up to 16 px, 4 beyond
-    )
-    channels: Annotated[list[Annotated[int, Strict(), Field(ge=8, multiple_of=8)]], Field(min_length=1)] = field(
-        default_factory=lambda: [64, 96]
-    )
-    seconds: Annotated[Finite, Field(ge=0.1)] | None = (
-        None  # training budget; null: at most 3 minutes at 2 000 images, 25 at 20 000
-    )
+    # held fixed beside the noise; layout or gradient where attributes recolour, moving no edge
+    structure: Literal["layout", "gradient", "none"] = "none"
+    # space-to-depth factor; null: 1 up to 8 px, 2 up to 16 px, 4 beyond
+    patch: Annotated[Count, Field(le=64)] | None = None
+    channels: Annotated[list[Width], Field(min_length=1)] = field(default_factory=lambda: [64, 96])
+    # training budget; null: at most 3 minutes at 2 000 images, 25 at 20 000
+    seconds: Annotated[Finite, Field(ge=0.1)] | None = None
     max_steps: Count | None = None  # a fixed number of steps makes training reproducible; null: by seconds
     batch_size: Count = 128
     learning_rate: Annotated[Finite, Field(ge=1e-9, le=10)] = 2e-3
-    drop_attribute: Annotated[Finite, Field(ge=0, le=0.9)] = (
-        0.1  # each attribute block is hidden independently (decoupled guidance needs it)
-    )
+    # each attribute block is hidden independently (decoupled guidance needs it)
+    drop_attribute: Annotated[Finite, Field(ge=0, le=0.9)] = 0.1
     cell_power: Share = 0.5  # an image weighs count(cell) ** -cell_power: rare attribute combinations count
     validate_every: Count | None = None  # optimiser steps between two counterfactual validation scores; null: no scores
     patience: Count = 3  # scores without improvement before training stops early
     checkpoint_seconds: Annotated[Finite, Field(ge=0)] = 60.0  # how much training a kill can cost; resuming is exact
     sampler: Sampler = "reversible"  # reversible (a null intervention returns the image) | midpoint
-    steps: Annotated[Count, Field(le=1000)] = (
-        3  # solver steps each way: reversible 4 network evaluations each, midpoint 2, reversible_euler 2
-    )
-    depth: dict[str, Annotated[Finite, Field(ge=1e-3, le=1)]] = field(
-        default_factory=dict
-    )  # attribute: flow time to invert to, in (0, 1]; 1 unless said
-    guidance: Annotated[Finite, Field(ge=0, le=100)] = (
-        1.0  # strength of the intervention: scales the intervened attributes only; the rest stays at 1
-    )
+    # solver steps each way: reversible 4 network evaluations each, midpoint 2, reversible_euler 2
+    steps: Annotated[Count, Field(le=1000)] = 3
+    # attribute: flow time to invert to, in (0, 1]; 1 unless said
+    depth: dict[str, Annotated[Finite, Field(ge=1e-3, le=1)]] = field(default_factory=dict)
+    # strength of the intervention: scales the intervened attributes only; the rest stays at 1
+    guidance: Annotated[Finite, Field(ge=0, le=100)] = 1.0
     device: str = "cpu"  # cpu | cuda | mps, or cuda:1
     bf16: Flag = True  # autocast to bfloat16: a quarter faster in training where the processor has it
     compile: Flag = False  # torch.compile the network in training
@@ -166,13 +166,11 @@ class PlanConfig:
     strategy: Strategy = "balance"  # balance | uniform | every_value | flip | counterfactual_pairs
     attributes: list[str] = field(default_factory=list)  # what is intervened on; none: the spurious ones
     per_image: Count = 1  # real interventions per source image
-    null_fraction: Annotated[Finite, Field(ge=0, le=0.99)] = (
-        0.5  # of all rows: reconstructions; 1 / (1 + per_image) gives every source one
-    )
+    # of all rows: reconstructions; 1 / (1 + per_image) gives every source one
+    null_fraction: Annotated[Finite, Field(ge=0, le=0.99)] = 0.5
     replicas: Count = 1  # rows, each with a seed of its own, for every intervention
-    joint: list[dict[str, Category]] = field(
-        default_factory=list
-    )  # balance: [{place: land, share: 0.7}, ...]; none: even
+    # balance: [{place: land, share: 0.7}, ...]; none: even
+    joint: list[dict[str, Category]] = field(default_factory=list)
 
 
 @settings("generate")
@@ -187,13 +185,11 @@ class GenerateConfig:
     samples_per_shard: Annotated[Count, Field(le=100_000)] = 1000
     batch_size: Count = 100
     image: ImageFormat = "png"  # png | png-stored (not compressed: larger, read much faster) | webp; all lossless
-    destination: str | None = (
-        None  # where shards/ goes: a directory or a URL (s3://BUCKET/RUN); null: the run's directory
-    )
+    # where shards/ goes: a directory or a URL (s3://BUCKET/RUN); null: the run's directory
+    destination: str | None = None
     retries: Annotated[Number, Field(le=100)] = 2  # more attempts at a shard whose worker died or whose storage failed
-    options: dict[str, JsonValue] = field(
-        default_factory=dict
-    )  # of the engine, by its own names: {partition: gpu, timeout_min: 60}
+    # of the engine, by its own names: {partition: gpu, timeout_min: 60}
+    options: dict[str, JsonValue] = field(default_factory=dict)
     tensorboard: Flag = False  # also write images/s, rejected and retried for TensorBoard
 
 
@@ -210,9 +206,8 @@ class TrainConfig:
     batch_size: Annotated[Count, Field(ge=2)] = 64
     learning_rate: Rate = 2e-2  # peak of the one-cycle schedule
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.5  # decoupled (AdamW)
-    groups: Literal["each", "cross"] = (
-        "each"  # what group methods balance: cross (target x all spurious) | each (one at a time)
-    )
+    # what group methods balance: cross (target x all spurious) | each (one at a time)
+    groups: Literal["each", "cross"] = "each"
     p: Share = 0.8  # cfaug: share of counterfactuals
     null_p: Share = 0.1  # cfaug: share of reconstructions; real fraction = 1 - p - null_p
     device: str = "cpu"
@@ -327,9 +322,9 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         UsageError: a missing file, bad YAML, an unknown or removed key, a wrong type or a value out of range.
     """
     content = _read(expand(path)) if path is not None else {}
-    _refuse_keys(content)
+    refuse_keys(content, Recipe, REMOVED)
     for override in overrides:
-        _set(content, override.lstrip("-"))
+        set_option(content, Recipe, override.lstrip("-"), REMOVED)
     recipe = Recipe(**content)
     recipe.check()
     return recipe
@@ -350,54 +345,3 @@ def _read(path: Path) -> dict[str, Any]:
             f"expected a mapping of settings in {path}, got {type(content).__name__}; see `cfaug recipes ls`"
         )
     return content
-
-
-def _refuse_keys(content: Mapping[Any, Any], kind: type = Recipe, where: str = "") -> None:
-    """Raise UsageError for the first key or value that the recipe does not know, or knew once."""
-    known = fields.field_types(kind)
-    for key, value in content.items():
-        name = f"{where}{key}"
-        if name in REMOVED:
-            raise UsageError(f"{name} was removed; {REMOVED[name]}")
-        if isinstance(value, str) and (name, value) in REMOVED_VALUES:
-            raise UsageError(f"{name}: {value} was removed; {REMOVED_VALUES[name, value]}")
-        if key not in known:
-            raise UsageError(f"unknown key {name!r} in the recipe; {near(str(key), known)}")
-        if fields.is_group(known[key]):
-            if not isinstance(value, Mapping):
-                raise UsageError(f"{name}: expected a group of settings, got {value!r}; indent them below it")
-            _refuse_keys(value, known[key], f"{name}.")
-
-
-def _set(content: dict[str, Any], override: str) -> None:
-    """Lay ``a.b=value`` over the content of a recipe."""
-    name, equals, text = override.partition("=")
-    known = option_names()
-    inside = next((k for k in known if k.startswith(name + ".")), None)
-    if inside:
-        raise UsageError(f"--{name} is a group of settings; set one of them, for example --{inside}=VALUE")
-    if name in REMOVED:
-        raise UsageError(f"--{name} was removed; {REMOVED[name]}")
-    option = next((k for k in known if name == k or name.startswith(k + ".")), None)  # attributes.kinds.age: an entry
-    hint: Any = Recipe
-    for part in option.split(".") if option else ():
-        hint = fields.field_types(hint)[part]
-    if option is None or (name != option and "dict[" not in str(hint)):
-        raise UsageError(f"unknown option --{name}; {near(name, known)}")
-    if not equals:
-        raise UsageError(f"option --{name} needs a value: write --{name}=VALUE")
-    *groups, leaf = option.split(".")
-    for group in groups:
-        content = content.setdefault(group, {})
-    if name != option:
-        entry = name[len(option) + 1 :]
-        content[leaf] = {
-            **(found if isinstance(found := content.get(leaf), dict) else {}),
-            entry: read_yaml(text, f"--{name}"),
-        }
-        return
-    plain = hint is str or (get_origin(hint) is types.UnionType and str in get_args(hint))
-    quoted = text[:1] in ("'", '"') or (text in ("null", "~") and hint is not str)
-    content[leaf] = text if plain and not quoted else read_yaml(text, f"--{name}")
-    if isinstance(content[leaf], str) and (option, content[leaf]) in REMOVED_VALUES:
-        raise UsageError(f"{option}: {content[leaf]} was removed; {REMOVED_VALUES[option, content[leaf]]}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import field
 from functools import wraps
 from typing import (
@@ -256,3 +256,58 @@ def dump_yaml(content: Any, flow: bool = False) -> str:
         content, Dumper=_Dumper, sort_keys=False, default_flow_style=flow, width=10_000, allow_unicode=True
     )
     return text.removesuffix("\n").removesuffix("\n...") if flow else text
+
+
+# -- nested mappings as they are read, before they are checked ---------------------------------------------
+
+
+def refuse_keys(content: Mapping[Any, Any], kind: type, removed: Mapping[str, str], where: str = "") -> None:
+    """Raise UsageError for the first key of nested mappings that ``kind`` does not have, and for what was ``removed``."""
+    known = field_types(kind)
+    for key, value in content.items():
+        name = f"{where}{key}"
+        _refuse_removed(name, value, removed)
+        if key not in known:
+            raise UsageError(f"unknown key {name!r} in the recipe; {near(str(key), known)}")
+        if is_group(known[key]):
+            if not isinstance(value, Mapping):
+                raise UsageError(f"{name}: expected a group of settings, got {value!r}; indent them below it")
+            refuse_keys(value, known[key], removed, f"{name}.")
+
+
+def _refuse_removed(name: str, value: Any, removed: Mapping[str, str]) -> None:
+    for past in (name, f"{name}: {value}" if isinstance(value, str) else name):
+        if past in removed:
+            raise UsageError(f"{past} was removed; {removed[past]}")
+
+
+def set_option(content: dict[str, Any], kind: type, override: str, removed: Mapping[str, str]) -> None:
+    """Lay ``a.b=value`` over nested mappings of settings of ``kind``; text needs no quotes, everything else is YAML."""
+    name, equals, text = override.partition("=")
+    known = option_names(kind)
+    inside = next((k for k in known if k.startswith(name + ".")), None)
+    if inside:
+        raise UsageError(f"--{name} is a group of settings; set one of them, for example --{inside}=VALUE")
+    _refuse_removed(name, None, removed)
+    option = next((k for k in known if name == k or name.startswith(k + ".")), None)  # attributes.kinds.age: an entry
+    hint: Any = kind
+    for part in option.split(".") if option else ():
+        hint = field_types(hint)[part]
+    if option is None or (name != option and "dict[" not in str(hint)):
+        raise UsageError(f"unknown option --{name}; {near(name, known)}")
+    if not equals:
+        raise UsageError(f"option --{name} needs a value: write --{name}=VALUE")
+    *groups, leaf = option.split(".")
+    for group in groups:
+        content = content.setdefault(group, {})
+    if name != option:
+        entry = name[len(option) + 1 :]
+        content[leaf] = {
+            **(found if isinstance(found := content.get(leaf), dict) else {}),
+            entry: read_yaml(text, f"--{name}"),
+        }
+        return
+    plain = hint is str or (get_origin(hint) is types.UnionType and str in get_args(hint))
+    quoted = text[:1] in ("'", '"') or (text in ("null", "~") and hint is not str)
+    content[leaf] = text if plain and not quoted else read_yaml(text, f"--{name}")
+    _refuse_removed(option, content[leaf], removed)

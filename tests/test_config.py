@@ -256,7 +256,7 @@ def test_overrides_leave_the_rest_of_the_file(tmp_path: Path) -> None:
         ("--train.epochs=x", "train.epochs: expected a whole number of at least 1, got 'x'"),
         ("--config=x.yaml", "unknown option --config"),
         ("--train.epochs.x=3", "unknown option --train.epochs.x"),
-        ("--decoder.semantic=0", "--decoder.semantic was removed"),
+        ("--decoder.semantic=0", "decoder.semantic was removed"),
         ("--decoder.kind=distilled", "decoder.kind: distilled was removed"),
         ("--train.seeds=[1", "--train.seeds is not valid YAML"),
     ],

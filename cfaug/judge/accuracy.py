@@ -1,4 +1,4 @@
-"""Group, worst-group, average and adjusted average accuracy, with n and intervals; one results row a run.
+"""Group, worst-group, average and adjusted average accuracy, with n and intervals; one row of results per run.
 
     accuracy(g)      = right(g) / n(g), and None when n(g) = 0
     worst group      = the non-empty group of least accuracy, over all spurious attributes (target x ONE of them)
@@ -49,10 +49,10 @@ def _right(targets: Sequence[Any] | npt.ArrayLike, predictions: Sequence[Any] | 
     truth, said = np.asarray(targets), np.asarray(predictions)
     if truth.shape != said.shape or truth.ndim != 1:
         raise UsageError(
-            f"expected one prediction a target, came {said.shape} for {truth.shape}; pass two equal vectors"
+            f"expected one prediction per target, got {said.shape} for {truth.shape}; pass two equal vectors"
         )
     if not len(truth):
-        raise DataError("accuracy: expected at least one sample, came none; check the split")
+        raise DataError("accuracy: expected at least one sample, got none; check the split")
     right: npt.NDArray[np.bool_] = truth == said
     return right
 
@@ -69,13 +69,13 @@ def group_accuracy(
 ) -> GroupTable:
     """{group: {"n", "accuracy"}} in the order of ``names``, then of first sight.
 
-    ``groups``: the frame of ``Grouper.labels`` (one column a spurious attribute) or one label a sample; ``names`` adds
+    ``groups``: the frame of ``Grouper.labels`` (one column per spurious attribute) or one label per sample; ``names`` adds
     the groups that may be empty: n 0, accuracy None.
     """
     right = _right(targets, predictions)
     frame = _frame(groups)
     if len(frame) != len(right):
-        raise UsageError(f"expected {len(right)} group labels, came {len(frame)}; pass one a sample")
+        raise UsageError(f"expected {len(right)} group labels, got {len(frame)}; pass one per sample")
     table: GroupTable = {str(name): {"n": 0, "accuracy": None} for name in names}
     for column in frame:
         codes, values = pd.factorize(frame[column].astype(str))
@@ -115,7 +115,7 @@ def worst_group_accuracy(
         table = group_accuracy(targets, predictions, groups)
     filled = [(row["accuracy"], -row["n"], name) for name, row in table.items() if row["n"]]
     if not filled:
-        raise DataError("worst group: expected a group with at least one sample, came none; check the split")
+        raise DataError("worst group: expected a group with at least one sample, got none; check the split")
     accuracy, minus_n, name = min(filled)
     return WorstGroup(float(accuracy), name, -minus_n, wilson_interval(round(accuracy * -minus_n), -minus_n))
 
@@ -167,7 +167,7 @@ def result_row(
 
 
 def write_results(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, one a row; the file is replaced as a whole, so a reader never sees half of it."""
+    """Write JSON lines, one per row; the file is replaced as a whole, so a reader never sees half of it."""
     path = Path(path)
     lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows]
     try:
@@ -191,10 +191,10 @@ def read_results(path: str | Path) -> list[dict[str, Any]]:
             row = json.loads(line)
             missing = [name for name in FIELDS if name not in row]
         except (ValueError, TypeError) as error:
-            raise DataError(
-                f"{path}, line {number}: expected a JSON object, came {line[:40]!r}; train again"
-            ) from error
+            raise DataError(f"{path}, line {number}: expected a JSON object, got {line[:40]!r}; train again") from error
         if missing:
-            raise DataError(f"{path}, line {number}: expected field {missing[0]!r}, it is not there; train again")
+            raise DataError(
+                f"{path}, line {number}: expected the field {missing[0]!r}, got a row without it; train again"
+            )
         rows.append(row)
     return rows

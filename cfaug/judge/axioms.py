@@ -46,7 +46,9 @@ class Model(Protocol):
 def l1(first: Tensor, second: Tensor) -> npt.NDArray[np.float64]:
     """(N,) mean absolute difference per image of two tensors (N, C, H, W) in [-1, 1], in [0, 1] units."""
     if first.shape != second.shape:
-        raise UsageError(f"expected images of one shape, came {tuple(first.shape)} and {tuple(second.shape)}")
+        raise UsageError(
+            f"expected images of one shape, got {tuple(first.shape)} and {tuple(second.shape)}; make them the same"
+        )
     difference = (first.double() - second.double()).abs().flatten(1).mean(1) / 2
     return np.asarray(difference.numpy(), dtype=np.float64)
 
@@ -59,10 +61,10 @@ def counterfactuals(
     seed: int = 0,
     batch: int = 128,
 ) -> tuple[Tensor, pd.DataFrame]:
-    """(images, attributes) after the interventions, one a row; row i abducts with seed ``seed + i``."""
+    """(images, attributes) after the interventions, one per row; row i abducts with seed ``seed + i``."""
     if not len(images) == len(table) == len(interventions) or not len(images):
         raise UsageError(
-            f"expected as many images as rows and interventions, at least one; came {len(images)}, {len(table)}, "
+            f"expected as many images as rows and interventions, at least one; got {len(images)}, {len(table)}, "
             f"{len(interventions)}"
         )
     pictures, tables = [], []
@@ -81,7 +83,7 @@ def composition(
 ) -> npt.NDArray[np.float64]:
     """(N,) L1 in [0, 1] between the images and themselves after ``cycles`` null interventions; 0 is perfect."""
     if cycles < 1:
-        raise UsageError(f"cycles: expected 1 or more, came {cycles}")
+        raise UsageError(f"cycles: expected 1 or more, got {cycles}; write 1")
     current = images
     for _ in range(cycles):
         current, _ = counterfactuals(model, current, table, [do()] * len(images), seed)
@@ -110,7 +112,9 @@ def effectiveness(
     said = predictor(images).cpu().numpy()
     wanted = np.asarray(expected)
     if said.shape != wanted.shape:
-        raise UsageError(f"effectiveness: expected one code an image, came {wanted.shape} for {said.shape}")
+        raise UsageError(
+            f"effectiveness: expected one code per image, got {wanted.shape} for {said.shape}; pass equal lengths"
+        )
     agrees: npt.NDArray[np.bool_] = said == wanted
     return agrees
 

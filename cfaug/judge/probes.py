@@ -143,5 +143,5 @@ def above(found: float | None, reference: float | None) -> float | None:
 def _same_length(*parts: Sequence[Any] | Tensor) -> None:
     if len({len(part) for part in parts}) > 1:
         raise UsageError(
-            f"expected one label and one source an image, came {[len(part) for part in parts]}; pass equal lengths"
+            f"expected one label and one source per image, got {[len(part) for part in parts]}; pass equal lengths"
         )

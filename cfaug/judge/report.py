@@ -44,7 +44,7 @@ MOST_TESTS = 30  # rows of one table of tests: what follows has a larger p
 class Example:
     """One row of a grid: a factual image, its reconstruction, its counterfactuals; uint8 (H, W, 1 or 3).
 
-    ``captions`` has one text a counterfactual (its intervention); ``note`` says why the row was chosen.
+    ``captions`` has one text per counterfactual (its intervention); ``note`` says why the row was chosen.
     """
 
     factual: Pixels
@@ -68,7 +68,7 @@ class Axiom:
 class LossTable:
     """The same classifier trained on several kinds of images of the same sources, and what every step costs.
 
-    ``rows``: (kind, what it is, accuracy a measure); ``losses``: (name, what it means, (mean, least, greatest seed) a
+    ``rows``: (kind, what it is, accuracy per measure); ``losses``: (name, what it means, (mean, least, greatest seed) per
     measure); both in the order of ``measures``; fractions in [0, 1].
     """
 
@@ -183,7 +183,7 @@ def render_report(data: ReportData) -> str:
     import jinja2
 
     if any(len(example.captions) != len(example.counterfactuals) for rows in data.grids.values() for example in rows):
-        raise UsageError("report: expected one caption a counterfactual image, came another number; give one each")
+        raise UsageError("report: expected one caption per counterfactual image, got a different number; give one each")
     summaries = summarise(data.rows)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,

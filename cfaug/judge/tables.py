@@ -1,4 +1,4 @@
-"""Results rows to one line a method: means and ranges over seeds, the gap closed, and the terminal's table.
+"""Results rows to one line per method: means and ranges over seeds, the gap closed, and the terminal's table.
 
     gap closed = (WGA_method - WGA_erm) / (WGA_oracle - WGA_erm)
 
@@ -53,7 +53,7 @@ def _triple(values: list[float]) -> tuple[float, float, float]:
 
 
 def summarise(rows: Iterable[Mapping[str, Any]], split: str = "test") -> list[MethodSummary]:
-    """One MethodSummary a method, ERM first and the oracle last; the worst group named is that of the worst seed."""
+    """One MethodSummary per method, ERM first and the oracle last; the worst group named is that of the worst seed."""
     by_method: dict[str, list[Mapping[str, Any]]] = {}
     for row in rows:
         if row["split"] == split:

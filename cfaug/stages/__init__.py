@@ -8,26 +8,39 @@ recognised by what is on disk (a model that loads, a plan with its digest, commi
 
 from __future__ import annotations
 
-from cfaug.stages.diagnosis import diagnose
-from cfaug.stages.discovery import discover
-from cfaug.stages.evaluation import evaluate
-from cfaug.stages.fitting import fit
-from cfaug.stages.generation import generate, plan
-from cfaug.stages.reporting import report
-from cfaug.stages.run import Run, open_run
-from cfaug.stages.training import train
-from cfaug.stages.whole_run import run_recipe
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Run",
-    "diagnose",
-    "discover",
-    "evaluate",
-    "fit",
-    "generate",
-    "open_run",
-    "plan",
-    "report",
-    "run_recipe",
-    "train",
-]
+from cfaug.lazy import lazy
+
+if TYPE_CHECKING:
+    from cfaug.stages.diagnosis import diagnose as diagnose
+    from cfaug.stages.discovery import discover as discover
+    from cfaug.stages.evaluation import evaluate as evaluate
+    from cfaug.stages.fitting import fit as fit
+    from cfaug.stages.generation import generate as generate
+    from cfaug.stages.generation import plan as plan
+    from cfaug.stages.recipe_checks import check_recipe as check_recipe
+    from cfaug.stages.reporting import report as report
+    from cfaug.stages.run import Run as Run
+    from cfaug.stages.run import open_run as open_run
+    from cfaug.stages.training import train as train
+    from cfaug.stages.verification import regenerate_run as regenerate_run
+    from cfaug.stages.verification import verify_run as verify_run
+    from cfaug.stages.whole_run import run_recipe as run_recipe
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "diagnosis": "diagnose",
+        "discovery": "discover",
+        "evaluation": "evaluate",
+        "fitting": "fit",
+        "generation": "generate plan",
+        "recipe_checks": "check_recipe",
+        "reporting": "report",
+        "run": "Run open_run",
+        "training": "train",
+        "verification": "regenerate_run verify_run",
+        "whole_run": "run_recipe",
+    },
+)

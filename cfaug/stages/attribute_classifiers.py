@@ -1,4 +1,4 @@
-"""Nets that judge: readers of one attribute each, and the small probe; how the recipe's classifier is trained.
+"""Classifiers that judge: one per attribute of the image, called its reader, and the small probe of the leaks.
 
 Readers are trained on unconfounded images where the source can make them; otherwise on the confounded ones with groups
 resampled, and the result says so, because such a reader may share the shortcut.

@@ -7,8 +7,7 @@ from typing import Any
 from cfaug.causal import SCM, falsify, forecast
 from cfaug.causal import diagnose as diagnose_table
 from cfaug.decode import CounterfactualModel
-from cfaug.stages.generation import uses_counterfactuals
-from cfaug.stages.generation_checks import draw_plan, fit_scm
+from cfaug.stages.recipe_checks import draw_plan, fit_scm, uses_counterfactuals
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import saved_plan
 

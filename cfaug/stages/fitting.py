@@ -11,8 +11,8 @@ from cfaug.data import Attribute, Schema
 from cfaug.decode import CounterfactualModel, DiffusionDecoder
 from cfaug.decode.diffusion import distributed
 from cfaug.errors import CfaugError, ShardError
-from cfaug.stages.generation_checks import fit_scm
 from cfaug.stages.inputs import Inputs
+from cfaug.stages.recipe_checks import fit_scm
 from cfaug.stages.run import Run
 from cfaug.stages.validation_score import ValidationScore
 
@@ -22,7 +22,7 @@ def fit(run: Run, scm: SCM | None = None) -> CounterfactualModel:
 
     Args:
         run: at work; every process of a torchrun calls this together.
-        scm: fitted already, by :func:`cfaug.stages.generation_checks.fit_scm`.
+        scm: fitted already, by :func:`cfaug.stages.recipe_checks.fit_scm`.
 
     Raises:
         ShardError: a corrupt checkpoint, or the model of another graph or schema.

@@ -6,25 +6,18 @@ import logging
 import shutil
 from contextlib import nullcontext
 
-from cfaug.config import Recipe
 from cfaug.errors import ShardError, UsageError
 from cfaug.offline import GenerateReport, Plan, ShardReader
 from cfaug.offline import generate as write_shards
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import PLAN_HEADER
 from cfaug.stages.fitting import fit
-from cfaug.stages.generation_checks import check_generation, draw_plan, engine_options
 from cfaug.stages.ranks import SHARED
+from cfaug.stages.recipe_checks import check_generation, draw_plan, engine_options
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import saved_plan
-from cfaug.train import METHODS
 
 log = logging.getLogger(__name__)
-
-
-def uses_counterfactuals(recipe: Recipe) -> bool:
-    """Whether any listed method needs generated images."""
-    return any(METHODS[name].needs_shards for name in recipe.train.methods)
 
 
 def plan(run: Run) -> Plan:

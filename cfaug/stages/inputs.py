@@ -1,7 +1,7 @@
 """What a recipe points at, opened and checked before anything is trained or written.
 
 Every check that needs only the inputs happens here, for ``cfaug doctor`` and for every stage: the graph, the label's safety,
-columns, splits, values, methods, devices, every image. What only generating needs is in :mod:`cfaug.stages.generation_checks`.
+columns, splits, values, methods, devices, every image. What only generating needs is in :mod:`cfaug.stages.recipe_checks`.
 """
 
 from __future__ import annotations
@@ -23,28 +23,13 @@ from cfaug.data import (
     Grouper,
     Schema,
     can_unconfound,
+    duplicates_across_splits,
     measures_of,
     open_source,
 )
 from cfaug.data.loading import SIDES
 from cfaug.data.sources import Measure
 from cfaug.errors import DataError, UsageError, near
-
-try:
-    from cfaug.data import duplicates_across_splits
-except ImportError:  # TEMPORARY until room data is merged
-    from cfaug.data import pixel_digest
-
-    def duplicates_across_splits(datasets):  # type: ignore
-        first, found = {}, []
-        for dataset in datasets:
-            for i in range(len(dataset)):
-                here = (dataset.split, dataset.key(i))
-                there = first.setdefault(pixel_digest(dataset.image(i)), here)
-                if there[0] != here[0]:
-                    found.append((there, here))
-        return found
-
 
 log = logging.getLogger(__name__)
 

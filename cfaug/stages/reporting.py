@@ -23,8 +23,9 @@ from cfaug.offline import ShardReader
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
-from cfaug.stages.generation import shards, uses_counterfactuals
+from cfaug.stages.generation import shards
 from cfaug.stages.inputs import Inputs
+from cfaug.stages.recipe_checks import uses_counterfactuals
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import versions
 from cfaug.stages.training import train

@@ -11,7 +11,8 @@ from cfaug.data import load_images
 from cfaug.judge.accuracy import read_results, result_row, write_results
 from cfaug.offline import ShardReader
 from cfaug.stages.attribute_classifiers import settings_of
-from cfaug.stages.generation import shards, uses_counterfactuals
+from cfaug.stages.generation import shards
+from cfaug.stages.recipe_checks import uses_counterfactuals
 from cfaug.stages.run import Run
 from cfaug.train import Mixture, TrainingSets, train_classifier, validation_set
 

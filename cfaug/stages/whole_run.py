@@ -1,17 +1,15 @@
-"""Every stage of a recipe, one after the other; and the checks alone, for ``cfaug doctor``."""
+"""Every stage of a recipe, one after the other."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cfaug.config import Recipe
 from cfaug.errors import ShardError
 from cfaug.offline import verify
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.fitting import fit
-from cfaug.stages.generation import plan, uses_counterfactuals
-from cfaug.stages.generation_checks import check_generation, draw_plan, fit_scm
-from cfaug.stages.inputs import Inputs, open_inputs
+from cfaug.stages.generation import plan
+from cfaug.stages.recipe_checks import check_generation, fit_scm, uses_counterfactuals
 from cfaug.stages.reporting import report
 from cfaug.stages.run import Run
 
@@ -36,17 +34,3 @@ def run_recipe(run: Run) -> Path:
             f"the shards just written do not verify: {checked.problems[0]}; check the disk and run with --overwrite"
         )
     return page
-
-
-def check_recipe(recipe: Recipe, progress: bool = False) -> Inputs:
-    """Everything that :func:`run_recipe` would refuse, short of training; the opened data.
-
-    Raises:
-        UsageError, DataError: as the checks of a run.
-    """
-    inputs = open_inputs(recipe, progress)
-    fit_scm(recipe, inputs)
-    if uses_counterfactuals(recipe):
-        check_generation(recipe, inputs)
-        draw_plan(recipe, inputs)
-    return inputs

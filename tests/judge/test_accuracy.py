@@ -111,7 +111,7 @@ def test_results_are_replaced_as_a_whole_and_read_back(tmp_path: Path, rows: lis
     write_results(path, rows)
     assert read_results(path) == rows
     path.write_text('{"recipe": "r"}\n')
-    with pytest.raises(DataError, match="line 1: expected field 'method'"):
+    with pytest.raises(DataError, match="line 1: expected the field 'method'"):
         read_results(path)
     path.write_text("half a l")
     with pytest.raises(DataError, match="line 1: expected a JSON object"):
@@ -138,13 +138,13 @@ def test_summary_order_means_and_gap(rows: list[dict[str, Any]]) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UsageError, match="one prediction a target"):
+    with pytest.raises(UsageError, match="one prediction per target"):
         group_accuracy(["a"], ["a", "b"], ["g"])
     with pytest.raises(UsageError, match="group labels"):
         group_accuracy(["a"], ["a"], ["g", "h"])
     with pytest.raises(DataError, match="at least one sample"):
         average_accuracy([], [])
-    with pytest.raises(DataError, match="came none"):
+    with pytest.raises(DataError, match="got none"):
         worst_group_accuracy({"g": {"n": 0, "accuracy": None}})
     with pytest.raises(UsageError, match="predictions and groups"):
         worst_group_accuracy(["a"])

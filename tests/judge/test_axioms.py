@@ -85,7 +85,7 @@ def test_effectiveness_and_preservation(images: torch.Tensor, table: pd.DataFram
     found = read_attributes({"colour": reads_colour, "digit": says_zero}, pictures, attributes, schema)
     assert found["digit"].tolist() == [True, False] * 3
     assert found["colour"].tolist() == [True] * 3 + [False] * 3 or found["colour"].all()
-    with pytest.raises(UsageError, match="one code an image"):
+    with pytest.raises(UsageError, match="one code per image"):
         effectiveness(says_zero, pictures, [0])
 
 

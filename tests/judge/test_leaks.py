@@ -114,7 +114,7 @@ def test_too_few_sources_say_nothing() -> None:
 
 
 def test_unequal_lengths_are_refused() -> None:
-    with pytest.raises(UsageError, match="one label and one source an image"):
+    with pytest.raises(UsageError, match="one label and one source per image"):
         original_attribute(linear, noise(), ["red"], SOURCES)
 
 

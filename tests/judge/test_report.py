@@ -18,7 +18,7 @@ from cfaug.causal.audit.assumptions import assumption_card
 from cfaug.causal.audit.falsification import falsify
 from cfaug.data import Attribute, Schema
 from cfaug.errors import CfaugError, UsageError
-from cfaug.judge import summarise
+from cfaug.judge import format_table, summarise
 from cfaug.judge.charts import scale_colour
 from cfaug.judge.report import MOST_TESTS, ReportData, render_report, verdict, write_report
 
@@ -162,7 +162,7 @@ def test_the_card_says_who_is_safe_what_is_identified_and_what_was_fitted(report
     )
 
 
-def test_unconfirmed_arrows_and_discovered_ones_are_drawn(report: ReportData) -> None:
+def test_unconfirmed_and_discovered_edges_are_marked(report: ReportData) -> None:
     from cfaug.causal.discover.discovery import discover
 
     rng = np.random.default_rng(0)
@@ -171,14 +171,23 @@ def test_unconfirmed_arrows_and_discovered_ones_are_drawn(report: ReportData) ->
     found = discover(
         table, Schema([Attribute("x", "continuous"), Attribute("y", "continuous")]), bootstraps=0
     ).to_json()
-    dots = "stroke-dasharray:1 6"
-    assert dots not in render_report(report)
+    assert "foreground &rarr; image ?" not in render_report(report)
     page = render_report(dataclasses.replace(report, unconfirmed=[("foreground", "image")]))
-    assert section(page, "assumptions").count(dots) == 1
-    assert "Dotted, with a question mark" in section(page, "assumptions")
+    assert section(page, "assumptions").count("foreground &rarr; image ?") == 1
+    assert "confirmed by nobody" in section(page, "assumptions")
     page = render_report(dataclasses.replace(report, discovery=found))
-    assert section(page, "discovery").count(dots) == len(found["edges"]) == 1
-    assert dots not in section(page, "assumptions")
+    edge = found["edges"][0]
+    assert f"<td>{edge['a']} {edge['kind']} {edge['b']}</td>" in section(page, "discovery")
+
+
+def test_empty_groups_are_said_in_page_and_table(rows: list[dict[str, Any]]) -> None:
+    gone = "digit=1,foreground=red"
+    emptied = [{**row, "groups": {**row["groups"], gone: {"n": 0, "accuracy": None}}} for row in rows]
+    data = ReportData(title="t", rows=emptied, target="digit", spurious=["foreground", "background"])
+    assert "1 of 50 groups have no test image" in section(render_report(data), "results")
+    assert format_table(emptied).splitlines()[-1].startswith("1 of 50 groups have no test image and take no part")
+    assert "no test image and" not in format_table(rows)
+    assert 'class="empty"' in render_report(data)
 
 
 def test_failing_tests_come_first_and_none_failing_confirms_nothing(report: ReportData) -> None:

@@ -14,7 +14,8 @@ from cfaug.config import load_recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, PlanRow, generate
-from cfaug.stages import Pipeline
+from cfaug.stages import fit, open_run, plan
+from cfaug.stages.inputs import open_inputs
 
 EDGES = "species -> image; background -> image"
 
@@ -43,11 +44,12 @@ def test_nothing_is_generated_from_an_edge_that_nobody_confirmed(birds: Path, tm
     answer = call(capsys, "diagnose", recipe, "--out", out)  # looking is free
     assert answer.code == 0
     assert "nobody has confirmed species ->? background" in answer.out
-    pipeline = Pipeline(load_recipe(recipe), out, progress=False)
-    with pytest.raises(UsageError, match="nobody confirmed"):
-        pipeline.model.act(do(background="water"))
-    with pytest.raises(UsageError, match="nobody confirmed"):
-        generate(pipeline.model, pipeline.inputs.train, pipeline.plan(), tmp_path / "own", workers=0, progress=False)
+    with open_run(load_recipe(recipe), out, progress=False) as run:
+        model = fit(run)
+        with pytest.raises(UsageError, match="nobody confirmed"):
+            model.act(do(background="water"))
+        with pytest.raises(UsageError, match="nobody confirmed"):
+            generate(model, run.inputs.train, plan(run), tmp_path / "own", workers=0, progress=False)
     assert not (tmp_path / "own").exists()
 
 
@@ -65,11 +67,10 @@ def test_a_mechanism_that_does_not_suit_is_said_before_anything_else(birds: Path
 
 
 def test_a_plan_that_would_need_another_label_is_refused(finished: Path, recipe: Path, tmp_path: Path) -> None:
-    pipeline = Pipeline(load_recipe(recipe), finished, progress=False)
-    key = pipeline.inputs.train.key(0)
-    plan = Plan([PlanRow("one", key, do(species="water"), 1, 0, 0)])
-    with pytest.raises(UsageError, match="sets the target 'species', but training keeps a source's label"):
-        generate(pipeline.model, pipeline.inputs.train, plan, tmp_path / "out", workers=0, progress=False)
+    model, train = CounterfactualModel.load(finished / "model"), open_inputs(load_recipe(recipe), False).train
+    relabelled = Plan([PlanRow("one", train.key(0), do(species="water"), 1, 0, 0)])
+    with pytest.raises(UsageError, match="training keeps a source's label"):
+        generate(model, train, relabelled, tmp_path / "out", workers=0, progress=False)
 
 
 def test_look_confirm_and_run_in_one_directory(birds: Path, tmp_path: Path, capsys: Any) -> None:
@@ -110,10 +111,7 @@ def test_a_recipe_states_the_order_of_an_ordinal(birds: Path, tmp_path: Path, ca
     attributes = {"target": "species", "spurious": ["background"], "kinds": {"background": "ordinal"}}
     order = {"values": {"background": ["water", "land"]}}
     recipe = folder_recipe(tmp_path / "r.yaml", birds, attributes={**attributes, **order})
-    assert Pipeline(load_recipe(recipe), tmp_path / "out", progress=False).inputs.schema["background"].values == (
-        "water",
-        "land",
-    )
+    assert open_inputs(load_recipe(recipe), False).schema["background"].values == ("water", "land")
     recipe = folder_recipe(tmp_path / "r.yaml", birds, attributes=attributes)
     answer = call(capsys, "diagnose", recipe, "--out", tmp_path / "other")
     assert (answer.code != 0, answer.err.count("\n")) == (True, 1)
@@ -121,11 +119,10 @@ def test_a_recipe_states_the_order_of_an_ordinal(birds: Path, tmp_path: Path, ca
 
 
 def test_a_plan_on_a_cause_of_the_target_is_refused_with_the_path(finished: Path, recipe: Path, tmp_path: Path) -> None:
-    pipeline = Pipeline(load_recipe(recipe), finished, progress=False)
-    train, model = pipeline.inputs.train, pipeline.model
+    model, train = CounterfactualModel.load(finished / "model"), open_inputs(load_recipe(recipe), False).train
     graph = CausalGraph(f"background -> species; {'; '.join(f'{p} -> image' for p in model.decoder.parents)}")
     other = CounterfactualModel(SCM(graph, model.schema).fit(train.table), model.decoder)
-    plan = Plan([PlanRow("one", train.key(0), do(background="water"), 1, 0, 0)])
+    on_a_cause = Plan([PlanRow("one", train.key(0), do(background="water"), 1, 0, 0)])
     with pytest.raises(UsageError, match="the graph says background -> species"):
-        generate(other, train, plan, tmp_path / "out", workers=0, progress=False)
+        generate(other, train, on_a_cause, tmp_path / "out", workers=0, progress=False)
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""What generating needs beside the inputs, asked before anything is fitted: by ``cfaug doctor``, and by a run that has shards to make."""
+"""Everything that can be refused of a recipe before its model is fitted: asked by ``cfaug doctor``, and by the stages that need it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,28 @@ from cfaug.config import Recipe
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, make_engine, make_plan
 from cfaug.offline.commit import open_destination
-from cfaug.stages.inputs import Inputs
+from cfaug.stages.inputs import Inputs, open_inputs
 from cfaug.stages.ranks import SHARED
+from cfaug.train.methods import METHODS
+
+
+def check_recipe(recipe: Recipe, progress: bool = False) -> Inputs:
+    """Everything that :func:`run_recipe` would refuse, short of training; the opened data.
+
+    Raises:
+        UsageError, DataError: as the checks of a run.
+    """
+    inputs = open_inputs(recipe, progress)
+    fit_scm(recipe, inputs)
+    if uses_counterfactuals(recipe):
+        check_generation(recipe, inputs)
+        draw_plan(recipe, inputs)
+    return inputs
+
+
+def uses_counterfactuals(recipe: Recipe) -> bool:
+    """Whether any listed method needs generated images."""
+    return any(METHODS[name].needs_shards for name in recipe.train.methods)
 
 
 def check_generation(recipe: Recipe, inputs: Inputs) -> None:
