@@ -12,6 +12,7 @@ from cfaug.offline import Plan, make_engine, make_plan
 from cfaug.offline.commit import open_destination
 from cfaug.stages.inputs import Inputs, open_inputs
 from cfaug.stages.ranks import SHARED
+from cfaug.stages.run_directory import local
 from cfaug.train.methods import METHODS
 
 
@@ -55,7 +56,7 @@ def check_generation(recipe: Recipe, inputs: Inputs) -> None:
             'generate.tensorboard needs the package tensorboard, which is not installed; pip install "cfaug[tensorboard]"'
         )
     if config.destination:  # a bucket that is not there is found out before hours of fitting
-        open_destination(config.destination).committed()
+        open_destination(local(config.destination)).committed()
 
 
 def engine_options(recipe: Recipe, jobs: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from cfaug.data.files import expand
 from cfaug.decode.diffusion import distributed
 from cfaug.stages.inputs import Inputs, open_inputs
 from cfaug.stages.ranks import rank_of, with_own_device
-from cfaug.stages.run_directory import RunDirectory, recorded_destination
+from cfaug.stages.run_directory import RunDirectory, local, recorded_destination
 from cfaug.stages.run_lock import LOCK, run_lock
 
 log = logging.getLogger(__name__)
@@ -43,9 +43,9 @@ class Run:
         return self.directory.path
 
     @property
-    def place(self) -> str | Path:
+    def place(self) -> str:
         """Where ``shards/`` is: the run's directory, or the recipe's destination."""
-        return self.recipe.generate.destination or self.out
+        return local(self.recipe.generate.destination or str(self.out))
 
     @property
     def leads(self) -> bool:

@@ -216,7 +216,12 @@ def recorded_destination(directory: Path) -> str | None:
 
 def shards_of(place: str) -> str:
     """Where the shards of a run are: its ``generate.destination`` where it has one, else ``place`` itself, ``~`` expanded."""
-    return place if "://" in place else recorded_destination(expand(place)) or str(expand(place))
+    return place if "://" in place else local(recorded_destination(expand(place)) or place)
+
+
+def local(place: str) -> str:
+    """A URL as it is, or a path with its ``~`` expanded."""
+    return place if "://" in place else str(expand(place))
 
 
 def saved_plan(directory: Path) -> Plan | None:

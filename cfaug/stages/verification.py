@@ -44,7 +44,7 @@ def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: 
     model = CounterfactualModel.load(run / "model", recipe.decoder.device)
     refuse_other_model(inputs, model.scm.graph, model.schema, run / "model")
     plan = Plan.load(run / "plan")
-    place = recipe.generate.destination or run
+    place = shards_of(str(run))
     return regenerate(model, inputs.train, plan, place, n, seed, progress)
 
 
