@@ -42,11 +42,11 @@ from cfaug.judge.accuracy import read_results
 from cfaug.judge.axioms import l1
 from cfaug.judge.tables import summarise
 from cfaug.shipped_recipes import shipped_recipes
+from cfaug.stages import evaluate, fit, open_run, run_recipe
 from cfaug.stages.attribute_classifiers import attribute_readers, quantised
 from cfaug.stages.generated_sets import balanced_acts, make_pool
 from cfaug.stages.inputs import open_inputs
-from cfaug.stages.pipeline import Pipeline
-from cfaug.stages.probes import leak_figures
+from cfaug.stages.leak_probes import leak_figures
 
 SETTINGS = [
     "--train.methods=[erm,counterfactuals_only,oracle]",
@@ -90,18 +90,18 @@ def recipe_for(given: argparse.Namespace) -> Recipe:
 
 
 def goals(given: argparse.Namespace) -> list[dict[str, Any]]:
-    run = Pipeline(recipe_for(given), given.out / "run")
-    run.run()
-    figures = dict(run.evaluate().figures)
+    with open_run(recipe_for(given), given.out / "run") as run:
+        run_recipe(run)
+        figures, decoder = dict(evaluate(run).figures), fit(run).decoder
     figures.pop("rows")
-    report = run.model.decoder.report
+    report = decoder.report
     assert report is not None
     methods = {row.method: row for row in summarise(read_results(given.out / "run" / "results.jsonl"))}
     erm, only, oracle = (methods[name] for name in ("erm", "counterfactuals_only", "oracle"))
     return [
         {
-            "decoder": run.model.decoder.digest[:12],
-            "sampler": [run.model.decoder.config.sampler, run.model.decoder.config.steps],
+            "decoder": decoder.digest[:12],
+            "sampler": [decoder.config.sampler, decoder.config.steps],
             "training": {"steps": report.steps, "seconds": report.seconds},
             "seconds": json.loads((given.out / "run" / "run.json").read_text())["seconds"],
             "worst_group": {name: row.worst for name, row in methods.items()},

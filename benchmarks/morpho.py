@@ -27,8 +27,8 @@ from cfaug.data.images import to_float
 from cfaug.decode.diffusion.sampling import evaluations
 from cfaug.judge.axioms import composition, counterfactuals
 from cfaug.shipped_recipes import shipped_recipes
+from cfaug.stages import fit, open_run
 from cfaug.stages.attribute_classifiers import attribute_readers, quantised, to_pixels
-from cfaug.stages.pipeline import Pipeline
 
 SOLVERS = [
     ("reversible", 1),
@@ -50,8 +50,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     recipe = load_recipe(shipped_recipes()["morpho_mnist"], [f"--data.root={given.root}"])
-    run = Pipeline(recipe, given.out / "run")
-    model: Any = run.fit()
+    with open_run(recipe, given.out / "run") as run:
+        model: Any = fit(run)
     readers, _ = attribute_readers(recipe, run.inputs, set(), progress=False)
     rows = list(range(min(given.images, len(run.inputs.val))))
     images = load_images(run.inputs.val, rows, progress=False)

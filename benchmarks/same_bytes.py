@@ -25,10 +25,12 @@ from typing import Any
 from rows import cpu, record
 
 from cfaug.config import load_recipe
-from cfaug.offline import generate
+from cfaug.decode import CounterfactualModel
+from cfaug.offline import Plan, generate
 from cfaug.offline.engines import Outcome, make_engine
 from cfaug.shipped_recipes import shipped_recipes
-from cfaug.stages import Pipeline
+from cfaug.stages import fit, open_run, plan
+from cfaug.stages.inputs import open_inputs
 
 HERE = Path(__file__).resolve()
 SETTINGS = [
@@ -57,21 +59,11 @@ def child(run: Path, out: Path, engine: str, workers: int, shuffled: bool) -> No
         module: Any = sys.modules["cfaug.offline.generate"]
         module.make_engine = Shuffled
     settings = [*SETTINGS, f"--generate.engine={engine}", f"--generate.workers={workers}"]
-    pipeline = Pipeline(
-        load_recipe(shipped_recipes()["demo"], settings), run, progress=False, sharing=engine == "torchrun"
-    )
-    from cfaug.offline.progress import Progress
-
-    counted = Progress.shard
-
-    def shard(self: Progress, name: str, *facts: Any) -> None:
-        counted(self, name, *facts)
-        print(name, flush=True)
-
-    Progress.shard = shard  # type: ignore[method-assign, assignment]
+    recipe = load_recipe(shipped_recipes()["demo"], settings)
+    model, data = CounterfactualModel.load(run / "model"), open_inputs(recipe, progress=False, fitted=True).train
     options = {"num_cpus": 0.5} if engine == "ray" else None  # three actors on two cores
     generate(
-        pipeline.model, pipeline.inputs.train, pipeline.planned, out, engine=engine, workers=workers, batch_size=20,
+        model, data, Plan.load(run / "plan"), out, engine=engine, workers=workers, batch_size=20,
         progress=False, options=options,
     )  # fmt: skip
 
@@ -122,9 +114,9 @@ def main() -> None:
         return
     run = given.out / "run"
     shutil.rmtree(given.out, ignore_errors=True)
-    pipeline = Pipeline(load_recipe(shipped_recipes()["demo"], SETTINGS), run, progress=False)
-    pipeline.fit()
-    pipeline.plan()
+    with open_run(load_recipe(shipped_recipes()["demo"], SETTINGS), run, progress=False) as opened:
+        fit(opened)
+        plan(opened)
     run_once(run, given.out / "reference", "local", 0, False, False)
     truth = digests(given.out / "reference")
     compared, different, started = 0, [], time.monotonic()

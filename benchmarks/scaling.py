@@ -24,12 +24,16 @@ import numpy as np
 from rows import cpu, record
 
 from cfaug.config import load_recipe
+from cfaug.data import AttributeDataset
 from cfaug.data.images import to_float
-from cfaug.offline import generate
+from cfaug.decode import CounterfactualModel
+from cfaug.offline import Plan, generate
 from cfaug.offline.commit import open_destination
 from cfaug.offline.make_shard import ShardWork
 from cfaug.shipped_recipes import shipped_recipes
-from cfaug.stages import Pipeline
+from cfaug.stages import fit, open_run
+from cfaug.stages import plan as make_plan
+from cfaug.stages.inputs import open_inputs
 
 SETTINGS = ["--decoder.max_steps=10", "--generate.samples_per_shard=400"]
 BATCH, SECONDS = 100, 20.0
@@ -40,8 +44,8 @@ def bare(run: Path, settings: list[str], queue: multiprocessing.Queue[tuple[floa
     import torch
 
     torch.set_num_threads(1)
-    pipeline = Pipeline(load_recipe(shipped_recipes()["demo"], settings), run, progress=False)
-    plan, model, data = pipeline.planned, pipeline.model, pipeline.inputs.train
+    data = open_inputs(load_recipe(shipped_recipes()["demo"], settings), progress=False, fitted=True).train
+    plan, model = Plan.load(run / "plan"), CounterfactualModel.load(run / "model")
     work = ShardWork(model, data, plan, open_destination(run / "nowhere"), BATCH, {})
     rows = plan.rows_of(0)[:BATCH]
     places = [work.positions[row.source_key] for row in rows]
@@ -82,11 +86,11 @@ def rate(events: list[list[tuple[float, int]]]) -> float:
     return sum(n for mine in events for when, n in mine if since < when <= until) / (until - since)
 
 
-def our_rate(pipeline: Pipeline, out: Path, workers: int) -> float:
+def our_rate(run: Path, data: AttributeDataset, out: Path, workers: int) -> float:
     shutil.rmtree(out, ignore_errors=True)
     log = out / "stats.jsonl"
     generate(
-        pipeline.model, pipeline.inputs.train, pipeline.planned, out, workers=workers, batch_size=BATCH, progress=False,
+        CounterfactualModel.load(run / "model"), data, Plan.load(run / "plan"), out, workers=workers, batch_size=BATCH, progress=False,
         log_to=log,
     )  # fmt: skip
     by_worker: dict[str, list[tuple[float, int]]] = {}
@@ -108,19 +112,19 @@ def main() -> None:
     settings = [*SETTINGS, f"--plan.per_image={given.per_image}", "--plan.null_fraction=0.2"]
     run = given.out / "run"
     shutil.rmtree(run, ignore_errors=True)
-    pipeline = Pipeline(load_recipe(shipped_recipes()["demo"], settings), run, progress=False)
-    pipeline.fit()
-    pipeline.plan()
+    with open_run(load_recipe(shipped_recipes()["demo"], settings), run, progress=False) as opened:
+        fit(opened)
+        planned, data = len(make_plan(opened)), opened.inputs.train
     rates: dict[str, list[float]] = {name: [] for name in ("bare1", "bare2", "ours1", "ours2")}
     for _ in range(given.rounds):
         rates["bare1"].append(bare_rate(run, settings, 1, SECONDS))
-        rates["ours1"].append(our_rate(pipeline, given.out / "generated", 1))
+        rates["ours1"].append(our_rate(run, data, given.out / "generated", 1))
         rates["bare2"].append(bare_rate(run, settings, 2, SECONDS))
-        rates["ours2"].append(our_rate(pipeline, given.out / "generated", 2))
+        rates["ours2"].append(our_rate(run, data, given.out / "generated", 2))
     middle = {name: statistics.median(found) for name, found in rates.items()}
     found = {
         "what": "scaling",
-        "images": len(pipeline.planned),
+        "images": planned,
         "bare_two_over_one": round(middle["bare2"] / middle["bare1"], 3),
         "ours_two_over_one": round(middle["ours2"] / middle["ours1"], 3),
         "ours_over_bare_speedup": round(middle["ours2"] / middle["ours1"] / (middle["bare2"] / middle["bare1"]), 3),

@@ -74,7 +74,7 @@ def test_a_wheel_carries_the_recipes_the_template_and_the_types(tmp_path: Path) 
     assert {
         "cfaug/py.typed",
         "cfaug/judge/report.html",
-        "cfaug/stages/pipeline.py",
+        "cfaug/stages/run.py",
         "cfaug/data/sources/digits.py",
     } <= names
     assert not {name for name in names if name.startswith(("recipes/", "tests/", "shards/"))}

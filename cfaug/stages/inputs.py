@@ -183,7 +183,7 @@ def _check_training_settings(recipe: Recipe) -> None:
 def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: bool) -> None:
     """What the decoder would refuse only after the SCM was fitted."""
     from cfaug.decode.diffusion.condition import check_depth
-    from cfaug.decode.diffusion.latents import class_in
+    from cfaug.decode.diffusion.image_space import autoencoder_class
 
     config, parents = recipe.decoder, graph.parents("image")
     check_depth(config.depth, parents)
@@ -192,8 +192,8 @@ def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: b
             "decoder.validate_every needs a categorical attribute that is a parent of the image, but all are continuous; "
             "set decoder.validate_every to null"
         )
-    if config.space == "latents" and config.autoencoder is not None and not fitted:
-        class_in(config.autoencoder)
+    if config.space == "latents" and not fitted:
+        autoencoder_class(config.autoencoder)
 
 
 def _check_images(train: AttributeDataset, val: AttributeDataset, test: AttributeDataset) -> None:

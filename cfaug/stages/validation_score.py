@@ -20,7 +20,7 @@ import torch
 from cfaug.causal import SCM
 from cfaug.config import Recipe
 from cfaug.data import load_images
-from cfaug.decode import CounterfactualModel, Decoder
+from cfaug.decode import CounterfactualModel, ImageMechanism
 from cfaug.judge.axioms import counterfactuals
 from cfaug.stages.attribute_classifiers import attribute_readers, quantised
 from cfaug.stages.generated_sets import balanced_acts
@@ -47,7 +47,7 @@ class ValidationScore:
         self._acts = balanced_acts(inputs.val, IMAGES, recipe.seed)
         self._readers: dict[str, TrainedClassifier] | None = None
 
-    def shares(self, decoder: Decoder) -> dict[str, float]:
+    def shares(self, decoder: ImageMechanism) -> dict[str, float]:
         """Attribute -> share of the counterfactuals in which it is read as intended."""
         if self._readers is None:
             with torch.enable_grad():  # a score is asked for without gradients
@@ -71,6 +71,6 @@ class ValidationScore:
             found[name] = float((reader.predict(pixels).numpy()[known] == intended).mean()) if known.any() else 1.0
         return found
 
-    def __call__(self, decoder: Decoder) -> float:
+    def __call__(self, decoder: ImageMechanism) -> float:
         """Effectiveness times preservation, in [0, 1]."""
         return math.prod(self.shares(decoder).values())
