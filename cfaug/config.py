@@ -138,7 +138,7 @@ class DecoderConfig:
     # strength of the intervention: scales the intervened attributes only; the rest stays at 1
     guidance: Annotated[Finite, Field(ge=0, le=100)] = 1.0
     device: str = "cpu"  # cpu | cuda | mps, or cuda:1
-    bf16: Flag = True  # autocast to bfloat16: a quarter faster in training where the processor has it
+    bf16: Flag = True  # autocast to bfloat16 where the device computes convolutions in it (CPU: AVX-512); else float32
     compile: Flag = False  # torch.compile the network in training
 
     def __post_init__(self) -> None:
@@ -212,7 +212,7 @@ class TrainConfig:
     null_p: Share = 0.1  # cfaug: share of reconstructions; real fraction = 1 - p - null_p
     device: str = "cpu"
     threads: Annotated[Count, Field(le=1024)] = 1  # a net this small loses time to a second thread
-    bf16: Flag = False
+    bf16: Flag = False  # as decoder.bf16
 
 
 @settings("evaluate")

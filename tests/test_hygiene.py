@@ -14,6 +14,7 @@ import pytest
 REPO = Path(__file__).resolve().parents[1]
 FLOORS = {
     "errors": 0,
+    "autocast": 0,
     "lazy": 0,
     "data": 0,
     "config": 0,

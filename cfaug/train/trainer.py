@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from cfaug.autocast import autocast
 from cfaug.errors import DataError, UsageError, near
 from cfaug.train.methods import Method, method_named
 from cfaug.train.models import as_input, build_model
@@ -40,7 +41,7 @@ BY_LAST_EPOCH = "last epoch"
 class TrainSettings:
     """What is shared by every method of a table. ``lr`` is the peak of the one-cycle schedule; ``weight_decay`` is
     decoupled under AdamW; ``group_step_size`` is GroupDRO's eta_q. ``threads`` 1 because a net this small loses time to
-    a second thread (0 leaves torch's own count); ``bf16`` autocasts, where the CPU has it (a third faster here)."""
+    a second thread (0 leaves torch's own count); ``bf16`` autocasts to bfloat16 where the device has it."""
 
     epochs: int = 25
     batch_size: int = 64
@@ -99,7 +100,7 @@ def predict(model: nn.Module, images: Tensor, batch_size: int = 500, bf16: bool 
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+    with torch.inference_mode(), autocast(device, bf16):
         parts = [model(as_input(part.to(device))).argmax(1).cpu() for part in torch.split(images, batch_size)]
     model.train(was_training)
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
@@ -244,7 +245,7 @@ def _fit(
         total = torch.zeros(())
         batches = _split_batches(order, settings.batch_size)
         for images, targets, groups in source.batches(epoch, batches):
-            with torch.autocast(torch.device(settings.device).type, torch.bfloat16, enabled=settings.bf16):
+            with autocast(settings.device, settings.bf16):
                 logits = model(as_input(images.to(settings.device))).float()
             targets = targets.to(settings.device)
             if robust is None:

@@ -20,13 +20,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from cfaug.autocast import autocast
 from cfaug.config import DecoderConfig
 from cfaug.decode import FitReport
 from cfaug.decode.diffusion import distributed as processes
 from cfaug.decode.diffusion import training
 from cfaug.decode.diffusion.flow_loss import train_velocity
 from cfaug.decode.diffusion.network import VelocityNet
-from cfaug.decode.diffusion.training import autocast, budget_seconds, optimise, seed_of
+from cfaug.decode.diffusion.training import budget_seconds, optimise, seed_of
 from cfaug.errors import CfaugError, ShardError, UsageError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -315,7 +316,7 @@ def test_the_end_is_scored_and_nothing_without_the_setting() -> None:
 def test_bf16_and_the_device_are_the_configurations() -> None:
     kinds = []
     for config in (DecoderConfig(), DecoderConfig(bf16=False), DecoderConfig(device="mps")):
-        with autocast(config):
+        with autocast(config.device, config.bf16):
             kinds.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
     assert kinds == [torch.bfloat16, torch.float32, torch.float32]
     seen: list[str] = []

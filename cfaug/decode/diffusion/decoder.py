@@ -24,6 +24,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from cfaug.autocast import autocast, has_bfloat16
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
 from cfaug.data.files import expand
@@ -37,7 +38,7 @@ from cfaug.decode.diffusion.image_space import PixelSpace, Space, open_space, re
 from cfaug.decode.diffusion.network import VelocityNet
 from cfaug.decode.diffusion.network_input import Frame, load_framed, network_input, training_views
 from cfaug.decode.diffusion.structure import CHANNELS
-from cfaug.decode.diffusion.training import autocast, seed_of
+from cfaug.decode.diffusion.training import seed_of
 from cfaug.decode.mechanism import Capabilities, FitReport
 from cfaug.errors import UsageError
 
@@ -119,7 +120,7 @@ class DiffusionDecoder:
     @property
     def dtype(self) -> str:
         """The network's arithmetic."""
-        return "bfloat16 autocast" if self.config.bf16 else "float32"
+        return "bfloat16 autocast" if self.config.bf16 and has_bfloat16(self.config.device) else "float32"
 
     @property
     def net(self) -> VelocityNet:
@@ -268,7 +269,7 @@ class DiffusionDecoder:
     def _velocity(self, x: torch.Tensor, t: float, condition: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
         if t < 1e-9:
             return -x  # E[n - x | x_0 = x], known without the network
-        with autocast(self.config):
+        with autocast(self.config.device, self.config.bf16):
             return self.net(x, x.new_full((len(x),), t), condition, guide).float()  # type: ignore[no-any-return]
 
     def _level(self, depth: float) -> int:

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from cfaug.autocast import autocast
 from cfaug.config import DecoderConfig
 from cfaug.decode.diffusion.distributed import own_rows
 from cfaug.decode.diffusion.network import VelocityNet, variance
-from cfaug.decode.diffusion.training import autocast, optimise
+from cfaug.decode.diffusion.training import optimise
 from cfaug.decode.mechanism import FitReport
 
 Views = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -63,7 +64,7 @@ def flow_loss(
         shown[hidden.nonzero(), block] = 0
     x, noise, t, shown, structure = (each.to(config.device) for each in (x, noise, t, shown, structure))
     at = t.view(-1, 1, 1, 1)
-    with autocast(config):
+    with autocast(config.device, config.bf16):
         said = velocity((1 - at) * x + at * noise, t, shown, structure)
     weight = variance(at, scale) / scale**2
     loss: torch.Tensor = (weight * (said.float() - (noise - x)) ** 2).mean()

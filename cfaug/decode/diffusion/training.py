@@ -16,7 +16,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,6 @@ def progress_share(step: int, max_steps: int | None, elapsed: float) -> float:
     if max_steps is None:
         return elapsed
     return max(step / max_steps, elapsed) if elapsed > 0.8 else step / max_steps
-
-
-def autocast(config: DecoderConfig) -> AbstractContextManager[Any]:
-    """bfloat16 where ``config.bf16`` asks for it; never on mps, whose autocast lacks some of the operations."""
-    kind = torch.device(config.device).type
-    return torch.autocast(kind, torch.bfloat16) if config.bf16 and kind != "mps" else nullcontext()
 
 
 def seed_of(*numbers: int) -> int:
