@@ -109,7 +109,7 @@ BAD_RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "spurious attribute not in the graph": ({"graph": "species -> image; glow -> image"}, ("'background' is not in the graph",)),
     "no image in the graph": ({"graph": "species <-> background"}, ("has no image",)),
     "no path to the image": ({"graph": "species -> image; background; glow -> image"}, ("no path to the image",)),
-    "image has a child": ({"graph": "image -> species; background -> image"}, ("the image is the last node",)),
+    "image has a child": ({"graph": "image -> species; background -> image"}, ("expected image as the last node",)),
     "graph that cannot be read": ({"graph": "species => image"}, ("species => image",)),
     "unknown key": ({"trian": {}}, ("'trian'", "did you mean train?")),
     "unknown method": ({"train": {"methods": ["erm", "cfaugg"]}}, ("'cfaugg'", "did you mean cfaug?")),

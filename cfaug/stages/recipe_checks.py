@@ -23,10 +23,10 @@ def check_recipe(recipe: Recipe, progress: bool = False) -> Inputs:
         UsageError, DataError: as the checks of a run.
     """
     inputs = open_inputs(recipe, progress)
-    fit_scm(recipe, inputs)
     if uses_counterfactuals(recipe):
         check_generation(recipe, inputs)
         draw_plan(recipe, inputs)
+    fit_scm(recipe, inputs)
     return inputs
 
 

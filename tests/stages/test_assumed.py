@@ -39,16 +39,16 @@ def test_nothing_is_generated_from_an_edge_that_nobody_confirmed(birds: Path, tm
         answer = call(capsys, command, recipe, "--out", out)
         assert answer.code == 2
         assert answer.err.count("\n") == 1
-        assert "nobody confirmed: species ->? background; remove the ?" in answer.err
+        assert "proposals of a discovery: species ->? background; remove the ?" in answer.err
     assert not (out / "model").exists()  # said before anything is fitted
     answer = call(capsys, "diagnose", recipe, "--out", out)  # looking is free
     assert answer.code == 0
     assert "nobody has confirmed species ->? background" in answer.out
     with open_run(load_recipe(recipe), out, progress=False) as run:
         model = fit(run)
-        with pytest.raises(UsageError, match="nobody confirmed"):
+        with pytest.raises(UsageError, match="expected confirmed edges"):
             model.act(do(background="water"))
-        with pytest.raises(UsageError, match="nobody confirmed"):
+        with pytest.raises(UsageError, match="expected confirmed edges"):
             generate(model, run.inputs.train, plan(run), tmp_path / "own", workers=0, progress=False)
     assert not (tmp_path / "own").exists()
 
@@ -81,7 +81,7 @@ def test_look_confirm_and_run_in_one_directory(birds: Path, tmp_path: Path, caps
     offered = json.loads((out / "discovery.json").read_text())["graph"]
     assert "?" in offered
     unconfirmed = folder_recipe(path, birds, graph=offered, discover={"bootstraps": 0})
-    assert "nobody confirmed" in call(capsys, "run", unconfirmed, "--out", out).err
+    assert "expected confirmed edges" in call(capsys, "run", unconfirmed, "--out", out).err
     confirmed = folder_recipe(path, birds, graph=f"species -> background; {EDGES}", discover={"bootstraps": 0})
     answer = call(capsys, "run", confirmed, "--out", out)
     assert answer.code == 0, answer.err

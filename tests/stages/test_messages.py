@@ -69,7 +69,7 @@ CASES: dict[str, tuple[Callable[[Path], None], dict[str, Any], str]] = {
     "joint shares": (same, {"plan": {"joint": [{"background": "land", "share": 0.5}]}}, "share"),
     "strategy": (same, {"plan": {"strategy": "counterfactual_pairs"}}, "counterfactual_pairs"),
     "unconfirmed edge": (
-        same, {"graph": "species ->? background; species -> image; background -> image"}, "nobody confirmed: species ->? background",
+        same, {"graph": "species ->? background; species -> image; background -> image"}, "expected confirmed edges, got proposals of a discovery: species ->? background",
     ),
     "cause of the target in the plan": (
         same,

@@ -315,7 +315,7 @@ def test_a_disk_that_fills_up_at_every_stage(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    for name in ("config.yaml", "diagnosis.json", "decoder.safetensors", "model.json", "plan-", "cf-train-000001", "results.jsonl",
+    for name in ("config.yaml", "diagnosis.json", "plan-", "decoder.safetensors", "model.json", "cf-train-000001", "results.jsonl",
                  "images.npz", "figures.json", "report.html"):  # fmt: skip
         full[0] = name
         answer = call(capsys, "run", recipe, "--out", out)
