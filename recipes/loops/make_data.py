@@ -49,7 +49,7 @@ class Recolouring:
     schema: Schema
     digest: str = "exact recolouring, 1"
 
-    def abduct(self, images: torch.Tensor, attributes: pd.DataFrame, seed: Any) -> tuple[torch.Tensor, pd.DataFrame]:
+    def abduct(self, images: torch.Tensor, attributes: pd.DataFrame, **_: Any) -> tuple[torch.Tensor, pd.DataFrame]:
         return (images.amax(dim=1, keepdim=True) + 1) / 2, attributes
 
     def act(self, interventions: Sequence[Any]) -> Acted:

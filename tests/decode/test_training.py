@@ -313,12 +313,16 @@ def test_the_end_is_scored_and_nothing_without_the_setting() -> None:
 # -- devices, precision, compiling -------------------------------------------------------------------------------------
 
 
-def test_bf16_and_the_device_are_the_configurations() -> None:
+def test_bf16_and_the_device_are_the_configurations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     kinds = []
     for config in (DecoderConfig(), DecoderConfig(bf16=False), DecoderConfig(device="mps")):
         with autocast(config.device, config.bf16):
             kinds.append((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
     assert kinds == [torch.bfloat16, torch.float32, torch.float32]
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with autocast("cpu", True):  # convolutions would fall back to a loop
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     seen: list[str] = []
 
     def loss(module: nn.Module, batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

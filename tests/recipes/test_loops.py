@@ -29,7 +29,7 @@ LOOPS = ROOT / "recipes" / "loops"
 NAMES = sorted(path.parent.name for path in LOOPS.glob("*/before.py"))
 TWO = "torch.distributed.run --standalone --nproc_per_node 2"
 HERE = ("plain_pytorch", "sklearn_features", "torchvision_reference")
-EPOCHS = {"plain_pytorch": 6, "torchvision_reference": 4, "hf_trainer": 4, "hf_accelerate": 8}
+EPOCHS = {"plain_pytorch": 12, "torchvision_reference": 4, "hf_trainer": 4, "hf_accelerate": 8}
 # an import of transformers takes as long as a training: of the hf_ loops the default suite runs only what has cfaug in it
 RUN = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("hf_") else name for name in NAMES]
 
