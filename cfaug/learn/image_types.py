@@ -31,24 +31,24 @@ Place = tuple[Any, ...]
 
 def is_plain(value: Any) -> bool:
     """Whether a value is a plain image; masks and other tv_tensors than images are not."""
-    if isinstance(value, Image.Image):
-        return True
     if isinstance(value, torch.Tensor):
-        other = isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image)
-        return not other and value.dtype == torch.uint8 and value.ndim == 3 and value.shape[0] in MODES
+        return not _no_image(value) and value.dtype == torch.uint8 and value.ndim == 3 and value.shape[0] in MODES
     if isinstance(value, np.ndarray) and value.dtype == np.uint8:
         return value.ndim == 2 or (value.ndim == 3 and value.shape[2] in MODES)
-    return False
+    return isinstance(value, Image.Image)
 
 
 def is_image_like(value: Any) -> bool:
     """Whether a value is plain, or what a transform may have made of an image: a float tensor or array of three axes."""
     if isinstance(value, torch.Tensor):
-        other = isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image)
-        return is_plain(value) or (not other and value.is_floating_point() and value.ndim == 3)
-    if isinstance(value, np.ndarray) and np.issubdtype(value.dtype, np.floating):
-        return value.ndim == 3
-    return is_plain(value)
+        floats = value.is_floating_point() and not _no_image(value)
+    else:
+        floats = isinstance(value, np.ndarray) and value.dtype.kind == "f"
+    return is_plain(value) or (floats and value.ndim == 3)
+
+
+def _no_image(value: torch.Tensor) -> bool:
+    return isinstance(value, tv_tensors.TVTensor) and not isinstance(value, tv_tensors.Image)
 
 
 def shows_image(value: Any) -> bool:

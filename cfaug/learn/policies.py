@@ -18,6 +18,7 @@ A source without samples of the drawn kind shows its real image.
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -180,28 +181,22 @@ class Independent:
     def __init__(self, matches: Matches, uniforms: Uniforms, null_p: float) -> None:
         self.matches, self.uniforms, self.null_p = matches, uniforms, null_p
         self.length = len(matches.start)
-        options, classes, cells = _options(matches)
-        self._having = np.unique(options["source"].to_numpy())
-        ordinal = np.searchsorted(self._having, options["source"].to_numpy())
-        weights, self.residual = fit_independent(ordinal, classes, cells)
+        self._having, owner, self._rows, classes, cells = _options(matches)
+        weights, self.residual = fit_independent(owner, classes, cells)
         if self.residual > TELL:
             log.warning(
                 "groups: target and attributes stay dependent, a cell's share in a class is off by up to %.2f: plan "
                 "more counterfactuals per image, or every value", self.residual,
             )  # fmt: skip
-        self._rows: npt.NDArray[np.int64] = options["row"].to_numpy(dtype=np.int64)
-        self._edges = np.concatenate([[0], np.cumsum(np.bincount(ordinal))])
+        self._edges = np.concatenate([[0], np.cumsum(np.bincount(owner))])
         self._cumulative = np.cumsum(weights)  # every source's weights sum to one: those of source k end at k + 1
 
     def draw(self, epoch: int, first: int, count: int) -> Drawn:
         sources = np.arange(first, first + count)
         u, v = self.uniforms(epoch, first, count)
         rows = np.full(count, -1, dtype=np.int64)
-        ordinal = np.searchsorted(self._having, sources)
-        there = np.flatnonzero(
-            (ordinal < len(self._having)) & (self._having[np.minimum(ordinal, len(self._having) - 1)] == sources)
-        )
-        mine = ordinal[there]
+        there = np.flatnonzero(np.isin(sources, self._having))
+        mine = np.searchsorted(self._having, sources[there])
         option = np.searchsorted(self._cumulative, mine + u[there], side="right")
         rows[there] = self._rows[np.clip(option, self._edges[mine], self._edges[mine + 1] - 1)]
         kinds = np.where(rows >= 0, 1, 0).astype(np.int8)
@@ -238,32 +233,27 @@ def fit_independent(source: npt.NDArray[np.int64], classes: Any, cells: Any) -> 
     return weights / np.bincount(source, weights)[source], residual
 
 
-def _options(matches: Matches) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """One row per option (source, row; -1 is the real image), the class of every source that has options, every option's cell."""
-    reader, count = matches.reader, matches.counterfactuals.astype(np.int64)
-    sources = np.flatnonzero(count)
+def _options(matches: Matches) -> tuple[Int64s, Int64s, Int64s, Int64s, Int64s]:
+    """The K sources that have counterfactuals; of each of M options its source's number (0..K-1) and its row (-1 is the real image,
+    the first option of every source); the class of each source (K,); the cell of each option (M,)."""
+    reader, sources = matches.reader, np.flatnonzero(matches.counterfactuals)
     if not len(sources):
         raise DataError(f"{reader.directory}: expected counterfactuals for policy 'groups', got none; plan them")
-    ends = np.cumsum(count[sources] + 1)
-    real = ends - count[sources] - 1  # the first option of every source
-    rows = np.full(int(ends[-1]), -1, dtype=np.int64)
-    inside = np.arange(int(ends[-1])) - np.repeat(real, count[sources] + 1)
-    made = np.flatnonzero(inside)
-    starts = np.repeat(matches.start[sources].astype(np.int64), count[sources] + 1)
-    rows[made] = matches.rows[(starts + inside - 1)[made]]
-    owner = np.repeat(np.arange(len(sources)), count[sources] + 1)
-    cells: dict[str, npt.NDArray[np.object_]] = {}
+    many = matches.counterfactuals[sources].astype(np.int64) + 1
+    owner, real = np.repeat(np.arange(len(sources)), many), np.cumsum(many) - many
+    inside = np.arange(len(owner)) - real[owner]
+    places = matches.start[sources].astype(np.int64)[owner] + inside - 1
+    rows = np.where(inside == 0, -1, matches.rows[np.maximum(places, 0)].astype(np.int64))
+    cells: dict[str, npt.NDArray[np.object_]] = defaultdict(lambda: np.empty(len(rows), dtype=object))
     targets, named, seen = np.empty(len(sources), dtype=object), dict[str, None](), dict[Any, Any]()
     # in the order of the shards, so that each index is read once; a value is held once however many images have it
-    for option in tqdm(made[np.argsort(rows[made])].tolist(), desc="reading attributes", delay=PATIENCE, leave=False):
-        record = reader.record(int(rows[option]))
-        source = int(owner[option])
+    order = np.argsort(rows)[len(sources) :]
+    for option in tqdm(order.tolist(), desc="reading attributes", delay=PATIENCE, leave=False):
+        record, source = reader.record(int(rows[option])), int(owner[option])
         named.update(dict.fromkeys(record["do"]))
         targets[source] = record["target"]
         for place, values in ((option, record["attributes"]), (int(real[source]), record["factual"])):
             for name, value in values.items():
-                if name not in cells:
-                    cells[name] = np.empty(len(rows), dtype=object)
                 cells[name][place] = seen.setdefault(value, value)
     table = pd.DataFrame({name: pd.Series(cells[name]).infer_objects() for name in named})
     for name in table:
@@ -271,5 +261,4 @@ def _options(matches: Matches) -> tuple[pd.DataFrame, npt.NDArray[np.int64], npt
             values = table[name].to_numpy(dtype=float)
             table[name] = quarter(values, quartiles(values[real]))
     codes = table.groupby(list(table), sort=True, dropna=False).ngroup().to_numpy(dtype=np.int64)
-    shown = pd.DataFrame({"source": np.repeat(sources, count[sources] + 1), "row": rows})
-    return shown, np.asarray(pd.factorize(pd.Series(targets), sort=True)[0], dtype=np.int64), np.asarray(codes)
+    return sources, owner, rows, np.asarray(pd.factorize(pd.Series(targets), sort=True)[0], dtype=np.int64), codes

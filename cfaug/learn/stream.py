@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -29,6 +29,19 @@ StreamKind = Literal["counterfactual", "null"]
 STREAM_KINDS: tuple[StreamKind, ...] = ("counterfactual", "null")
 
 
+class EpochStream(IterableDataset[Any]):
+    """What can be done with the stream beside iterating; for type checkers, as webdataset, whose pipeline it is, has no types."""
+
+    reader: ShardReader
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show the order of this epoch from now on, in persistent workers too."""
+
+    def compose(self, *stages: Any) -> EpochStream:
+        """The stream with more of webdataset's stages behind it."""
+        raise NotImplementedError
+
+
 def CounterfactualStream(  # a name of the public API
     shards: str | Path | ShardReader,
     batch_size: int | None,
@@ -40,7 +53,7 @@ def CounterfactualStream(  # a name of the public API
     item: Callable[[Sample], Any] | None = None,
     guard: bool = True,
     held_out: Iterable[Any] = (),
-) -> Any:
+) -> EpochStream:
     """A ``webdataset.DataPipeline`` of batches of (image, target code), to be read by ``DataLoader(stream, batch_size=None)``.
 
     ``shards``: OUT, OUT/shards, a URL or a reader; ``batch_size``: samples per batch, None for single samples. ``classes``: the class names in
@@ -66,9 +79,9 @@ def CounterfactualStream(  # a name of the public API
     stages = [order, webdataset.split_by_node, webdataset.split_by_worker, webdataset.map(read)]
     if batch_size is not None:
         stages.append(webdataset.batched(whole("batch_size", batch_size, 1), collation_fn=default_collate))
-    stream = webdataset.DataPipeline(*stages)
+    stream: Any = webdataset.DataPipeline(*stages)
     stream.set_epoch, stream.reader = order.set_epoch, reader
-    return stream
+    return cast(EpochStream, stream)
 
 
 class _Order(Epochs, IterableDataset[int]):

@@ -46,57 +46,19 @@ def count_groups(codes: Tensor | None) -> int:
     return 0 if codes is None or not codes.numel() else int(codes.max()) + 1
 
 
-class TensorImages:
-    """Images in memory: uint8 (N, C, H, W), targets (N,) and optional group codes (N,) or (N, A).
-
-    ``transform`` maps an image batch to an image batch (uint8 or float in [-1, 1]); nothing is added by default.
-    """
-
-    def __init__(
-        self,
-        images: Tensor,
-        targets: Tensor,
-        groups: Tensor | None = None,
-        transform: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        if images.ndim != 4 or images.dtype != torch.uint8:
-            raise DataError(
-                f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}; convert them"
-            )
-        if len(images) != len(targets) or (groups is not None and len(groups) != len(images)):
-            raise DataError(
-                f"targets and groups: expected {len(images)} of each, one per image, got a different number; drop or add some"
-            )
-        self.images, self.targets, self.transform = images, targets.long(), transform
-        self._groups = None if groups is None else groups.long()
-        self.shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
-        self.group_count = count_groups(self._groups)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def groups(self, epoch: int) -> Tensor | None:
-        return self._groups
-
-    def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
-        for positions in order:
-            images = self.images[positions]
-            images = images if self.transform is None else self.transform(images)
-            yield images, self.targets[positions], None if self._groups is None else self._groups[positions]
-
-
 class MixedImages:
-    """A mixture in memory: a pool of uint8 images and, for every epoch, which pool row stands at each position.
+    """A mixture in memory: a pool of uint8 images (P, C, H, W) and, for every epoch, which pool row stands at each position.
 
-    ``draw(epoch)`` returns pool rows (N,) int64; ``pool_groups`` are the group codes of the pool's rows, so a drawn
-    counterfactual counts in the group of its own attributes.
+    ``draw(epoch)`` returns pool rows (N,) int64 (None: row i at position i); ``pool_groups`` are the group codes of the pool's
+    rows, (P,) or (P, A), so a drawn counterfactual counts in the group of its own attributes. ``transform`` maps an image batch
+    to an image batch (uint8 or float in [-1, 1]); nothing is added by default.
     """
 
     def __init__(
         self,
         pool: Tensor,
         targets: Tensor,
-        draw: Callable[[int], Tensor],
+        draw: Callable[[int], Tensor] | None,
         pool_groups: Tensor | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
@@ -115,15 +77,37 @@ class MixedImages:
         return len(self.targets)
 
     def groups(self, epoch: int) -> Tensor | None:
-        return None if self._groups is None else self._groups[self.draw(epoch)]
+        return self._groups if self._groups is None or self.draw is None else self._groups[self.draw(epoch)]
 
     def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
-        rows = self.draw(epoch)
+        rows = None if self.draw is None else self.draw(epoch)
         for positions in order:
-            chosen = rows[positions]
+            chosen = positions if rows is None else rows[positions]
             images = self.pool[chosen]
             images = images if self.transform is None else self.transform(images)
             yield images, self.targets[positions], None if self._groups is None else self._groups[chosen]
+
+
+class TensorImages(MixedImages):
+    """Images in memory: uint8 (N, C, H, W), targets (N,) and optional group codes (N,) or (N, A); ``transform`` as above."""
+
+    def __init__(
+        self,
+        images: Tensor,
+        targets: Tensor,
+        groups: Tensor | None = None,
+        transform: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        if images.ndim != 4 or images.dtype != torch.uint8:
+            raise DataError(
+                f"images: expected uint8 (N, C, H, W), got {images.dtype} {tuple(images.shape)}; convert them"
+            )
+        if len(images) != len(targets) or (groups is not None and len(groups) != len(images)):
+            raise DataError(
+                f"targets and groups: expected {len(images)} of each, one per image, got a different number; drop or add some"
+            )
+        super().__init__(images, targets, None, groups, transform)
+        self.images = images
 
 
 @dataclass(frozen=True)

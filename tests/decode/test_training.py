@@ -409,6 +409,7 @@ def plain_network() -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
     script = tmp_path / "together.py"
     script.write_text(textwrap.dedent(TOGETHER).format(here=str(Path(__file__).parent)))

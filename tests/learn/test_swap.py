@@ -69,10 +69,17 @@ def test_a_swap_is_the_item_of_the_other_image(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", CASES)
 def test_a_swap_with_its_own_picture_is_the_item(name: str, tmp_path: Path) -> None:
     dataset = CASES[name](IMAGES, tmp_path)
+    before = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
     for base in (open_base(dataset), pickle.loads(pickle.dumps(open_base(dataset)))):
         assert len(base) == len(dataset)
         for i in range(len(dataset)):
             assert exactly(base.swapped(i, as_picture(base.picture(i))), dataset[i])
+    after = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
+    assert {key: after[key] for key in before} == before  # the user's data set is not touched
+
+
+def _size(value: Any) -> int:
+    return len(value) if isinstance(value, (list, dict, set)) else -1
 
 
 @pytest.fixture
@@ -134,21 +141,6 @@ def test_a_wrapper_may_take_other_places(tmp_path: Path) -> None:
     image, label = base.swapped(0, Image.fromarray(OTHERS[0]))
     assert label == 1
     assert exactly(image, Image.fromarray(OTHERS[0]))
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_users_data_set_is_not_touched(name: str, tmp_path: Path) -> None:
-    dataset = CASES[name](IMAGES, tmp_path)
-    before = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
-    base = open_base(dataset)
-    for i in range(len(dataset)):
-        base.swapped(i, Image.fromarray(OTHERS[i % N]))
-    after = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
-    assert {key: after[key] for key in before} == before
-
-
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, (list, dict, set)) else -1
 
 
 def test_no_generator_is_advanced_by_opening(tmp_path: Path) -> None:
@@ -330,7 +322,7 @@ def whiten(image: Image.Image) -> Image.Image:
     return image.point(lambda value: 255 - value)
 
 
-@pytest.mark.parametrize("looked", [(), (5,), (0, 5, 6)])
+@pytest.mark.parametrize("looked", [(), (0, 5, 6)])
 @pytest.mark.parametrize("kept", CACHES)
 @pytest.mark.parametrize("transform", [None, whiten])
 @pytest.mark.parametrize("form", [Keeping, KeepingInner])
@@ -352,7 +344,7 @@ def test_caches_never_hold_counterfactuals(form: Any, transform: Any, kept: str,
     assert exactly([dataset[i] for i in range(N)], [shown(IMAGES, i) for i in range(N)])
 
 
-@pytest.mark.parametrize("looked", [(), (5,), (0, 5, 6)])
+@pytest.mark.parametrize("looked", [(), (0, 5, 6)])
 @pytest.mark.parametrize("kept", CACHES)
 def test_kept_finished_items_are_refused(kept: str, looked: tuple[int, ...]) -> None:
     dataset = KeepingItems(CACHES[kept](), whiten)
@@ -409,7 +401,7 @@ def test_threads_swap_their_own_pictures() -> None:
             return exactly(base.swapped(k % N, image), (whiten(image), k % N % 2))
 
         with ThreadPoolExecutor(8) as pool:
-            assert all(pool.map(work, range(400)))
+            assert all(pool.map(work, range(200)))
 
 
 class LabelOf(Plain):
@@ -460,7 +452,7 @@ def test_spawned_workers_swap_the_same(hf: bool, tmp_path: Path) -> None:
         assert torch.equal(shown[i], zipped[i])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     pixels=nps.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 3]))),
     form=st.sampled_from(["pil", "tensor", "tv", "array"]),
@@ -472,7 +464,7 @@ def test_like_keeps_every_pixel_in_every_form(pixels: np.ndarray, form: str) -> 
     assert exactly(like(as_picture(factual), factual, str), factual)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     item=st.recursive(
         st.integers(),

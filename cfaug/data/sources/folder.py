@@ -84,8 +84,9 @@ class FolderDataset(Indexed):
         """
         first: tuple[int, ...] = ()
         transparent, digests = [], []
+        ours = type(self).image is FolderDataset.image  # a subclass is checked by its own pixels
         for i in progress(iter(range(len(self)))):
-            image, see_through = decode(self.root / self._keys[i])
+            image, see_through = decode(self.root / self._keys[i]) if ours else (self.image(i), False)
             first = first or image.shape
             if image.shape != first:
                 raise DataError(
