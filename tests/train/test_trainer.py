@@ -16,6 +16,7 @@ from cfaug.train.models import as_input, build_model
 from cfaug.train.training_sets import StreamedImages
 
 FAST = TrainSettings(epochs=2, batch_size=32, lr=4e-3, weight_decay=5e-2)
+SHORT = dataclasses.replace(FAST, epochs=1)
 
 
 def coloured(n: int, rho: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, pd.DataFrame]:
@@ -45,7 +46,7 @@ def data() -> tuple[TensorImages, Validation]:
 def test_same_seed_same_weights(data: tuple[TensorImages, Validation]) -> None:
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    one, two, other = (train_classifier("erm", *data, FAST, seed=s, classes=2) for s in (1, 1, 2))
+    one, two, other = (train_classifier("erm", *data, SHORT, seed=s, classes=2) for s in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
     same = [torch.equal(a, b) for a, b in zip(one.model.state_dict().values(), two.model.state_dict().values())]
     assert all(same)
@@ -54,7 +55,7 @@ def test_same_seed_same_weights(data: tuple[TensorImages, Validation]) -> None:
 
 
 def test_group_methods_beat_erm_on_the_worst_group() -> None:
-    images, targets, codes, _ = coloured(3000, 0.95, 0)
+    images, targets, codes, _ = coloured(2000, 0.95, 0)
     val = coloured(400, 0.5, 1)
     worst = {}
     for method in ("erm", "group_resampling", "group_dro"):
