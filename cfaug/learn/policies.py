@@ -260,5 +260,5 @@ def _options(matches: Matches) -> tuple[Int64s, Int64s, Int64s, Int64s, Int64s]:
         if pd.api.types.is_numeric_dtype(table[name]):
             values = table[name].to_numpy(dtype=float)
             table[name] = quarter(values, quartiles(values[real]))
-    codes = table.groupby(list(table), sort=True, dropna=False).ngroup().to_numpy(dtype=np.int64)
+    codes = np.asarray(table.groupby(list(table), sort=True, dropna=False).ngroup(), dtype=np.int64)
     return sources, owner, rows, np.asarray(pd.factorize(pd.Series(targets), sort=True)[0], dtype=np.int64), codes

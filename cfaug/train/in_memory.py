@@ -40,7 +40,8 @@ def materialise(
         return held.redrawn(replace(held.draw, dataset=dataset), transform)
     base, reader, matches = dataset.opened, dataset.reader, dataset.matches
     real = np.stack([as_pixels(base.picture(i)) for i in range(len(base))])
-    used = _drawable(matches.rows, matches.start, matches.total)
+    spans = zip(matches.start.tolist(), matches.total.tolist())
+    used = np.unique(np.concatenate([matches.rows[first : first + count] for first, count in spans])).astype(np.int64)
     drawable = [_same_shape(reader.image(row), real[0], reader.where(row)) for row in used.tolist()]
     pool = torch.from_numpy(np.concatenate([real, np.stack(drawable)])).permute(0, 3, 1, 2).contiguous()
     place = np.full(len(reader) + 1, -1, dtype=np.int64)
@@ -64,13 +65,6 @@ class _PoolDraw:
     def __call__(self, epoch: int) -> torch.Tensor:
         _, rows = self.dataset.draws(epoch)
         return torch.from_numpy(np.where(rows < 0, np.arange(len(rows)), self.place[rows]))
-
-
-def _drawable(
-    rows: npt.NDArray[np.uint32], start: npt.NDArray[np.uint32], total: npt.NDArray[np.int32]
-) -> npt.NDArray[np.int64]:
-    parts = [rows[first : first + count] for first, count in zip(start.tolist(), total.tolist()) if count]
-    return np.unique(np.concatenate(parts)).astype(np.int64)
 
 
 def _same_shape(pixels: npt.NDArray[np.uint8], factual: npt.NDArray[np.uint8], where: str) -> npt.NDArray[np.uint8]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cfaug.autocast import autocast
-from cfaug.errors import DataError, UsageError, near
+from cfaug.errors import DataError, UsageError, listed, near
 from cfaug.train.methods import Method, method_named
 from cfaug.train.models import as_input, build_model
 from cfaug.train.objectives import GroupDRO, as_columns, class_weights, erm_loss, group_weights
@@ -115,9 +115,8 @@ class _Scorer:
         missing = [classes[int(code)] for code in np.flatnonzero(present == 0)]
         if missing:
             raise DataError(
-                f"validation: expected samples of every target class, got none of {missing[0]!r}"
-                + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-                + "; move some of its images to split val, or the worst group cannot be watched"
+                f"validation: expected samples of every target class, got none of {listed(map(repr, missing), 1)}; move some "
+                "of its images to split val, or the worst group cannot be watched"
             )
         groups = validation.groups
         frame = groups if isinstance(groups, pd.DataFrame) else pd.DataFrame({"group": np.asarray(groups)})
@@ -134,8 +133,8 @@ class _Scorer:
         empty = [name for name in validation.names if name not in seen]
         if empty:
             log.warning(
-                "validation has no sample in %d of %d groups (%s%s): they take no part in choosing the epoch",
-                len(empty), len(validation.names), ", ".join(empty[:3]), ", ..." if len(empty) > 3 else "",
+                "validation has no sample in %d of %d groups (%s): they take no part in choosing the epoch",
+                len(empty), len(validation.names), listed(empty),
             )  # fmt: skip
 
     def __call__(self, predictions: Tensor) -> tuple[float, float]:
