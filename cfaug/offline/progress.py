@@ -1,19 +1,20 @@
-"""What a run shows while it generates, and the log it leaves: one tqdm line, JSON lines, scalars for TensorBoard.
+"""What a run shows while it generates, the log it leaves, and a summary of such logs.
 
     generate:  45%|####      | 4500/10000 [00:05<00:06, 812.40 img/s, rejected=3, retried=1]
     {"event": "shard", "time": "2026-01-31T12:00:00.000+00:00", "name": "cf-train-000004.tar", "images": 1000, ...}
 
 Events: ``start``, ``shard``, ``retry``, ``failed``, ``end`` (with ``error`` where the run did not reach its end). A line is
 appended in one write, so a crash leaves at most one torn line, which readers pass over and the next run does not write on.
-The log is for people and for :func:`cfaug.offline.inspect.stats.read_stats`: what exists is said by the manifest alone.
+The log is for people: only the manifest says which shards exist.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import time
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,16 @@ from cfaug.errors import StorageError, UsageError, one_line
 _log = logging.getLogger(__name__)
 # the rate is always per second: tqdm turns a slow one over into "s/img", which nobody compares with anything
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+_MOST = 5  # slowest shards, failures and errors that a summary shows
 
 
 class Progress:
-    """Context manager around a run; every method may be called in any order and raises nothing once it is entered.
+    """Context manager around a run; its methods raise nothing once it is entered.
 
     Args:
-        total: images of the plan.
-        done: of which are committed already.
+        total: images of the plan; done: of which are committed already.
         enabled: show the line on stderr; False: not a byte is printed.
-        log: file to append JSON lines to; None: no log.
-        tensorboard: directory for event files, their step being the images done; None: none.
+        log: file to append JSON lines to; tensorboard: directory for event files, their step being the images done.
 
     Raises:
         UsageError: on construction, where TensorBoard is asked for and not installed.
@@ -53,24 +53,28 @@ class Progress:
         self.lost: set[str] = set()
         """Names of the shards that failed for good."""
         self._path, self._events = log, tensorboard
-        self._file: int | None = None
+        self._file: Any = None
         self._bar: Any = None
         self._board: Any = None
-        self._ended = False
-        self._since = time.monotonic()
+        self._ended, self._since = False, time.monotonic()
         self._writer = None if tensorboard is None else _summary_writer()
 
     def __enter__(self) -> Progress:
         from tqdm import tqdm
 
+        where = self._path
         try:
             if self._path is not None:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._file = _open(self._path)
+                self._file = self._path.open("a+b", buffering=0)
+                end = self._file.seek(0, 2)
+                self._file.seek(max(0, end - 1))
+                if end and self._file.read(1) != b"\n":  # what a killed process left without its newline
+                    self._file.write(b"\n")
             if self._writer is not None:
-                self._board = self._writer(log_dir=str(self._events))
+                where = self._events
+                self._board = self._writer(log_dir=str(where))
         except OSError as error:
-            where = self._path if self._writer is None or self._file is None else self._events
             self._close()
             raise StorageError(
                 f"cannot write the run's log to {where}: {error.strerror}; choose another --out"
@@ -84,7 +88,7 @@ class Progress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if kind is not None and not self._ended:
-            self._end({"error": one_line(f"{kind.__name__}: {error}" if str(error) else kind.__name__)})
+            self.finished(error=one_line(f"{kind.__name__}: {error}" if str(error) else kind.__name__))
         self._close()
 
     def started(self, **facts: Any) -> None:
@@ -107,56 +111,41 @@ class Progress:
         self.shards += 1
         self.rejected += rejected
         self.lost.discard(name)
-        rate = images / seconds if seconds > 0 else None
+        rate = round(images / seconds, 3) if seconds > 0 else None
         self._append(
             "shard", name=name, images=images, rejected=rejected, bytes=bytes, seconds=round(seconds, 3),
-            images_per_second=None if rate is None else round(rate, 3), attempt=attempt, worker=worker,
+            images_per_second=rate, attempt=attempt, worker=worker,
         )  # fmt: skip
-        self._show(images)
-        elapsed = time.monotonic() - self._since
-        self._scalar("images_per_second", self.images / elapsed if elapsed > 0 else None)
-        self._scalar("images_per_second_of_a_worker", rate)
-        self._scalar("rejected", self.rejected)
+        overall = self.images / max(1e-9, time.monotonic() - self._since)
+        self._show(images, images_per_second=overall, images_per_second_of_a_worker=rate, rejected=self.rejected)
 
     def retry(self, name: str, reason: object) -> None:
         """A shard is tried again because of `reason`."""
         self.retried += 1
         self._append("retry", name=name, reason=one_line(reason, 500))
-        self._show()
-        self._scalar("retried", self.retried)
+        self._show(0, retried=self.retried)
 
     def failed(self, name: str, reason: object) -> None:
         """A shard is given up because of `reason`."""
         self.lost.add(name)
         self._append("failed", name=name, reason=one_line(reason, 500))
-        self._show()
-        self._scalar("failed", len(self.lost))
+        self._show(0, failed=len(self.lost))
 
     def finished(self, **facts: Any) -> None:
         """The run comes to its end, complete or with failed shards; totals and `facts` are for the log."""
-        self._end(facts)
-
-    def _end(self, facts: dict[str, Any]) -> None:
         self._ended = True
         self._append(
             "end", shards=self.shards, images=self.images, rejected=self.rejected, retried=self.retried,
             failed=len(self.lost), seconds=round(time.monotonic() - self._since, 3), **facts,
         )  # fmt: skip
 
-    def _show(self, images: int = 0) -> None:
-        if self._bar is None:
-            return
-        counts = {
-            "rejected": self.rejected,
-            "retried": self.retried,
-            **({"failed": len(self.lost)} if self.lost else {}),
-        }
-        self._bar.set_postfix(counts, refresh=not images)
+    def _show(self, images: int, **scalars: float | None) -> None:
+        counts = {"rejected": self.rejected, "retried": self.retried}
+        self._bar.set_postfix(counts | ({"failed": len(self.lost)} if self.lost else {}), refresh=not images)
         self._bar.update(images)
-
-    def _scalar(self, name: str, value: float | None) -> None:
-        if self._board is not None and value is not None:
-            self._board.add_scalar(f"generate/{name}", value, self.done)
+        for name, value in scalars.items():
+            if self._board is not None and value is not None:
+                self._board.add_scalar(f"generate/{name}", value, self.done)
 
     def _append(self, event: str, **facts: Any) -> None:
         if self._file is None:
@@ -164,31 +153,18 @@ class Progress:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         content = json.dumps({"event": event, "time": now, **facts}, default=str).encode() + b"\n"
         try:
-            if os.write(self._file, content) < len(content):
+            if self._file.write(content) < len(content):
                 raise OSError("only a part of a line was written")
         except OSError as error:
             # the images are what the run is for: a disk that is full fails them by name, with a better line than this
             _log.warning("no more lines in %s: %s", self._path, error.strerror or error)
-            os.close(self._file)
+            self._file.close()
             self._file = None
 
     def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if self._board is not None:
-            self._board.close()
-        if self._file is not None:
-            os.close(self._file)
-        self._bar = self._board = self._file = None
-
-
-def _open(path: Path) -> int:
-    """A descriptor to append to; what a killed process left without its newline gets one."""
-    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-    size = os.fstat(handle).st_size
-    if size and os.pread(handle, 1, size - 1) != b"\n":
-        os.write(handle, b"\n")
-    return handle
+        for one in (self._bar, self._board, self._file):
+            if one is not None:
+                one.close()
 
 
 def _summary_writer() -> Any:
@@ -199,3 +175,111 @@ def _summary_writer() -> Any:
             'generate.tensorboard needs the package tensorboard, which is not installed; pip install "cfaug[tensorboard]"'
         ) from None
     return SummaryWriter
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What the logs of a run say. Sums over all its attempts: a shard that was made twice counts twice.
+
+    Attributes:
+        runs: how often generation was started.
+        shards, images, rejected, bytes: committed, and what was in them.
+        seconds: of work, summed over the workers.
+        workers: worker -> (images, seconds of work).
+        slowest: (name, seconds) of the slowest shards, slowest first; at most five.
+        retried: how often a shard was tried again.
+        failed: name -> reason of the shards that were given up and not made later.
+        errors: what ended runs early, the last five.
+        torn: lines that are not events, where a process was killed while it wrote.
+    """
+
+    runs: int = 0
+    shards: int = 0
+    images: int = 0
+    rejected: int = 0
+    bytes: int = 0
+    seconds: float = 0.0
+    workers: dict[str, tuple[int, float]] = field(default_factory=dict)
+    slowest: tuple[tuple[str, float], ...] = ()
+    retried: int = 0
+    failed: dict[str, str] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+    torn: int = 0
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Worker -> images per second of its work."""
+        return {worker: images / seconds for worker, (images, seconds) in self.workers.items() if seconds > 0}
+
+    def to_json(self) -> dict[str, Any]:
+        fields = {name: value for name, value in vars(self).items() if name not in ("workers", "torn")}
+        rates = {worker: round(rate, 3) for worker, rate in sorted(self.rates.items())}
+        changed = {"seconds": round(self.seconds, 3), "slowest": [list(pair) for pair in self.slowest]}
+        return {**fields, **changed, "errors": list(self.errors), "images_per_second": rates, "torn_lines": self.torn}
+
+    def __str__(self) -> str:
+        rates = sorted(self.rates.values())
+        lines = [f"{self.images} images in {self.shards} shards, {self.seconds:.0f} s of work, {self.runs} run(s)"]
+        if rates:
+            middle = rates[len(rates) // 2]
+            lines.append(f"{len(rates)} worker(s): {rates[0]:.1f} to {rates[-1]:.1f} img/s each (median {middle:.1f})")
+        if self.slowest:
+            lines.append("slowest: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.slowest))
+        lines.append(f"rejected {self.rejected}, retried {self.retried}, failed {len(self.failed)}")
+        lines += [f"failed: {name}: {reason}" for name, reason in sorted(self.failed.items())[:_MOST]]
+        return "\n".join([*lines, *(f"ended early: {error}" for error in self.errors[-1:])])
+
+
+def read_stats(place: str | Path) -> Stats | None:
+    """The summary of a log file, or of all ``stats*.jsonl`` of a directory; None where there is none.
+
+    A line that cannot be read is counted as torn.
+    """
+    place = Path(place)
+    paths = sorted(place.glob("stats*.jsonl")) if place.is_dir() else [place] if place.is_file() else []
+    if not paths:
+        return None
+    events: dict[str, list[dict[str, Any]]] = {name: [] for name in ("start", "shard", "retry", "failed", "end")}
+    torn = 0
+    for path in paths:
+        try:
+            with path.open("rb") as handle:
+                lines = [line for line in handle if line.strip()]
+        except OSError as error:
+            raise StorageError(f"cannot read {path}: {error.strerror}; check its permissions") from None
+        for line in lines:
+            try:
+                row = _row(line)
+                events.get(str(row.get("event")), []).append(row)
+            except (KeyError, ValueError, OverflowError, RecursionError):
+                torn += 1
+    made: dict[str, str] = {}  # the last time: ranks and attempts have files of their own, so the order says nothing
+    workers: dict[str, tuple[int, float]] = {}
+    for row in events["shard"]:
+        made[row["name"]] = max(made.get(row["name"], ""), row["time"])
+        images, seconds = workers.get(row["worker"], (0, 0.0))
+        workers[row["worker"]] = images + row["images"], seconds + row["seconds"]
+    slowest = sorted(((row["name"], row["seconds"]) for row in events["shard"]), key=lambda pair: pair[1], reverse=True)
+    return Stats(
+        runs=len(events["start"]), shards=len(events["shard"]), retried=len(events["retry"]), torn=torn,
+        **{name: sum(row[name] for row in events["shard"]) for name in ("images", "rejected", "bytes", "seconds")},
+        workers=workers, slowest=tuple(slowest[:_MOST]),
+        failed={r["name"]: r["reason"] for r in events["failed"] if made.get(r["name"], "") <= r["time"]},
+        errors=tuple(str(row["error"]) for row in events["end"] if "error" in row)[-_MOST:],
+    )  # fmt: skip
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """The event of a line, with every field that the summary needs; ValueError or KeyError where it is not one."""
+    row = json.loads(line)
+    if not isinstance(row, dict) or not line.endswith(b"\n"):
+        raise ValueError(line)
+    wanted = {"shard": ("name", "worker"), "failed": ("name", "time", "reason")}.get(str(row.get("event")), ())
+    row |= {name: str(row[name]) for name in wanted} | {"time": str(row.get("time", ""))}
+    if row.get("event") == "shard":
+        for name in ("images", "rejected", "bytes", "seconds"):
+            value = row[name]
+            if type(value) not in (int, float) or not math.isfinite(value) or value < 0:
+                raise ValueError(line)
+            row[name] = float(value) if name == "seconds" else int(value)
+    return row

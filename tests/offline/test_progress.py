@@ -16,8 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cfaug.errors import StorageError, UsageError
-from cfaug.offline.inspect.stats import Stats, read_stats
-from cfaug.offline.progress import Progress
+from cfaug.offline.progress import Progress, Stats, read_stats
 
 
 def lines(path: Path) -> list[dict]:
