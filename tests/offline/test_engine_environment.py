@@ -35,7 +35,7 @@ def _no_launcher(monkeypatch) -> None:
     st.lists(st.integers(0, 10**7), unique=True, max_size=30),
     st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_ranks_do_every_shard_exactly_once(name: str, world: int, shards: list[int], data: st.DataObject) -> None:
     kinds = {shard: data.draw(st.sampled_from(engine_work.IN_PROCESS)) for shard in shards}
     with pytest.MonkeyPatch.context() as patch:
@@ -99,6 +99,7 @@ def test_options_are_refused(monkeypatch) -> None:
         make_engine("torchrun", 1, {"nodes": 2})
 
 
+@pytest.mark.slow
 def test_a_real_torchrun_of_two_ranks(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -41,6 +41,7 @@ def test_every_shard_has_one_outcome_in_workers(shards: list[int], workers: int,
     check_law(make_engine("local", workers), kinds, shards, shards)
 
 
+@pytest.mark.slow
 def test_every_kind_of_failure_comes_back_as_itself() -> None:
     """All kinds in one run: whatever a draw leaves out."""
     kinds = dict(enumerate(engine_work.KINDS))
@@ -70,6 +71,7 @@ def test_a_dead_worker_costs_its_shard_and_says_how_it_ended(tmp_path) -> None:
     assert not any(alive(pid) for pid in later)
 
 
+@pytest.mark.slow
 def test_a_worker_pulls_its_next_shard_when_it_has_finished_one(tmp_path) -> None:
     outcomes = list(LocalEngine(2).map(OneSlow(str(tmp_path), others=9), range(10)))
     assert [outcome.error for outcome in outcomes] == [None] * 10
@@ -77,6 +79,7 @@ def test_a_worker_pulls_its_next_shard_when_it_has_finished_one(tmp_path) -> Non
     assert sorted(done.values()) == [1, 9]
 
 
+@pytest.mark.slow
 def test_workers_have_one_thread_each(monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     (outcome,) = LocalEngine(1).map(OneThread(), [0])
@@ -84,6 +87,7 @@ def test_workers_have_one_thread_each(monkeypatch) -> None:
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
+@pytest.mark.slow
 def test_an_iterator_closed_early_stops_the_work_at_once(tmp_path) -> None:
     outcomes = LocalEngine(2).map(engine_work.SlowOdd(mark=str(tmp_path)), [3, 2])
     assert next(outcomes).shard == 2
@@ -94,7 +98,9 @@ def test_an_iterator_closed_early_stops_the_work_at_once(tmp_path) -> None:
     assert not any(alive(pid) for _, pid in marks(tmp_path))
 
 
-@pytest.mark.parametrize("how", ["kill", "terminate", "interrupt"])
+@pytest.mark.parametrize(
+    "how", ["kill", *(pytest.param(how, marks=pytest.mark.slow) for how in ("terminate", "interrupt"))]
+)
 def test_workers_leave_with_their_parent_however_it_ends(tmp_path, how: str) -> None:
     script = tmp_path / "script.py"
     (tmp_path / "marks").mkdir()
@@ -131,6 +137,7 @@ def test_workers_leave_with_their_parent_however_it_ends(tmp_path, how: str) -> 
         assert said.count(b"KeyboardInterrupt") == 1  # the parent's own
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_ends_with_a_line(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -150,12 +157,14 @@ def test_a_script_without_a_main_guard_ends_with_a_line(tmp_path) -> None:
     assert len((tmp_path / "runs").read_text()) <= 6  # itself and its workers
 
 
+@pytest.mark.slow
 def test_workers_that_are_killed_before_they_start_are_not_replaced_for_ever(monkeypatch) -> None:
     monkeypatch.setattr(local, "prepare", engine_work.killed_at_the_start)
     with pytest.raises(CfaugError, match=r"3 in a row \(exit code -9, SIGKILL\)"):
         list(LocalEngine(2).map(Work(), range(50)))
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_before_it_starts_costs_nothing(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(local, "prepare", engine_work.killed_at_the_first_start)
     monkeypatch.setenv("CFAUG_TEST_PLACE", str(tmp_path))
@@ -165,12 +174,14 @@ def test_a_worker_that_is_killed_before_it_starts_costs_nothing(tmp_path, monkey
     assert (tmp_path / "killed").exists()
 
 
+@pytest.mark.slow
 def test_what_does_not_load_in_a_worker_is_named_and_not_tried_again() -> None:
     outcomes = list(LocalEngine(1).map(Unloadable(), [3]))
     assert "tensors of another age" in str(outcomes[0].error)
     assert not outcomes[0].transient
 
 
+@pytest.mark.slow
 def test_a_result_that_does_not_pickle_is_an_error() -> None:
     (outcome,) = LocalEngine(1).map(Unpicklable(), [3])
     assert isinstance(outcome.error, CfaugError)
@@ -183,6 +194,7 @@ def test_what_does_not_pickle_is_told_to_stay_in_process() -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_large_work_reaches_every_worker() -> None:
     """Larger than any pipe's buffer, and every worker gets all of it."""
     blob = "x" * (8 << 20)

@@ -55,6 +55,7 @@ def test_every_shard_has_one_outcome_whatever_becomes_of_its_actor(dead: str) ->
     check_law(ours(4), dict(enumerate([*engine_work.IN_PROCESS, dead])), range(12), range(12))
 
 
+@pytest.mark.slow
 def test_actors_come_when_there_is_room_are_replaced_when_killed_and_end_with_the_iterator(tmp_path) -> None:
     import ray
 
@@ -89,6 +90,7 @@ def test_actors_come_when_there_is_room_are_replaced_when_killed_and_end_with_th
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_an_actor_pulls_its_next_shard_when_it_has_finished_one_and_has_one_thread(tmp_path) -> None:
     outcomes = list(ours(2).map(OneSlow(str(tmp_path), others=9), range(10)))
     assert [outcome.error for outcome in outcomes] == [None] * 10
@@ -96,6 +98,7 @@ def test_an_actor_pulls_its_next_shard_when_it_has_finished_one_and_has_one_thre
     assert [outcome.result[1] for outcome in outcomes] == [{"1"}] * 10
 
 
+@pytest.mark.slow
 def test_actors_that_cannot_start_are_not_replaced_for_ever(monkeypatch) -> None:
     monkeypatch.setattr(rays, "Holder", engine_work.DyingHolder)
     with pytest.raises(CfaugError, match="3 in a row") as caught:
@@ -122,6 +125,7 @@ def test_what_does_not_pickle_is_told_to_stay_in_process() -> None:
         list(ours(1).map(Work({0: threading.Lock()}), [0]))  # type: ignore[dict-item]
 
 
+@pytest.mark.slow
 def test_a_session_of_our_own_is_started_quietly_and_ended(tmp_path) -> None:
     """In a process of its own; what the script itself defines goes by value. A wrong address is one line."""
     script = tmp_path / "script.py"

@@ -30,6 +30,7 @@ def test_every_shard_has_one_outcome_whatever_becomes_of_its_job(tmp_path, dead:
     check_law(engine(tmp_path, shards_per_job=len(engine_work.IN_PROCESS)), kinds, range(len(kinds)), range(len(kinds)))
 
 
+@pytest.mark.slow
 def test_a_killed_job_gives_all_its_shards_back(tmp_path) -> None:
     """What it has committed is found by whoever maps them again; its log stays, the model does not."""
     outcomes = list(engine(tmp_path, 1, shards_per_job=3).map(Work({2: "kill"}), [0, 1, 2, 3]))
@@ -50,7 +51,9 @@ def signal_at_second(place: Path) -> None:
 
 
 # below ten minutes submitit takes every signal for the time limit, at which only what has checkpoint() is requeued
-@pytest.mark.parametrize("minutes", [240, 5], ids=["preempted", "at its time limit"])
+@pytest.mark.parametrize(
+    "minutes", [pytest.param(240, id="preempted"), pytest.param(5, id="time-limit", marks=pytest.mark.slow)]
+)
 def test_a_job_is_requeued_and_goes_on_where_it_was(tmp_path, minutes: int) -> None:
     """SLURM's signal reaches the job in the middle of its second shard: the first one is not made again."""
     place = tmp_path / "marks"
@@ -70,6 +73,7 @@ def test_a_job_is_requeued_and_goes_on_where_it_was(tmp_path, minutes: int) -> N
     assert first.worker.endswith(f":{before}")
 
 
+@pytest.mark.slow
 def test_a_job_that_has_timed_out_too_often_gives_its_shards_back(tmp_path) -> None:
     """submitit raises into the middle of the work then: that is no error of the shard's."""
     place = tmp_path / "marks"
@@ -86,6 +90,7 @@ def test_a_job_that_has_timed_out_too_often_gives_its_shards_back(tmp_path) -> N
     assert "ended without shard 1" in str(lost.error)
 
 
+@pytest.mark.slow
 def test_closing_the_iterator_cancels_the_jobs(tmp_path) -> None:
     place = tmp_path / "marks"
     place.mkdir()
@@ -98,6 +103,7 @@ def test_closing_the_iterator_cancels_the_jobs(tmp_path) -> None:
     assert 6 not in {shard for shard, _ in marks(place)}
 
 
+@pytest.mark.slow
 def test_a_free_slot_takes_the_next_group_and_no_more_jobs_than_workers_are_there_at_once(
     tmp_path, monkeypatch
 ) -> None:

@@ -101,7 +101,7 @@ HALF = Sample(SAMPLE.key, SAMPLE.image, {**SAMPLE.record, "source_key": "caf\udc
 COMMITTING = [
     (engine("k8s"), UsageError, "expected an engine among local, torchrun, slurm, submitit, ray, got 'k8s'"),
     (engine("torchrum"), UsageError, "did you mean torchrun?"),
-    (engine("local", folder="x"), UsageError, "unknown option 'folder' of engine local; it takes none"),
+    (engine("local", folder="x"), UsageError, "unknown option 'folder' of engine local; it takes no options"),
     (engine("local", -1), UsageError, "workers of 0 or more for engine local, got -1"),
     (engine("submitit", timeout_mins=1), UsageError, "unknown option 'timeout_mins' of engine submitit; did you mean timeout_min"),
     (engine("submitit", timeout_min=0), UsageError, "a whole number of 1 or more for option timeout_min"),

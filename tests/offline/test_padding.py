@@ -90,6 +90,7 @@ def test_images_come_back_at_their_sources_size(reference: Path) -> None:
     assert {row.environment["canvas"] for row in reader.manifest} == {"10x9"}
 
 
+@pytest.mark.slow
 def test_workers_change_no_byte(reference: Path, tmp_path: Path) -> None:
     run(tmp_path, workers=2)
     assert tiny.digests(tmp_path) == tiny.digests(reference)

@@ -71,7 +71,7 @@ def test_twins_that_commit_at_the_same_instant(s3) -> None:
     assert [len(ShardReader(s3.storage.url)), ShardReader(s3.storage.url).sample(0).key] == [3, "train-000000-0"]
 
 
-@pytest.mark.parametrize("at", ["index", "commits/"])
+@pytest.mark.parametrize("at", ["index", pytest.param("commits/", marks=pytest.mark.slow)])
 def test_a_twin_that_comes_between_two_steps_of_another(proxy, s3, at: str) -> None:
     """The first has stored its tar and waits: other bytes are refused, the same are committed by who comes first."""
     with s3.session(IDENTITY):
@@ -94,6 +94,7 @@ def test_a_resume_reads_each_commit_once(proxy, s3) -> None:
     assert sum(method == "GET" and "commits/" in path and ".json" in path for method, path in proxy.seen) == 3
 
 
+@pytest.mark.slow
 def test_what_a_killed_worker_had_staged_goes(tmp_path, monkeypatch) -> None:
     """A worker that was killed leaves a shard in /tmp; who comes next on this host removes it, and no live one's."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -137,7 +138,9 @@ def test_a_passing_fault_is_survived(proxy, s3, kind: str, path: str) -> None:
     assert len(ShardReader(s3.storage.url)) == 3
 
 
-@pytest.mark.parametrize("kind", ["500", "reset-put", "lost-answer", "403"])
+@pytest.mark.parametrize(
+    "kind", ["500", "403", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("reset-put", "lost-answer"))]
+)
 def test_a_lasting_fault_is_one_line_and_nothing_is_committed(proxy, s3, kind: str) -> None:
     with s3.session(IDENTITY):
         proxy.fail(kind, "PUT", f"shards/{name(0)}" if kind != "lost-answer" else "index.jsonl", times=1000)

@@ -16,7 +16,7 @@ from cfaug.config import ENGINES
 from cfaug.errors import UsageError, near
 from cfaug.offline.engines.local import LocalEngine
 from cfaug.offline.engines.protocol import Engine, Outcome, attempt
-from cfaug.offline.engines.ranks import local_rank, slurm, torchrun
+from cfaug.offline.engines.ranks import LAUNCHERS, launched, local_rank
 
 __all__ = ["ENGINES", "Engine", "LocalEngine", "Outcome", "attempt", "local_rank", "make_engine"]
 
@@ -30,23 +30,16 @@ def make_engine(name: str, workers: int, options: Mapping[str, Any] | None = Non
     """
     if name not in ENGINES:
         raise UsageError(f"expected an engine among {', '.join(ENGINES)}, got {name!r}; {near(str(name), ENGINES)}")
-    given = dict(options or {})
+    kind: Any = None
     if name == "submitit":
-        from cfaug.offline.engines.submitit_engine import SubmititEngine
-
-        _refuse_unknown(name, given, SubmititEngine.options)
-        return SubmititEngine(workers, **given)
-    if name == "ray":
-        from cfaug.offline.engines.ray_engine import RayEngine
-
-        _refuse_unknown(name, given, RayEngine.options)
-        return RayEngine(workers, **given)
-    _refuse_unknown(name, given, ())
-    return {"torchrun": torchrun, "slurm": slurm}[name]() if name != "local" else LocalEngine(workers)
-
-
-def _refuse_unknown(engine: str, given: Mapping[str, Any], known: tuple[str, ...]) -> None:
-    for option in given:
+        from cfaug.offline.engines.submitit_engine import SubmititEngine as kind
+    elif name == "ray":
+        from cfaug.offline.engines.ray_engine import RayEngine as kind
+    known = kind.options if kind is not None else ()
+    for option in options or {}:
         if option not in known:
-            hint = near(option, known) if known else "it takes none"
-            raise UsageError(f"unknown option {option!r} of engine {engine}; {hint}")
+            hint = near(option, known) if known else "it takes no options"
+            raise UsageError(f"unknown option {option!r} of engine {name}; {hint}")
+    if kind is not None:
+        return kind(workers, **(options or {}))
+    return launched(name) if name in LAUNCHERS else LocalEngine(workers)

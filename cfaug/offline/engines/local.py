@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from cfaug.errors import CfaugError
-from cfaug.offline.engines.protocol import Outcome, attempt, check_workers, this_worker
+from cfaug.offline.engines.protocol import Outcome, PackedWork, attempt, check_workers, one_thread, pack, this_worker
 from cfaug.offline.engines.pull import Died, pull
-from cfaug.offline.engines.worker import PackedWork, one_thread, pack
 
 Result = TypeVar("Result")
 SPAWN = multiprocessing.get_context("spawn")  # not fork: CUDA and thread pools do not survive one
@@ -103,8 +102,8 @@ class Processes:
 
 def how_it_ended(code: int | None) -> str:
     """An exit code in words: ``exit code -9, SIGKILL``."""
-    known = code is not None and -code in set(signal.Signals)
-    return f"exit code {code}" + (f", {signal.Signals(-code).name}" if code is not None and known else "")
+    names = {-one.value: f", {one.name}" for one in signal.Signals}
+    return f"exit code {code}{names.get(code or 0, '')}"
 
 
 def prepare(payload: bytes) -> None:

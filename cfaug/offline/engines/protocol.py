@@ -2,18 +2,21 @@
 
     for outcome in engine.map(work, [0, 1, 2]): ...        # unordered; work(shard) is pure and commits its own shard
 
-An engine decides nothing about the bytes, retries nothing and knows no destination: whoever calls it looks at the
-outcomes and maps again what failed.
+An engine decides nothing about the bytes, retries nothing and knows no destination: whoever calls it looks at the outcomes
+and maps again what failed. Below the protocol stands what engines with processes of their own share.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import pickle
 import socket
-from collections.abc import Callable, Generator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from cfaug.errors import CfaugError, UsageError, one_line
 from cfaug.offline.os_errors import is_transient
@@ -21,7 +24,11 @@ from cfaug.offline.os_errors import is_transient
 log = logging.getLogger(__name__)
 _told: list[bool] = []
 Result = TypeVar("Result")
-Returned = TypeVar("Returned", covariant=True)
+
+# read when numpy's and torch's thread pools are made, so they have to be in a process's environment before it imports them
+_POOLS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
+ONE_THREAD = {**{f"{pool}_NUM_THREADS": "1" for pool in _POOLS}, "VECLIB_MAXIMUM_THREADS": "1"}
+ADVICE = "committed shards are kept, run the same again to continue, with fewer workers if memory ran out"
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def check_workers(workers: object, least: int, engine: str) -> None:
 
 
 def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
-    """``work(shard)``, with whatever it raises as an outcome; a CfaugError explains itself, of others an OSError may pass."""
+    """``work(shard)``, with whatever it raises as an outcome: a CfaugError explains itself, an OSError may pass."""
     worker = this_worker()
     try:
         return Outcome(shard, work(shard), worker=worker)
@@ -81,3 +88,61 @@ def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
         passing = is_transient(error) if isinstance(error, OSError) else "CUDA error" in str(error)
         said = one_line(f"{type(error).__name__}: {error}")
         return Outcome(shard, error=CfaugError(said), transient=passing, worker=worker)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Processes started in here have one thread each, as the manifest's ``threads: 1`` says; ours comes back after."""
+    before = {name: os.environ[name] for name in ONE_THREAD if name in os.environ}
+    os.environ.update(ONE_THREAD)
+    try:
+        yield
+    finally:
+        for name in ONE_THREAD:
+            os.environ.pop(name, None)
+        os.environ.update(before)
+
+
+def pack(work: Callable[[int], Any], dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
+    """`work` as bytes (plain pickle: torch's own would hand over one file descriptor per tensor); UsageError if it cannot."""
+    try:
+        return dumps(work)
+    except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(
+            "expected a model and a data set that can be pickled for worker processes "
+            f"({one_line(error)}): use engine=local with workers=0"
+        ) from None
+
+
+class PackedWork:
+    """Work that came as bytes. It is unpickled once, at the first shard, so that a failure is an outcome with its reason.
+
+    Called with a shard it returns an :class:`Outcome` that survives the way back: errors and results that cannot be pickled
+    are replaced by a CfaugError that says so. `path` is the parent's ``sys.path``, which a spawned process has anyway.
+    """
+
+    def __init__(self, payload: bytes, path: Sequence[str] = ()) -> None:
+        self._payload, self._path = payload, path
+        self._work: Callable[[int], Any] | None = None
+
+    def __call__(self, shard: int) -> Outcome[Any]:
+        if self._work is None:
+            sys.path += [place for place in self._path if place not in sys.path]
+            try:
+                self._work = pickle.loads(self._payload)  # our own parent wrote it
+            except Exception as error:
+                told = CfaugError(
+                    f"the worker could not load the model and the data set ({one_line(f'{type(error).__name__}: {error}')}): "
+                    "make what they are defined in importable there (an installed package, or PYTHONPATH)"
+                )
+                # a module that is missing here stays missing; a file or memory may be there the next time
+                return Outcome(shard, None, told, isinstance(error, (OSError, MemoryError)), this_worker())
+            self._payload = b""
+        outcome = attempt(self._work, shard)
+        try:
+            pickle.loads(pickle.dumps(outcome))
+        except Exception as error:
+            lost = outcome.error if outcome.error is not None else outcome.result
+            said = one_line(f"{type(lost).__name__}: {lost} ({error})")
+            return Outcome(shard, None, CfaugError(said), outcome.transient, outcome.worker)
+        return outcome

@@ -12,8 +12,7 @@ from collections.abc import Generator, Iterable, Sequence
 from typing import Any, Protocol
 
 from cfaug.errors import CfaugError
-from cfaug.offline.engines.protocol import Outcome
-from cfaug.offline.engines.worker import ADVICE
+from cfaug.offline.engines.protocol import ADVICE, Outcome
 
 STARTS = 3  # deaths in a row of workers that have never been ready: more of them would end the same
 
@@ -67,17 +66,15 @@ def pull(crew: Crew, shards: Sequence[int], workers: int) -> Generator[Outcome[A
                 except Died as death:
                     crew.stop(worker)
                     worker = None
-                    if shard is None:
-                        unready += 1
-                        if unready >= STARTS:
-                            raise CfaugError(
-                                f"worker processes end before they can start, {STARTS} in a row ({death}): a script needs "
-                                "its call below `if __name__ == '__main__':`, and what it imports must be importable "
-                                "again; or use fewer workers if memory ran out, or engine=local with workers=0"
-                            ) from None
-                    else:
+                    if shard is not None:
                         told = CfaugError(f"worker process died ({death}) at shard {shard}: {ADVICE}")
                         outcome = Outcome(shard, error=told, transient=True, worker=death.worker)
+                    elif (unready := unready + 1) >= STARTS:
+                        raise CfaugError(
+                            f"worker processes end before they can start, {STARTS} in a row ({death}): a script needs "
+                            "its call below `if __name__ == '__main__':`, and what it imports must be importable again; "
+                            "or use fewer workers if memory ran out, or engine=local with workers=0"
+                        ) from None
                 if not queue:
                     if worker is not None:
                         crew.stop(worker)

@@ -16,6 +16,11 @@ from cfaug.errors import UsageError
 from cfaug.offline.engines.protocol import Outcome, attempt
 
 Result = TypeVar("Result")
+LAUNCHERS = {
+    "torchrun": ("RANK", "WORLD_SIZE", "torchrun --nproc-per-node N -m cfaug"),
+    "slurm": ("SLURM_PROCID", "SLURM_NTASKS", "srun -n N cfaug"),
+}
+"""Engine -> the variables of its rank and of the number of ranks, and the command that starts the ranks."""
 
 
 class RankEngine:
@@ -27,29 +32,31 @@ class RankEngine:
         self.rank, self.world = rank, world
 
     def map(self, work: Callable[[int], Result], shards: Sequence[int]) -> Generator[Outcome[Result], None, None]:
-        """Yield an outcome for each of this rank's shards; the others' are theirs to yield."""
+        """Yield an outcome for each of this rank's shards."""
         for shard in shards:
             if shard % self.world == self.rank:
                 yield attempt(work, shard)
 
 
-def torchrun() -> RankEngine:
-    """The rank that ``RANK`` and ``WORLD_SIZE`` say; UsageError with the command to start it by."""
-    how = "torchrun --nproc-per-node N -m cfaug generate RECIPE.yaml --out DIR --generate.engine=torchrun"
-    return _rank("torchrun", "RANK", "WORLD_SIZE", how)
-
-
-def slurm() -> RankEngine:
-    """The rank that ``SLURM_PROCID`` and ``SLURM_NTASKS`` say; UsageError with the command to start it by."""
-    how = "srun -n N cfaug generate RECIPE.yaml --out DIR --generate.engine=slurm"
-    engine = _rank("slurm", "SLURM_PROCID", "SLURM_NTASKS", how)
-    # a batch script has both variables and is one process: it would do its part, exit 0, and leave the rest undone
-    if engine.world > 1 and "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ:
+def launched(engine: str) -> RankEngine:
+    """The rank that the launcher's variables say; UsageError with the command to start it by."""
+    rank_name, world_name, command = LAUNCHERS[engine]
+    cure = f"start it with `{command} generate RECIPE.yaml --out DIR --generate.engine={engine}`"
+    absent = [name for name in (rank_name, world_name) if name not in os.environ]
+    if absent:
         raise UsageError(
-            f"expected one process for each of the {engine.world} tasks, got the batch script itself, which is one: "
-            f"start it in the script with `{how}`"
+            f"engine {engine} expects the environment variables {rank_name} and {world_name}, "
+            f"got no {' and no '.join(absent)}: {cure}"
         )
-    return engine
+    rank, world = _number(rank_name, cure), _number(world_name, cure)
+    if rank >= world:
+        raise UsageError(f"expected {rank_name} below {world_name}, got {rank} of {world}: {cure}")
+    # a batch script has both variables and is one process: it would do its part, exit 0, and leave the rest undone
+    if engine == "slurm" and world > 1 and "SLURM_JOB_ID" in os.environ and "SLURM_STEP_ID" not in os.environ:
+        raise UsageError(
+            f"expected one process for each of the {world} tasks, got the batch script itself, which is one: {cure}"
+        )
+    return RankEngine(rank, world)
 
 
 def local_rank() -> int:
@@ -62,19 +69,6 @@ def local_rank() -> int:
         if name in os.environ:
             return _number(name, "torchrun and srun set it themselves: do not set it by hand")
     return 0
-
-
-def _rank(engine: str, rank_name: str, world_name: str, how: str) -> RankEngine:
-    absent = [name for name in (rank_name, world_name) if name not in os.environ]
-    if absent:
-        raise UsageError(
-            f"engine {engine} expects the environment variables {rank_name} and {world_name}, "
-            f"got no {' and no '.join(absent)}: start it with `{how}`"
-        )
-    rank, world = _number(rank_name, f"start it with `{how}`"), _number(world_name, f"start it with `{how}`")
-    if rank >= world:
-        raise UsageError(f"expected {rank_name} below {world_name}, got {rank} of {world}: start it with `{how}`")
-    return RankEngine(rank, world)
 
 
 def _number(name: str, cure: str) -> int:

@@ -17,9 +17,8 @@ from contextlib import suppress
 from typing import Any, ClassVar, TypeVar
 
 from cfaug.errors import UsageError, one_line
-from cfaug.offline.engines.protocol import Outcome, check_workers
+from cfaug.offline.engines.protocol import ONE_THREAD, Outcome, PackedWork, check_workers, pack
 from cfaug.offline.engines.pull import Died, pull
-from cfaug.offline.engines.worker import ONE_THREAD, PackedWork, pack
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

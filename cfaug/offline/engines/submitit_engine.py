@@ -19,8 +19,7 @@ from typing import Any, ClassVar, TypeVar
 
 from cfaug.data.files import expand
 from cfaug.errors import CfaugError, StorageError, UsageError, one_line
-from cfaug.offline.engines.protocol import Outcome, check_workers
-from cfaug.offline.engines.worker import ADVICE, PackedWork, one_thread, pack
+from cfaug.offline.engines.protocol import ADVICE, Outcome, PackedWork, check_workers, one_thread, pack
 
 Result = TypeVar("Result")
 CLUSTERS = ("auto", "local", "debug", "slurm")
