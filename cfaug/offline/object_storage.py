@@ -41,8 +41,7 @@ class FsspecStorage:
                 f"{self.url.rstrip('/')}/{name}" if name else self.url, **_options(self.url)
             )
         except ImportError as error:
-            extra = "s3" if self.url.startswith("s3") else None
-            line = f'pip install "cfaug[{extra}]"' if extra else str(error)
+            line = 'pip install "cfaug[s3]"' if self.url.startswith("s3") else str(error)
             raise UsageError(f"cannot reach {self.url}: its package is not installed; {line}") from None
         except ValueError as error:
             raise UsageError(
@@ -189,29 +188,28 @@ def _options(url: str) -> dict[str, Any]:
     return {"config_kwargs": config, **({} if "use_listings_cache" in theirs else {"use_listings_cache": False})}
 
 
+# what s3fs does not translate, by the error that it means; the first that fits
+_MEANING = (
+    (errno.EACCES, {"botocore.NoCredentialsError", "botocore.PartialCredentialsError", "botocore.ProfileNotFound"}),
+    (errno.EIO, {"botocore.ConnectionError", "botocore.HTTPClientError", "botocore.ResponseParserError", "aiohttp.ClientError"}),
+    (errno.EINVAL, {"botocore.BotoCoreError", "botocore.ClientError"}),
+)  # fmt: skip
+
+
 @contextmanager
 def _as_os_error() -> Iterator[None]:
     """Turn what fsspec, s3fs, botocore and aiohttp raise into an OSError of the right kind; an OSError passes."""
     try:
         yield
     except OSError as error:
-        code = _code(error.__cause__)
-        if code in ("PreconditionFailed", "412") and not isinstance(error, FileExistsError):
+        response = getattr(error.__cause__, "response", None)
+        if isinstance(response, dict) and response.get("Error", {}).get("Code") in ("PreconditionFailed", "412"):
             raise FileExistsError(errno.EEXIST, str(error)) from None
         raise
     except Exception as error:
         kinds = {f"{kind.__module__.split('.')[0]}.{kind.__name__}" for kind in type(error).__mro__}
-        if not kinds & {"botocore.BotoCoreError", "botocore.ClientError", "aiohttp.ClientError"}:
+        number = next((number for number, names in _MEANING if names & kinds), None)
+        if number is None:
             raise
-        said = one_line(error)
-        if kinds & {"botocore.NoCredentialsError", "botocore.PartialCredentialsError", "botocore.ProfileNotFound"}:
-            raise PermissionError(errno.EACCES, f"{said}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from None
-        network = kinds & {
-            "botocore.ConnectionError", "botocore.HTTPClientError", "botocore.ResponseParserError", "aiohttp.ClientError"
-        }  # fmt: skip
-        raise OSError(errno.EIO if network else errno.EINVAL, said) from None
-
-
-def _code(error: BaseException | None) -> str:
-    response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
+        cure = "; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if number == errno.EACCES else ""
+        raise OSError(number, f"{one_line(error)}{cure}") from None

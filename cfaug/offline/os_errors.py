@@ -24,16 +24,7 @@ def is_transient(error: OSError) -> bool:
 
 @contextmanager
 def explained(place: str | Path, name: str, doing: str = "write") -> Iterator[None]:
-    """An operating-system error becomes a :class:`StorageError` of one line that says what to do.
-
-    Args:
-        place: the directory or URL.
-        name: what was to be written (or read) there.
-        doing: ``write`` or ``read``.
-
-    Raises:
-        StorageError: `full` when there is no space left, `transient` where :func:`is_transient` says so.
-    """
+    """An OSError while `doing` something (write, read, remove) with `name` at `place` becomes what :func:`failure` says."""
     try:
         yield
     except OSError as error:
@@ -41,7 +32,7 @@ def explained(place: str | Path, name: str, doing: str = "write") -> Iterator[No
 
 
 def failure(error: OSError, place: str | Path, name: str, doing: str = "write") -> StorageError:
-    """The :class:`StorageError` that says in one line what `error` means for `name` at `place`."""
+    """One line that says what `error` means and what to do: `full` without space left, `transient` as :func:`is_transient`."""
     said = one_line(error.strerror or error)
     full, transient, remote = error.errno in _FULL, is_transient(error), "://" in str(place)
     if full:
@@ -58,16 +49,7 @@ def failure(error: OSError, place: str | Path, name: str, doing: str = "write") 
 
 
 def unreadable(error: OSError, where: str, cure: str) -> CfaugError:
-    """The error for a failed read of `where`: the place did not answer, or what it holds cannot be used.
-
-    Args:
-        error: what reading raised.
-        where: the shard, sample, index, manifest or plan, as messages name it.
-        cure: what helps where trying again does not.
-
-    Returns:
-        a :class:`StorageError` (`transient`) where :func:`is_transient` says so, else a :class:`ShardError`.
-    """
+    """For a failed read of `where`: a StorageError (`transient`) if it may pass, else a ShardError that ends in `cure`."""
     said = one_line(error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else error))
     if is_transient(error):
         return StorageError(f"{where}: could not be read: {said}: it may pass: run the same command again", True)
