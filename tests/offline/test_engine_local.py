@@ -158,7 +158,7 @@ def test_a_script_without_a_main_guard_ends_with_a_line(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_workers_that_are_killed_before_they_start_are_not_replaced_for_ever(monkeypatch) -> None:
+def test_workers_killed_before_they_start_end_the_run(monkeypatch) -> None:
     monkeypatch.setattr(local, "prepare", engine_work.killed_at_the_start)
     with pytest.raises(CfaugError, match=r"3 in a row \(exit code -9, SIGKILL\)"):
         list(LocalEngine(2).map(Work(), range(50)))

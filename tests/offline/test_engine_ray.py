@@ -50,13 +50,13 @@ def numbers(outcomes: list[Outcome[Any]]) -> set[int]:
 @pytest.mark.parametrize(
     "dead", ["kill", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("exit", "segfault"))]
 )
-def test_every_shard_has_one_outcome_whatever_becomes_of_its_actor(dead: str) -> None:
+def test_every_shard_has_one_outcome_whatever_kills_an_actor(dead: str) -> None:
     """Four actors are asked for and two find room: those that have no place hold no shard."""
     check_law(ours(4), dict(enumerate([*engine_work.IN_PROCESS, dead])), range(12), range(12))
 
 
 @pytest.mark.slow
-def test_actors_come_when_there_is_room_are_replaced_when_killed_and_end_with_the_iterator(tmp_path) -> None:
+def test_actors_come_with_room_and_are_replaced_when_killed(tmp_path) -> None:
     import ray
 
     @ray.remote(num_cpus=2)
@@ -91,7 +91,7 @@ def test_actors_come_when_there_is_room_are_replaced_when_killed_and_end_with_th
 
 
 @pytest.mark.slow
-def test_an_actor_pulls_its_next_shard_when_it_has_finished_one_and_has_one_thread(tmp_path) -> None:
+def test_an_actor_pulls_its_next_shard_and_has_one_thread(tmp_path) -> None:
     outcomes = list(ours(2).map(OneSlow(str(tmp_path), others=9), range(10)))
     assert [outcome.error for outcome in outcomes] == [None] * 10
     assert sorted(Counter(outcome.result[0] for outcome in outcomes).values()) == [1, 9]

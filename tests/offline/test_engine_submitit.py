@@ -24,7 +24,7 @@ def engine(folder: Path, workers: int = 2, **options: object) -> Engine:
 @pytest.mark.parametrize(
     "dead", ["exit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("kill", "segfault"))]
 )
-def test_every_shard_has_one_outcome_whatever_becomes_of_its_job(tmp_path, dead: str) -> None:
+def test_every_shard_has_one_outcome_whatever_kills_a_job(tmp_path, dead: str) -> None:
     """All kinds in one job, and a job that dies before it has finished a shard."""
     kinds = dict(enumerate([*engine_work.IN_PROCESS, dead]))
     check_law(engine(tmp_path, shards_per_job=len(engine_work.IN_PROCESS)), kinds, range(len(kinds)), range(len(kinds)))
@@ -104,9 +104,7 @@ def test_closing_the_iterator_cancels_the_jobs(tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_a_free_slot_takes_the_next_group_and_no_more_jobs_than_workers_are_there_at_once(
-    tmp_path, monkeypatch
-) -> None:
+def test_a_free_slot_takes_the_next_group(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     place = tmp_path / "marks"
     place.mkdir()

@@ -40,6 +40,7 @@ def make_engine(name: str, workers: int, options: Mapping[str, Any] | None = Non
         if option not in known:
             hint = near(option, known) if known else "it takes no options"
             raise UsageError(f"unknown option {option!r} of engine {name}; {hint}")
-    if kind is not None:
-        return kind(workers, **(options or {}))
-    return launched(name) if name in LAUNCHERS else LocalEngine(workers)
+    if name in LAUNCHERS:
+        return launched(name)
+    engine: Engine = (kind or LocalEngine)(workers, **(options or {}))
+    return engine
