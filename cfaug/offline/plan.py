@@ -2,9 +2,7 @@
 
     row = (key, source_key, do, seed, shard, replica)        image = model(source, do, seed)
 
-    plan.json                 format, rows, shards, split, samples_per_shard, settings, digest
-    plan-00000.jsonl, ...     the rows, 100 000 per file, one JSON object per line
-    digest = sha256("cfaug plan 3 SPLIT", then the lines of all files)
+The files are those of :mod:`cfaug.offline.plan_files`.
 
 In memory a plan is a few arrays, about 25 bytes per row; a :class:`PlanRow` exists only while somebody looks at it. The header
 is written last: files without a header are not a plan. The digests promise no authenticity: whoever can write the place can
@@ -14,28 +12,24 @@ write a consistent plan. A plan does not promise that the decoder obeys; the sta
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from cfaug.causal.intervention import Intervention, Value
-from cfaug.errors import ShardError, UsageError, one_line, shown
-from cfaug.offline.format import MAX_SAMPLES, PLAN_HEADER, SPLITS, canonical_json, shard_name
-from cfaug.offline.os_errors import explained, unreadable
-from cfaug.offline.plan_columns import Columns, Filling, numbered
-from cfaug.offline.storage import Storage, open_storage
+from cfaug.errors import UsageError
+from cfaug.offline import plan_files
+from cfaug.offline.format import MAX_SAMPLES, SPLITS, shard_name
+from cfaug.offline.plan_columns import Columns, acts_of, listed, numbered
+from cfaug.offline.plan_files import digest_of
+from cfaug.offline.storage import open_storage
 
-PLAN_FORMAT = 3
-ROWS_PER_FILE = 100_000  # 13 MB of text
-_RUN = 1000  # rows that are Python objects at a time: more are slower to parse
-
-T = TypeVar("T")
+_RUN = 1000  # rows that are Python objects at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +84,7 @@ class Plan:
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         rows = sorted(rows, key=attrgetter("shard"))
-        for row in rows:
-            if row.do.changes:
-                raise UsageError(f"plan row {row.key!r}: expected values in do, got {row.do}; set a value instead")
-        filled = Filling(len(rows), split, sorted({name for row in rows for name in row.do.names}))
-        filled.add(
-            [
-                {
-                    "key": row.key, "source_key": row.source_key, "do": row.do.assignments, "seed": row.seed,
-                    "shard": row.shard, "replica": row.replica,
-                }
-                for row in rows
-            ]
-        )  # fmt: skip
-        self._set(filled.columns(), split, samples_per_shard, settings or {})
+        self._set(listed(rows, split), split, samples_per_shard, settings or {})
 
     @classmethod
     def of_columns(cls, columns: Columns, split: str, samples_per_shard: int, settings: Mapping[str, Any]) -> Plan:
@@ -118,7 +99,9 @@ class Plan:
         self.samples_per_shard = samples_per_shard
         self.settings: dict[str, Any] = dict(settings)
         self._columns = columns
-        self._numbers, self._starts, sizes = np.unique(columns.shard, return_index=True, return_counts=True)
+        self._starts = np.flatnonzero(np.r_[True, columns.shard[1:] != columns.shard[:-1]][: len(columns.shard)])
+        self._numbers = columns.shard[self._starts]
+        sizes = np.diff(self._starts, append=len(columns.shard))
         for shard in np.flatnonzero(sizes > samples_per_shard)[:1]:
             raise UsageError(
                 f"shard {self._numbers[shard]}: expected at most {samples_per_shard} rows, got {sizes[shard]}; "
@@ -203,107 +186,42 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """sha256 hex of the split and the rows: known once the plan is saved or loaded, else a pass over the rows."""
-        sha256 = _begun(self.split)
-        for content in self._files():
-            sha256.update(content)
-        return sha256.hexdigest()
+        return self.recomputed_digest()
 
-    # --- rows and lines
+    def recomputed_digest(self) -> str:
+        """:attr:`digest`, from the rows in memory: that of a loaded plan unless its lines and its arrays disagree."""
+        return digest_of(self._columns, self.split)
+
     def _rows(self, start: int, stop: int) -> list[PlanRow]:
-        sources = self._columns.sources
+        held, rows = self._columns, slice(start, min(stop, len(self)))
+        acts, which = acts_of(held, rows)
+        shared = [Intervention(tuple(act.items())) for act in acts]  # equal do() are one object
+        keys = numbered(self.split, rows, len(self)) if held.keys is None else held.keys[rows]
+        numbers = (column[rows].tolist() for column in (held.source, held.seed, held.shard, held.replica))
         return [
-            PlanRow(key, sources[source], act, seed, shard, replica)
-            for key, source, act, seed, shard, replica in self._fields(start, stop, lambda act: act)
+            PlanRow(key, held.sources[source], shared[act], seed, shard, replica)
+            for key, act, source, seed, shard, replica in zip(keys, which.tolist(), *numbers)
         ]
 
-    def _files(self) -> Iterator[bytes]:
-        """The content of ``plan-00000.jsonl`` and the files after it."""
-        sources = [json.dumps(key) for key in self._columns.sources]
-
-        def text(act: Intervention) -> str:
-            return canonical_json(dict(act.assignments)).decode("ascii")
-
-        for start in range(0, len(self), ROWS_PER_FILE):
-            yield "".join(
-                [
-                    f'{{"key":"{key}","source_key":{sources[source]},"do":{act},"seed":{seed},"shard":{shard},"replica":{replica}}}\n'
-                    for key, source, act, seed, shard, replica in self._fields(start, start + ROWS_PER_FILE, text)
-                ]
-            ).encode("ascii")
-
-    def _fields(
-        self, start: int, stop: int, told: Callable[[Intervention], T]
-    ) -> Iterator[tuple[str, int, T, int, int, int]]:
-        """(key, number of the source, `told` its intervention, seed, shard, replica) of each row; equal do() share one."""
-        held, rows = self._columns, slice(start, min(stop, len(self)))
-
-        @cache
-        def act(codes: tuple[int, ...]) -> T:
-            pairs = ((name, levels[code]) for (name, levels), code in zip(held.levels.items(), codes) if code >= 0)
-            return told(Intervention(tuple(pairs)))
-
-        keys = numbered(self.split, rows, len(self)) if held.keys is None else held.keys[rows]
-        return zip(
-            keys, held.source[rows].tolist(), map(act, map(tuple, held.codes[:, rows].T.tolist())),
-            held.seed[rows].tolist(), held.shard[rows].tolist(), held.replica[rows].tolist(),
-        )  # fmt: skip
-
-    # --- on disk
     def save(self, place: str | Path) -> None:
         """Write the rows and, last, the header into a directory or to a URL, in place of what is there.
 
         :class:`StorageError` in one line where that fails; what is left then is not a plan.
         """
-        storage, sha256 = open_storage(place), _begun(self.split)
-        with explained(storage.url, "the plan"):
-            storage.remove(PLAN_HEADER)
-            for old in storage.sizes("plan-"):
-                storage.remove(old)
-            for number, content in enumerate(self._files()):
-                sha256.update(content)
-                storage.write(_file_name(number), content)
-            self.digest = sha256.hexdigest()
-            header = {
-                "format": PLAN_FORMAT, "rows": len(self), "shards": len(self._numbers), "split": self.split,
-                "samples_per_shard": self.samples_per_shard, "attributes": list(self._columns.levels),
-                "settings": self.settings, "digest": self.digest,
-            }  # fmt: skip
-            header["sha256"] = _sealed(header)
-            storage.write(PLAN_HEADER, json.dumps(header, indent=1, allow_nan=False).encode() + b"\n")
+        header = {
+            "rows": len(self), "shards": len(self._numbers), "split": self.split, "samples_per_shard": self.samples_per_shard,
+            "attributes": list(self._columns.levels), "settings": self.settings,
+        }  # fmt: skip
+        self.digest = plan_files.save(open_storage(place), self._columns, self.split, header)
 
     @classmethod
     def load(cls, place: str | Path) -> Plan:
-        """The plan saved in a directory or at a URL; all of it is checked against its digest.
+        """The plan saved in a directory or at a URL; all of it is checked against its digests.
 
         :class:`ShardError` in one line where it is missing, damaged or of a different format.
         """
-        storage = open_storage(place)
-        where = f"{storage.url.rstrip('/')}/{PLAN_HEADER}"
-        content = _read(storage, PLAN_HEADER)
-        try:
-            header = json.loads(content)
-            if header["format"] != PLAN_FORMAT:
-                raise ShardError(
-                    f"{where}: expected plan format {PLAN_FORMAT}, got {shown(header['format'])}; plan again, or use the "
-                    "cfaug that wrote it"
-                )
-            if header["sha256"] != _sealed(header):
-                raise ShardError(f"{where}: the header does not have the digest it states; plan again")
-            rows, split, sha256 = int(header["rows"]), str(header["split"]), _begun(header["split"])
-            filled = Filling(rows, split, header["attributes"])
-            for number in range(-(-rows // ROWS_PER_FILE)):
-                content = _read(storage, _file_name(number))
-                sha256.update(content)
-                lines = content.splitlines()
-                for start in range(0, len(lines), _RUN):
-                    filled.add(json.loads(b"[" + b",".join(lines[start : start + _RUN]) + b"]"))
-            if sha256.hexdigest() != header["digest"]:
-                raise ShardError(f"{where}: the rows do not have the digest that the header states; plan again")
-            plan = cls.of_columns(filled.columns(), split, header["samples_per_shard"], header["settings"])
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise ShardError(
-                f"{where}: the plan is damaged ({type(error).__name__}: {one_line(error, 80)}); plan again"
-            ) from None
+        header, columns = plan_files.load(open_storage(place))
+        plan = cls.of_columns(columns, header["split"], header["samples_per_shard"], header["settings"])
         plan.digest = header["digest"]
         return plan
 
@@ -328,23 +246,3 @@ def _known(used: list[Value]) -> tuple[Value, ...]:
     if all(isinstance(value, float) for value in used):
         return min(used), max(used)  # type: ignore[type-var]
     return tuple(sorted(used, key=lambda value: (isinstance(value, str), value)))
-
-
-def _begun(split: str) -> hashlib._Hash:
-    return hashlib.sha256(f"cfaug plan {PLAN_FORMAT} {split}\n".encode())
-
-
-def _sealed(header: Mapping[str, Any]) -> str:
-    """The digest of a header's other fields: what the digest of the rows does not cover."""
-    return hashlib.sha256(canonical_json({name: header[name] for name in header if name != "sha256"})).hexdigest()
-
-
-def _file_name(number: int) -> str:
-    return f"plan-{number:05d}.jsonl"
-
-
-def _read(storage: Storage, name: str) -> bytes:
-    try:
-        return storage.read(name)
-    except OSError as error:
-        raise unreadable(error, f"{storage.url.rstrip('/')}/{name}", "plan first") from None

@@ -1,4 +1,4 @@
-"""The arrays that hold a plan's rows, about 25 bytes per row, and how they are filled from rows or lines."""
+"""The arrays that hold a plan's rows, about 25 bytes per row, and how they are made from listed rows."""
 
 from __future__ import annotations
 
@@ -39,71 +39,73 @@ class Columns:
     keys: Sequence[str] | None = None
 
 
-class Filling:
-    """Columns of a known number of rows, filled run by run; UsageError for a row that a plan cannot have."""
+def listed(rows: Sequence[Any], split: str) -> Columns:
+    """The columns of :class:`PlanRow` objects in the order of their shards; UsageError for a row that a plan cannot have."""
+    for row in rows:
+        if row.do.changes:
+            raise UsageError(f"plan row {row.key!r}: expected values in do, got {row.do}; set a value instead")
+        for name, beyond in (("seed", MAX_SEED), ("shard", 2**31), ("replica", 2**31)):
+            value = getattr(row, name)
+            if type(value) is not int or not 0 <= value < beyond:
+                raise UsageError(f"plan row {row.key!r}: expected {name} in [0, {beyond}), got {value!r}; change it")
+    keys: list[str] | None = [row.key for row in rows]
+    keys = None if keys == numbered(split, slice(0, len(rows)), len(rows)) else keys
+    check_keys(keys or ())
+    levels: dict[str, dict[Value, int]] = {name: {} for name in sorted({name for row in rows for name in row.do.names})}
+    sources: dict[str, int] = {}
+    source = [sources.setdefault(row.source_key, len(sources)) for row in rows]
+    acts = [dict(row.do.assignments) for row in rows]
+    codes = np.array(
+        [
+            [seen.setdefault(act[name], len(seen)) if name in act else -1 for act in acts]
+            for name, seen in levels.items()
+        ],
+        dtype=np.int32,
+    ).reshape(len(levels), len(rows))
+    values = {name: list(seen) for name, seen in levels.items()}
+    seed, shard, replica = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("seed", "shard", "replica"))  # fmt: skip
+    return Columns(
+        list(sources), values, np.array(source, np.int32), codes.astype(code_type(values)), seed,
+        replica.astype(np.int32), shard.astype(np.int32), keys,
+    )  # fmt: skip
 
-    def __init__(self, rows: int, split: str, names: Sequence[str]) -> None:
-        self._split = split
-        self._sources: dict[str, int] = {}
-        self._levels: dict[str, dict[Value, int]] = {name: {} for name in names}
-        self._source, self._replica, self._shard = (np.zeros(rows, dtype=np.int32) for _ in range(3))
-        self._seed = np.zeros(rows, dtype=np.int64)
-        self._codes = np.zeros((len(names), rows), dtype=np.int32)
-        self._keys: list[str] | None = None  # as long as all rows have the keys that counting gives
-        self._done = 0
 
-    def add(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The next rows, as their lines have them."""
-        at = slice(self._done, self._done + len(rows))
-        self._add_keys([row["key"] for row in rows], at)
-        sources, acts = self._sources, [row["do"] for row in rows]
-        self._source[at] = [sources.setdefault(row["source_key"], len(sources)) for row in rows]
-        for line, (name, levels) in zip(self._codes, self._levels.items()):
-            line[at] = [levels.setdefault(act[name], len(levels)) if name in act else -1 for act in acts]
-        for array, name, beyond in (
-            (self._seed, "seed", MAX_SEED), (self._shard, "shard", 2**31), (self._replica, "replica", 2**31),
-        ):  # fmt: skip
-            numbers = np.array([row[name] for row in rows])
-            if len(rows) and (numbers.dtype.kind != "i" or numbers.min() < 0 or numbers.max() >= beyond):
-                wrong = next(
-                    (row for row in rows if type(row[name]) is not int or not 0 <= row[name] < beyond), rows[0]
-                )
-                raise UsageError(
-                    f"plan row {wrong['key']!r}: expected {name} in [0, {beyond}), got {wrong[name]!r}; change it"
-                )
-            array[at] = numbers
-        self._done = at.stop
+def check_keys(keys: Sequence[str]) -> None:
+    """UsageError unless all are well-formed and different."""
+    seen: set[str] = set()
+    for key in keys:
+        if not KEY.fullmatch(key) or len(key) > MAX_KEY or key in seen:
+            raise UsageError(
+                f"expected unique keys of 1 to {MAX_KEY} characters A-Z a-z 0-9 _ -, got {key!r}; change it"
+            )
+        seen.add(key)
 
-    def _add_keys(self, keys: list[str], at: slice) -> None:
-        if self._keys is None and keys != numbered(self._split, at, len(self._seed)):
-            self._keys = numbered(self._split, slice(0, at.start), len(self._seed))
-        if self._keys is not None:
-            self._keys += keys
 
-    def columns(self) -> Columns:
-        """What has been filled in; UsageError unless that is all rows, in the order of their shards, with keys of their own."""
-        if self._done < len(self._seed) or (np.diff(self._shard) < 0).any():
-            raise UsageError(f"expected {len(self._seed)} rows in the order of their shards, got others; plan again")
-        seen: set[str] = set()
-        for key in self._keys or ():
-            if not KEY.fullmatch(key) or len(key) > MAX_KEY or key in seen:
-                raise UsageError(
-                    f"expected unique keys of 1 to {MAX_KEY} characters A-Z a-z 0-9 _ -, got {key!r}; change it"
-                )
-            seen.add(key)
-        levels = {name: list(found) for name, found in self._levels.items()}
-        codes = self._codes.astype(code_type(levels))
-        return Columns(
-            list(self._sources), levels, self._source, codes, self._seed, self._replica, self._shard, self._keys
-        )
+def number_width(total: int) -> int:
+    """How many digits the number of a row has in its key."""
+    return max(9, len(str(total - 1)))
 
 
 def numbered(split: str, rows: slice, total: int) -> list[str]:
     """The keys of drawn rows, "train-000000000" and so on: they sort as the rows do."""
-    form = f"{split}-%0{max(9, len(str(total - 1)))}d"
+    form = f"{split}-%0{number_width(total)}d"
     return [form % i for i in range(rows.start, rows.stop)]
 
 
 def code_type(levels: Mapping[str, Sequence[Value]]) -> np.dtype[np.integer[Any]]:
     """The smaller type of whole numbers that holds the codes of all `levels`."""
     return np.dtype(np.int16 if max(map(len, levels.values()), default=0) < 2**15 else np.int32)
+
+
+def acts_of(columns: Columns, rows: slice) -> tuple[list[dict[str, Value]], Whole]:
+    """The different do() of some rows, as mappings, and for each row which of them it has."""
+    codes = columns.codes[:, rows].astype(np.int64)
+    which = np.zeros(codes.shape[1], np.int64)
+    for line, levels in zip(codes, columns.levels.values()):  # counted anew each time, so that no product overflows
+        which = np.unique(which * (len(levels) + 1) + line + 1, return_inverse=True)[1]
+    first = np.unique(which, return_index=True)[1]
+    acts = [
+        {name: levels[code] for (name, levels), code in zip(columns.levels.items(), tuple_) if code >= 0}
+        for tuple_ in codes[:, first].T.tolist()
+    ]
+    return acts, which

@@ -286,6 +286,8 @@ def _plan_beside(storage: Storage) -> tuple[Plan | None, list[str]]:
         if PLAN_HEADER not in open_storage(beside).sizes(PLAN_HEADER):
             return None, []
         plan = Plan.load(beside)
+        if plan.recomputed_digest() != plan.digest:
+            return None, [f"{beside}: its lines and its arrays are those of different plans: plan again"]
         return plan, []
     except (ShardError, StorageError) as error:
         return None, [str(error)]

@@ -23,7 +23,7 @@ def image(height: int, width: int, channels: int, seed: int) -> np.ndarray:
 
 
 @given(sides, sides, st.sampled_from([1, 3]), st.integers(0, 9))
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=40)
 def test_arrays_and_pil_images_agree_and_grey_is_r_g_b(height: int, width: int, channels: int, seed: int) -> None:
     pixels = image(height, width, channels, seed)
     picture = to_pil(pixels)
@@ -36,7 +36,7 @@ def test_arrays_and_pil_images_agree_and_grey_is_r_g_b(height: int, width: int, 
 
 
 @given(sides, sides, st.integers(0, 9), st.data())
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=40)
 def test_one_pixel_more_or_less_is_another_image(height: int, width: int, seed: int, data: st.DataObject) -> None:
     pixels = image(height, width, 3, seed)
     changed = pixels.copy()

@@ -121,6 +121,7 @@ def test_why_real_rows_lead_and_the_card_states_the_schema(mixed, tmp_path) -> N
     assert all(row["json"]["do"] == {} for row in rows)
 
 
+@pytest.mark.parametrize("mixed", ["png"], indirect=True)
 def test_reading_needs_neither_torch_nor_webdataset_nor_diffusers(mixed) -> None:
     code = f"""
         import sys
@@ -135,7 +136,7 @@ def test_reading_needs_neither_torch_nor_webdataset_nor_diffusers(mixed) -> None
     assert out.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize(("streaming", "image"), [(False, "webp"), (True, "png")])
+@pytest.mark.parametrize(("streaming", "image"), [(False, "webp"), pytest.param(True, "png", marks=pytest.mark.slow)])
 def test_hf_datasets_reads_what_some_sources_lack(tmp_path, streaming: bool, image: str) -> None:
     """By the card, and by what it infers from the first samples, whichever shard comes first."""
     import datasets

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from cfaug.causal.intervention import do
 from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups, make_plan
+from cfaug.offline.format import canonical_json
 from cfaug.offline.plan import PlanSummary
 from cfaug.offline.strategies import STRATEGIES
 
@@ -29,7 +30,7 @@ def a_plan(samples_per_shard: int = 10, **more: Any) -> Plan:
 
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.offline.plan.ROWS_PER_FILE", 20)
+    monkeypatch.setattr("cfaug.offline.plan_files.ROWS_PER_FILE", 20)
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
@@ -84,7 +85,7 @@ def test_the_files_are_lines_of_rows(tmp_path: Path) -> None:
     assert [list(line) for line in lines] == [["key", "source_key", "do", "seed", "shard", "replica"]] * len(plan)
     assert [PlanRow(**{**line, "do": do(line["do"])}) for line in lines] == list(plan)
     header = json.loads((tmp_path / "plan.json").read_text())
-    assert (header["format"], header["rows"], header["shards"]) == (3, len(plan), len(plan.shards()))
+    assert (header["format"], header["rows"], header["shards"]) == (4, len(plan), len(plan.shards()))
     assert (header["digest"], header["settings"]) == (plan.digest, plan.settings)
 
 
@@ -96,17 +97,20 @@ def test_saving_replaces_what_is_there(tmp_path: Path) -> None:
     loaded.save(tmp_path)  # onto itself
     assert Plan.load(tmp_path) == plan
     Plan(list(plan)[:5]).save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan-00000.jsonl", "plan.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "plan-00000.jsonl", "plan-00000.npy", "plan-values.json", "plan.json",
+    ]  # fmt: skip
     assert len(Plan.load(tmp_path)) == 5
 
 
 @pytest.mark.usefixtures("small_files")
-def test_every_flipped_bit_of_the_rows_is_seen(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["plan-00001.jsonl", "plan-00001.npy", "plan-values.json"])
+def test_every_flipped_bit_of_the_rows_is_seen(name: str, tmp_path: Path) -> None:
     a_plan().save(tmp_path)
-    file = tmp_path / "plan-00001.jsonl"
+    file = tmp_path / name
     whole, rng = file.read_bytes(), np.random.default_rng(0)
     contents = [whole[:-40], whole + b"\n", b"", whole[:-1], whole + whole]
-    for position in rng.integers(0, len(whole), 150):
+    for position in rng.integers(0, len(whole), 60):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << int(rng.integers(8))
         contents.append(bytes(damaged))
@@ -116,7 +120,40 @@ def test_every_flipped_bit_of_the_rows_is_seen(tmp_path: Path) -> None:
             Plan.load(tmp_path)
         assert "\n" not in str(caught.value)
     file.unlink()
-    with pytest.raises(ShardError, match=r"plan-00001\.jsonl: cannot read it: .*: plan first"):
+    with pytest.raises(ShardError, match=rf"{name}: cannot read it: .*: plan first"):
+        Plan.load(tmp_path)
+
+
+def test_arrays_that_are_not_the_lines_are_told_apart(tmp_path: Path) -> None:
+    """Whoever changes the arrays and all digests has a plan that opens, but its lines are those of a different one."""
+    plan, changed = a_plan(), a_plan(seed=7)
+    plan.save(tmp_path / "one")
+    changed.save(tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "plan.json").read_text()) for name in ("one", "two"))
+    header = {**{name: value for name, value in one.items() if name != "sha256"}, "arrays": two["arrays"]}
+    header["sha256"] = hashlib.sha256(canonical_json(header)).hexdigest()
+    (tmp_path / "one" / "plan.json").write_text(json.dumps(header))
+    for name in two["arrays"]:
+        (tmp_path / "one" / name).write_bytes((tmp_path / "two" / name).read_bytes())
+    loaded = Plan.load(tmp_path / "one")
+    assert loaded.digest == plan.digest
+    assert loaded.recomputed_digest() == changed.digest != plan.digest
+
+
+@pytest.mark.parametrize("wrong", ["source", "codes", "seed", "shard"])
+def test_numbers_that_no_plan_has_are_refused(wrong: str, tmp_path: Path) -> None:
+    """The digests are right: only the bounds of the numbers say that no plan has them."""
+    a_plan().save(tmp_path)
+    header, file = json.loads((tmp_path / "plan.json").read_text()), tmp_path / "plan-00000.npy"
+    rows = np.load(file)
+    rows[wrong][3] = {"source": 10**6, "codes": 99, "seed": 2**53, "shard": -1}[wrong]
+    np.save(file, rows)
+    header["arrays"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    del header["sha256"]
+    (tmp_path / "plan.json").write_text(
+        json.dumps({**header, "sha256": hashlib.sha256(canonical_json(header)).hexdigest()})
+    )
+    with pytest.raises(ShardError, match=r"plan\.json: the plan is damaged .*; plan again"):
         Plan.load(tmp_path)
 
 
@@ -142,13 +179,13 @@ def test_every_changed_byte_of_the_header_is_seen(tmp_path: Path) -> None:
 
 
 def test_a_plan_that_stops_half_way_is_not_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cfaug.offline.plan.ROWS_PER_FILE", 20)
+    monkeypatch.setattr("cfaug.offline.plan_files.ROWS_PER_FILE", 20)
     plan, written = a_plan(), []
     plan.save(tmp_path)
 
     def full(self: Any, name: str, content: bytes) -> None:
         written.append(name)
-        if len(written) == 3:
+        if len(written) == 4:
             raise OSError(28, "No space left on device")
         (self.path / name).write_bytes(content)
 
