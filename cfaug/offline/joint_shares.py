@@ -86,8 +86,13 @@ def _checked(
     target = str(schema.target)
     given = _cells(joint)
     over = [name for name in given[0] if name != SHARE]
-    for name in over:
-        _check_name(name, target, names, schema)
+    for name in (name for name in over if name != target):
+        if name not in schema:
+            raise UsageError(f"joint: unknown attribute {name!r}; {near(name, schema.names)}")
+        if schema[name].kind == "continuous":
+            raise UsageError(f"joint: expected attributes with categories, got the continuous {name!r}; leave it out")
+        if name not in names:
+            raise UsageError(f"joint: expected attributes among {', '.join(names)}, got {name!r}; add it to attributes")
     if not set(over) - {target}:
         raise UsageError(f"expected joint to name an attribute to intervene on, got {listed(over) or 'none'}; add one")
     allowed = {**levels, target: classes}
@@ -122,14 +127,3 @@ def _cells(joint: object) -> list[Mapping[str, Any]]:
                 f"expected shares of joint above 0 and up to 1, got {shown(share)}; leave out a cell without a share"
             )
     return list(joint)
-
-
-def _check_name(name: str, target: str, names: Sequence[str], schema: Schema) -> None:
-    if name == target:
-        return
-    if name not in schema:
-        raise UsageError(f"joint: unknown attribute {name!r}; {near(name, schema.names)}")
-    if schema[name].kind == "continuous":
-        raise UsageError(f"joint: expected attributes with categories, got the continuous {name!r}; leave it out")
-    if name not in names:
-        raise UsageError(f"joint: expected attributes among {', '.join(names)}, got {name!r}; add it to attributes")

@@ -211,9 +211,12 @@ def make_plan(
     codes, class_names = pd.factorize(table[str(schema.target)])
     classes, each = codes.astype(np.int64), per_image
     if strategy == "every_value":
-        choices = [_few(choice) if choice.continuous else choice for choice in choices]
+        choices = [_quantiles(choice) if choice.continuous else choice for choice in choices]
         each = _combinations(choices)
-    _refuse_too_many(len(table) * each * replicas / (1 - nulls))
+    if (rows := len(table) * each * replicas / (1 - nulls)) > MOST_ROWS:
+        raise UsageError(
+            f"expected a plan of at most {MOST_ROWS:,} rows, got {rows:,.0f}; lower per_image, or make several plans"
+        )
     rng = np.random.default_rng([natural(seed), _PLAN])
     drawn = STRATEGIES[strategy](choices, classes, each, rng)
     if joint:
@@ -266,13 +269,6 @@ def _check(
         )
 
 
-def _refuse_too_many(rows: float) -> None:
-    if rows > MOST_ROWS:
-        raise UsageError(
-            f"expected a plan of at most {MOST_ROWS:,} rows, got {rows:,.0f}; lower per_image, or make several plans"
-        )
-
-
 def _choices(
     table: pd.DataFrame, schema: Schema, attributes: Sequence[str] | None, split: str
 ) -> tuple[Schema, pd.DataFrame, list[Choice]]:
@@ -318,7 +314,7 @@ def _choice(schema: Schema, column: pd.Series, name: str) -> Choice:
     return Choice(name, levels, found.astype(np.int64), continuous)
 
 
-def _few(choice: Choice) -> Choice:
+def _quantiles(choice: Choice) -> Choice:
     codes = np.unique(choice.quantile(np.array(QUANTILE_LEVELS)))
     return replace(choice, levels=[choice.levels[code] for code in codes.tolist()])
 

@@ -20,6 +20,7 @@ from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups, make_plan
 from cfaug.offline.format import canonical_json
 from cfaug.offline.plan import PlanSummary
+from cfaug.offline.storage import open_storage
 from cfaug.offline.strategies import STRATEGIES
 
 
@@ -31,6 +32,14 @@ def a_plan(samples_per_shard: int = 10, **more: Any) -> Plan:
 @pytest.fixture
 def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cfaug.offline.plan_files.ROWS_PER_FILE", 20)
+
+
+ROW_FIELDS = ("key", "source_key", "do", "seed", "shard", "replica")
+
+
+def as_rows(content: bytes) -> list[PlanRow]:
+    """What plain JSON reads from a plan's lines."""
+    return [PlanRow(**{**line, "do": do(line["do"])}) for line in map(json.loads, content.splitlines())]
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=8)
@@ -54,6 +63,7 @@ def test_listed_rows_come_back_from_disk(rows: list[tuple[Any, ...]], split: str
     assert [row for shard in plan.shards() for row in plan.rows_of(shard)] == list(plan)
     assert [plan[i] for i in range(len(plan))] == list(plan)
     plan.save("memory://plans/listed")
+    assert as_rows(open_storage("memory://plans/listed").read("plan-00000.jsonl") if rows else b"") == list(plan)
     loaded = Plan.load("memory://plans/listed")
     assert (list(loaded), loaded.split, loaded.shards()) == (list(plan), split, plan.shards())
     assert loaded == plan == Plan(list(loaded), split)
@@ -70,7 +80,7 @@ def test_a_drawn_plan_comes_back_from_disk(strategy: str, tmp_path: Path) -> Non
     plan = make_plan(strategy, holes, tiny.schema(), **options, attributes=["ground", "thickness"])
     plan.save(tmp_path)
     loaded, listed = Plan.load(tmp_path), list(plan)
-    assert list(loaded) == listed
+    assert list(loaded) == listed == as_rows(b"".join(path.read_bytes() for path in sorted(tmp_path.glob("*.jsonl"))))
     assert (loaded.settings, loaded.samples_per_shard, loaded.summary) == (plan.settings, 6, plan.summary)
     again = make_plan(strategy, holes, tiny.schema(), **options, attributes=["ground", "thickness"])
     same = (again, loaded, Plan(listed, "val", 6), pickle.loads(pickle.dumps(plan)), pickle.loads(pickle.dumps(loaded)))
@@ -81,9 +91,9 @@ def test_a_drawn_plan_comes_back_from_disk(strategy: str, tmp_path: Path) -> Non
 def test_the_files_are_lines_of_rows(tmp_path: Path) -> None:
     plan = a_plan()
     plan.save(tmp_path)
-    lines = [json.loads(line) for line in (tmp_path / "plan-00000.jsonl").read_text().splitlines()]
-    assert [list(line) for line in lines] == [["key", "source_key", "do", "seed", "shard", "replica"]] * len(plan)
-    assert [PlanRow(**{**line, "do": do(line["do"])}) for line in lines] == list(plan)
+    content = (tmp_path / "plan-00000.jsonl").read_bytes()
+    assert [list(json.loads(line)) for line in content.splitlines()] == [list(ROW_FIELDS)] * len(plan)
+    assert as_rows(content) == list(plan)
     header = json.loads((tmp_path / "plan.json").read_text())
     assert (header["format"], header["rows"], header["shards"]) == (4, len(plan), len(plan.shards()))
     assert (header["digest"], header["settings"]) == (plan.digest, plan.settings)
