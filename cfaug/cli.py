@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -142,11 +142,9 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         sharing=sharing,
         progress=not arguments.no_progress,
     ) as run:
-        if run.leads or sharing:
-            text, content = _SHOW[name](run)
+        text, content = _result(name, run)
+        if run.leads or sharing:  # any other process of a fit only helps; the first one speaks
             _print(text, content, arguments.json)
-        else:
-            _SHOW["fit"](run)  # this process only helps; the first one speaks
     return 0
 
 
@@ -154,92 +152,47 @@ def _print(text: str, content: Any, as_json: bool) -> None:
     sys.stdout.write((json.dumps(content, indent=1, sort_keys=True, default=str) if as_json else text) + "\n")
 
 
-Shown = tuple[str, Any]
-"""What a command prints: as text, and as JSON."""
-
-
-def _show_run(run: Run) -> Shown:
+def _result(name: str, run: Run) -> tuple[str, Any]:
+    """Run the stage ``name``; what it has to say, as text and as JSON."""
     from cfaug import stages
     from cfaug.judge.tables import format_table
 
-    page = stages.run_recipe(run)
-    rows = stages.train(run)
-    return f"\n{format_table(rows)}\n\nresults  {run.out / 'results.jsonl'}\nreport   {page}", rows
-
-
-def _show_diagnose(run: Run) -> Shown:
-    from cfaug.stages import diagnose
-
-    found = diagnose(run)
-    return "\n".join(found["text"]), found
-
-
-def _show_discover(run: Run) -> Shown:
-    from cfaug.stages import discover
-
-    found = discover(run)
-    return "\n".join(found.text), found.to_json()
-
-
-def _show_fit(run: Run) -> Shown:
-    from cfaug.stages import fit
-
-    model = fit(run)
-    return f"model {model.digest[:12]} in {run.out / 'model'}", {"model": model.digest}
-
-
-def _show_plan(run: Run) -> Shown:
-    from cfaug.stages import plan
-
-    found = plan(run)
-    nulls, shards = found.summary.nulls, len(found.shards())
-    text = f"{len(found)} rows ({nulls} null interventions) in {shards} shards, plan {found.digest[:12]}"
-    return text, {"rows": len(found), "null": nulls, "shards": shards, "plan": found.digest}
-
-
-def _show_generate(run: Run) -> Shown:
-    from cfaug.stages import generate
-
-    done = generate(run)
-    parts = []
-    if done.written:
-        parts.append(f"{done.written} written now ({done.images} images, {done.images_per_second:.0f} per second)")
-        parts.append(f"{done.skipped} there before")
-    elif done.complete:
-        parts.append("all there before, nothing to do")
-    if done.retried:
-        parts.append(f"{done.retried} retried")
-    if not done.complete:
-        parts.append("others still to come")
-    return f"{done.shards} shards in {done.directory}: {', '.join(parts)}", vars(done)
-
-
-def _show_train(run: Run) -> Shown:
-    from cfaug.judge.tables import format_table
-    from cfaug.stages import train
-
-    rows = train(run)
-    return format_table(rows), rows
-
-
-def _show_evaluate(run: Run) -> Shown:
-    from cfaug.stages import evaluate
-
-    figures = {name: value for name, value in evaluate(run).figures.items() if name != "rows"}
-    return json.dumps(figures, indent=1), figures
-
-
-def _show_report(run: Run) -> Shown:
-    from cfaug.stages import report
-
-    page = str(report(run))
-    return page, {"report": page}
-
-
-_SHOW: dict[str, Callable[[Run], Shown]] = {
-    "demo": _show_run, "run": _show_run, "diagnose": _show_diagnose, "discover": _show_discover, "fit": _show_fit,
-    "plan": _show_plan, "generate": _show_generate, "train": _show_train, "evaluate": _show_evaluate, "report": _show_report,
-}  # fmt: skip
+    if name in ("demo", "run"):
+        page, rows = stages.run_recipe(run), stages.train(run)
+        return f"\n{format_table(rows)}\n\nresults  {run.out / 'results.jsonl'}\nreport   {page}", rows
+    if name == "diagnose":
+        diagnosis = stages.diagnose(run)
+        return "\n".join(diagnosis["text"]), diagnosis
+    if name == "discover":
+        findings = stages.discover(run)
+        return "\n".join(findings.text), findings.to_json()
+    if name == "fit":
+        digest = stages.fit(run).digest
+        return f"model {digest[:12]} in {run.out / 'model'}", {"model": digest}
+    if name == "plan":
+        plan = stages.plan(run)
+        nulls, shards = plan.summary.nulls, len(plan.shards())
+        text = f"{len(plan)} rows ({nulls} null interventions) in {shards} shards, plan {plan.digest[:12]}"
+        return text, {"rows": len(plan), "null": nulls, "shards": shards, "plan": plan.digest}
+    if name == "generate":
+        done = stages.generate(run)
+        parts = [f"{done.retried} retried"] if done.retried else []
+        if done.written:
+            written = f"{done.written} written now ({done.images} images, {done.images_per_second:.0f} per second)"
+            parts = [written, f"{done.skipped} there before", *parts]
+        elif done.complete:
+            parts = ["all there before, nothing to do", *parts]
+        if not done.complete:
+            parts.append("others still to come")
+        return f"{done.shards} shards in {done.directory}: {', '.join(parts)}", vars(done)
+    if name == "train":
+        rows = stages.train(run)
+        return format_table(rows), rows
+    if name == "evaluate":
+        figures = {key: value for key, value in stages.evaluate(run).figures.items() if key != "rows"}
+        return json.dumps(figures, indent=1), figures
+    page = stages.report(run)
+    return str(page), {"report": str(page)}
 
 
 def _verify(arguments: argparse.Namespace) -> int:

@@ -1,7 +1,7 @@
-"""Judging the counterfactuals themselves, on training sources, where the classifier would look.
+"""Judge the counterfactuals themselves, on training sources, which is where a classifier sees them.
 
-Axioms and readers on what was generated; the leak probes and, where the recipe asks for them, the three losses on
-images made here from the same model.
+The axioms and the attribute readers judge the generated images. The leak probes and, where the recipe asks for them, the
+three losses are measured on images that are made here by the same model.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from cfaug.stages.run import Run
 from cfaug.train.models import as_input
 
 PROBED = 2000
-"""Sources of the leak probes, at most, where the losses are not measured (their pool serves both)."""
+"""Sources of the leak probes, at most, where the losses are not measured; otherwise both use the pool of the losses."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Figures for ``evaluation/figures.json`` and, row by row, the images behind them, each uint8 (N, H, W, C)."""
+    """The figures of ``evaluation/figures.json`` and, row by row, the images behind them, each uint8 (N, H, W, C)."""
 
     figures: dict[str, Any]
     factual: Pixels
@@ -50,7 +50,7 @@ class Evaluation:
 
 
 def evaluate(run: Run) -> Evaluation:
-    """Judge the counterfactuals: what ``evaluation/`` has, else measured and written now."""
+    """The evaluation: read from ``evaluation/`` where it is there, otherwise measured and written now."""
     if (found := _saved(run)) is None:
         generated = generation.shards(run)
         with run.timed("evaluate"):
@@ -68,7 +68,7 @@ _ARRAYS = ("factual", "reconstruction", "counterfactual")
 
 
 def _saved(run: Run) -> Evaluation | None:
-    """The evaluation on disk; None where there is none, or a damaged one."""
+    """The evaluation on disk; None where it is missing or damaged."""
     figures = run.directory.read_json("evaluation/figures.json")
     if figures is None:
         return None
@@ -82,7 +82,7 @@ def _saved(run: Run) -> Evaluation | None:
 def evaluate_counterfactuals(
     recipe: Recipe, inputs: Inputs, model: CounterfactualModel, plan: Plan, shards: ShardReader, progress: bool
 ) -> Evaluation:
-    """Composition, reversibility, effectiveness, preservation, leak probes and the three losses."""
+    """Measure composition, reversibility, effectiveness, preservation, the leak probes and the three losses."""
     bar = tqdm(total=5, desc="evaluate", disable=not progress, bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]")
     rows = judged_rows(plan, recipe.evaluate.images, len(inputs.train) // 2)
     position = {inputs.train.key(i): i for i in range(len(inputs.train))}
@@ -92,25 +92,23 @@ def evaluate_counterfactuals(
     table = inputs.train.table.iloc[wanted].set_axis([row.key for row in rows])  # a source may have several rows
     place = {entry.key: i for i, entry in enumerate(shards.index)}
     made = torch.from_numpy(np.stack([shards.image(place[row.key]) for row in rows])).permute(0, 3, 1, 2)
-    attributes = inputs.schema.canonical(
-        pd.DataFrame([shards.record(place[row.key])["attributes"] for row in rows], index=table.index)
-    )
+    records = pd.DataFrame([shards.record(place[row.key])["attributes"] for row in rows], index=table.index)
+    attributes = inputs.schema.canonical(records)
     acts: list[Intervention] = [row.do for row in rows]
-    bar.set_postfix_str(f"{recipe.evaluate.cycles} null cycles")
+    cycles = recipe.evaluate.cycles
+    bar.set_postfix_str(f"{cycles} null cycles")
     rebuilt, _ = axioms.counterfactuals(model, factual, table, [do()] * len(acts), recipe.seed)
     rebuilt = torch.from_numpy(to_pixels(rebuilt)).permute(0, 3, 1, 2)
     errors = axioms.l1(factual, as_input(rebuilt))
+    composed = axioms.composition(model, factual, table, cycles, recipe.seed)
+    undone = axioms.reversibility(model, factual, table, acts, recipe.seed)
+    undone = undone[~np.isnan(undone)]  # an unknown factual value cannot be restored
     figures: dict[str, Any] = {
         "images": len(rows),
         "composition_l1": float(errors.mean()),
-        f"composition_l1_{recipe.evaluate.cycles}_cycles": float(
-            axioms.composition(model, factual, table, recipe.evaluate.cycles, recipe.seed).mean()
-        ),
-        **_reversibility(axioms.reversibility(model, factual, table, acts, recipe.seed)),
-        "rows": [
-            {"source": row.source_key, "do": str(row.do), "reconstruction_l1": float(error), "misread": []}
-            for row, error in zip(rows, errors, strict=True)
-        ],
+        f"composition_l1_{cycles}_cycles": float(composed.mean()),
+        "reversibility_l1": float(undone.mean()) if len(undone) else None,
+        "reversibility_n": len(undone),
     }
     _next(bar, "readers")
     readers, figures["reader_basis"] = attribute_readers(recipe, inputs, {row.source_key for row in rows}, progress)
@@ -123,20 +121,26 @@ def evaluate_counterfactuals(
     read_real = axioms.read_attributes(predictors, test, inputs.test.table, inputs.schema)
     figures["attributes"] = {}
     for name, agrees in read.items():
-        intervened, counted = _counted(name, acts, attributes, table)
+        intervened, counted = counted_rows(name, acts, attributes, table)
         figures["attributes"][name] = {
             "intervened": intervened,
             "n": int(counted.sum()),
             "agreement": float(agrees[counted].mean()) if counted.any() else None,
             "reader_on_real": float(read_real[name].mean()),
         }
-        for row, wrong in zip(figures["rows"], ~agrees & attributes[name].notna().to_numpy(), strict=True):
-            if wrong:
-                row["misread"].append(name)
+    wrong = {name: ~agrees & attributes[name].notna().to_numpy() for name, agrees in read.items()}
+    figures["rows"] = [
+        {
+            "source": row.source_key,
+            "do": str(row.do),
+            "reconstruction_l1": float(errors[i]),
+            "misread": [name for name in wrong if wrong[name][i]],
+        }
+        for i, row in enumerate(rows)
+    ]
+    pixels, test_pixels = [to_pixels(each) for each in (images, rebuilt, made)], to_pixels(test)
     figures["measures"] = {
-        name: measured_errors(
-            inputs, name, acts, attributes, table, to_pixels(made), to_pixels(images), to_pixels(test)
-        )
+        name: measured_errors(inputs, name, acts, attributes, table, pixels[2], pixels[0], test_pixels)
         for name in inputs.measures
     }
     _next(bar, "leak probes")
@@ -144,23 +148,17 @@ def evaluate_counterfactuals(
     figures |= _on_pools(recipe, inputs, model, progress, bar)
     _next(bar, "")
     bar.close()
-    return Evaluation(figures, to_pixels(images), to_pixels(rebuilt), to_pixels(made))
-
-
-def _reversibility(errors: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """The mean over the images whose intervention can be undone, and how many those are; None where there is none."""
-    known = errors[~np.isnan(errors)]
-    return {"reversibility_l1": float(known.mean()) if len(known) else None, "reversibility_n": len(known)}
+    return Evaluation(figures, *pixels)
 
 
 MOST_READ = 1_000_000
-"""Rows of a plan that are looked through for those to judge; a plan may have a hundred million."""
+"""The rows of a plan that are searched for those to judge, at most; a plan may have a hundred million rows."""
 
 
 def judged_rows(plan: Plan, most: int, sources: int) -> list[PlanRow]:
-    """The first ``most`` real interventions of the (shuffled) plan, of at most ``sources`` different images.
+    """The first ``most`` real interventions of the (shuffled) plan, on at most ``sources`` different images.
 
-    The readers are trained on the other images, so that none of them can have learned an answer by heart.
+    The readers are trained on the other images, so that no reader has seen a judged image.
     """
     rows: list[PlanRow] = []
     known: set[str] = set()
@@ -182,7 +180,7 @@ def _next(bar: tqdm[Any], what: str) -> None:
 def _on_pools(
     recipe: Recipe, inputs: Inputs, model: CounterfactualModel, progress: bool, bar: tqdm[Any]
 ) -> dict[str, Any]:
-    """The figures that need sources beyond the judged ones: leak probes and losses (None where not measured)."""
+    """The figures that need sources beyond the judged ones: leak probes and losses; None where they are not measured."""
     wanted = recipe.evaluate.loss_images if inputs.oracle is not None else 0
     source = inputs.oracle or inputs.train
     pool = None
@@ -197,13 +195,13 @@ def _on_pools(
     return found
 
 
-def _counted(
+def counted_rows(
     name: str, acts: list[Intervention], attributes: pd.DataFrame, table: pd.DataFrame
 ) -> tuple[bool, npt.NDArray[np.bool_]]:
-    """Whether the attribute is intervened on, and the rows that count.
+    """Whether any intervention sets the attribute ``name``, and the rows that count for it.
 
-    An intervention to the value that the image has already proves nothing: an identity would pass it. Where the factual
-    value is missing nobody can say whether it is that, and where the wanted one is missing there is nothing to compare.
+    An intervention to the value that the image already has does not count, because an identity would pass it. A row without
+    the factual or the intended value does not count either.
     """
     intervened = any(name in act.assignments for act in acts)
     known = attributes[name].notna() & table[name].notna()
@@ -222,21 +220,20 @@ def measured_errors(
 ) -> dict[str, Any]:
     """Mean absolute errors, in the attribute's unit, of a formula that reads it from pixels.
 
-    ``mae`` on the counterfactuals, ``mae_unchanged`` what the factual images would score in their place, ``mae_real``
-    on the real test images.
+    ``mae``: on the counterfactuals; ``mae_unchanged``: what the factual images would score in their place; ``mae_real``: on
+    the real test images.
     """
     measure = inputs.measures[name]
-    intervened, counted = _counted(name, acts, attributes, table)
-    wanted = attributes[name].to_numpy(dtype=np.float64)
+    intervened, counted = counted_rows(name, acts, attributes, table)
 
-    def error(images: Pixels) -> float | None:
-        return float(np.abs(measure(images[counted]) - wanted[counted]).mean()) if counted.any() else None
+    def error(images: Pixels, truth: pd.DataFrame) -> float | None:
+        wanted = truth[name].to_numpy(dtype=np.float64)
+        return float(np.abs(measure(images) - wanted).mean()) if len(images) else None
 
-    real = np.abs(measure(test) - inputs.test.table[name].to_numpy(dtype=np.float64))
     return {
         "intervened": intervened,
         "n": int(counted.sum()),
-        "mae": error(made),
-        "mae_unchanged": error(factual),
-        "mae_real": float(real.mean()),
+        "mae": error(made[counted], attributes[counted]),
+        "mae_unchanged": error(factual[counted], attributes[counted]),
+        "mae_real": error(test, inputs.test.table),
     }

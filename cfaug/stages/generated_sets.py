@@ -1,8 +1,8 @@
-"""The same sources in several kinds: as they are, reconstructed, and as counterfactuals; in memory, as uint8.
+"""The same sources as real images, as reconstructions and as counterfactuals; in memory, as uint8.
 
-The losses and the leak probes compare kinds, so everything else must be equal: source keys, interventions, seeds and
-the quantisation that the shards have. Interventions are those of the plan's strategy: every spurious attribute drawn
-evenly within each target class, hence independently of the target and of the factual value.
+The losses and the leak probes compare these kinds, so everything else is equal: source keys, interventions, seeds and the
+quantisation of the shards. Every spurious attribute is drawn evenly within each target class, as the strategy ``balance``
+does, hence independently of the target and of the factual value.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from cfaug.train.models import as_input
 
 @dataclass(frozen=True)
 class Pool:
-    """N sources of one data set; images uint8 (N, C, H, W), row by row of one source."""
+    """N sources of one data set, one row per source; images are uint8 (N, C, H, W)."""
 
     table: pd.DataFrame
     """Factual attributes, indexed by source key."""
     factual: Tensor
     reconstruction: Tensor
-    """Null interventions."""
+    """The images after a null intervention."""
     counterfactual: Tensor
 
     @property
@@ -43,7 +43,7 @@ class Pool:
 
 
 def balanced_acts(dataset: AttributeDataset, most: int, seed: int) -> dict[str, Intervention]:
-    """Source key -> intervention on all spurious attributes, for at most ``most`` sources drawn at random."""
+    """Source key -> an intervention on all spurious attributes, for at most ``most`` sources that are drawn at random."""
     rows = np.sort(np.random.default_rng([seed, 5]).permutation(len(dataset))[:most])
     plan = balance_groups(dataset.table.iloc[rows], dataset.schema, seed=seed)
     found = {row.source_key: row.do for row in plan}
@@ -51,11 +51,11 @@ def balanced_acts(dataset: AttributeDataset, most: int, seed: int) -> dict[str, 
 
 
 def exchanged_acts(table: pd.DataFrame, schema: Schema, seed: int) -> dict[str, Intervention]:
-    """Source key -> the spurious attributes of another source of the same class.
+    """Source key -> the spurious attributes of a different source of the same class.
 
-    So the counterfactuals keep the joint distribution of target and spurious attributes exactly, confounding included:
-    what tells them from reconstructions is then a mark of generation and no shift of attributes. A source that lacks a
-    value exchanges the others with a source that lacks the same.
+    The counterfactuals then keep the joint distribution of the target and the spurious attributes exactly, confounding
+    included, so whatever tells them from reconstructions is a mark of generation and not a shift of attributes. A source
+    that lacks a value exchanges the other values with a source that lacks the same one.
     """
     generator = np.random.default_rng([seed, 6])
     table = schema.canonical(table)
@@ -77,13 +77,13 @@ def make_pool(
     """Reconstructions and counterfactuals of the sources that ``acts`` names, in its order.
 
     Raises:
-        DataError: a source that the data set does not have.
-        CfaugError: the model made pixels that are no numbers, or the memory does not suffice for ``batch`` rows.
+        DataError: the data set does not have a source.
+        CfaugError: the model made pixels that are not finite, or the memory does not suffice for ``batch`` rows.
     """
     position = {dataset.key(i): i for i in range(len(dataset))}
     if missing := [key for key in acts if key not in position]:
         raise DataError(
-            f"expected source {missing[0]!r} in both the confounded and the unconfounded images, it is in one only; "
+            f"expected source {missing[0]!r} in both the confounded and the unconfounded images, but it is in one only; "
             "a source must keep its keys when it is made unconfounded"
         )
     rows = [position[key] for key in acts]
@@ -96,7 +96,7 @@ def make_pool(
     for start in tqdm(steps, desc="generate to judge", unit="batch", disable=not progress, leave=False, delay=2):
         part = slice(start, start + batch)
         seeds = [seed + start + i for i in range(len(factual[part]))]
-        # abducted once for both, so a reconstruction and a counterfactual differ in the intervention alone
+        # one abduction for both, so that a reconstruction and its counterfactual differ only in the intervention
         with generating(batch, len(seeds)):
             noise = model.abduct(as_input(factual[part]), table.iloc[part], seed=seeds)
             null.append(_made(model, noise, [do()] * len(seeds), table.index[start]))

@@ -1,7 +1,7 @@
 """The leak probes of :mod:`cfaug.judge.probes` on a run's images.
 
-The original-attribute probe looks at counterfactuals of unconfounded sources, so that the target cannot tell it the
-original value; where a data set cannot be made unconfounded, its figure stands beside what the target alone tells.
+The original-attribute probe reads counterfactuals of unconfounded sources, so that the target does not reveal the original
+value. Where a data set cannot be made unconfounded, its figure stands beside what the target alone reveals.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from cfaug.stages.inputs import Inputs
 
 
 def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None, progress: bool) -> dict[str, Any]:
-    """Original attributes and provenance, on a pool of unconfounded sources (of confounded ones without an oracle).
+    """The probes of original attributes and of provenance, on a pool of unconfounded sources (confounded without an oracle).
 
     Without a pool, or with too few sources in it, every figure is None.
     """
@@ -39,7 +39,7 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
     targets = None if clean else [str(value) for value in pool.table[inputs.target]]
     for name in names:
         levels = inputs.grouper.levels(pool.table, name, missing=True)
-        known = np.flatnonzero(levels.notna())  # where there is no original, none can leak
+        known = np.flatnonzero(levels.notna())  # a missing original value cannot leak
         found["original_attribute"][name] = leaks.original_attribute(
             fit,
             pool.counterfactual[known],
@@ -49,7 +49,7 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
             None if targets is None else [targets[i] for i in known],
         )
     alike = pool.counterfactual
-    if not clean:  # balanced counterfactuals would differ from confounded reconstructions in their attributes
+    if not clean:  # balanced counterfactuals would differ from confounded reconstructions in their attributes, not only in their origin
         acts = exchanged_acts(pool.table, inputs.schema, seed)
         alike = make_pool(model, inputs.train, acts, seed, recipe.generate.batch_size, progress).counterfactual
     found["provenance"] = {
@@ -60,9 +60,9 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
 
 
 def shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 2000) -> dict[str, float | None]:
-    """Balanced accuracy of the target read from colour statistics alone; chance is one over the number of classes.
+    """Balanced accuracy with which colour statistics alone reveal the target; chance is one over the number of classes.
 
-    Up to ``most`` images of each kind, drawn at random; the counterfactuals are the shards', where a classifier looks.
+    Up to ``most`` images of each kind are drawn at random; the counterfactuals are those in the shards.
     """
     generator = np.random.default_rng(seed)
     generated = np.flatnonzero(~shards.nulls).tolist()

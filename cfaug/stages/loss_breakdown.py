@@ -4,9 +4,9 @@
     mechanism loss = accuracy(reconstructions)      - accuracy(counterfactuals of unconfounded sources)
     leak loss      = accuracy(those)                - accuracy(counterfactuals of the confounded sources)
 
-Each on the unconfounded test split, for the average and for the worst group of every spurious attribute, over several
-classifier seeds. Their sum is what training on counterfactuals alone costs against clean images. The measure needs a
-data set that can be made unconfounded. Not promised: that a loss below the spread over seeds is one.
+Accuracies are on the unconfounded test split: the average, and the worst group of every spurious attribute, over several
+classifier seeds. The sum of the losses is what training on counterfactuals alone costs compared with clean images. The
+measure needs a data set that can be made unconfounded. A loss smaller than the spread over seeds may be chance.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LOSSES = {
     "mechanism": ("reconstruction", "counterfactual"),
     "leak": ("counterfactual", "counterfactual_of_confounded"),
 }
-"""loss -> the two kinds that it is the difference of; in the order in which it is suffered."""
+"""loss -> the two kinds whose difference it is, in the order in which the losses occur."""
 
 Scores = dict[str, dict[str, list[float]]]
 """kind -> {"average" or "worst by ATTRIBUTE": accuracy by seed}"""
@@ -42,11 +42,12 @@ Scores = dict[str, dict[str, list[float]]]
 def three_losses(recipe: Recipe, inputs: Inputs, clean: Pool, confounded: Pool, progress: bool) -> dict[str, Any]:
     """Train and test; ``clean`` and ``confounded`` are pools of the same sources in the same order.
 
-    The recipe's classifier and as many gradient steps as it has there (so more epochs of fewer images), the weights of
-    the last epoch: selection on validation would hide part of a loss.
+    The classifier is the recipe's, with as many gradient steps as in the run (hence more epochs of fewer images) and the
+    weights of the last epoch, because selection on validation would hide part of a loss.
 
-    Returns images, seeds, epochs; ``accuracy``: kind -> measure -> {mean, by_seed}; ``losses``: the same of the three
-    differences, seed by seed. All fractions.
+    Returns:
+        ``images``, ``seeds``, ``epochs``; ``accuracy``: kind -> measure -> {mean, by_seed}; ``losses``: loss -> the same for
+        the differences, seed by seed. All are fractions.
     """
     kinds: dict[str, tuple[Tensor, Pool]] = {
         "unconfounded": (clean.factual, clean),
@@ -72,7 +73,10 @@ def three_losses(recipe: Recipe, inputs: Inputs, clean: Pool, confounded: Pool, 
         "seeds": len(seeds),
         "epochs": settings.epochs,
         "accuracy": {kind: _summary(found) for kind, found in scores.items()},
-        "losses": {name: _summary(_difference(scores[a], scores[b])) for name, (a, b) in LOSSES.items()},
+        "losses": {
+            name: _summary({m: [x - y for x, y in zip(scores[a][m], scores[b][m], strict=True)] for m in scores[a]})
+            for name, (a, b) in LOSSES.items()
+        },
     }
 
 
@@ -84,10 +88,6 @@ def _scores(inputs: Inputs, predictions: Tensor) -> dict[str, float]:
     for name in labels:
         found[f"worst by {name}"] = worst_group_accuracy(group_accuracy(targets, said, labels[[name]])).accuracy
     return found
-
-
-def _difference(first: Mapping[str, list[float]], second: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    return {measure: [a - b for a, b in zip(first[measure], second[measure], strict=True)] for measure in first}
 
 
 def _summary(found: Mapping[str, list[float]]) -> dict[str, dict[str, Any]]:

@@ -52,13 +52,13 @@ def report(run: Run) -> Path:
 
 
 def report_data(run: Run) -> ReportData:
-    """Everything the page shows."""
+    """Everything that the page shows."""
     recipe, inputs = run.recipe, run.inputs
     rows = train(run)
     generated, evaluation, model, after = None, None, None, {}  # type: Any, Evaluation | None, CounterfactualModel | None, dict[str, float]
     if uses_counterfactuals(recipe):
         evaluation, generated, model = evaluate(run), shards(run), fit(run)
-        after = shard_confounding(inputs, generated)
+        after = _shard_confounding(inputs, generated)
     found = diagnosed(run)
     return ReportData(
         title=recipe.name,
@@ -75,7 +75,7 @@ def report_data(run: Run) -> ReportData:
         axioms=_axioms(evaluation.figures) if evaluation else (),
         losses=_losses(evaluation.figures["losses"]) if evaluation and evaluation.figures["losses"] else None,
         leaks=_leaks(evaluation.figures) if evaluation else (),
-        assumptions=assumptions(recipe) if model else (),
+        assumptions=_assumptions(recipe) if model else (),
         notes=_notes(recipe, inputs, model),
         run=_facts(run, len(generated) if generated is not None else None),
         diagnosis=found,
@@ -99,15 +99,15 @@ def _facts(run: Run, generated: int | None) -> dict[str, str]:
     }
 
 
-def shard_confounding(inputs: Inputs, shards: ShardReader) -> dict[str, float]:
-    """Normalised mutual information of target and spurious attributes among the generated counterfactuals (no reconstructions)."""
+def _shard_confounding(inputs: Inputs, shards: ShardReader) -> dict[str, float]:
+    """Normalised mutual information of the target and each spurious attribute among the counterfactuals, reconstructions left out."""
     rows = [shards.record(i)["attributes"] for i in np.flatnonzero(~shards.nulls).tolist()]
     table = pd.DataFrame(rows, index=[str(i) for i in range(len(rows))])
     return confounding(inputs.schema.canonical(table), inputs.schema)
 
 
-def assumptions(recipe: Recipe) -> Sequence[str]:
-    """What the recipe assumes beside the graph and the mechanisms, of which the card tells."""
+def _assumptions(recipe: Recipe) -> Sequence[str]:
+    """What the recipe assumes beside the graph and the mechanisms, which the assumption card covers."""
     if recipe.decoder.structure == "none":
         return ()
     return (
@@ -117,60 +117,50 @@ def assumptions(recipe: Recipe) -> Sequence[str]:
 
 
 def _axioms(figures: dict[str, Any]) -> list[Axiom]:
+    def said(value: float | None, form: str) -> str:
+        return "no case" if value is None else format(value, form)
+
     found = [
         Axiom(
             "composition, 1 cycle",
             f"{figures['composition_l1']:.4f}",
             "L1 in [0, 1] after a null intervention; 0 is perfect",
-        ),
+        )
     ]
     for key, value in figures.items():
         if key.startswith("composition_l1_"):
+            cycles = key.split("_")[2]
             found.append(
-                Axiom(f"composition, {key.split('_')[2]} cycles", f"{value:.4f}", "the same, many times in a row")
+                Axiom(
+                    f"composition, {cycles} cycles",
+                    f"{value:.4f}",
+                    "the same after so many null interventions in a row",
+                )
             )
-    undone, n = figures["reversibility_l1"], figures.get("reversibility_n", figures["images"])
+    n = figures.get("reversibility_n", figures["images"])
     of = "" if n == figures["images"] else f"; {n} of {figures['images']} images have a known value to go back to"
-    found.append(
-        Axiom(
-            "reversibility",
-            "no case" if undone is None else f"{undone:.4f}",
-            f"L1 after do and undo; 0 is perfect{of}",
-        )
-    )
+    undone = said(figures["reversibility_l1"], ".4f")
+    found.append(Axiom("reversibility", undone, f"L1 after do and undo; 0 is perfect{of}"))
     for name, row in figures["attributes"].items():
-        kind = "effectiveness" if row["intervened"] else "preservation"
-        found.append(
-            Axiom(
-                f"{kind}: {name}",
-                "no case" if row["agreement"] is None else f"{row['agreement']:.3f}",
-                f"share of {row['n']} generated images that a reader (trained on {figures['reader_basis']} of other sources) reads as intended"
-                f"{', interventions that change the value only' if row['intervened'] else ''}; it reads {row['reader_on_real']:.3f} of the real test images right",
-            )
+        only = ", interventions that change the value only" if row["intervened"] else ""
+        meaning = (
+            f"share of {row['n']} generated images that a reader (trained on {figures['reader_basis']} of other sources) reads as "
+            f"intended{only}; it reads {row['reader_on_real']:.3f} of the real test images right"
         )
+        found.append(Axiom(_property(name, row), said(row["agreement"], ".3f"), meaning))
     for name, row in figures["measures"].items():
-        kind = "effectiveness" if row["intervened"] else "preservation"
-        found.append(
-            Axiom(
-                f"{kind}: {name}",
-                "no case" if row["mae"] is None else f"{row['mae']:.3g}",
-                f"mean absolute error, in units of {name}, of a formula that reads it from pixels, over {row['n']} generated images"
-                f"{'' if row['mae'] is None else _unchanged(row)}; {row['mae_real']:.3g} on the real test images",
-            )
+        unchanged = "" if row["mae"] is None else f"; unchanged images would score {row['mae_unchanged']:.3g}"
+        meaning = (
+            f"mean absolute error, in units of {name}, of a formula that reads it from pixels, over {row['n']} generated images"
+            f"{unchanged}; {row['mae_real']:.3g} on the real test images"
         )
-    for name in figures["not_measured"]:
-        found.append(
-            Axiom(
-                f"effectiveness: {name}",
-                "not measured",
-                "there is no reader of a continuous or ordinal attribute, unless its source can measure it",
-            )
-        )
-    return found
+        found.append(Axiom(_property(name, row), said(row["mae"], ".3g"), meaning))
+    unread = "there is no reader of a continuous or ordinal attribute, unless its source can measure it"
+    return found + [Axiom(f"effectiveness: {name}", "not measured", unread) for name in figures["not_measured"]]
 
 
-def _unchanged(row: dict[str, Any]) -> str:
-    return f"; unchanged images would score {row['mae_unchanged']:.3g}"
+def _property(name: str, row: dict[str, Any]) -> str:
+    return f"{'effectiveness' if row['intervened'] else 'preservation'}: {name}"
 
 
 _KINDS = {
@@ -184,27 +174,22 @@ _KINDS = {
 }
 _LOSSES = {
     "codec": "what passing through the decoder costs",
-    "mechanism": "what a wrong image of the new attributes costs, where no source is confounded",
-    "leak": "what the trace of the source's own attributes costs, because there they tell the target",
+    "mechanism": "what a wrong image of the new attributes costs, without confounded sources",
+    "leak": "what the trace of the source's own attributes costs, because in confounded sources they tell the target",
 }
 
 
 def _losses(found: dict[str, Any]) -> LossTable:
-    measures = sorted(found["accuracy"]["unconfounded"])  # "average" first, in the file's order on every reading
-    return LossTable(
-        measures=measures,
-        rows=[(*words, [found["accuracy"][kind][name]["mean"] for name in measures]) for kind, words in _KINDS.items()],
-        losses=[
-            (f"{loss} loss", meaning, [_spread(found["losses"][loss][name]) for name in measures])
-            for loss, meaning in _LOSSES.items()
-        ],
-        images=found["images"],
-        seeds=found["seeds"],
-    )
+    def spread(row: dict[str, Any]) -> tuple[float, float, float]:
+        return row["mean"], min(row["by_seed"]), max(row["by_seed"])
 
-
-def _spread(row: dict[str, Any]) -> tuple[float, float, float]:
-    return row["mean"], min(row["by_seed"]), max(row["by_seed"])
+    measures = sorted(found["accuracy"]["unconfounded"])  # "average" comes first
+    rows = [(*words, [found["accuracy"][kind][name]["mean"] for name in measures]) for kind, words in _KINDS.items()]
+    losses = [
+        (f"{loss} loss", meaning, [spread(found["losses"][loss][name]) for name in measures])
+        for loss, meaning in _LOSSES.items()
+    ]
+    return LossTable(measures, rows, losses, found["images"], found["seeds"])
 
 
 def _leaks(figures: dict[str, Any]) -> list[Axiom]:
@@ -213,34 +198,28 @@ def _leaks(figures: dict[str, Any]) -> list[Axiom]:
         if row is not None:
             against = f"chance {percent(row['chance'])}"
             if "given_target" in row:
-                against += f"; as these sources are confounded, the target alone tells {percent(row['given_target'])}, and only what is above that is a leak"
-            found.append(
-                Axiom(
-                    f"original {name}",
-                    percent(row["accuracy"]),
-                    f"the value before do(...), from counterfactuals of {leaks['sources']} sources ({_interval(row)}); {against}",
+                against += (
+                    f"; because these sources are confounded, the target alone tells {percent(row['given_target'])}, and only what "
+                    "is above that is a leak"
                 )
-            )
+            meaning = f"the value before do(...), from counterfactuals of {leaks['sources']} sources ({_interval(row)}); {against}"
+            found.append(Axiom(f"original {name}", percent(row["accuracy"]), meaning))
     for kind, row in leaks["provenance"].items():
         if row is not None:
-            found.append(
-                Axiom(
-                    kind.replace("_", " "),
-                    percent(row["balanced_accuracy"]),
-                    f"which of the two an image is, target and attributes being distributed alike ({_interval(row)}); chance {percent(0.5)}",
-                )
+            meaning = (
+                "which of the two an image is, with the same distribution of target and attributes in both "
+                f"({_interval(row)}); chance {percent(0.5)}"
             )
+            found.append(Axiom(kind.replace("_", " "), percent(row["balanced_accuracy"]), meaning))
     probe = figures["shortcut_probe"]
     if probe["counterfactual"] is not None and probe["factual"] is not None:
         clean = probe.get("unconfounded")
         against = "" if clean is None else f", {percent(clean)} of unconfounded images"
-        found.append(
-            Axiom(
-                "target told by colour alone",
-                percent(probe["counterfactual"]),
-                f"balanced accuracy of a logistic regression on colour statistics of the counterfactuals; {percent(probe['factual'])} of the factual images{against}; chance {percent(probe['chance'])}",
-            )
+        meaning = (
+            "balanced accuracy of a logistic regression on colour statistics of the counterfactuals; "
+            f"{percent(probe['factual'])} of the factual images{against}; chance {percent(probe['chance'])}"
         )
+        found.append(Axiom("target told by colour alone", percent(probe["counterfactual"]), meaning))
     return found
 
 
@@ -253,29 +232,20 @@ def _grids(evaluation: Evaluation) -> dict[str, list[Example]]:
     rows = evaluation.figures["rows"]
     errors = np.array([row["reconstruction_l1"] for row in rows])
     misread = [i for i, row in enumerate(rows) if row["misread"]]
+
+    def example(i: int, note: str = "") -> Example:
+        made, rebuilt = evaluation.counterfactual[i], evaluation.reconstruction[i]
+        return Example(evaluation.factual[i], rows[i]["source"], [made], [rows[i]["do"]], rebuilt, note)
+
     grids = {
-        "A random draw": [_example(evaluation, i) for i in range(min(_ROWS, len(rows)))],
-        "The worst reconstructions": [
-            _example(evaluation, i, f"L1 {errors[i]:.4f}") for i in worst_rows(errors, _ROWS)
-        ],
+        "A random draw": [example(i) for i in range(min(_ROWS, len(rows)))],
+        "The worst reconstructions": [example(i, f"L1 {errors[i]:.4f}") for i in worst_rows(errors, _ROWS)],
     }
     if misread:
         grids[f"Misread by a reader ({len(misread)} of {len(rows)})"] = [
-            _example(evaluation, i, "misread: " + ", ".join(rows[i]["misread"])) for i in misread[:_ROWS]
+            example(i, "misread: " + ", ".join(rows[i]["misread"])) for i in misread[:_ROWS]
         ]
     return grids
-
-
-def _example(evaluation: Evaluation, i: int, note: str = "") -> Example:
-    row = evaluation.figures["rows"][i]
-    return Example(
-        factual=evaluation.factual[i],
-        factual_caption=row["source"],
-        counterfactuals=[evaluation.counterfactual[i]],
-        captions=[row["do"]],
-        reconstruction=evaluation.reconstruction[i],
-        note=note,
-    )
 
 
 def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) -> list[str]:
@@ -289,24 +259,22 @@ def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) ->
             "Within one group no handwritten digit occurs twice, so n is a number of different handwritten digits; across groups the same digits return."
         )
     notes.append(
-        "The range over seeds is that of the classifiers. SCM, decoder, plan and shards are made once a run, with the run's own seed: "
-        "how much another decoder would change the table is not in the range."
+        "The range over seeds is that of the classifiers. The SCM, the decoder, the plan and the shards are made once per run, with the "
+        "run's own seed: how much a different decoder would change the table is not in the range."
     )
-    missing = missing_counts(inputs.train.table, inputs.schema)
-    if missing:
+    if missing := missing_counts(inputs.train.table, inputs.schema):
         total = len(inputs.train)
+        counts = ", ".join(f"{name} in {n} of {total} rows ({percent(n / total)})" for name, n in missing.items())
         notes.append(
-            "Missing values in the training table: "
-            + ", ".join(f"{name} in {n} of {total} rows ({percent(n / total)})" for name, n in missing.items())
-            + ". All rows train the decoder and the classifiers. A mechanism learns from the rows that have the attribute and its parents, "
-            "confounding is measured on the rows that have both values, a row without a spurious attribute is in no group of it (group "
-            "methods draw it as often as it occurs), and no figure of an attribute counts an image whose value is not known."
+            f"Missing values in the training table: {counts}. All rows train the decoder and the classifiers. A mechanism learns from the "
+            "rows that have the attribute and its parents, confounding is measured on the rows that have both values, a row without a "
+            "spurious attribute is in no group of it (group methods draw it as often as it occurs), and no figure of an attribute counts "
+            "an image whose value is not known."
         )
     if inputs.oracle is None:
         notes.append("There is no oracle: these images cannot be had without their confounding.")
-    if model is not None and model.decoder.report is not None:
-        report = model.decoder.report
+    if model is not None and (fitted := model.decoder.report) is not None:
         notes.append(
-            f"The decoder was trained on {report.images} images for {report.steps} steps in {report.seconds:.0f} s (final loss {report.loss:.4f})."
+            f"The decoder was trained on {fitted.images} images for {fitted.steps} steps in {fitted.seconds:.0f} s (final loss {fitted.loss:.4f})."
         )
     return notes

@@ -16,12 +16,14 @@ from PIL import Image
 from cfaug.cli import main
 
 SMALL = {
-    "decoder": {"structure": "layout", "channels": [8, 16], "max_steps": 5, "batch_size": 16},
+    "decoder": {
+        "structure": "layout", "channels": [8, 16], "max_steps": 5, "batch_size": 16, "sampler": "reversible_euler", "steps": 2,
+    },
     "plan": {"per_image": 1, "null_fraction": 0.3},
     "generate": {"workers": 0, "samples_per_shard": 20, "batch_size": 16},
     "train": {"methods": ["erm", "cfaug"], "seeds": [0], "epochs": 1},
     "evaluate": {"images": 12, "cycles": 2},
-}
+}  # fmt: skip
 
 
 def folder(root: Path, n: int = 60) -> Path:
@@ -65,7 +67,10 @@ def folder_recipe(path: Path, root: Path, **changes: Any) -> Path:
         "graph": "species <-> background; species -> image; background -> image; glow -> image",
         **SMALL,
     }
-    path.write_text(yaml.safe_dump(merged(recipe, changes)))
+    recipe = merged(recipe, changes)
+    if "glow" in recipe["graph"] and recipe["attributes"]["kinds"]["glow"] == "continuous":
+        recipe.setdefault("scm", {"mechanisms": {"glow": "linear"}})  # a flow takes seconds to fit
+    path.write_text(yaml.safe_dump(recipe))
     return path
 
 

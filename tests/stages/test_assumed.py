@@ -57,7 +57,7 @@ def test_a_mechanism_that_does_not_suit_is_said_before_anything_else(birds: Path
     for mechanisms, word in (
         ({"background": "linear"}, "'background' is categorical"),
         ({"backgruond": "categorical"}, "did you mean background"),
-        ({"background": "magic"}, "unknown mechanism 'magic'"),
+        ({"background": "magic"}, "expected the name of a mechanism, got 'magic'"),
     ):
         recipe = folder_recipe(tmp_path / "r.yaml", birds, scm={"mechanisms": mechanisms})
         answer = call(capsys, "fit", recipe, "--out", tmp_path / "out")

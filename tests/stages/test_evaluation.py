@@ -16,7 +16,7 @@ from helpers.tiny_run import call, folder_recipe
 from cfaug.causal import Intervention, do
 from cfaug.data import ArrayDataset, Attribute, Schema
 from cfaug.stages import inputs as inputs_module
-from cfaug.stages.evaluation import _counted, measured_errors
+from cfaug.stages.evaluation import counted_rows, measured_errors
 from cfaug.stages.inputs import Inputs
 
 
@@ -71,9 +71,9 @@ def test_images_whose_value_is_not_known_do_not_count() -> None:
     before = pd.DataFrame({"a": ["r", None, "g", "g"], "t": [1.0, np.nan, 3.0, 4.0]})
     after = pd.DataFrame({"a": ["g", "g", "g", "r"], "t": [1.0, np.nan, np.nan, 4.0]})
     acts: list[Intervention] = [do(a=value) for value in after["a"]]
-    intervened, counted = _counted("a", acts, after, before)
+    intervened, counted = counted_rows("a", acts, after, before)
     assert (intervened, counted.tolist()) == (True, [True, False, False, True])
-    intervened, counted = _counted("t", acts, after, before)
+    intervened, counted = counted_rows("t", acts, after, before)
     assert (intervened, counted.tolist()) == (False, [True, False, False, True])
 
 

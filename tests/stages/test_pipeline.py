@@ -179,7 +179,7 @@ def test_overwrite_starts_over_and_touches_nothing_else(
     ("changes", "kept"),
     [
         (["--plan.strategy=flip"], True),
-        (["--generate.image=webp", "--generate.batch_size=8"], True),
+        pytest.param(["--generate.image=webp", "--generate.batch_size=8"], True, marks=pytest.mark.slow),
         (["--decoder.max_steps=6"], False),
     ],
 )
@@ -212,7 +212,7 @@ def test_other_images_cost_the_model(finished: Path, birds: Path, tmp_path: Path
     assert contents(out / "model") != before
 
 
-@pytest.mark.parametrize("command", ["plan", "generate", "run"])
+@pytest.mark.parametrize("command", ["plan", "run"])
 def test_overwrite_takes_nothing_from_a_process_that_is_writing(
     finished: Path, recipe: Path, tmp_path: Path, capsys: Any, command: str
 ) -> None:

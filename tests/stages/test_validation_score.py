@@ -13,11 +13,10 @@ import pytest
 import torch
 from helpers import painted
 
-from cfaug.causal import SCM, CausalGraph
-from cfaug.data import Attribute, Schema
+from cfaug.causal import SCM
+from cfaug.data import Schema
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import Capabilities, FitReport
-from cfaug.errors import UsageError
 from cfaug.stages.inputs import Inputs
 from cfaug.stages.validation_score import ValidationScore
 
@@ -132,12 +131,3 @@ def test_a_decoder_that_only_knows_its_training_images_scores_low(validation: Va
             return made
 
     assert validation(Memory(scm.schema)) < 0.5
-
-
-def test_nothing_to_read_is_refused(inputs: Inputs, scm: SCM) -> None:
-    schema = Schema([Attribute("shape"), Attribute("colour", "continuous")], "shape", ["colour"])
-    train = inputs.train
-    other = type(train)(train.images, train.table.assign(colour=1.0), schema, "train")  # type: ignore[attr-defined, call-arg]
-    lone = replace(inputs, graph=CausalGraph("shape <-> colour; colour -> image"), train=other)
-    with pytest.raises(UsageError, match="all are continuous"):
-        ValidationScore(painted.recipe(), lone, scm)
