@@ -142,9 +142,6 @@ class DecoderConfig:
     compile: Flag = False  # torch.compile the network in training
 
     def __post_init__(self) -> None:
-        self.check()
-
-    def check(self) -> None:
         """Raise UsageError for settings that cannot act together."""
         for name, depth in self.depth.items():
             if depth < 1 and self.steps == 1:

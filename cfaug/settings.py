@@ -7,11 +7,10 @@ The YAML is that of a recipe: true and false are the only booleans and numbers a
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import MISSING, field, fields, is_dataclass
 from functools import wraps
 from typing import (
     Annotated,
@@ -73,11 +72,6 @@ def settings(name: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def is_group(hint: Any) -> bool:
-    """Whether a field's type is a group of settings of its own."""
-    return dataclasses.is_dataclass(hint)
-
-
 def field_types(kind: type) -> dict[str, Any]:
     """Field -> its type, ranges included."""
     return get_type_hints(kind, include_extras=True)
@@ -87,7 +81,7 @@ def option_names(kind: type, prefix: str = "") -> list[str]:
     """Every dotted name of a setting (``train.epochs``)."""
     names: list[str] = []
     for key, hint in field_types(kind).items():
-        names += option_names(hint, f"{prefix}{key}.") if is_group(hint) else [prefix + key]
+        names += option_names(hint, f"{prefix}{key}.") if is_dataclass(hint) else [prefix + key]
     return names
 
 
@@ -109,10 +103,9 @@ def expected(hint: Any, several: bool = False) -> str:
     if origin is list:
         return f"a list of {expected(arguments[0], True)}"
     if origin is dict:
-        inside = (
-            "" if arguments[1] is Any or "JsonValue" in str(arguments[1]) else f" to {expected(arguments[1], True)}"
+        return "a mapping of names" + (
+            "" if "JsonValue" in str(arguments[1]) else f" to {expected(arguments[1], True)}"
         )
-        return f"a mapping of names{inside}"
     return _WORDS[hint][several] if hint in _WORDS else "a group of settings"
 
 
@@ -146,7 +139,7 @@ def _refusal(kind: type, group: str, error: ValidationError) -> str:
     for part in deepest["loc"]:
         while get_origin(hint) is Annotated:
             hint = get_args(hint)[0]
-        if is_group(hint):
+        if is_dataclass(hint):
             known = field_types(hint)
             if part not in known:
                 return f"unknown setting {'.'.join([*names, str(part)])!r}; {near(str(part), known)}"
@@ -159,18 +152,16 @@ def _refusal(kind: type, group: str, error: ValidationError) -> str:
             names, hint, default = [*names, str(part)], get_args(hint)[1], None
         elif get_origin(hint) is list:
             hint = get_args(hint)[0]
+    value, setting = deepest["input"], ".".join(names)
     if "JsonValue" in str(hint):
-        return (
-            f"{'.'.join(names)}: expected text, numbers, lists and mappings, got {shown(deepest['input'])}; write it so"
-        )
-    value = deepest["input"]
+        return f"{setting}: expected text, numbers, lists and mappings, got {shown(value)}; write it so"
     got = "nothing" if value is None else shown(value)
-    return f"{'.'.join(names)}: expected {expected(hint)}, got {got}; {_cure(hint, value, default)}"
+    return f"{setting}: expected {expected(hint)}, got {got}; {_cure(hint, value, default)}"
 
 
-def _default(kind: type, name: str) -> Any:
-    found: Any = next(one for one in dataclasses.fields(kind) if one.name == name)  # type: ignore[arg-type]
-    made = found.default_factory() if found.default_factory is not dataclasses.MISSING else found.default
+def _default(kind: Any, name: str) -> Any:
+    found: Any = next(one for one in fields(kind) if one.name == name)
+    made = found.default_factory() if found.default_factory is not MISSING else found.default
     return getattr(made, "default", made)  # pydantic wraps some of them
 
 
@@ -178,15 +169,14 @@ def _cure(hint: Any, value: Any, default: Any) -> str:
     words = expected(hint)
     if get_origin(hint) is Literal:
         return near(str(value), get_args(hint))
-    if value is None or isinstance(value, list | dict):
-        pass
-    elif words.startswith("a list"):
-        return f"write [{value}]"
-    elif "text" in words and not isinstance(value, str):
-        return f"quote it: '{str(value).lower() if isinstance(value, bool) else value}'"
-    elif "true or false" in words:
-        return "write true or false"
-    if default not in (None, [], {}, "", dataclasses.MISSING) and not is_group(type(default)):
+    if value is not None and not isinstance(value, list | dict):
+        if words.startswith("a list"):
+            return f"write [{value}]"
+        if "text" in words and not isinstance(value, str):
+            return f"quote it: '{str(value).lower() if isinstance(value, bool) else value}'"
+        if "true or false" in words:
+            return "write true or false"
+    if default not in (None, [], {}, "", MISSING) and not is_dataclass(type(default)):
         return f"write for example {dump_yaml(default, flow=True)}"
     return "write it so, or remove the line"
 
@@ -212,18 +202,14 @@ class _Loader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
                 if (name := (key.tag, key.value)) in lines:
-                    raise yaml.constructor.ConstructorError(
-                        None,
-                        None,
-                        f"key {key.value!r} is given twice, in lines {lines[name]} and {line}",
-                        key.start_mark,
-                    )
+                    said = f"key {key.value!r} is given twice, in lines {lines[name]} and {line}"
+                    raise yaml.constructor.ConstructorError(None, None, said, key.start_mark)
                 lines[name] = line
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """It quotes whatever YAML 1.1 or our own reader would take for something else than text."""
+    """It quotes text that YAML 1.1 or our own reader would read as something else."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -269,7 +255,7 @@ def refuse_keys(content: Mapping[Any, Any], kind: type, removed: Mapping[str, st
         _refuse_removed(name, value, removed)
         if key not in known:
             raise UsageError(f"unknown key {name!r} in the recipe; {near(str(key), known)}")
-        if is_group(known[key]):
+        if is_dataclass(known[key]):
             if not isinstance(value, Mapping):
                 raise UsageError(f"{name}: expected a group of settings, got {value!r}; indent them below it")
             refuse_keys(value, known[key], removed, f"{name}.")
@@ -301,11 +287,8 @@ def set_option(content: dict[str, Any], kind: type, override: str, removed: Mapp
     for group in groups:
         content = content.setdefault(group, {})
     if name != option:
-        entry = name[len(option) + 1 :]
-        content[leaf] = {
-            **(found if isinstance(found := content.get(leaf), dict) else {}),
-            entry: read_yaml(text, f"--{name}"),
-        }
+        entries = found if isinstance(found := content.get(leaf), dict) else {}
+        content[leaf] = {**entries, name[len(option) + 1 :]: read_yaml(text, f"--{name}")}
         return
     plain = hint is str or (get_origin(hint) is types.UnionType and str in get_args(hint))
     quoted = text[:1] in ("'", '"') or (text in ("null", "~") and hint is not str)

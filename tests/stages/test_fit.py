@@ -68,6 +68,7 @@ def test_training_is_stopped_by_the_score(birds: Path, tmp_path: Path, capsys: A
     assert all(0 <= row["score"] <= 1 for row in found["scores"])
 
 
+@pytest.mark.slow  # tests/decode trains with two processes in the default suite
 def test_two_processes_fit_one_model(birds: Path, tmp_path: Path) -> None:
     recipe, out = folder_recipe(tmp_path / "r.yaml", birds, decoder={"validate_every": 2}), tmp_path / "out"
     together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cfaug"]

@@ -345,6 +345,7 @@ def test_a_damaged_evaluation_is_made_again(finished: Path, recipe: Path, tmp_pa
     assert contents(out / "evaluation") == contents(finished / "evaluation")
 
 
+@pytest.mark.slow
 def test_the_digits_from_beginning_to_end(tmp_path: Path, capsys: Any) -> None:
     graph = "digit <-> foreground; digit <-> background; digit -> image; foreground -> image; background -> image"
     content = {
