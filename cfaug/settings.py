@@ -72,12 +72,12 @@ def settings(name: str) -> Callable[[type[T]], type[T]]:
     return decorate
 
 
-def field_types(kind: type) -> dict[str, Any]:
+def field_types(kind: Any) -> dict[str, Any]:
     """Field -> its type, ranges included."""
     return get_type_hints(kind, include_extras=True)
 
 
-def option_names(kind: type, prefix: str = "") -> list[str]:
+def option_names(kind: Any, prefix: str = "") -> list[str]:
     """Every dotted name of a setting (``train.epochs``)."""
     names: list[str] = []
     for key, hint in field_types(kind).items():
