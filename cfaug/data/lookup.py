@@ -3,13 +3,10 @@
     sample_hash   xxh3-64 of height, width and the 16 x 16 pixels of a nearest-neighbour grid   about 6 microseconds
     pixels_hash   xxh3-64 of height, width and every pixel      to compare with (has_pixels)    about 20, at 500 px
 
-The first proposes, the second confirms: two images may agree on a grid (frames of a fixed camera), so a proposal alone
-is not a match. To hash all pixels of every image would cost 5 % of decoding a 500 px JPEG, the grid costs 2 %. Both are 64 bits
-and no secret: they tell mistakes apart, not adversaries. The identity of a source that other tools read is
-:func:`cfaug.data.pixel_digest` (sha256), which takes a third of the time that decoding a JPEG takes.
-
-Grey counts as R = G = B, as it does there. Images: PIL of any mode (other than L and RGB are converted to RGB), or
-uint8 arrays (H, W), (H, W, 1) or (H, W, 3), of any strides.
+The first proposes, the second confirms: two images may agree on a grid (frames of a fixed camera). Both are 64 bits and no
+secret: they tell mistakes apart, not adversaries. The identity that other tools read is :func:`cfaug.data.pixel_digest`.
+Images: PIL of any mode (other than L and RGB are converted to RGB), or uint8 arrays (H, W), (H, W, 1) or (H, W, 3) of any
+strides; grey counts as R = G = B.
 """
 
 from __future__ import annotations

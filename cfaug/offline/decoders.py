@@ -4,11 +4,9 @@
     png    8 bits, grey or RGB; chunks IHDR, IDAT, IEND and no other              at most 64 MiB, 2^24 pixels
     webp   simple lossless (VP8L), RGB without alpha                              the same
 
-The name in the tar chooses the decoder, never the content, and no other decoder is within reach: nothing is unpickled,
-no command runs, and Pillow is never asked to guess (it would pass an EPS called .png on to Ghostscript). Dimensions are
-read from the first bytes before Pillow sees any: a few kilobytes can announce gigabytes, and Pillow's WebP reader
-allocates its canvas on opening. Text, colour profiles and animation live in chunks that are refused, and so do not
-reach a decompressor. The table does not promise that an image is a good counterfactual, nor that zlib or libwebp has no bugs.
+The name in the tar chooses the decoder, never the content: nothing is unpickled, no command runs, and Pillow is never asked
+to guess (it would pass an EPS called .png on to Ghostscript). Dimensions are read from the first bytes before Pillow sees
+any: a few kilobytes can announce gigabytes. Text, colour profiles and animation are refused before a decompressor sees them.
 
 References: PNG, W3C 2025 (https://www.w3.org/TR/png-3/); WebP container and lossless bitstream, RFC 9649.
 """

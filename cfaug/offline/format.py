@@ -7,9 +7,8 @@ shards exist and vouches for tar and index by size and sha256:
     manifest row -> sha256(index) -> sha256(member)        so one random read can be checked without reading the shard
 
 The format does not promise authenticity: whoever can write the directory can write a consistent one. So every size, count and
-nesting of a tar, an index and a row is bounded here, and none of them makes a reader allocate more. The number of rows of a manifest
-is not bounded: it is read whole, about 1 KB per shard, and so is a plan's header. ``shards/README.md`` is the same
-contract in words, for other implementers.
+nesting of a tar, an index and a row is bounded here; the number of rows of a manifest is not (about 1 KB per shard).
+``shards/README.md`` is the same contract in words, for other implementers.
 """
 
 from __future__ import annotations

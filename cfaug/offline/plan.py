@@ -2,11 +2,9 @@
 
     row = (key, source_key, do, seed, shard, replica)        image = model(source, do, seed)
 
-The files are those of :mod:`cfaug.offline.plan_files`.
-
-In memory a plan is a few arrays, about 25 bytes per row; a :class:`PlanRow` exists only while somebody looks at it. The header
-is written last: files without a header are not a plan. The digests promise no authenticity: whoever can write the place can
-write a consistent plan. A plan does not promise that the decoder obeys; the stages check that the label may be kept.
+In memory a plan is a few arrays, about 25 bytes per row; a :class:`PlanRow` exists only while somebody looks at it. The files
+are those of :mod:`cfaug.offline.plan_files`. The digests promise no authenticity: whoever can write the place can write a
+consistent plan. A plan does not promise that the decoder obeys; the stages check that the label may be kept.
 """
 
 from __future__ import annotations

@@ -3,13 +3,10 @@
     for sample in scan("cf-train-000000.tar"):        a path, a URL or a binary stream
         sample.key, sample.image, sample.record
 
-Header by header the tar must be exactly what our writer writes: from a header only the name and the size are taken, the
-512 bytes are built again from these two, and they must agree. So a link, a device, a directory, a sparse file, an
-extended header, a compressed tar, and any flipped bit of a header are all the same case: refused. Names and sizes are
-checked before a payload is read, nothing is ever extracted, and at most MAX_SAMPLES keys are remembered.
-
-A scan does not promise the payload: without a manifest nobody vouches for it. A PNG's own checksums are checked, but a
-flipped letter in a record is not seen. :class:`ShardReader` and :func:`verify` see it.
+From a header only the name and the size are taken, its 512 bytes are built again from these two, and they must agree: so
+links, devices, extended headers, compression and flipped bits are all refused in one way. Names and sizes are checked before a
+payload is read, and nothing is extracted. Without a manifest nobody vouches for a payload: a flipped letter in a record
+is only seen by :class:`ShardReader` and :func:`verify`.
 """
 
 from __future__ import annotations

@@ -6,14 +6,12 @@
     flip                   a value other than the factual one
     counterfactual_pairs   as flip, each beside the null intervention with the same seed
 
-A strategy is a function from attributes to codes, one per slot (slot t: intervention t // n of source t mod n). What follows
-is common to all: `replicas` repeats every (source, do) with other seeds; `null_fraction` in [0, 1) of all rows are null
-interventions, spread evenly over the sources; rows are shuffled and dealt to shards of equal sizes (they differ by at most
-one row, or one pair) with equal shares of null interventions, so any subset of shards is a fair sample. No two rows have
-one seed (pairs apart).
+A strategy is a function from attributes to codes, one per slot (slot t: intervention t // n of source t mod n). Then
+`replicas` repeats every (source, do) with different seeds, `null_fraction` in [0, 1) of all rows become null interventions,
+spread evenly over the sources, and :mod:`cfaug.offline.dealing` deals the rows to shards.
 
-Sources may lack values, the target excepted; a value that no image of the table shows is never drawn. The table is not what
-decoders do: a balanced plan promises balanced *requests*, and the stages check whether an attribute may be intervened on.
+Sources may lack values, the target excepted; a value that no image of the table shows is never drawn. A balanced plan
+promises balanced *requests*: the stages check whether the decoder obeys.
 """
 
 from __future__ import annotations
