@@ -25,7 +25,7 @@ from samples import record_of
 
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import Sample
-from cfaug.offline.write_shard import _png, stage_shard
+from cfaug.offline.write_shard import encode_image, stage_shard
 
 ROWS = Path(__file__).parent / "results" / "offline.jsonl"
 SAMPLES = {32: 200, 64: 200, 128: 60, 224: 30, 512: 8}
@@ -74,7 +74,7 @@ def measure(directory: str, size: int, kind: str) -> dict[str, Any]:
 
     def encode(of: list[Sample]) -> None:
         for sample in of:
-            _png(sample)
+            encode_image(sample, "png")
 
     def write(of: list[Sample]) -> None:
         with place.staging() as there:

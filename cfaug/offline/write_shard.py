@@ -79,7 +79,7 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     text = canonical_json(record)
     if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, say
         parse_object(text, MAX_RECORD_BYTES, f"sample {sample.key!r}: its record")
-    return {"__key__": sample.key, "json": text, field_of(image): ENCODERS[image](sample)}
+    return {"__key__": sample.key, "json": text, field_of(image): encode_image(sample, image)}
 
 
 def field_of(image: str) -> str:
@@ -110,7 +110,7 @@ def stage_shard(
     field = field_of(image)
     lines: list[bytes] = []  # not rows: thousands of small objects would keep the garbage collector busy
     keys: set[str] = set()
-    shape_of_first: Any = None
+    shape_of_first: dict[str, Any] | None = None
     with removed(tar, index, on_success=False):
         with closing(TarFile(tar, name)) as writer:
             for sample in samples:
@@ -212,17 +212,15 @@ def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, field: st
     )  # fmt: skip
 
 
-def _same_fields(sample: Sample, first: Any, name: str) -> Any:
+def _same_fields(sample: Sample, first: dict[str, Any] | None, name: str) -> dict[str, Any]:
     """Names and types of attributes must not vary in a shard: readers infer them from the first few samples."""
-    shape: dict[str, type | None] = {}
-    for field in ("attributes", "factual", "quality"):
-        for attribute, value in sample.record[field].items():
-            shape[f"{field}.{attribute}"] = None if value is None else type(value)
-    if first is None:
-        return shape
-    same = shape.keys() == first.keys()
-    same = same and all(None in (shape[k], first[k]) or shape[k] is first[k] for k in shape)
-    if not same:
+    shape = {
+        f"{field}.{attribute}": None if value is None else type(value)
+        for field in ("attributes", "factual", "quality")
+        for attribute, value in sample.record[field].items()
+    }
+    first = shape if first is None else first
+    if shape.keys() != first.keys() or any(None not in (shape[k], first[k]) and shape[k] != first[k] for k in shape):
         raise ShardError(
             f"{name}, sample {sample.key!r}: expected the same attributes and types as in the samples before"
         )
@@ -239,39 +237,29 @@ def _pixels(sample: Sample) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
-def _png(sample: Sample) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(_pixels(sample)).save(stream, "PNG", compress_level=6, optimize=False)
-    return stream.getvalue()
-
-
-def _png_stored(sample: Sample) -> bytes:
-    return stored_png(_pixels(sample))
-
-
-def _webp(sample: Sample) -> bytes:
+def encode_image(sample: Sample, image: str) -> bytes:
+    """The image file of a sample; ShardError for pixels that no reader would accept."""
     pixels = _pixels(sample)
-    if pixels.ndim == 2:
+    if image == "png-stored":
+        return stored_png(pixels)
+    if image == "webp" and pixels.ndim == 2:
         raise ShardError(
             f"sample {sample.key!r}: expected an RGB image for webp, got a grey one: set generate.image=png"
         )
+    webp, png = {"lossless": True, "quality": 75, "method": 4}, {"compress_level": 6, "optimize": False}
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "WEBP", lossless=True, quality=75, method=4)
+    Image.fromarray(pixels).save(stream, IMAGES[image], **(webp if image == "webp" else png))
     return stream.getvalue()
-
-
-ENCODERS = {"png": _png, "png-stored": _png_stored, "webp": _webp}
 
 
 @contextmanager
 def removed(*paths: Path, on_success: bool = True) -> Iterator[None]:
     """Remove `paths` afterwards; with ``on_success=False`` only when something went wrong."""
+    done = False
     try:
         yield
-    except BaseException:
-        on_success = True
-        raise
+        done = True
     finally:
-        if on_success:
+        if on_success or not done:
             for path in paths:
                 path.unlink(missing_ok=True)

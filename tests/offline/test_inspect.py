@@ -19,7 +19,7 @@ from cfaug.offline.inspect.inspection import inspect_shards
 from cfaug.offline.progress import Progress
 
 
-@pytest.fixture(scope="module", params=["png", "webp"])
+@pytest.fixture(scope="module", params=["png", pytest.param("webp", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sources that lack values, null interventions, a continuous attribute, several shards and replicas."""
     out = tmp_path_factory.mktemp("run")

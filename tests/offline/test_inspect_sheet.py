@@ -37,8 +37,7 @@ def many(n: int, rare: int, size: tuple[int, int] = (8, 8)) -> list[list]:
     return [made[: n // 2], made[n // 2 :]]
 
 
-@pytest.mark.parametrize("rare", [0, 77, 199])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(("rare", "seed"), [(77, 0), *(pytest.param(n, 1, marks=pytest.mark.slow) for n in (0, 199))])
 def test_every_intervened_value_is_seen(tmp_path, rare: int, seed: int) -> None:
     looked_at.write(tmp_path, many(200, rare))
     sheet = pixels(draw(tmp_path, tmp_path / "sheet.png", rows=3, columns=2, seed=seed))
@@ -84,9 +83,9 @@ def test_images_are_shown_as_large_as_can_be_looked_at(tmp_path, size, shown) ->
     assert shows(sheet, "green") == shown[0] * shown[1]
 
 
-@pytest.mark.parametrize("image", ["png", "webp"])
+@pytest.mark.parametrize("image", [pytest.param("png", marks=pytest.mark.slow), "webp"])
 def test_pixels_are_those_of_the_shards(tmp_path, image: str) -> None:
-    data = tiny.dataset(4, size=16)
+    data = tiny.dataset(2, size=16)
     plan = balance_groups(data.table, data.schema, null_fraction=0.4)
     generate(tiny.model(), data, plan, tmp_path, workers=0, progress=False, image=image)
     sheet = pixels(draw(tmp_path, tmp_path / "sheet.png"))

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cfaug.errors import StorageError, UsageError
@@ -215,6 +215,7 @@ JUNK = st.one_of(
     ]
 )
 @given(st.lists(JUNK, max_size=6))
+@settings(max_examples=40, deadline=None)
 def test_no_log_whatever_is_in_it_raises(tmp_path_factory, parts) -> None:
     log = tmp_path_factory.getbasetemp() / "junk.jsonl"
     log.write_bytes(b"\n".join(parts))

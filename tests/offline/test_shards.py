@@ -20,7 +20,7 @@ from cfaug.offline.commit import Destination, open_destination
 from cfaug.offline.format import ManifestRow, Sample
 from cfaug.offline.scan import scan
 from cfaug.offline.storage import open_storage
-from cfaug.offline.write_shard import ENCODERS, TarFile, stage_shard
+from cfaug.offline.write_shard import TarFile, stage_shard
 
 
 def sample(i: int, channels: int = 3, **changes: object) -> Sample:
@@ -216,7 +216,7 @@ def test_no_other_codec_and_no_other_path_is_reached(tmp_path) -> None:
     for n, content in enumerate((eps, webp.getvalue(), huge.getvalue(), pickle.dumps(print))):
         directory = tmp_path / str(n)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(ENCODERS, "png", lambda _, content=content: content)
+            patch.setattr(sys.modules["cfaug.offline.write_shard"], "encode_image", lambda *_, content=content: content)
             write_shard(directory, "cf-train-000000.tar", [sample(0)], "p", "m")
         with pytest.raises(ShardError, match=r"cf-train-000000\.tar, sample 'train-000000000'"):
             ShardReader(directory).image(0)

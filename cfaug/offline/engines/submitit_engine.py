@@ -216,14 +216,16 @@ def _cancel(running: list[Submitted]) -> None:
 
 def _check(options: dict[str, Any]) -> None:
     for name, value in options.items():
-        said = f"option {name} of engine submitit"
-        if name in _NUMBERS and (type(value) is not int or value < _NUMBERS[name]):
-            raise UsageError(f"expected a whole number of {_NUMBERS[name]} or more for {said}, got {value!r}")
-        if name == "mem_gb" and (type(value) not in (int, float) or not 0 < value < math.inf):
-            raise UsageError(f"expected gigabytes above 0 for {said}, got {value!r}")
-        if name == "cluster" and value not in CLUSTERS:
-            raise UsageError(f"expected one of {', '.join(CLUSTERS)} for {said}, got {value!r}")
-        if name in (*_STRINGS, "folder") and not (isinstance(value, str | os.PathLike) and str(value)):
-            raise UsageError(f"expected a text for {said}, got {value!r}")
-        if name == "setup" and not (isinstance(value, list | tuple) and all(isinstance(v, str) for v in value)):
-            raise UsageError(f"expected a list of shell commands for {said}, got {value!r}")
+        if name in _NUMBERS:
+            fine, wanted = type(value) is int and value >= _NUMBERS[name], f"a whole number of {_NUMBERS[name]} or more"
+        elif name == "mem_gb":
+            fine, wanted = type(value) in (int, float) and 0 < value < math.inf, "gigabytes above 0"
+        elif name == "cluster":
+            fine, wanted = value in CLUSTERS, f"one of {', '.join(CLUSTERS)}"
+        elif name == "setup":
+            fine = isinstance(value, list | tuple) and all(isinstance(line, str) for line in value)
+            wanted = "a list of shell commands"
+        else:
+            fine, wanted = isinstance(value, str | os.PathLike) and bool(str(value)), "a text"
+        if not fine:
+            raise UsageError(f"expected {wanted} for option {name} of engine submitit, got {value!r}")
