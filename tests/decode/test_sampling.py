@@ -44,7 +44,7 @@ def test_the_error_falls_with_the_order(error: object, sampler: str, order: int)
     assert error(sampler, 1024) < 1e-2  # type: ignore[operator]
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(st.sampled_from(["reversible", "reversible_euler"]), st.integers(1, 6), st.floats(-2, 2))
 def test_a_reversible_solver_undoes_itself_on_any_field(sampler: str, steps: int, strength: float) -> None:
     field = bent(strength)

@@ -51,7 +51,7 @@ def trained(autoencoder: Any, images: torch.Tensor) -> Any:
     """The autoencoder after a few plain steps of reconstruction."""
     optimiser = torch.optim.Adam(autoencoder.parameters(), 5e-3)
     x = to_float(images)
-    for _ in range(120 if hasattr(autoencoder, "quant_conv") else 240):  # the tiny one is four times as fast
+    for _ in range(80 if hasattr(autoencoder, "quant_conv") else 240):  # the tiny one is four times as fast
         encoded = autoencoder.encode(x)
         z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
         loss = (autoencoder.decode(z).sample - x).abs().mean()

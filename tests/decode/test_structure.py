@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cfaug.decode.diffusion.structure import CHANNELS, structure_map
@@ -34,6 +34,7 @@ def two_renders(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["layout", "gradient"])
+@settings(max_examples=25, deadline=None)
 @given(pair=two_renders())
 def test_two_colourings_of_a_mask_have_one_map(kind: str, pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     first, second = (structure_map(image, kind) for image in pair)
@@ -43,6 +44,7 @@ def test_two_colourings_of_a_mask_have_one_map(kind: str, pair: tuple[torch.Tens
         assert float((first - second).abs().max()) < 1e-6
 
 
+@settings(max_examples=25, deadline=None)
 @given(pair=two_renders())
 def test_another_mask_has_another_map(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     image = pair[0]
