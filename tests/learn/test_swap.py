@@ -70,12 +70,15 @@ def test_a_swap_is_the_item_of_the_other_image(name: str, tmp_path: Path) -> Non
 def test_a_swap_with_its_own_picture_is_the_item(name: str, tmp_path: Path) -> None:
     dataset = CASES[name](IMAGES, tmp_path)
     before = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
-    for base in (open_base(dataset), pickle.loads(pickle.dumps(open_base(dataset)))):
+    opened = open_base(dataset)
+    for i in range(len(dataset)):
+        opened.swapped(i, Image.fromarray(OTHERS[i % N]))
+    after = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
+    assert {key: after[key] for key in before} == before  # the user's data set is not touched
+    for base in (opened, pickle.loads(pickle.dumps(opened))):
         assert len(base) == len(dataset)
         for i in range(len(dataset)):
             assert exactly(base.swapped(i, as_picture(base.picture(i))), dataset[i])
-    after = {key: (id(value), _size(value)) for key, value in vars(dataset).items()}
-    assert {key: after[key] for key in before} == before  # the user's data set is not touched
 
 
 def _size(value: Any) -> int:
