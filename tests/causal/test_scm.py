@@ -69,6 +69,28 @@ def test_descendants_follow_and_all_else_is_bit_identical(scm: SCM, table: pd.Da
     assert (cut["light"] == -1.0).all()
 
 
+@pytest.mark.parametrize("kind", ["categorical", "ordinal"])
+def test_attributes_of_one_row_draw_different_noise(kind: str) -> None:
+    column = np.array(list("pq"))[np.random.default_rng(0).integers(0, 2, N)]
+    twins = pd.DataFrame({"a": column, "b": column})
+    schema = Schema([Attribute(n, kind, values=("p", "q")) for n in "ab"])
+    scm = SCM(CausalGraph("a; b"), schema).fit(twins)  # two equal mechanisms and two equal columns
+    noise = scm.abduct(twins, seed=0).values
+    assert (noise["a"] != noise["b"]).all()
+    drawn = scm.sample(N, seed=0)
+    assert 0.3 < (drawn["a"] == drawn["b"]).mean() < 0.7
+
+
+@pytest.mark.parametrize(("name", "value"), [("extra", np.inf), ("size", "xl"), ("place", "nowhere")])
+def test_a_wrong_value_is_refused_where_nothing_is_recomputed(
+    scm: SCM, table: pd.DataFrame, name: str, value: object
+) -> None:
+    wrong = table.iloc[:5].astype(object).copy()
+    wrong.loc["k3", name] = value
+    with pytest.raises(DataError, match=name):
+        scm.counterfactual(wrong, do(size="m"))  # nothing follows from size
+
+
 def test_samples_are_interventional(scm: SCM) -> None:
     drawn = scm.sample(2000, seed=1, intervention=do(place="out"))
     assert drawn.shape == (2000, 5)
