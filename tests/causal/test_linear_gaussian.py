@@ -171,7 +171,7 @@ def models(draw: st.DrawFn) -> tuple[Linear, dict[str, tuple[str, Numbers]]]:
     return Linear(names, weights, rng.normal(size=n), rng.uniform(0.1, 3.0, n), rows), acts
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(models())
 def test_any_linear_gaussian_graph_gives_the_closed_form(drawn: tuple[Linear, dict[str, tuple[str, Numbers]]]) -> None:
     model, acts = drawn

@@ -10,8 +10,7 @@ and T is chi-square with (features of a)(features of b) degrees of freedom under
 doi:10.1007/s41060-018-0097-y; in the symmetric form of Shah & Peters 2020, doi:10.1214/19-AOS1857). Without Z and with two
 discrete columns T is Pearson's chi-square exactly. A question is answered from at most ``MOST_ROWS`` rows.
 
-Not found: a dependence whose sign depends on Z and that averages out over it, and one that three polynomials do not see. The
-derivation is in ``docs/concepts/mixed-independence-test.md``.
+Not found: a dependence whose sign depends on Z and averages out, and one that three polynomials do not see. Derivation: ``docs/concepts/mixed-independence-test.md``.
 """
 
 from __future__ import annotations
@@ -69,14 +68,6 @@ class Column:
     fine: Array
     coarse: Array
     present: npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class _Residuals:
-    """Residuals (B, P) of a column's features on a basis, and their conditional second moments (B, P * P)."""
-
-    values: Array
-    moments: Array
 
 
 def _indicators(codes: npt.NDArray[np.int64], order: Sequence[int]) -> Array:
@@ -151,13 +142,6 @@ def _drawn(canonical: pd.DataFrame) -> pd.DataFrame:
     return canonical.iloc[order[before < MOST_ROWS]]
 
 
-def _sample_words(n: int, holes: bool) -> str:
-    most, rows = (f"{k:,}".replace(",", " ") for k in (MOST_ROWS, n))
-    if holes:
-        return f"each test is on a random sample of at most {most} of the rows, {rows} in all, that have its values"
-    return f"tested on a random sample of {most} of {rows} rows"
-
-
 class IndependenceTest:
     """Tests of many questions about one table: what does not depend on the question is computed once.
 
@@ -177,11 +161,14 @@ class IndependenceTest:
         self.names = schema.names
         self.sampled = ""
         if len(canonical) > MOST_ROWS:
-            self.sampled = _sample_words(len(canonical), bool(canonical.isna().any(axis=None)))
+            most, rows = (f"{k:,}".replace(",", " ") for k in (MOST_ROWS, len(canonical)))
+            self.sampled = f"tested on a random sample of {most} of {rows} rows"
+            if canonical.isna().any(axis=None):
+                self.sampled = f"each test is on a random sample of at most {most} of the rows, {rows} in all, that have its values"
             canonical = _drawn(canonical)
         self._columns = {a.name: column_of(a, canonical[a.name]) for a in schema}
         self._bases: dict[tuple[frozenset[str], frozenset[str], bool], Array] = {}
-        self._residuals: dict[tuple[str, frozenset[str], frozenset[str]], _Residuals] = {}
+        self._residuals: dict[tuple[str, frozenset[str], frozenset[str]], tuple[Array, Array]] = {}
 
     def column(self, name: str) -> Column:
         """The column ``name``; UsageError for an unknown one."""
@@ -208,10 +195,10 @@ class IndependenceTest:
         m = self._basis(members, holes, not (both[0].discrete and both[1].discrete)).shape[1]
         if n < FEWEST_ROWS * (m + dof):
             return Independence(1.0, 0.0, 0.0, n)
-        x, y = self._fit(a, members, holes), self._fit(b, members, holes)
-        p, q = x.values.shape[1], y.values.shape[1]
-        total = (x.values.T @ y.values).ravel()
-        spread = (x.moments.T @ y.moments).reshape(p, p, q, q).transpose(0, 2, 1, 3).reshape(p * q, p * q)
+        (x, xx), (y, yy) = self._fit(a, members, holes), self._fit(b, members, holes)
+        p, q = x.shape[1], y.shape[1]
+        total = (x.T @ y).ravel()
+        spread = (xx.T @ yy).reshape(p, p, q, q).transpose(0, 2, 1, 3).reshape(p * q, p * q)
         size = np.sqrt(np.clip(np.diag(spread), 0.0, None))
         # a feature that the condition determines has no residual left: nothing to test in it
         kept = size > 1e-4 * np.sqrt(n)
@@ -261,7 +248,8 @@ class IndependenceTest:
             self._bases[key] = wide @ (axes[:, good] / np.sqrt(weights[good]))
         return self._bases[key]
 
-    def _fit(self, name: str, members: frozenset[str], holes: frozenset[str]) -> _Residuals:
+    def _fit(self, name: str, members: frozenset[str], holes: frozenset[str]) -> tuple[Array, Array]:
+        """Residuals (B, P) of a column's features on the basis, and their conditional second moments (B, P * P)."""
         key = (name, members, holes)
         if key not in self._residuals:
             column = self._columns[name]
@@ -276,17 +264,14 @@ class IndependenceTest:
             else:
                 residuals = features - basis @ (basis.T @ features / len(basis))
                 moments = residuals[:, :, None] * residuals[:, None, :]
-            self._residuals[key] = _Residuals(residuals, moments.reshape(len(residuals), -1))
+            self._residuals[key] = residuals, moments.reshape(len(residuals), -1)
         return self._residuals[key]
 
 
 def multinomial_chances(indicators: Array, basis: Array, steps: int = 25) -> Array:
-    """Fitted probabilities (B, P) of P levels beside the reference one, by Newton's method.
+    """Probabilities (B, P) of P levels beside the reference one, by at most ``steps`` of Newton's method.
 
-    Args:
-        indicators: (B, P) in {0, 1}, at most one 1 per row.
-        basis: (B, M), orthogonal columns of mean square 1.
-        steps: the most that are taken; five or six are usual.
+    ``indicators`` (B, P) have at most one 1 per row; ``basis`` (B, M) are orthogonal columns of mean square 1.
     """
     (n, p), m = indicators.shape, basis.shape[1]
     if m == 1:  # the constant alone

@@ -137,7 +137,9 @@ class LinearMechanism(ScalarMechanism):
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log density (B,) in the attribute's own unit."""
         z, slope = self._noise.noise(self._residual(values, parents))
-        out: Array = np.log(slope) - (z**2 + np.log(2 * np.pi)) / 2 - np.log(self._spread * self.schema[self.name].scale[1])
+        out: Array = (
+            np.log(slope) - (z**2 + np.log(2 * np.pi)) / 2 - np.log(self._spread * self.schema[self.name].scale[1])
+        )
         return out
 
     # --- on disk

@@ -32,11 +32,11 @@ class CategoricalMechanism(DiscreteMechanism):
     @property
     def width(self) -> int:
         """K, the number of categories."""
-        return self.conditional.size
+        return self.size
 
     def abduct(self, values: pd.Series, parents: pd.DataFrame, seeds: Seeds) -> Array:
         """Gumbel noise (B, K) from its posterior given the values, row i with ``seeds[i]``."""
-        codes = self.conditional.codes(values)
+        codes = self.codes(values)
         seeds = one_seed_per_row(seeds, len(codes), self.name)
         logits = self.log_probabilities(parents)
         rows = np.arange(len(codes))
@@ -52,7 +52,7 @@ class CategoricalMechanism(DiscreteMechanism):
 
     def predict(self, noise: Array, parents: pd.DataFrame) -> npt.NDArray[Any]:
         """argmax(log p + noise) as category texts (B,)."""
-        return self.conditional.texts(np.argmax(self.log_probabilities(parents) + noise, axis=1))
+        return self.texts(np.argmax(self.log_probabilities(parents) + noise, axis=1))
 
     def draw(self, seeds: Seeds) -> Array:
         """Fresh Gumbel noise (B, K)."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -109,7 +109,7 @@ class Conditional:
         return self.schema.index(name, column) if (codes < 0).any() else codes
 
     # --- learning
-    def fit(self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0) -> Conditional:
+    def fit(self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0) -> Self:
         """Learn from B rows, weighted by (B,); ``seed`` draws the held-out rows. DataError for an empty table."""
         w = row_weights(weights, len(values), self.name)
         codes, k = self.codes(values), self.size
@@ -214,17 +214,19 @@ class Conditional:
         return out
 
     # --- on disk
-    def state(self) -> dict[str, Any]:
-        """JSON; the numbers round-trip exactly (None stands for -inf)."""
-        return {
+    def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+        """JSON only; the numbers round-trip exactly (None stands for -inf)."""
+        data = {
+            "parents": list(self.parents),
             "counts": None if self._counts is None else self._counts.tolist(),
             "basis": self._basis.state(),
             "weights": self._weights.tolist(),
             "bias": [None if np.isinf(b) else float(b) for b in self._bias],
             "uniform": self._uniform,
         }
+        return data, {}
 
-    def restore(self, data: Mapping[str, Any]) -> Conditional:
+    def restore(self, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Self:
         """The inverse of ``state``; KeyError or ValueError for anything else."""
         self._counts = None if data["counts"] is None else np.array(data["counts"], dtype=np.float64)
         self._basis = Basis.restore(self.schema, self.parents, data["basis"])

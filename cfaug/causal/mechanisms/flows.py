@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,88 +27,6 @@ STEPS = 1000  # two to three seconds on one core; Morpho-MNIST's intensity gaine
 HIDDEN = (32, 32)
 BINS = 8
 ROWS = 8192  # evaluated at a time: twice as fast as all at once, and memory does not grow with the table
-
-
-class Density:
-    """A fitted ``spline``: numbers x (B, 1) to noise and back, given a context (B, D). Arrays until it is used."""
-
-    def __init__(self, context: int) -> None:
-        self.context = context
-        self.arrays: dict[str, npt.NDArray[Any]] = {}  # the parameters, float32 as fitted
-        self._spline: Any = None  # built from them on first use; never pickled
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_spline": None}
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers were fitted; 0 before ``fit``."""
-        return sum(a.size for a in self.arrays.values())
-
-    def fit(self, x: Array, context: Array, weights: Array, seed: int) -> Density:
-        """Learn from B rows (``spline.fit_spline``)."""
-        from cfaug.causal.mechanisms.spline import fit_spline
-
-        fitted = fit_spline(x, context, weights, HIDDEN, BINS, STEPS, seed)
-        self.arrays = {k: v.detach().numpy().copy() for k, v in fitted.state_dict().items()}
-        self._spline = None
-        return self
-
-    def _empty(self) -> Any:
-        import torch
-
-        from cfaug.causal.mechanisms.spline import Spline
-
-        with torch.random.fork_rng(devices=[]):  # building draws initial weights; leave the caller's stream alone
-            return Spline(self.context, HIDDEN, BINS)
-
-    def _each(self, what: str, x: Array, context: Array) -> Array:
-        import torch
-
-        if self._spline is None:
-            self._spline = self._empty()
-            self._spline.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in self.arrays.items()})
-            self._spline.double().requires_grad_(False)
-        x, context = np.asarray(x, dtype=np.float64), np.asarray(context, dtype=np.float64)
-        out = np.empty(len(x))
-        with torch.inference_mode():
-            for start in range(0, len(x), ROWS):
-                some = slice(start, start + ROWS)
-                xs, cs = torch.from_numpy(x[some]), torch.from_numpy(context[some])
-                if what == "log_prob":
-                    found = self._spline.log_prob(xs, cs)
-                else:
-                    transform = self._spline.transform(cs)
-                    found = (transform.inv if what == "inverse" else transform)(xs)[:, 0]
-                out[some] = found.numpy()
-        return out
-
-    def forward(self, x: Array, context: Array) -> Array:
-        """u (B, 1) of x (B, 1)."""
-        return self._each("forward", x, context)[:, None]
-
-    def inverse(self, u: Array, context: Array) -> Array:
-        """x (B, 1) of u (B, 1)."""
-        return self._each("inverse", u, context)[:, None]
-
-    def log_prob(self, x: Array, context: Array) -> Array:
-        """log density of x (B, 1): (B,)."""
-        return self._each("log_prob", x, context)
-
-    def state(self) -> dict[str, Any]:
-        """The sizes, as JSON; the numbers are ``arrays``."""
-        return {"bins": BINS, "hidden": list(HIDDEN)}
-
-    def restore(self, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> Density:
-        """The inverse of ``state`` and ``arrays``; KeyError or ValueError when they are not this network's."""
-        if data["bins"] != BINS or list(data["hidden"]) != list(HIDDEN):
-            raise ValueError("a flow of a different size")
-        if {k: tuple(v.shape) for k, v in self._empty().state_dict().items()} != {
-            k: v.shape for k, v in arrays.items()
-        }:
-            raise ValueError("the parameters do not fit the flow")
-        self.arrays, self._spline = dict(arrays), None
-        return self
 
 
 def finite(values: pd.Series, name: str) -> Array:
@@ -160,12 +78,16 @@ class ContinuousMechanism(ScalarMechanism):
 
     def __init__(self, schema: Schema, name: str, parents: Sequence[str] = ()) -> None:
         super().__init__(schema, name, parents)
-        self._density = Density(schema.width(self.parents))
+        self._arrays: dict[str, npt.NDArray[Any]] = {}  # the parameters, float32 as fitted
+        self._spline: Any = None  # built from them on first use; never pickled
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_spline": None}
 
     @property
     def parameters(self) -> int:
         """How many numbers were fitted; 0 before ``fit``."""
-        return self._density.parameters
+        return sum(a.size for a in self._arrays.values())
 
     def _context(self, parents: pd.DataFrame) -> Array:
         return self.schema.encode(parents, self.parents).astype(np.float64)
@@ -174,31 +96,72 @@ class ContinuousMechanism(ScalarMechanism):
         self, values: pd.Series, parents: pd.DataFrame, weights: Array | None = None, seed: int = 0
     ) -> ContinuousMechanism:
         """Maximum likelihood, ``STEPS`` steps on batches drawn (by weight) with ``seed``; DataError for an empty table."""
+        from cfaug.causal.mechanisms.spline import fit_spline
+
         w = row_weights(weights, len(values), self.name)
-        self._density.fit(self._standardised(values)[:, None], self._context(parents), w, seed)
+        x = self._standardised(values)[:, None]
+        fitted = fit_spline(x, self._context(parents), w, HIDDEN, BINS, STEPS, seed)
+        self._arrays = {k: v.detach().numpy().copy() for k, v in fitted.state_dict().items()}
+        self._spline = None
         return self
+
+    def _empty(self) -> Any:
+        import torch
+
+        from cfaug.causal.mechanisms.spline import Spline
+
+        with torch.random.fork_rng(devices=[]):  # building draws initial weights; leave the caller's stream alone
+            return Spline(self.schema.width(self.parents), HIDDEN, BINS)
+
+    def _each(self, what: Literal["forward", "inverse", "log_prob"], x: Array, parents: pd.DataFrame) -> Array:
+        """(B,) of standardised x or u (B,)."""
+        import torch
+
+        if self._spline is None:
+            self._spline = self._empty()
+            self._spline.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in self._arrays.items()})
+            self._spline.double().requires_grad_(False)
+        x, context = np.asarray(x, dtype=np.float64)[:, None], self._context(parents)
+        out = np.empty(len(x))
+        with torch.inference_mode():
+            for start in range(0, len(x), ROWS):
+                some = slice(start, start + ROWS)
+                xs, cs = torch.from_numpy(x[some]), torch.from_numpy(context[some])
+                if what == "log_prob":
+                    found = self._spline.log_prob(xs, cs)
+                else:
+                    transform = self._spline.transform(cs)
+                    found = (transform.inv if what == "inverse" else transform)(xs)[:, 0]
+                out[some] = found.numpy()
+        return out
 
     def abduct(self, values: pd.Series, parents: pd.DataFrame, seeds: Seeds) -> Array:
         """The one noise (B, 1) that gives the values; nothing is drawn."""
-        return self._density.forward(self._standardised(values)[:, None], self._context(parents))
+        return self._each("forward", self._standardised(values), parents)[:, None]
 
     def predict(self, noise: Array, parents: pd.DataFrame) -> npt.NDArray[Any]:
         """Values (B,), float64, in the attribute's unit."""
         mean, std = self.schema[self.name].scale
-        out: Array = mean + std * self._density.inverse(noise, self._context(parents))[:, 0]
+        out: Array = mean + std * self._each("inverse", noise[:, 0], parents)
         return out
 
     def log_prob(self, values: pd.Series, parents: pd.DataFrame) -> Array:
         """log density (B,) in the attribute's own unit."""
-        density = self._density.log_prob(self._standardised(values)[:, None], self._context(parents))
+        density = self._each("log_prob", self._standardised(values), parents)
         out: Array = density - np.log(self.schema[self.name].scale[1])
         return out
 
     def state(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
         """The parameters as arrays; the architecture is ``spline``'s."""
-        return {"kind": self.kind, "parents": list(self.parents)} | self._density.state(), self._density.arrays
+        sizes = {"bins": BINS, "hidden": list(HIDDEN)}
+        return {"kind": self.kind, "parents": list(self.parents)} | sizes, self._arrays
 
     def restore(self, data: Mapping[str, Any], arrays: Mapping[str, npt.NDArray[Any]]) -> ContinuousMechanism:
         """The inverse of ``state``; KeyError or ValueError when the arrays are not this network's."""
-        self._density.restore(data, arrays)
+        if data["bins"] != BINS or list(data["hidden"]) != list(HIDDEN):
+            raise ValueError("a flow of a different size")
+        shapes = {k: tuple(v.shape) for k, v in self._empty().state_dict().items()}
+        if shapes != {k: v.shape for k, v in arrays.items()}:
+            raise ValueError("the parameters do not fit the flow")
+        self._arrays, self._spline = dict(arrays), None
         return self

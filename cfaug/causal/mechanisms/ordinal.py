@@ -42,7 +42,7 @@ class OrdinalMechanism(DiscreteMechanism):
 
     def abduct(self, values: pd.Series, parents: pd.DataFrame, seeds: Seeds) -> Array:
         """Noise (B, 1) drawn from the part of (0, 1) that gives the values, row i with ``seeds[i]``."""
-        codes = self.conditional.codes(values)
+        codes = self.codes(values)
         edges, rows = self._edges(parents), np.arange(len(codes))
         low, high = edges[rows, codes], edges[rows, codes + 1]
         u = low + (high - low) * uniforms(one_seed_per_row(seeds, len(codes), self.name))[:, 0]
@@ -52,7 +52,7 @@ class OrdinalMechanism(DiscreteMechanism):
     def predict(self, noise: Array, parents: pd.DataFrame) -> npt.NDArray[Any]:
         """The levels (B,), as texts, whose part of (0, 1) the noise (B, 1) lies in."""
         inner = self._edges(parents)[:, 1:-1]
-        return self.conditional.texts(np.sum(noise > inner, axis=1))
+        return self.texts(np.sum(noise > inner, axis=1))
 
     def draw(self, seeds: Seeds) -> Array:
         """Fresh uniform noise (B, 1)."""
