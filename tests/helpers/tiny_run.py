@@ -40,7 +40,7 @@ def folder(root: Path, n: int = 60) -> Path:
         image = np.empty((8, 8, 3), np.uint8)
         image[:] = np.array((90, 160, 60) if ground == "land" else (50, 90, 200)) + int(glow)
         image[2:6, 2 + (species == "water") : 6] = (200, 30, 30)
-        image[-1, -1] = (i, 3, 7)  # no two images are the same
+        image[-1, -1] = (i % 256, 3 + i // 256, 7)  # no two images are the same
         Image.fromarray(image).save(root / f"bird-{i:02d}.png")
         rows.append((f"bird-{i:02d}.png", split, species, ground, glow, "ignored"))
     columns = ["file_name", "split", "species", "background", "glow", "remark"]

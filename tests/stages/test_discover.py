@@ -34,7 +34,6 @@ def test_a_recipe_without_attribute_edges_gets_them_proposed(flock: Path, tmp_pa
     saved = json.loads((tmp_path / "out" / "discovery.json").read_text())
     assert [(e["a"], e["kind"], e["b"]) for e in saved["edges"]] == [("species", "->", "background")]
     assert saved["bootstraps"] == 6
-    assert saved["filled"] is None
     assert Discovery.from_json(saved).graph(["background", "glow", "species"]) == CausalGraph(saved["graph"])
     page = render_report(ReportData("birds", discovery=saved))
     for words in ("species -&gt; background", "100\u00a0%", "species -&gt;? background", "Each is a hypothesis"):
