@@ -44,8 +44,8 @@ from cfaug.judge.tables import summarise
 from cfaug.shipped_recipes import shipped_recipes
 from cfaug.stages import evaluate, fit, open_run, run_recipe
 from cfaug.stages.attribute_classifiers import attribute_readers, quantised
+from cfaug.stages.checked_inputs import open_inputs
 from cfaug.stages.generated_sets import balanced_acts, make_pool
-from cfaug.stages.inputs import open_inputs
 from cfaug.stages.leak_probes import leak_figures
 
 SETTINGS = [

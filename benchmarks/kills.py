@@ -36,7 +36,7 @@ from helpers import tiny  # noqa: E402
 from rows import cpu, record  # noqa: E402
 
 from cfaug.offline import Plan, balance_groups, generate, verify  # noqa: E402
-from cfaug.offline.committed import read_manifest  # noqa: E402
+from cfaug.offline.read_committed import read_manifest  # noqa: E402
 from cfaug.offline.storage import open_storage  # noqa: E402
 
 SHARDS, ROWS, BATCH, WORKERS = 40, 20, 5, 2

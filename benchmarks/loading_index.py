@@ -184,7 +184,7 @@ def _apart(what: str, directory: Path) -> dict[str, Any]:
 
 
 def _build(directory: Path) -> dict[str, Any]:
-    from cfaug.offline.committed import read_manifest
+    from cfaug.offline.read_committed import read_manifest
 
     manifest, began, spent = read_manifest(LocalStorage(directory)), time.perf_counter(), time.process_time()
     publish_index(LocalStorage(directory), manifest)
@@ -252,7 +252,7 @@ def _peak() -> float:
 
 
 def _open(directory: Path, imports: float) -> dict[str, Any]:
-    from cfaug.offline.committed import read_manifest
+    from cfaug.offline.read_committed import read_manifest
 
     storage, count = LocalStorage(directory), len(np.load(directory / INDEX_FILE, mmap_mode="r"))
     numbers = np.random.default_rng(0).integers(0, count, LOOKUPS).tolist()

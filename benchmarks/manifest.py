@@ -19,8 +19,8 @@ from pathlib import Path
 from rows import cpu, record
 
 from cfaug.offline.commit import Destination
-from cfaug.offline.committed import read_manifest
 from cfaug.offline.format import ManifestRow
+from cfaug.offline.read_committed import read_manifest
 from cfaug.offline.storage import LocalStorage
 from cfaug.offline.write_shard import Staged
 

@@ -30,7 +30,7 @@ from cfaug.offline import Plan, generate
 from cfaug.offline.engines import Outcome, make_engine
 from cfaug.shipped_recipes import shipped_recipes
 from cfaug.stages import fit, open_run, plan
-from cfaug.stages.inputs import open_inputs
+from cfaug.stages.checked_inputs import open_inputs
 
 HERE = Path(__file__).resolve()
 SETTINGS = [

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data import pixel_digest
-from cfaug.data.lookup import pixels_hash, sample_hash
+from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.offline.format import Sample, SourceHashes
 
 Pixels = npt.NDArray[np.uint8]

@@ -33,7 +33,7 @@ from cfaug.offline.make_shard import ShardWork
 from cfaug.shipped_recipes import shipped_recipes
 from cfaug.stages import fit, open_run
 from cfaug.stages import plan as make_plan
-from cfaug.stages.inputs import open_inputs
+from cfaug.stages.checked_inputs import open_inputs
 
 SETTINGS = ["--decoder.max_steps=10", "--generate.samples_per_shard=400"]
 BATCH, SECONDS = 100, 20.0

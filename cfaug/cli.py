@@ -114,7 +114,7 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 
 def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from cfaug.config import load_recipe
-    from cfaug.settings import dump_yaml
+    from cfaug.recipe_file import dump_yaml
 
     overrides = _overrides(rest)
     if arguments.seed is not None:

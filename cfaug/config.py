@@ -17,10 +17,10 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, JsonValue, Strict
 
-from cfaug import settings as fields
+from cfaug import recipe_file as fields
 from cfaug.data.files import expand
 from cfaug.errors import UsageError
-from cfaug.settings import (
+from cfaug.recipe_file import (
     Category,
     Count,
     Finite,

@@ -12,7 +12,7 @@ import yaml
 
 from cfaug.config import DecoderConfig, Recipe, load_recipe, option_names
 from cfaug.errors import UsageError
-from cfaug.settings import dump_yaml, read_yaml
+from cfaug.recipe_file import dump_yaml, read_yaml
 
 REPO = Path(__file__).resolve().parents[1]
 RECIPES = sorted((REPO / "recipes").glob("*.yaml"))

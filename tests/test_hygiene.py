@@ -18,7 +18,7 @@ FLOORS = {
     "lazy": 0,
     "data": 0,
     "config": 0,
-    "settings": 0,
+    "recipe_file": 0,
     "shipped_recipes": 0,
     "causal": 1,
     "decode": 2,

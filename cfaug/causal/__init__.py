@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cfaug.causal.acted_scm import ActedSCM
 from cfaug.causal.audit.assumptions import assumption_card
 from cfaug.causal.audit.confounding import confounding, cramers_v, missing_counts, normalised_mutual_information
 from cfaug.causal.audit.diagnosis import diagnose
@@ -16,7 +17,6 @@ from cfaug.causal.mechanisms.functions import FunctionMechanism
 from cfaug.causal.mechanisms.protocol import Mechanism
 from cfaug.causal.mechanisms.registry import MECHANISMS
 from cfaug.causal.noise import Noise
-from cfaug.causal.prediction import ActedSCM
 from cfaug.causal.scm import SCM
 
 __all__ = [

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cfaug.causal import storage
+from cfaug.causal import save_scm as storage
+from cfaug.causal.acted_scm import ActedSCM, dtype_of
 from cfaug.causal.fit_warnings import tell, warn
 from cfaug.causal.fitted import FittedSCM, complete
 from cfaug.causal.graph import CausalGraph
@@ -35,7 +36,6 @@ from cfaug.causal.mechanisms.conditional import row_weights
 from cfaug.causal.mechanisms.protocol import Mechanism
 from cfaug.causal.mechanisms.registry import MECHANISMS, default_kind, mechanism_named, refuse_unsuited
 from cfaug.causal.noise import Districts, Noise
-from cfaug.causal.prediction import ActedSCM, dtype_of
 from cfaug.causal.row_random import Array, Seeds, natural, row_seeds, stream
 from cfaug.data.schema import Schema
 from cfaug.errors import UsageError, shown

@@ -28,7 +28,7 @@ from cfaug.causal.noise import Noise
 from cfaug.data import Schema
 from cfaug.data.files import expand, replace_file
 from cfaug.data.micro_batch import Sources
-from cfaug.decode import storage
+from cfaug.decode import save_decoder as storage
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.mechanism import Capabilities, ImageMechanism
 from cfaug.errors import ShardError, UsageError, near, one_line

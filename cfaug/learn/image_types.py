@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageFile
 from torchvision import tv_tensors
 
-from cfaug.data.lookup import Picture
+from cfaug.data.pixel_hashes import Picture
 from cfaug.errors import DataError, UsageError, described, listed
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -138,7 +138,7 @@ def as_picture(image: Any) -> Image.Image:
 
 
 def recognisable(image: Any, cure: str = "pass key=") -> Picture | None:
-    """What :mod:`cfaug.data.lookup` takes of an image: PIL of mode L or RGB, or uint8 (H, W, 1 or 3) that shares memory.
+    """What :mod:`cfaug.data.pixel_hashes` takes of an image: PIL of mode L or RGB, or uint8 (H, W, 1 or 3) that shares memory.
 
     None for an image that no source can be: no or two channels, 16 and 32 bits, modes that Pillow cannot make RGB.
     UsageError, with the ``cure``, for a value that is no plain image.

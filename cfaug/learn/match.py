@@ -1,7 +1,7 @@
 """Which samples of the shards belong to which image of a data set: by key where keys are known, else by pixels.
 
     keys    the caller's function, else what the data set knows (key(i), or a path below the root of an ImageFolder)
-    pixels  a 16 x 16 grid proposes, all pixels confirm (cfaug.data.lookup); decodes every image once
+    pixels  a 16 x 16 grid proposes, all pixels confirm (cfaug.data.pixel_hashes); decodes every image once
 
 A match by key is believed only after the pixels of some images were compared, and in both cases the labels are compared
 (:mod:`cfaug.learn.labels`). Not promised: that an image which was matched by key and not looked at has the pixels of its source.
@@ -22,7 +22,7 @@ from torch.utils.data import ConcatDataset, Subset
 from torchvision.datasets import DatasetFolder
 from tqdm.auto import tqdm
 
-from cfaug.data.lookup import sample_hash
+from cfaug.data.pixel_hashes import sample_hash
 from cfaug.errors import DataError, UsageError, listed
 from cfaug.learn.guard import PATIENCE, probe_indices
 from cfaug.learn.image_types import as_picture, is_plain, mode_of, recognisable, said_sizes, size_of
@@ -41,8 +41,8 @@ Int32s = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Matches:
-    """For N images, where their samples stand: image i has ``counterfactuals[i]`` and then ``nulls[i]`` of ``rows`` from
-    ``start[i]``. ``rows`` belongs to the reader and is not copied."""
+    """Where the samples of N images stand: from ``rows[start[i]]`` on come ``counterfactuals[i]`` counterfactuals of image i,
+    then ``nulls[i]`` null interventions. ``rows`` belongs to the reader and is not copied."""
 
     reader: ShardReader
     table: Literal["by_key", "by_pixels"]

@@ -1,4 +1,4 @@
-"""What stands at an index: the draw, apart from the deed of reading it.
+"""Which image an index shows in an epoch: the real one, a counterfactual or a null intervention. Nothing here reads an image.
 
 At index i in epoch e two numbers u, v ~ U[0, 1) depend on (seed, e, i) alone: row i of default_rng([seed, e]).random((N, 2)),
 which can be read from any row on. For N sources:

@@ -32,7 +32,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cfaug.errors import CfaugError, ShardError, UsageError
-from cfaug.offline.committed import (
+from cfaug.offline.format import FORMAT, LOCK, MANIFEST, ManifestRow, Sample, canonical_json, planned
+from cfaug.offline.os_errors import explained
+from cfaug.offline.read_committed import (
     COMMITS,
     PUBLISHED,
     Identity,
@@ -41,8 +43,6 @@ from cfaug.offline.committed import (
     parse_commit,
     read_manifest,
 )
-from cfaug.offline.format import FORMAT, LOCK, MANIFEST, ManifestRow, Sample, canonical_json, planned
-from cfaug.offline.os_errors import explained
 from cfaug.offline.storage import LocalStorage, Storage, local_path, open_storage
 from cfaug.offline.write_shard import Staged, removed, stage_shard
 

@@ -74,7 +74,7 @@ Record = dict[str, Any]
 
 
 class SourceHashes(NamedTuple):
-    """``sample_hash`` and ``pixels_hash`` (:mod:`cfaug.data.lookup`) of a sample's source image."""
+    """``sample_hash`` and ``pixels_hash`` (:mod:`cfaug.data.pixel_hashes`) of a sample's source image."""
 
     sample: int
     pixels: int

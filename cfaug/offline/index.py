@@ -4,8 +4,8 @@
 
 The index is derived from the shards' own index files: to remove it loses nothing. A reader uses it only if it was made from the
 shards of the manifest and has the digest that it states; otherwise the reader logs why and builds the same array in memory.
-The checks of a sample are the 64 leading bits of a digest: they tell every accident, as the index files do. Neither protects
-against whoever can write the directory (see :mod:`cfaug.offline.format`).
+The check of a sample has 64 bits (an xxh3-64, or the head of a sha256): enough to notice accidental damage. It does not
+protect against whoever can write the directory (see :mod:`cfaug.offline.format`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import numpy.typing as npt
 import xxhash
 
 from cfaug.errors import ShardError, one_line
-from cfaug.offline.committed import read_index
 from cfaug.offline.format import (
     BLOCK,
     INDEX_FILE,
@@ -38,6 +37,7 @@ from cfaug.offline.format import (
     canonical_json,
     padded,
 )
+from cfaug.offline.read_committed import read_index
 from cfaug.offline.storage import LocalStorage, Storage
 
 log = logging.getLogger(__name__)

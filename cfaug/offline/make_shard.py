@@ -25,8 +25,8 @@ from PIL import features
 
 from cfaug.data import AttributeDataset, Schema, pixel_digest
 from cfaug.data.images import Pixels, to_float, to_uint8
-from cfaug.data.lookup import pixels_hash, sample_hash
 from cfaug.data.micro_batch import Sources
+from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import CfaugError, DataError, UsageError, described, generating
 from cfaug.offline.commit import Destination
 from cfaug.offline.format import FORMAT, ManifestRow, Sample, SourceHashes

@@ -25,9 +25,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from cfaug.data.images import pixel_digest
-from cfaug.data.lookup import Picture, has_pixels, pixels_hash, sample_hash
+from cfaug.data.pixel_hashes import Picture, has_pixels, pixels_hash, sample_hash
 from cfaug.errors import CfaugError, ShardError
-from cfaug.offline.committed import altered, check_size, index_lines, open_shards, read_manifest
 from cfaug.offline.decoders import parse_record, picture_of, pixels_of
 from cfaug.offline.format import MANIFEST, SPLITS, TRAIN, IndexRow, ManifestRow, Record, Sample, SourceHashes
 from cfaug.offline.index import (
@@ -48,6 +47,7 @@ from cfaug.offline.index import (
     published_index,
 )
 from cfaug.offline.os_errors import unreadable
+from cfaug.offline.read_committed import altered, check_size, index_lines, open_shards, read_manifest
 from cfaug.offline.storage import LocalStorage
 
 __all__ = [

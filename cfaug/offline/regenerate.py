@@ -21,12 +21,12 @@ import numpy as np
 from cfaug.data import AttributeDataset
 from cfaug.errors import ShardError, UsageError, shown
 from cfaug.offline.commit import open_destination
-from cfaug.offline.committed import Committed
 from cfaug.offline.decoders import decode_image
 from cfaug.offline.format import IMAGES, IndexRow, ManifestRow, Sample, planned
 from cfaug.offline.gate import Gate
 from cfaug.offline.make_shard import Model, ShardWork, environment_of
 from cfaug.offline.plan import Plan, PlanRow
+from cfaug.offline.read_committed import Committed
 from cfaug.offline.verify import VerifyReport
 from cfaug.offline.write_shard import encode_sample
 

@@ -6,9 +6,9 @@
     flip                   a value other than the factual one
     counterfactual_pairs   as flip, each beside the null intervention with the same seed
 
-A strategy is a function from attributes to codes, one per slot (slot t: intervention t // n of source t mod n). Then
+A strategy chooses a value (as a code) for every slot; with n sources, slot t is intervention t // n of source t mod n. Then
 `replicas` repeats every (source, do) with different seeds, `null_fraction` in [0, 1) of all rows become null interventions,
-spread evenly over the sources, and :mod:`cfaug.offline.dealing` deals the rows to shards.
+spread evenly over the sources, and :mod:`cfaug.offline.shard_layout` deals the rows to shards.
 
 Sources may lack values, the target excepted; a value that no image of the table shows is never drawn. A balanced plan
 promises balanced *requests*: the stages check whether the decoder obeys.
@@ -31,9 +31,9 @@ from cfaug.causal.row_random import natural
 from cfaug.data import Schema
 from cfaug.data.schema import refuse_no_schema
 from cfaug.errors import DataError, UsageError, near
-from cfaug.offline.dealing import dealt
 from cfaug.offline.joint_shares import joint_codes
 from cfaug.offline.plan import Plan, check_shape
+from cfaug.offline.shard_layout import dealt
 
 MOST_ROWS = 100_000_000
 MOST_COMBINATIONS = 1000

@@ -23,7 +23,6 @@ import numpy as np
 
 from cfaug.data.files import PARTIAL
 from cfaug.errors import ShardError, StorageError
-from cfaug.offline.committed import COMMITS, check_size, open_shards, read_index, read_manifest, vouched
 from cfaug.offline.decoders import decode_image, parse_record
 from cfaug.offline.format import (
     CARD,
@@ -38,6 +37,7 @@ from cfaug.offline.format import (
 from cfaug.offline.index import Unusable, agrees, published_index
 from cfaug.offline.os_errors import unreadable
 from cfaug.offline.plan import Plan
+from cfaug.offline.read_committed import COMMITS, check_size, open_shards, read_index, read_manifest, vouched
 from cfaug.offline.scan import read_exactly, scan, walk
 from cfaug.offline.storage import Storage, open_storage
 

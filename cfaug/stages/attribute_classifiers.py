@@ -19,7 +19,7 @@ from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, load_images
 from cfaug.data.images import to_uint8
 from cfaug.judge.probes import Fit
-from cfaug.stages.inputs import Inputs
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.train import TensorImages, TrainedClassifier, TrainSettings, train_classifier
 from cfaug.train.method_data import group_codes
 

@@ -11,7 +11,7 @@ from cfaug.causal.discover.discovery import Discovery
 from cfaug.causal.discover.discovery import discover as discover_in
 from cfaug.config import Recipe
 from cfaug.errors import UsageError
-from cfaug.stages.inputs import Inputs
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.run import Run
 
 

@@ -27,9 +27,9 @@ from cfaug.judge.probes import LEAST_SOURCES
 from cfaug.offline import Plan, PlanRow, ShardReader
 from cfaug.stages import generation
 from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, to_pixels
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.fitting import fit
 from cfaug.stages.generated_sets import balanced_acts, make_pool
-from cfaug.stages.inputs import Inputs
 from cfaug.stages.leak_probes import leak_figures, shortcut_probe
 from cfaug.stages.loss_breakdown import three_losses
 from cfaug.stages.run import Run

@@ -11,7 +11,7 @@ from cfaug.data import Attribute, Schema
 from cfaug.decode import CounterfactualModel, DiffusionDecoder
 from cfaug.decode.diffusion import distributed
 from cfaug.errors import CfaugError, ShardError
-from cfaug.stages.inputs import Inputs
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.recipe_checks import fit_scm
 from cfaug.stages.run import Run
 from cfaug.stages.validation_score import ValidationScore

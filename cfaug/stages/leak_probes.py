@@ -17,8 +17,8 @@ from cfaug.judge import probes as leaks
 from cfaug.judge.axioms import Model
 from cfaug.offline import ShardReader
 from cfaug.stages.attribute_classifiers import probe_fit
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.generated_sets import Pool, exchanged_acts, make_pool
-from cfaug.stages.inputs import Inputs
 
 
 def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None, progress: bool) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from cfaug.config import Recipe
 from cfaug.data import load_images
 from cfaug.judge.accuracy import average_accuracy, group_accuracy, worst_group_accuracy
 from cfaug.stages.attribute_classifiers import settings_of
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.generated_sets import Pool
-from cfaug.stages.inputs import Inputs
 from cfaug.train import TensorImages, train_classifier
 
 LOSSES = {

@@ -10,7 +10,7 @@ from cfaug.config import Recipe
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, make_engine, make_plan
 from cfaug.offline.commit import open_destination
-from cfaug.stages.inputs import Inputs, open_inputs
+from cfaug.stages.checked_inputs import Inputs, open_inputs
 from cfaug.stages.ranks import SHARED
 from cfaug.stages.run_directory import local
 from cfaug.train.methods import METHODS

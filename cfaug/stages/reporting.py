@@ -20,11 +20,11 @@ from cfaug.errors import CfaugError
 from cfaug.judge.axioms import worst_rows
 from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent, write_report
 from cfaug.offline import ShardReader
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
 from cfaug.stages.generation import shards
-from cfaug.stages.inputs import Inputs
 from cfaug.stages.recipe_checks import uses_counterfactuals
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import versions

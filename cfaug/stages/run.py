@@ -13,7 +13,7 @@ from pathlib import Path
 from cfaug.config import Recipe
 from cfaug.data.files import expand
 from cfaug.decode.diffusion import distributed
-from cfaug.stages.inputs import Inputs, open_inputs
+from cfaug.stages.checked_inputs import Inputs, open_inputs
 from cfaug.stages.ranks import rank_of, with_own_device
 from cfaug.stages.run_directory import RunDirectory, local, recorded_destination
 from cfaug.stages.run_lock import LOCK, run_lock
@@ -94,7 +94,7 @@ def open_run(
         progress: show bars on everything that lasts.
 
     Raises:
-        UsageError, DataError: from the checks of :func:`cfaug.stages.inputs.open_inputs`, before anything is written; a
+        UsageError, DataError: from the checks of :func:`cfaug.stages.checked_inputs.open_inputs`, before anything is written; a
             directory of another run, or one that a different process works in.
     """
     place = expand(out)

@@ -21,7 +21,7 @@ from cfaug.errors import CfaugError, UsageError
 from cfaug.offline import Plan
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import PLAN_HEADER
-from cfaug.settings import dump_yaml
+from cfaug.recipe_file import dump_yaml
 
 MADE = ("plan", "model", "fit.partial", "shards", "evaluation", "results.jsonl", "report.html")
 """What a configuration has made. A directory without any of it may still change hands: only the data were looked at."""

@@ -1,4 +1,5 @@
-"""The score that training a decoder stops by: do its counterfactuals show what was asked, and still what was not?
+"""The score that training a decoder stops by: do its counterfactuals show the values that were asked for,
+and keep the other attributes?
 
     score = product over the image's categorical parents of the share of counterfactuals in which it is read as intended
 
@@ -23,8 +24,8 @@ from cfaug.data import load_images
 from cfaug.decode import CounterfactualModel, ImageMechanism
 from cfaug.judge.axioms import counterfactuals
 from cfaug.stages.attribute_classifiers import attribute_readers, quantised
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.generated_sets import balanced_acts
-from cfaug.stages.inputs import Inputs
 from cfaug.train import TrainedClassifier
 from cfaug.train.models import as_input
 

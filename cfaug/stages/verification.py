@@ -16,8 +16,8 @@ from cfaug.errors import UsageError
 from cfaug.offline import Plan, VerifyReport, verify
 from cfaug.offline.format import PLAN_HEADER
 from cfaug.offline.regenerate import RegenerateReport, regenerate
+from cfaug.stages.checked_inputs import open_inputs
 from cfaug.stages.fitting import refuse_other_model
-from cfaug.stages.inputs import open_inputs
 from cfaug.stages.run_directory import saved_plan, shards_of
 
 _NEEDED = {"config.yaml": "its configuration", "model/model.json": "its model", f"plan/{PLAN_HEADER}": "its plan"}

@@ -13,7 +13,8 @@ from helpers.small_decoder import floats, source, sources
 
 from cfaug.causal import do
 from cfaug.data import ArrayDataset
-from cfaug.decode import Capabilities, CounterfactualModel, DiffusionDecoder, load_decoder, storage
+from cfaug.decode import Capabilities, CounterfactualModel, DiffusionDecoder, load_decoder
+from cfaug.decode import save_decoder as storage
 from cfaug.decode.diffusion.checkpoint import TrainingState, read, write
 from cfaug.decode.diffusion.image_space import PixelSpace
 from cfaug.errors import CfaugError, ShardError, UsageError

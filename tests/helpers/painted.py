@@ -13,7 +13,7 @@ from torch import Tensor
 from cfaug.causal import CausalGraph, Intervention
 from cfaug.config import AttributesConfig, EvaluateConfig, Recipe, TrainConfig
 from cfaug.data import ArrayDataset, Attribute, Grouper, Schema
-from cfaug.stages.inputs import Inputs
+from cfaug.stages.checked_inputs import Inputs
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (50, 60, 230)}
 SHAPES = ("left", "middle", "right")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cfaug.data import pixel_digest
-from cfaug.data.lookup import pixels_hash, sample_hash
+from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.offline import ShardReader
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import Sample, SourceHashes

@@ -19,7 +19,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset, Attribute, Schema, pixel_digest
-from cfaug.data.lookup import pixels_hash, sample_hash
+from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import DataError, UsageError
 from cfaug.learn import CounterfactualDataset
 from cfaug.learn.guard import open_training_shards

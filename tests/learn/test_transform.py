@@ -23,7 +23,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
-from cfaug.data.lookup import pixels_hash, sample_hash
+from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import DataError
 from cfaug.learn import RandomCounterfactual
 from cfaug.learn.pixel_swap import SharedCounts, open_lookup

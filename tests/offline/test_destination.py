@@ -29,8 +29,8 @@ from helpers.processes import killed_at
 from cfaug.errors import ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, verify, write_shard
 from cfaug.offline.commit import Destination, open_destination
-from cfaug.offline.committed import read_manifest
 from cfaug.offline.format import Sample
+from cfaug.offline.read_committed import read_manifest
 from cfaug.offline.storage import LocalStorage
 from cfaug.offline.write_shard import TarFile, stage_shard
 

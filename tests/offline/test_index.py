@@ -25,7 +25,7 @@ from PIL import Image
 
 from cfaug.causal.intervention import do
 from cfaug.data import pixel_digest
-from cfaug.data.lookup import sample_hash
+from cfaug.data.pixel_hashes import sample_hash
 from cfaug.errors import ShardError
 from cfaug.offline import Plan, PlanRow, ShardReader, generate, index, verify, write_shard
 from cfaug.offline.commit import open_destination

@@ -12,9 +12,9 @@ from PIL import Image
 from cfaug.data import ArrayDataset
 from cfaug.errors import ShardError, StorageError, UsageError
 from cfaug.offline import ShardReader, balance_groups, generate
-from cfaug.offline.committed import Committed
 from cfaug.offline.inspect import contact_sheet
 from cfaug.offline.inspect.contact_sheet import contact_sheet as draw
+from cfaug.offline.read_committed import Committed
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -18,7 +18,7 @@ from cfaug.causal.intervention import do
 from cfaug.data import Attribute, Schema
 from cfaug.errors import DataError, UsageError
 from cfaug.offline import Plan, PlanRow, balance_groups, make_plan
-from cfaug.offline.dealing import showing
+from cfaug.offline.shard_layout import showing
 from cfaug.offline.strategies import MOST_ROWS, STRATEGIES
 
 SCHEMA = Schema(

@@ -15,8 +15,8 @@ from helpers import damages
 from cfaug.causal.intervention import do
 from cfaug.errors import ShardError, StorageError
 from cfaug.offline import Plan, ShardReader, verify
-from cfaug.offline.committed import Committed
 from cfaug.offline.plan import PlanRow
+from cfaug.offline.read_committed import Committed
 from cfaug.offline.scan import scan
 from cfaug.offline.storage import LocalStorage
 

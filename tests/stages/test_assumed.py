@@ -15,7 +15,7 @@ from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, PlanRow, generate
 from cfaug.stages import fit, open_run, plan
-from cfaug.stages.inputs import open_inputs
+from cfaug.stages.checked_inputs import open_inputs
 
 EDGES = "species -> image; background -> image"
 

@@ -15,9 +15,9 @@ from helpers.tiny_run import call, folder_recipe
 
 from cfaug.causal import Intervention, do
 from cfaug.data import ArrayDataset, Attribute, Schema
-from cfaug.stages import inputs as inputs_module
+from cfaug.stages import checked_inputs as inputs_module
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.evaluation import counted_rows, measured_errors
-from cfaug.stages.inputs import Inputs
 
 
 def glow(images: np.ndarray) -> np.ndarray:

@@ -20,8 +20,8 @@ from cfaug.data import Schema
 from cfaug.decode import CounterfactualModel
 from cfaug.decode.diffusion import flow_loss as loss_module
 from cfaug.errors import ShardError, UsageError
+from cfaug.stages.checked_inputs import open_inputs
 from cfaug.stages.fitting import refuse_other_model
-from cfaug.stages.inputs import open_inputs
 
 
 def test_an_interrupted_fit_goes_on_where_it_was(

@@ -13,8 +13,8 @@ from helpers.painted import COLOURS, PaintedModel, inputs, recipe
 
 from cfaug.causal import do
 from cfaug.errors import CfaugError, DataError
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.generated_sets import Pool, balanced_acts, exchanged_acts, make_pool
-from cfaug.stages.inputs import Inputs
 from cfaug.stages.leak_probes import leak_figures
 from cfaug.stages.loss_breakdown import LOSSES, three_losses
 

@@ -17,7 +17,7 @@ from cfaug.causal import SCM
 from cfaug.data import Schema
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import Capabilities, FitReport
-from cfaug.stages.inputs import Inputs
+from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.validation_score import ValidationScore
 
 

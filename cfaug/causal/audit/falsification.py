@@ -118,8 +118,8 @@ def falsify(
     "tested", "undecided", "complete", "detectable", "silent", "sampled", "text": [lines]}``; tests by p, so failing ones come
     first. ``n`` of a test are the rows that have all its attributes, at most 20 000 of them (``sampled`` says so in words). A test
     is not ``decided`` (p = 1, not counted by the correction) when an attribute is constant in its rows, or follows from the
-    condition, or the rows are too few; ``tested`` are the others. ``detectable``: the partial correlation that every decided test
-    would find four times in five at alpha / tested, None without any. Attributes that the graph does not name are not tested.
+    condition, or the rows are too few; ``tested`` are the others. ``detectable``: the smallest partial correlation that every
+    decided test finds with 80 % power at level alpha / tested; None if no test was decided. Attributes that the graph does not name are not tested.
     Raises UsageError for an ``alpha`` outside (0, 1), a graph that does not fit the schema, and what is not a table, schema or
     graph.
     """

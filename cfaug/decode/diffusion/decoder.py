@@ -30,7 +30,7 @@ from cfaug.data import AttributeDataset, Schema
 from cfaug.data.files import expand
 from cfaug.data.loading import SIDES
 from cfaug.data.micro_batch import Sources
-from cfaug.decode import storage
+from cfaug.decode import save_decoder as storage
 from cfaug.decode.diffusion import sampling
 from cfaug.decode.diffusion.condition import Condition, check_depth
 from cfaug.decode.diffusion.flow_loss import train_velocity

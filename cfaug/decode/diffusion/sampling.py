@@ -1,8 +1,8 @@
 r"""Solving the flow's differential equation dx/dt = v(x, t), from the image (t = 0) to the noise (t = 1) and back.
 
 ``midpoint`` is the explicit midpoint rule. Running it there and back is *not* the identity: its composition error is the
-discretisation error. The two ``reversible`` solvers are, for any number of steps and any network, up to the rounding of
-the network's input. They carry two copies (y, z) of the state, each moved by what the other one says (McCallum & Foster, 2024, arXiv 2410.11648,
+discretisation error. With either ``reversible`` solver, there and back returns the image for any number of steps and any
+network, up to the rounding of the network's input. They carry two copies (y, z) of the state, each moved by what the other one says (McCallum & Foster, 2024, arXiv 2410.11648,
 with coupling 1; EDICT, Wallace et al., 2023, arXiv 2211.12446, is the same idea for DDIM):
 
 .. math:: y' = y + \Psi_h(z, t), \quad z' = z - \Psi_{-h}(y', t + h); \qquad

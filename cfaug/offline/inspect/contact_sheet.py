@@ -20,8 +20,8 @@ from cfaug.data.files import replace_file
 from cfaug.data.groups import quarter, quartiles
 from cfaug.data.images import Pixels, to_pil
 from cfaug.errors import StorageError, UsageError, one_line
-from cfaug.offline.committed import Committed
 from cfaug.offline.format import Record, Value
+from cfaug.offline.read_committed import Committed
 
 SHARDS = 200
 SOURCES = 2_000  # of which the rows are chosen, in the order they are met

@@ -21,9 +21,9 @@ import numpy as np
 import pandas as pd
 
 from cfaug.data.groups import QUARTILES, quarter, quartiles
-from cfaug.offline.committed import Committed
 from cfaug.offline.inspect.inspection_text import text
 from cfaug.offline.progress import Stats, read_stats
+from cfaug.offline.read_committed import Committed
 from cfaug.offline.storage import LocalStorage, Storage
 
 MAX_VALUES = 1000  # texts of one attribute that are told apart: a name for every image is not a category

@@ -5,7 +5,8 @@
 on several random subsamples with the same number of images from every group, W and b averaged over them. C is chosen by
 worst-group accuracy on one half of the data after fitting on the other. Kirichenko, Izmailov & Wilson 2023, Last Layer Re-Training is
 Sufficient for Robustness to Spurious Correlations, https://arxiv.org/abs/2204.02937. Theirs is scikit-learn's liblinear, which
-penalises the intercept and has no softmax for many classes; ours is its saga, which does not and has.
+penalises the intercept and has no softmax for many classes; ours is scikit-learn's saga, which leaves the
+intercept unpenalised and has a softmax.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cfaug.data import lookup
+from cfaug.data import pixel_hashes as lookup
 from cfaug.data.images import to_pil
-from cfaug.data.lookup import has_pixels, pixels_hash, sample_hash
+from cfaug.data.pixel_hashes import has_pixels, pixels_hash, sample_hash
 from cfaug.errors import UsageError
 
 sides = st.integers(1, 150)

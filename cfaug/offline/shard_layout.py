@@ -69,7 +69,8 @@ def _shuffled(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
     """(order of the units, shard of each in that order): real and null ones are shuffled apart and mixed within a shard.
 
-    The first rows of a shard are real ones, and before them those that show every attribute which its sources have.
+    A shard begins with a few rows that together show every attribute that its sources have; rows that are not null
+    interventions follow, because some readers infer the fields of all samples from the first ones.
     """
     units = real + null
     shards = -(-units // most)
