@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cfaug.causal import save_scm as storage
+from cfaug.causal import save_scm
 from cfaug.causal.acted_scm import ActedSCM, dtype_of
 from cfaug.causal.fit_warnings import tell, warn
 from cfaug.causal.fitted import FittedSCM, complete
@@ -235,12 +235,12 @@ class SCM:
     def digest(self) -> str:
         """sha256 (hex) of graph, schema and every fitted number."""
         if self._digest is None:  # asked for with every image that is written
-            self._digest = storage.digest(*storage.content(self.fitted))
+            self._digest = save_scm.digest(*save_scm.content(self.fitted))
         return self._digest
 
     def save(self, directory: str | Path) -> None:
         """Write ``scm.json`` and ``scm.safetensors`` into ``directory``. The code of a FunctionMechanism is not saved."""
-        storage.save(Path(directory), *storage.content(self.fitted))
+        save_scm.save(Path(directory), *save_scm.content(self.fitted))
 
     @classmethod
     def load(cls, directory: str | Path, mechanisms: Mapping[str, Mechanism] | None = None) -> SCM:
@@ -249,7 +249,7 @@ class SCM:
         Raises ShardError when the files are missing, corrupt, or not what their digest says; UsageError when a mechanism of your
         own is not given, or has a different version than the saved one.
         """
-        fitted = storage.read(Path(directory), dict(mechanisms or {}))
+        fitted = save_scm.read(Path(directory), dict(mechanisms or {}))
         scm = cls(fitted.graph, fitted.schema, mechanisms)
         scm._fitted = fitted
         return scm

@@ -28,7 +28,7 @@ from cfaug.causal.noise import Noise
 from cfaug.data import Schema
 from cfaug.data.files import expand, replace_file
 from cfaug.data.micro_batch import Sources
-from cfaug.decode import save_decoder as storage
+from cfaug.decode import save_decoder
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.mechanism import Capabilities, ImageMechanism
 from cfaug.errors import ShardError, UsageError, near, one_line
@@ -45,9 +45,9 @@ def load_decoder(directory: str | Path, device: str = "cpu") -> ImageMechanism:
         ShardError: a missing, truncated or altered checkpoint, or one of a kind that does not exist.
         UsageError: one that a different version of cfaug has saved.
     """
-    kind = storage.kind_of(directory)
+    kind = save_decoder.kind_of(directory)
     if kind not in _KINDS:
-        raise storage.corrupt(directory, f"a decoder of kind {kind!r} ({near(kind, _KINDS)})")
+        raise save_decoder.corrupt(directory, f"a decoder of kind {kind!r} ({near(kind, _KINDS)})")
     return _KINDS[kind](directory, device)
 
 

@@ -30,7 +30,7 @@ from cfaug.data import AttributeDataset, Schema
 from cfaug.data.files import expand
 from cfaug.data.loading import SIDES
 from cfaug.data.micro_batch import Sources
-from cfaug.decode import save_decoder as storage
+from cfaug.decode import save_decoder
 from cfaug.decode.diffusion import sampling
 from cfaug.decode.diffusion.condition import Condition, check_depth
 from cfaug.decode.diffusion.flow_loss import train_velocity
@@ -294,11 +294,11 @@ class DiffusionDecoder:
     @property
     def digest(self) -> str:
         """sha256 (hex) over the description and every weight."""
-        return storage.digest(self._description(), self._weights())
+        return save_decoder.digest(self._description(), self._weights())
 
     def save(self, directory: str | Path) -> None:
         """Write ``decoder.safetensors`` and ``decoder.json`` (description and digest)."""
-        storage.save(directory, self._description(), self._weights(), self.report)
+        save_decoder.save(directory, self._description(), self._weights(), self.report)
 
     def _weights(self) -> dict[str, torch.Tensor]:
         return {**self.net.state_dict(), **{_SPACE + name: tensor for name, tensor in self.space.weights().items()}}
@@ -306,7 +306,7 @@ class DiffusionDecoder:
     def _description(self) -> dict[str, Any]:
         _, frame = self._trained()
         return {
-            "format": storage.FORMAT,
+            "format": save_decoder.FORMAT,
             "kind": "diffusion",
             "config": {k: v for k, v in dataclasses.asdict(self.config).items() if k not in _ELSEWHERE},
             "schema": self.schema.to_json(),
@@ -323,7 +323,7 @@ class DiffusionDecoder:
             ShardError: a missing, truncated or altered file.
             UsageError: a decoder that a different version of cfaug has saved.
         """
-        content, weights, report = storage.load(directory)
+        content, weights, report = save_decoder.load(directory)
         own = {name: tensor for name, tensor in weights.items() if not name.startswith(_SPACE)}
         other = {name.removeprefix(_SPACE): tensor for name, tensor in weights.items() if name.startswith(_SPACE)}
         try:
@@ -335,5 +335,5 @@ class DiffusionDecoder:
             decoder._net.load_state_dict(own)
             decoder.report = report
         except Exception as error:  # torch and diffusers raise their own
-            raise storage.corrupt(directory, error) from None
+            raise save_decoder.corrupt(directory, error) from None
         return decoder
