@@ -18,6 +18,8 @@ from cfaug.stages.generated_sets import Pool, balanced_acts, exchanged_acts, mak
 from cfaug.stages.leak_probes import leak_figures
 from cfaug.stages.loss_breakdown import LOSSES, three_losses
 
+pytestmark = pytest.mark.usefixtures("narrow_classifier")
+
 
 @pytest.fixture(scope="module")
 def opened() -> Inputs:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,15 +14,22 @@ from typing import Any
 import pytest
 from helpers.tiny_run import call, contents, folder, folder_recipe
 
+from cfaug.cli import main
 from cfaug.offline import ShardReader, verify
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A recipe, and a directory with its model and plan and the shards that one process has made."""
+    """A recipe, and the directory of its model, its plan and the shards that one process made."""
     place = tmp_path_factory.mktemp("sharing")
     recipe = folder_recipe(place / "recipe.yaml", folder(place / "birds"), generate={"samples_per_shard": 10})
+    assert main(["generate", str(recipe), "--out", str(place / "alone"), "--no-progress"]) == 0
     return recipe, place / "alone"
+
+
+def with_its_model(out: Path, alone: Path) -> Path:
+    """A directory that has got as far as the plan."""
+    return Path(shutil.copytree(alone, out, ignore=shutil.ignore_patterns("shards", "stats*")))
 
 
 def shards_of(out: Path) -> tuple[dict[str, str], list[bytes]]:
@@ -38,57 +46,66 @@ def start(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_ranks_share_a_plan_and_give_the_bytes_of_one_process(made: Any, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.slow  # the default suite sets the launcher's variables itself: test_ranks_do_their_parts_whenever_they_come
+def test_ranks_of_a_real_torchrun_share_a_plan(made: Any, tmp_path: Path, capsys: Any) -> None:
     recipe, alone = made
-    assert call(capsys, "generate", recipe, "--out", alone).code == 0
-    truth = shards_of(alone)
-    out = tmp_path / "out"
-    refused = call(capsys, "generate", recipe, "--out", out, "--generate.engine=torchrun")
-    assert refused.code == 2
-    assert "torchrun --nproc-per-node" in refused.complaint
-
+    out = with_its_model(tmp_path / "out", alone)
     ranks = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "cfaug")
     share = ("generate", recipe, "--out", out, "--generate.engine=torchrun")
-    for stage in ("fit", "plan"):
-        assert call(capsys, stage, recipe, "--out", out).code == 0
     done = start(*ranks, *share, "--no-progress")
     assert done.returncode == 0, done.stderr
-    assert shards_of(out) == truth
+    assert shards_of(out) == shards_of(alone)
     assert sorted(path.name for path in out.glob("stats*.jsonl")) == ["stats-0.jsonl", "stats-1.jsonl"]
-    rows = call(capsys, "train", recipe, "--out", out, "--generate.engine=torchrun")  # all shards are there
-    assert rows.code == 0, rows.complaint
 
 
-def test_srun_ranks_do_their_parts_whenever_they_come(made: Any, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
-    recipe, _ = made
+@pytest.mark.parametrize(
+    ("engine", "rank", "world", "how"),
+    [
+        ("slurm", "SLURM_PROCID", "SLURM_NTASKS", "srun -n N"),
+        ("torchrun", "RANK", "WORLD_SIZE", "torchrun --nproc-per-node"),
+    ],
+)
+def test_ranks_do_their_parts_whenever_they_come(
+    made: Any, tmp_path: Path, capsys: Any, monkeypatch: Any, engine: str, rank: str, world: str, how: str
+) -> None:
+    recipe, alone = made
     out = tmp_path / "out"
-    share = ("generate", recipe, "--out", out, "--generate.engine=slurm")
-    monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    setting = f"--generate.engine={engine}"
+    share = ("generate", recipe, "--out", out, setting)
+    refused = call(capsys, *share)
+    assert refused.code == 2
+    assert how in refused.complaint
+    monkeypatch.setenv(rank, "1")
+    monkeypatch.setenv(world, "2")
     early = call(capsys, *share)
     assert early.code == 2
     assert "expected a model and a plan in" in early.complaint
-    for stage in ("fit", "plan"):
-        assert call(capsys, stage, recipe, "--out", out).code == 0
+    shutil.rmtree(out, ignore_errors=True)
+    with_its_model(out, alone)
     first = call(capsys, *share)
     assert first.code == 0, first.err
     assert "others still to come" in first.out
     assert len(ShardReader(out).manifest) == 3
-    waiting = call(capsys, "train", recipe, "--out", out, "--generate.engine=slurm")
+    with monkeypatch.context() as patch:
+        patch.delenv(rank)  # of torchrun's ranks only generate and fit know
+        waiting = call(capsys, "train", recipe, "--out", out, setting)
     assert waiting.code == 2
     assert "run `cfaug generate` with it first" in waiting.complaint
-    assert "expected no --overwrite with the engine slurm" in call(capsys, *share, "--overwrite").complaint
-    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert f"expected no --overwrite with the engine {engine}" in call(capsys, *share, "--overwrite").complaint
+    monkeypatch.setenv(rank, "0")
     second = call(capsys, *share)
     assert second.code == 0, second.err
     assert "others still" not in second.out
     assert verify(out).ok
-    assert (out / "shards" / "README.md").exists()
+    assert shards_of(out) == shards_of(alone)
+    monkeypatch.delenv(rank)
+    rows = call(capsys, "train", recipe, "--out", out, setting)  # all shards are there
+    assert rows.code == 0, rows.complaint
 
 
 def test_shards_go_to_the_destination(made: Any, tmp_path: Path, capsys: Any) -> None:
-    recipe, _ = made
-    out, place = tmp_path / "out", tmp_path / "elsewhere"
+    recipe, alone = made
+    out, place = with_its_model(tmp_path / "out", alone), tmp_path / "elsewhere"
     setting = f"--generate.destination={place}"
     assert call(capsys, "train", recipe, "--out", out, setting).code == 0
     assert not (out / "shards").exists()

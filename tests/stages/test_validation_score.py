@@ -20,6 +20,8 @@ from cfaug.decode import Capabilities, FitReport
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.validation_score import ValidationScore
 
+pytestmark = pytest.mark.usefixtures("narrow_classifier")
+
 
 class Painter:
     """A decoder that repaints exactly, or has one defect: ``ignores`` the attributes, ``smears`` the shape, makes ``noise``."""
