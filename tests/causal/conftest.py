@@ -11,7 +11,7 @@ from cfaug.causal.mechanisms import flows
 FULL = flows.STEPS
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def _short_fits() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flows, "STEPS", 60)

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -132,61 +133,45 @@ def test_the_default_budget_follows_the_images() -> None:
 
 # -- resuming ----------------------------------------------------------------------------------------------------------
 
-PROGRAM = """
-    import os, signal, sys
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    sys.path[:0] = [{here!r}]
-    import test_training as t
-    from safetensors.torch import save_file
-    folder = Path(sys.argv[1])
 
-    def sigkill(*_):
-        os.kill(os.getpid(), signal.SIGKILL)
+def told(net: nn.Module) -> dict[str, Any]:
+    """Settings with which everything that a checkpoint keeps matters: autocast, scores, and a score that draws."""
+    return {"bf16": True, "validate_every": 4, "score": lambda: float(net[0].weight.sum()) + float(torch.rand(()))}  # type: ignore[index, operator, arg-type]
 
-    def at_step_seven(net, **options):
-        t.train(net, folder / "state", t.failing(7, sigkill), **options)
 
-    def in_the_middle_of_a_write(net, **options):
-        import cfaug.data.files as files
-        whole, calls = os.replace, iter(range(1, 100))
-        files.os.replace = lambda *a: sigkill() if next(calls) == 5 else whole(*a)
-        t.train(net, folder / "state", **options)
+def sigkill(*_: Any) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("still here")
 
-    def options(net):
-        return dict(bf16=True, validate_every=4, score=lambda: float(net[0].weight.sum()) + float(torch.rand(())))
 
-    def finish(name, resumed, *place):
-        net = t.network()
-        report = t.train(net, *place, **options(net))
-        assert report.resumed == resumed
-        save_file(t.copied(net), folder / f"{{name}}.safetensors")
-        (folder / f"{{name}}.txt").write_text(f"{{report.steps}} {{report.loss}} {{report.scores}}")
+def killed_at_step_seven(folder: Path) -> None:
+    net = network()
+    train(net, folder, failing(7, sigkill), **told(net))
 
-    for kill in (at_step_seven, in_the_middle_of_a_write):
-        child = os.fork()
-        if child == 0:
-            net = t.network()
-            kill(net, **options(net))
+
+def killed_in_a_write(folder: Path) -> None:
+    whole, calls, net = os.replace, iter(range(1, 100)), network()
+    os.replace = lambda *a: sigkill() if next(calls) == 5 else whole(*a)  # type: ignore[assignment]
+    train(net, folder, **told(net))
+
+
+@pytest.mark.parametrize("kill", [killed_at_step_seven, killed_in_a_write])
+def test_a_killed_training_ends_in_the_same_bits(tmp_path: Path, kill: Callable[[Path], None]) -> None:
+    whole, again = network(), network()
+    truth = train(whole, **told(whole))
+    child = os.fork()
+    if child == 0:
+        try:
+            kill(tmp_path)
+        finally:
             os._exit(0)
-        assert os.waitpid(child, 0)[1] == signal.SIGKILL
-        finish(kill.__name__, 1, folder / "state")
-        (folder / "state" / "training.safetensors").unlink()
-        assert not list((folder / "state").iterdir())  # what a killed writer left half done is gone
-    finish("whole", 0)
-"""
-
-
-def test_a_killed_training_ends_in_the_same_bits(tmp_path: Path) -> None:
-    program = textwrap.dedent(PROGRAM).format(here=str(Path(__file__).parent))
-    command = [sys.executable, "-c", program, str(tmp_path)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    whole = load_file(tmp_path / "whole.safetensors")
-    for kill in ("at_step_seven", "in_the_middle_of_a_write"):
-        assert same(load_file(tmp_path / f"{kill}.safetensors"), whole), kill
-        assert (tmp_path / f"{kill}.txt").read_text() == (tmp_path / "whole.txt").read_text()
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    report = train(again, tmp_path, **told(again))
+    assert report.resumed == 1
+    assert (report.steps, report.loss, report.scores) == (truth.steps, truth.loss, truth.scores)
+    assert same(again, whole)
+    (tmp_path / "training.safetensors").unlink()
+    assert not list(tmp_path.iterdir())  # what a killed writer left half done is gone
 
 
 def test_the_velocity_network_resumes_exactly(tmp_path: Path) -> None:

@@ -229,6 +229,7 @@ def test_a_long_list_of_tests_is_cut_and_says_so(report: ReportData) -> None:
     assert "not testable: too few rows" in page
 
 
+@pytest.mark.slow  # nine seconds of a browser
 @pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (apt-get install chromium)")
 def test_opens_in_a_real_browser_without_an_error(tmp_path: Path, report: ReportData) -> None:
     page = write_report(tmp_path / "report.html", with_causes(report, RIGHT))

@@ -53,7 +53,7 @@ def some_do(draw: st.DrawFn, world: World) -> Intervention:
     return do({n: draw(st.sampled_from("012")) for n in names})
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), worlds(), st.integers(0, 2**63))
 def test_counterfactuals_keep_the_three_laws(data: st.DataObject, world: World, seed: int) -> None:
     scm, table = world.scm, world.table
@@ -88,7 +88,7 @@ def holed(draw: st.DrawFn) -> tuple[World, pd.DataFrame]:
     return world, world.scm.schema.canonical(table)
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data(), holed(), st.integers(0, 2**63))
 def test_missing_values_are_passed_on_and_never_guessed(
     data: st.DataObject, drawn: tuple[World, pd.DataFrame], seed: int

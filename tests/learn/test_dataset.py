@@ -17,7 +17,7 @@ import pytest
 import torch
 from helpers.coloured_shards import N, source, write
 from PIL import Image
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision.transforms import v2
 
 from cfaug.data import ArrayDataset
@@ -92,6 +92,23 @@ def test_workers_change_nothing_and_see_the_epoch(shards: Path, workers: int, st
         mixed.set_epoch(epoch)
         alone.set_epoch(epoch)
         assert rows_of(loader) == rows_of(DataLoader(alone, 8))
+
+
+def test_ranks_draw_what_one_process_draws(shards: Path) -> None:
+    alone = CounterfactualDataset(source(transform=v2.PILToTensor()), shards, p=0.5)
+    for epoch in (0, 1):
+        indices: list[int] = []
+        rows: list[int] = []
+        for rank in (0, 1):
+            own = CounterfactualDataset(source(transform=v2.PILToTensor()), shards, p=0.5)
+            sampler: DistributedSampler[Any] = DistributedSampler(own, num_replicas=2, rank=rank)
+            for epochs in (own, sampler):
+                epochs.set_epoch(epoch)
+            indices += sampler
+            rows += rows_of(DataLoader(own, 8, sampler=sampler))
+        alone.set_epoch(epoch)
+        assert sorted(indices) == list(range(N))
+        assert [row for _, row in sorted(zip(indices, rows))] == rows_of(DataLoader(alone, 8))
 
 
 def test_the_bases_transform_is_applied_after_the_swap(shards: Path) -> None:

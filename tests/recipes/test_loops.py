@@ -29,7 +29,7 @@ LOOPS = ROOT / "recipes" / "loops"
 NAMES = sorted(path.parent.name for path in LOOPS.glob("*/before.py"))
 TWO = "torch.distributed.run --standalone --nproc_per_node 2"
 HERE = ("plain_pytorch", "sklearn_features", "torchvision_reference")
-EPOCHS = {"plain_pytorch": 12, "torchvision_reference": 4, "hf_trainer": 4, "hf_accelerate": 8}
+EPOCHS = {"plain_pytorch": 8, "torchvision_reference": 4, "hf_trainer": 4, "hf_accelerate": 8}
 # an import of transformers takes as long as a training: of the hf_ loops the default suite runs only what has cfaug in it
 RUN = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("hf_") else name for name in NAMES]
 
@@ -108,6 +108,7 @@ def test_the_trainer_runs_with_cfaug(data: Path) -> None:
     assert accuracies("hf_trainer", "after", data)[1] > 0.3
 
 
+@pytest.mark.slow  # with the ranks made in one process: tests/learn/test_dataset.py
 def test_two_processes_draw_what_one_draws(data: Path, tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     from torchvision import transforms

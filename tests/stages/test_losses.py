@@ -81,7 +81,7 @@ def test_fewer_images_get_as_many_steps(opened: Inputs, measured: Callable[[str]
     assert (few["images"], few["epochs"]) == (60, 40)
 
 
-def test_the_four_kinds_are_of_the_same_sources_and_interventions(opened: Inputs) -> None:
+def test_the_four_kinds_share_sources_and_interventions(opened: Inputs) -> None:
     clean, confounded = pools(opened, PaintedModel(), 90)
     assert clean.sources == confounded.sources
     assert len(set(clean.sources)) == 90
@@ -97,7 +97,7 @@ def test_the_four_kinds_are_of_the_same_sources_and_interventions(opened: Inputs
     assert not torch.equal(clean.counterfactual, clean.factual)
 
 
-def test_interventions_are_drawn_evenly_and_independently_of_the_target(opened: Inputs) -> None:
+def test_interventions_are_even_and_independent_of_the_target(opened: Inputs) -> None:
     acts = balanced_acts(opened.train, 200, seed=1)
     assert acts != balanced_acts(opened.train, 200, seed=2)
     table = opened.train.table.loc[list(acts)]
@@ -109,7 +109,7 @@ def test_interventions_are_drawn_evenly_and_independently_of_the_target(opened: 
     assert sorted(zip(table["shape"], given)) == sorted(zip(table["shape"], table["colour"]))
 
 
-def test_pixels_that_are_no_numbers_and_sources_that_are_not_there(opened: Inputs) -> None:
+def test_pixels_that_are_no_numbers_and_lost_sources_are_refused(opened: Inputs) -> None:
     class Broken(PaintedModel):
         def act(self, interventions: Any) -> Any:
             painting = super().act(interventions)
@@ -145,7 +145,7 @@ def test_the_probes_find_what_was_planted() -> None:
     assert marked["provenance"]["counterfactual_or_reconstruction"]["balanced_accuracy"] > 0.95
 
 
-def test_confounded_sources_are_compared_with_what_the_target_tells() -> None:
+def test_leaks_of_confounded_sources_stand_beside_the_targets() -> None:
     opened = inputs(400, rho=0.8, oracle=False)
     acts = balanced_acts(opened.train, 400, seed=0)
     for defects, leaks in ((set(), False), ({"leak"}, True)):
@@ -167,9 +167,7 @@ def test_without_a_pool_every_figure_is_none(opened: Inputs) -> None:
     assert set(found["provenance"].values()) == {None}
 
 
-def test_every_seed_trains_its_own_classifier_and_every_kind_the_same_seeds(
-    opened: Inputs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_kind_of_image_is_learned_with_the_same_seeds(opened: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds: list[int] = []
 
     class Guess:

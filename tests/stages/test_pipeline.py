@@ -67,7 +67,7 @@ def test_the_results_are_the_contract(finished: Path) -> None:
         assert 0 <= low <= row["worst_group_accuracy"] <= high <= 1
 
 
-def test_every_source_has_its_interventions_and_the_nulls_come_on_top(finished: Path) -> None:
+def test_every_source_is_intervened_on_and_nulls_come_on_top(finished: Path) -> None:
     plan = Plan.load(finished / "plan")
     real = [row for row in plan if not row.do.is_null]
     assert sorted(row.source_key for row in real) == [f"bird-{i:02d}.png" for i in range(36)]

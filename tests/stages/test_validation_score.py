@@ -89,7 +89,7 @@ def test_every_defect_scores_lower(validation: ValidationScore, scm: SCM) -> Non
     assert scores[3] < 0.35
 
 
-def test_the_same_score_again_and_the_callers_streams_are_left_alone(validation: ValidationScore, scm: SCM) -> None:
+def test_the_score_repeats_and_leaves_the_callers_streams_alone(validation: ValidationScore, scm: SCM) -> None:
     first = validation.shares(Painter(scm.schema, "smears"))
     again = ValidationScore(validation.recipe, validation.inputs, scm)
     torch.manual_seed(5)
@@ -122,7 +122,7 @@ def test_the_sources_judged_are_validation_images(inputs: Inputs, scm: SCM, monk
     assert all(set(act.assignments) == {"colour"} for act in fresh._acts.values())
 
 
-def test_a_decoder_that_only_knows_its_training_images_scores_low(validation: ValidationScore, scm: SCM) -> None:
+def test_a_decoder_that_memorised_its_images_scores_low(validation: ValidationScore, scm: SCM) -> None:
     seen = {image.tobytes() for image in validation.inputs.train.images}  # type: ignore[attr-defined]
 
     class Memory(Painter):

@@ -15,6 +15,8 @@ from cfaug.train import METHODS, MODELS, TensorImages, TrainSettings, Validation
 from cfaug.train.models import as_input, build_model
 from cfaug.train.training_sets import StreamedImages
 
+pytestmark = pytest.mark.usefixtures("narrow_classifier")
+
 FAST = TrainSettings(epochs=2, batch_size=32, lr=4e-3, weight_decay=5e-2)
 SHORT = dataclasses.replace(FAST, epochs=1)
 
