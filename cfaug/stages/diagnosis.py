@@ -9,7 +9,7 @@ from cfaug.causal import diagnose as diagnose_table
 from cfaug.decode import CounterfactualModel
 from cfaug.stages.recipe_checks import draw_plan, fit_scm, uses_counterfactuals
 from cfaug.stages.run import Run
-from cfaug.stages.run_directory import saved_plan
+from cfaug.stages.run_directory import whole_plan
 
 MOST_PLANNED = 100_000  # rows of a plan whose effect is computed: its counts are then known to a third of a percent
 
@@ -25,7 +25,7 @@ def diagnose(run: Run, scm: SCM | None = None) -> dict[str, Any]:
     found["falsification"] = falsify(table, schema, graph)
     parts = [found["text"], found["falsification"]["text"]]
     if uses_counterfactuals(run.recipe):
-        rows = saved_plan(run.out) or draw_plan(run.recipe, run.inputs)  # looked at, not written
+        rows = whole_plan(run.out) or draw_plan(run.recipe, run.inputs)  # the directory stays as it is
         train = run.recipe.train
         shares = {"real": 1 - train.p - train.null_p, "counterfactual": train.p, "null": train.null_p}
         acts = [(row.source_key, row.do) for row in rows.sample(MOST_PLANNED)]

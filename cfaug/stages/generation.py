@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import shutil
 from contextlib import nullcontext
 
-from cfaug.errors import ShardError, UsageError
+from cfaug.errors import UsageError
 from cfaug.offline import GenerateReport, Plan, ShardReader
 from cfaug.offline import generate as write_shards
-from cfaug.offline.commit import open_destination
-from cfaug.offline.format import PLAN_HEADER
+from cfaug.offline.commit import RUN, open_destination
+from cfaug.offline.format import MANIFEST, PLAN_HEADER
 from cfaug.stages.fitting import fit
 from cfaug.stages.ranks import SHARED
 from cfaug.stages.recipe_checks import check_generation, draw_plan, engine_options
 from cfaug.stages.run import Run
-from cfaug.stages.run_directory import saved_plan
-
-log = logging.getLogger(__name__)
+from cfaug.stages.run_directory import whole_plan
 
 
 def plan(run: Run) -> Plan:
-    """The plan: loaded when it is on disk, else drawn and written now. The same recipe draws the same one, so a damaged one is redrawn."""
-    try:
-        found = saved_plan(run.out)
-    except ShardError as error:
-        log.warning("%s; this is being done", error)
-        shutil.rmtree(run.out / "plan")
-        found = None
-    if found is None:
+    """The plan: loaded when it is on disk and whole, otherwise drawn and written now; the same recipe draws the same plan."""
+    if (found := whole_plan(run.out)) is None:
+        shutil.rmtree(run.out / "plan", ignore_errors=True)
         found = draw_plan(run.recipe, run.inputs)
         found.save(run.out / "plan")
     return found
@@ -68,16 +60,24 @@ def generate(run: Run) -> GenerateReport:
 
 
 def shards(run: Run) -> ShardReader:
-    """The complete shards; what is missing of them is generated first."""
-    engine = run.recipe.generate.engine
-    if engine in SHARED:
-        rows = plan(run)
+    """The complete shards; what is missing of them is generated first. A finished run is only read, on a read-only disk as well."""
+    rows, engine = plan(run), run.recipe.generate.engine
+    if not _finished(run, rows):
         missing = [rows.shard_name(number) for number in rows.missing(open_destination(run.place).committed())]
-        if missing:
+        if engine not in SHARED:
+            generate(run)
+        elif missing:
             raise UsageError(
                 f"{len(missing)} shards of {run.place} are not there yet ({missing[0]}), and the engine {engine} is started "
                 "from outside; run `cfaug generate` with it first, or --generate.engine=local"
             )
-    else:
-        generate(run)
     return ShardReader(run.place)
+
+
+def _finished(run: Run, rows: Plan) -> bool:
+    """Whether every shard of this plan and this model is whole, and all of them are published."""
+    place = open_destination(run.place)
+    names, found = place.storage.sizes(), place.intact()
+    if MANIFEST not in names or RUN in names or rows.missing(found):
+        return False
+    return {(row.plan, row.model) for row in found.values()} == {(rows.digest, fit(run).digest)}

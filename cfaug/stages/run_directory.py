@@ -1,4 +1,4 @@
-"""The output directory of a run: whose it is, what is done, and how to start over.
+"""The output directory of a run: which recipe it belongs to, what is done, and how to start over.
 
 A directory belongs to the configuration in its ``config.yaml``. The same recipe again continues there; a different one is
 refused before anything is touched.
@@ -7,6 +7,7 @@ refused before anything is touched.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shutil
 from collections.abc import Collection
@@ -17,21 +18,23 @@ from typing import Any
 from cfaug import __version__
 from cfaug.config import Recipe, load_recipe
 from cfaug.data.files import expand, replace_file
-from cfaug.errors import CfaugError, UsageError
+from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.offline import Plan
 from cfaug.offline.commit import open_destination
 from cfaug.offline.format import PLAN_HEADER
 from cfaug.recipe_file import dump_yaml
 
+log = logging.getLogger(__name__)
+
 MADE = ("plan", "model", "fit.partial", "shards", "evaluation", "results.jsonl", "report.html")
-"""What a configuration has made. A directory without any of it may still change hands: only the data were looked at."""
+"""What a configuration has made. A directory without any of it may still get a different recipe: so far the data were only looked at."""
 PRODUCTS = (
     *MADE, "diagnosis.json", "discovery.json", "assumptions.json", "ASSUMPTIONS.md", "stats.jsonl", "jobs", "tensorboard",
     "run.json", "config.yaml",
 )  # fmt: skip
 """Everything that a run writes, its lock apart; ``--overwrite`` removes exactly this."""
 MODEL = ("model", "fit.partial", "assumptions.json", "ASSUMPTIONS.md", "run.json")
-"""What stays when only the plan and what follows it start over; ``run.json`` says on which images the model was fitted."""
+"""What stays when only the plan and the stages after it start over; ``run.json`` says on which images the model was fitted."""
 
 
 class RunDirectory:
@@ -41,10 +44,10 @@ class RunDirectory:
         path: created by :meth:`claim` where it does not exist.
         recipe: the resolved configuration.
         overwrite: remove an earlier run's products first.
-        keep_model: but not its model, where all that it was fitted with is the same.
+        keep_model: keep its model even so, where everything that it was fitted with is the same.
 
     Raises:
-        UsageError: the directory holds the run of another configuration, or something that is not a run.
+        UsageError: the directory holds the run of a different configuration, or something that is not a run.
     """
 
     def __init__(self, path: Path, recipe: Recipe, overwrite: bool = False, keep_model: bool = False) -> None:
@@ -53,14 +56,14 @@ class RunDirectory:
             raise UsageError(f"--out: expected a directory, got the file {path}; choose another place")
         found = self._there(PRODUCTS)
         if found and not self._is_run():
-            # not even with --overwrite: a folder called "model" or "shards" may well be somebody else's
+            # refused with --overwrite as well: a folder called "model" or "shards" may hold something else
             raise UsageError(
-                f"{path} holds {found[0]}, but no config.yaml of ours says that it is a run's; choose another --out, or remove it yourself"
+                f"{path} holds {found[0]}, but no config.yaml of ours says that it is a run's; choose a different --out, or remove it yourself"
             )
         self._model_kept = overwrite and keep_model and self._owner_differs(Recipe.model_identity) is None
         if not overwrite and self._there(MADE):
             self._refuse_other_owner()
-        # diagnose, discover, edit the graph, run: one directory for all of it
+        # a user may diagnose, discover, edit the graph and then run, all in one directory
         self._changes_hands = bool(
             found and not overwrite and not self._there(MADE) and self._owner_differs(Recipe.identity) is not None
         )
@@ -88,14 +91,17 @@ class RunDirectory:
         if other and made:
             raise UsageError(
                 f"{self.path} holds a run on other images or attributes (data {str(owner['data'])[:12]}, now {data[:12]}); "
-                "choose another --out, or --overwrite to start over"
+                "choose a different --out, or --overwrite to start over"
             )
         renewed = self._changes_hands or other
         if renewed:
-            for name in ("diagnosis.json", *(["discovery.json"] if other else [])):  # of another graph; of other images
+            for name in (
+                "diagnosis.json",
+                *(["discovery.json"] if other else []),
+            ):  # they are of a different graph, or of different images
                 (self.path / name).unlink(missing_ok=True)
         config = self.path / "config.yaml"
-        # more seeds or methods than before, another destination
+        # methods, seeds and the destination may have changed
         if renewed or not config.exists() or _may_change(load_recipe(config)) != _may_change(self.recipe):
             self.write("config.yaml", dump_yaml(self.recipe.to_dict()))
         if renewed or not isinstance(owner, dict) or owner.get("fingerprint") != self.recipe.fingerprint():
@@ -128,15 +134,15 @@ class RunDirectory:
             load_recipe(self.path / "config.yaml")
         except UsageError as error:
             raise UsageError(
-                f"{self.path}/config.yaml is not a configuration that this version can read ({error}); use another --out or --overwrite"
+                f"{self.path}/config.yaml is not a configuration that this version can read ({error}); use a different --out or --overwrite"
             ) from None
         if changed := self._owner_differs(Recipe.identity):
             raise UsageError(
-                f"{self.path} holds a run of another configuration ({changed}); choose another --out, or --overwrite to start over"
+                f"{self.path} holds a run of a different configuration ({changed}); choose a different --out, or --overwrite to start over"
             )
 
     def _clear(self, keep: Collection[str]) -> None:
-        """Remove what a run has written, `keep` excepted; UsageError while another process is writing shards here."""
+        """Remove what a run has written, `keep` excepted; UsageError while a different process is writing shards here."""
         if (self.path / "shards").is_dir():
             with open_destination(self.path).session(overwrite=True):
                 pass
@@ -181,7 +187,7 @@ class RunDirectory:
 
 
 def _may_change(recipe: Recipe) -> tuple[Any, ...]:
-    """What may change from command to command, and is known from then on."""
+    """The settings that may change from one command to the next."""
     return recipe.train, recipe.generate.destination
 
 
@@ -202,7 +208,7 @@ def versions() -> dict[str, str]:
     return {"cfaug": __version__, "python": platform.python_version(), **found}
 
 
-# -- what a directory that is only looked at says of itself ----------------------------------------------------------
+# -- questions about a directory that is only looked at ----------------------------------------------------------
 
 
 def recorded_destination(directory: Path) -> str | None:
@@ -210,7 +216,7 @@ def recorded_destination(directory: Path) -> str | None:
     config = directory / "config.yaml"
     try:
         return load_recipe(config).generate.destination if config.exists() else None
-    except UsageError:  # of another version, or nobody's: whoever opens the directory says so
+    except UsageError:  # of a different version, or not a configuration: opening the directory says so
         return None
 
 
@@ -227,3 +233,12 @@ def local(place: str) -> str:
 def saved_plan(directory: Path) -> Plan | None:
     """The plan of the run in `directory`, if it has one."""
     return Plan.load(directory / "plan") if (directory / "plan" / PLAN_HEADER).exists() else None
+
+
+def whole_plan(directory: Path) -> Plan | None:
+    """The same; None, and a line in the log, where the plan is damaged or of a different format: its recipe draws it again."""
+    try:
+        return saved_plan(directory)
+    except ShardError as error:
+        log.warning("%s; the recipe's plan is drawn again now", error)
+        return None

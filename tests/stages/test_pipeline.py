@@ -224,12 +224,19 @@ def test_overwrite_takes_nothing_from_a_process_that_is_writing(
     assert {name: digest for name, digest in contents(out).items() if ".lock" not in name} == before
 
 
-def test_a_damaged_plan_is_planned_again(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize("damage", ["[]", '{"format": 1}'])
+def test_an_unreadable_plan_is_drawn_again(
+    finished: Path, recipe: Path, tmp_path: Path, capsys: Any, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     header = out / "plan" / "plan.json"
     whole = header.read_bytes()
-    header.write_bytes(b"[]")
+    header.write_text(damage)
+    assert call(capsys, "diagnose", recipe, "--out", out).code == 0  # it looks, and leaves the plan as it is
+    assert "plan is drawn again" in caplog.text
+    assert header.read_text() == damage
+    assert (out / "diagnosis.json").read_bytes() == (finished / "diagnosis.json").read_bytes()
     assert call(capsys, "plan", recipe, "--out", out).code == 0
     assert header.read_bytes() == whole
     assert call(capsys, "generate", recipe, "--out", out).code == 0

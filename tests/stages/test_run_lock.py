@@ -49,8 +49,9 @@ def test_a_finished_run_on_a_read_only_disk_is_looked_at(
     finished: Path, recipe: Path, tmp_path: Path, capsys: Any, caplog: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = Path(shutil.copytree(finished, tmp_path / "out"))
-    (out / "run.lock").unlink()
-    (out / "run.lock").mkdir()  # a lock file that cannot be opened
+    for lock in (out / "run.lock", out / "shards" / ".lock"):
+        lock.unlink()
+        lock.mkdir()  # a lock file that cannot be opened
 
     def refused(*arguments: Any, **options: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
