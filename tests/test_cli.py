@@ -99,7 +99,7 @@ def test_bad_files(case: str, own: Path, tmp_path: Path, capsys: Any) -> None:
 
 
 BAD_RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
-    "cycle": ({"graph": "species -> background; background -> species; species -> image"}, ("cycle: background -> species -> background",)),
+    "cycle": ({"graph": "species -> background; background -> species; species -> image"}, ("cycle, got background -> species -> background",)),
     "unknown attribute in the graph": (
         {"graph": "species -> image; background -> image; backgroud -> image"},
         ("a column 'backgroud'", "background"),

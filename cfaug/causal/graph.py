@@ -85,7 +85,9 @@ class CausalGraph:
                 )
         if not nx.is_directed_acyclic_graph(self._graph):
             cycle = [a for a, _ in nx.find_cycle(self._graph)]
-            raise UsageError(f"the graph has a cycle: {' -> '.join([*cycle, cycle[0]])}; remove one of these arrows")
+            raise UsageError(
+                f"graph: expected arrows without a cycle, got {' -> '.join([*cycle, cycle[0]])}; remove one"
+            )
 
     @property
     def nodes(self) -> tuple[str, ...]:
@@ -120,7 +122,7 @@ class CausalGraph:
 
     def _known(self, node: str) -> str:
         if node not in self._nodes:
-            raise UsageError(f"the graph has no node {node!r}; {near(node, self._nodes)}")
+            raise UsageError(f"graph: expected one of its nodes, got {node!r}; {near(node, self._nodes)}")
         return node
 
     def _sorted(self, nodes: Iterable[str]) -> tuple[str, ...]:
@@ -163,7 +165,9 @@ class CausalGraph:
         """
         z = {self._attribute(n) for n in given}
         if {self._attribute(a), self._attribute(b)} & z:
-            raise UsageError(f"{a!r} and {b!r} given {', '.join(sorted(z))}: leave the two themselves out of `given`")
+            raise UsageError(
+                f"expected other attributes as given than {a!r} and {b!r}, got {', '.join(sorted(z))}; leave the two themselves out"
+            )
         if a == b:
             return False
         written_out: Any = self._graph.subgraph(self.attributes).copy()
@@ -263,7 +267,7 @@ def _read(piece: str) -> tuple[list[str], list[str]]:
     wrong = next((n for n in names if not _NAME.fullmatch(n)), None)
     if wrong is not None:
         raise UsageError(
-            f'graph: cannot read {piece!r}; write "a -> b" (a causes b) or "a <-> b" (a hidden common cause)'
+            f'graph: expected "a -> b" (a causes b) or "a <-> b" (a hidden common cause), got {piece!r}; write it so'
             + (f"; if {wrong!r} is the name of an attribute, rename the column ({_IN_NAMES})" if wrong else "")
         )
     return names, arrows

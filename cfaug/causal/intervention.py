@@ -3,7 +3,7 @@
     do(x=v)               x := v                           cuts x from its causes
     do(x=shift(d))        x := f(parents, u) + d           keeps its causes: the mechanism's own answer, moved
     do(x=scale(s))        x := s f(parents, u)
-    do(x=flip())          x := the other one of two values
+    do(x=flip())          x := the other of its two values
     do(x=resample())      x := a draw from its marginal distribution among the rows the SCM was fitted on; cuts
     do(x=uniform())       x := a draw from its observed values, or its observed range, uniformly; cuts
 
@@ -156,7 +156,7 @@ def do(mapping: Mapping[str, Any] | None = None, /, **values: Any) -> Interventi
     given = dict(mapping or {})
     for name, value in values.items():
         if name in given:
-            raise UsageError(f"do(...): {name!r} is given twice; give it once")
+            raise UsageError(f"do(...): expected every attribute once, got {name!r} twice; give it once")
         given[name] = value
     return Intervention(tuple(sorted(((_name(n), _value(n, v)) for n, v in given.items()), key=lambda pair: pair[0])))
 

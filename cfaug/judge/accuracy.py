@@ -83,7 +83,9 @@ def group_accuracy(
         hits = np.bincount(codes, weights=right, minlength=len(values))
         for value, n, hit in zip(values, counts, hits):
             if table.get(str(value), {"n": 0})["n"]:
-                raise UsageError(f"group {value!r} occurs in two columns; name groups by their attribute")
+                raise UsageError(
+                    f"expected every group in one column, got {value!r} in two columns; name groups by their attribute"
+                )
             table[str(value)] = {"n": int(n), "accuracy": float(hit / n)}
     return table
 
@@ -136,7 +138,9 @@ def adjusted_average_accuracy(groups: Mapping[str, Mapping[str, Any]], train_lab
         shares = train_labels[column].dropna().astype(str).value_counts()
         known = [(shares[name], groups[name]["accuracy"]) for name in shares.index if groups.get(name, {}).get("n")]
         if not known:
-            raise DataError(f"adjusted average: no group of {column!r} occurs both in training and in this split")
+            raise DataError(
+                f"adjusted average: expected a group of {column!r} both in training and in this split, got none; add test images"
+            )
         averages.append(sum(share * accuracy for share, accuracy in known) / sum(share for share, _ in known))
     return float(np.mean(averages))
 
@@ -174,7 +178,7 @@ def write_results(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
         replace_file(path, "".join(lines).encode())
     except OSError as error:
         raise DataError(
-            f"{path}: cannot write the results ({error.strerror}); free some space or choose another --out"
+            f"{path}: cannot write the results ({error.strerror}); free some space or choose a different --out"
         ) from error
 
 

@@ -8,7 +8,7 @@
 d is the mean absolute difference over pixels and channels, in [0, 1] units (half of that of [-1, 1] images); 0 is
 perfect. Images are float tensors (N, C, H, W) in [-1, 1]. A *predictor* is any callable from such a tensor to int64
 codes (N,); train it on unconfounded images, and never use the net that filtered or fine-tuned anything.
-Not promised: that small numbers prove a counterfactual right. They can be met by a model that ignores the causes.
+Not promised: that small numbers prove a counterfactual right. A model that ignores the causes can have them too.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def reversibility(
 ) -> npt.NDArray[np.float64]:
     """(N,) L1 in [0, 1] between the images and themselves after the intervention and its undoing; 0 is perfect.
 
-    NaN where the value before the intervention is not known: what cannot be restored cannot be judged.
+    NaN where the value before the intervention is not known, because it cannot be restored.
     """
     there, attributes = counterfactuals(model, images, table, interventions, seed)
     before = [{name: table.iloc[i][name] for name in act.names} for i, act in enumerate(interventions)]
@@ -124,8 +124,8 @@ def read_attributes(
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """attribute -> (N,) whether its predictor finds the value that ``table`` (the counterfactual attributes) states.
 
-    Of an intervened attribute this is effectiveness; of one that should not have moved, preservation. False where
-    ``table`` has no value: not to be counted.
+    For an intervened attribute this is effectiveness; for one that should not have changed, preservation. False where
+    ``table`` has no value; such rows are not to be counted.
     """
     found = {}
     for name, predictor in predictors.items():
@@ -137,5 +137,5 @@ def read_attributes(
 
 
 def worst_rows(score: npt.NDArray[np.floating[Any]] | npt.NDArray[np.bool_], count: int) -> list[int]:
-    """Indices of the ``count`` greatest scores (largest error first; ties by index), for the report's worst rows."""
+    """Indices of the ``count`` greatest scores (largest error first; ties by index), for the worst rows of the report."""
     return [int(i) for i in np.argsort(-np.asarray(score, dtype=np.float64), kind="stable")[:count]]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-# low, middle, high accuracy: told apart by lightness as well as by hue
+# low, middle and high accuracy, which differ in lightness as well as in hue
 SCALE = ((122, 31, 43), (233, 180, 84), (38, 132, 118))
 
 

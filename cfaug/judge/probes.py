@@ -1,7 +1,7 @@
 """Probes: what can be read from generated images that should not be there (a classifier would read it too).
 
     original attribute   the factual value of an intervened attribute, from the counterfactual      chance: it is gone
-    provenance           generated or not, one kind of image against another                        0.5: no mark is left
+    provenance           generated or not, one kind of image against a different one                0.5: no mark is left
     told by colour       the target, from colour statistics alone                                   as in clean images
 
 Every probe is judged on sources that it was not trained on. A probe that finds nothing proves little: a better one may
@@ -30,7 +30,7 @@ Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
 
 LEAST_SOURCES = 50
-"""With fewer sources a probe is None: its interval would be wider than any leak."""
+"""With fewer sources a probe gives None, because its interval would be wider than any leak."""
 HELD_OUT = 1 / 3
 
 
@@ -104,16 +104,16 @@ def provenance(fit: Fit, first: Tensor, second: Tensor, sources: Sequence[str], 
     right = torch.cat([predict(first[held]) == 0, predict(second[held]) == 1]).cpu().numpy()
     return {
         "n": len(right),
-        "balanced_accuracy": float(right.mean()),  # as many of one kind as of the other
+        "balanced_accuracy": float(right.mean()),  # there are as many images of one kind as of the other
         "ci95": list(wilson_interval(int(right.sum()), len(right))),
     }
 
 
 def told_by_colour(images: Sequence[Pixels], targets: Sequence[str], sources: Sequence[str], seed: int) -> float | None:
-    """Cross-validated balanced accuracy of the target from colour statistics alone: what a lazy classifier would ask.
+    """Cross-validated balanced accuracy of the target from colour statistics alone: all that a lazy classifier would use.
 
     ``images`` uint8 (H, W, C); mean, deviation and tails of every channel feed a logistic regression; five folds, and
-    no source on both sides of one. None where there are too few images to say.
+    no source on both sides of one. None where there are too few images.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score

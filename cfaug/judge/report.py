@@ -1,7 +1,7 @@
 """The self-contained report of a run: one HTML file, no script, no external address, readable by a stranger.
 
-It shows what happened, not what was hoped: the grid includes the worst counterfactuals, every spurious attribute has
-its own worst group, and the verdict is computed from the results rows. Everything comes in as plain data.
+The grids include the worst counterfactuals, every spurious attribute has its own worst group, and the verdict is computed
+from the results rows. Everything comes in as plain data.
 Not promised: that the chosen examples are typical; the random draw among them is.
 """
 
@@ -37,7 +37,7 @@ METHOD_NOTES: Mapping[str, str] = {
     "oracle": "the same images without the confounding: the ceiling, which no method may use",
 }
 
-MOST_TESTS = 30  # rows of one table of tests: what follows has a larger p
+MOST_TESTS = 30  # rows of one table of tests; those with a larger p are left out
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,12 @@ class LossTable:
 
 @dataclass(frozen=True)
 class ReportData:
-    """Everything the report shows; what is empty is left out. ``rows`` are results rows (see ``result_row``).
+    """Everything that the report shows; an empty field is left out. ``rows`` are results rows (see ``result_row``).
 
     ``grids``: heading -> examples, for instance a random draw, the worst reconstructions and those the predictor
     contradicts. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
     target in [0, 1]. ``run``: facts such as versions, seeds, timings and the command.
-    ``unconfirmed`` are the arrows of the graph that nobody stands behind yet.
+    ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
     ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's.
     """
@@ -117,7 +117,7 @@ class ReportData:
 
 def percent(value: float, digits: int = 1) -> str:
     """A fraction as text: 0.5 -> "50.0 %", with a space that does not break."""
-    return f"{100 * value:.{digits}f}\u00a0%"  # never broken before the sign
+    return f"{100 * value:.{digits}f}\u00a0%"  # no line break before the sign
 
 
 def points(value: float) -> str:
@@ -222,6 +222,6 @@ def write_report(path: str | Path, data: ReportData) -> Path:
         replace_file(path, page.encode())
     except OSError as error:
         raise CfaugError(
-            f"{path}: cannot write the report ({error.strerror}); free some space or choose another --out"
+            f"{path}: cannot write the report ({error.strerror}); free some space or choose a different --out"
         ) from error
     return path

@@ -1,4 +1,4 @@
-"""Results rows to one line per method: means and ranges over seeds, the gap closed, and the terminal's table.
+"""One line per method from the results rows: means and ranges over seeds, the gap closed, and the table for the terminal.
 
     gap closed = (WGA_method - WGA_erm) / (WGA_oracle - WGA_erm)
 
@@ -42,7 +42,7 @@ def gap_closed(method: float, erm: float, oracle: float) -> float | None:
 
 
 def _place(method: str) -> int:
-    """Plain training first, then the baselines, the controls, ours, and the ceiling last: the order in which the story is read."""
+    """The order of the table: plain training first, then the baselines, the controls, ours, and the oracle last."""
     if method in ("erm", "oracle"):
         return 0 if method == "erm" else 4
     return 2 if method in CONTROLS else 3 if method.startswith("cfaug") else 1
@@ -88,7 +88,7 @@ def attribute_gaps(
 ) -> dict[str, dict[str, float]]:
     """method -> {spurious attribute: mean over seeds of the worst accuracy among that attribute's groups}.
 
-    Fixing one shortcut can open another (Li et al. 2023, A Whac-A-Mole Dilemma), so each is shown on its own.
+    Closing one shortcut can open a different one (Li et al. 2023, A Whac-A-Mole Dilemma), so each is shown on its own.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for row in rows:
@@ -106,7 +106,7 @@ def attribute_gaps(
 
 
 def empty_groups(rows: Iterable[Mapping[str, Any]], split: str = "test") -> list[str]:
-    """The groups without an image in the split, of all rows of it."""
+    """The groups that have no image in the split, from all rows of that split."""
     return list(
         dict.fromkeys(n for row in rows if row["split"] == split for n, g in row["groups"].items() if not g["n"])
     )

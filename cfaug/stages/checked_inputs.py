@@ -61,11 +61,11 @@ class Inputs:
 
 
 def open_inputs(recipe: Recipe, progress: bool = True, fitted: bool = False) -> Inputs:
-    """Open the three splits and the graph of ``recipe``; ``fitted``: there is a model, what only fitting needs may be gone.
+    """Open the three splits and the graph of ``recipe``. With ``fitted`` there is a model, and what only fitting needs may be gone.
 
     Raises:
-        UsageError: the recipe asks for something that is not there or cannot be right.
-        DataError: the data themselves are broken; file or row are named.
+        UsageError: the recipe asks for something that does not exist or cannot be right.
+        DataError: the data themselves are broken; the message names the file or the row.
     """
     graph = CausalGraph(recipe.graph)
     _check_graph(recipe, graph)
@@ -138,25 +138,25 @@ def _check_graph(recipe: Recipe, graph: CausalGraph) -> None:
     for name in (attributes.target, *attributes.spurious):
         if name not in graph.attributes:
             raise UsageError(
-                f"attribute {name!r} is not in the graph {graph}; add its edges, for example {name} -> image"
+                f"graph: expected every listed attribute, but {name!r} is not in the graph {graph}; add its edges, for example {name} -> image"
             )
     if "image" not in graph.nodes:
         raise UsageError(
-            f"the graph {graph} has no image; say what shows in it, for example {attributes.target} -> image"
+            f"graph: expected the node image, but {graph} has no image; say what shows in it, for example {attributes.target} -> image"
         )
     for name in attributes.spurious:
         if "image" not in graph.descendants(name):
             raise UsageError(
-                f"the graph gives {name!r} no path to the image, so intervening on it changes nothing; add {name} -> image"
+                f"graph: expected spurious attributes that show, but {name!r} has no path to the image; add {name} -> image"
             )
     if attributes.kinds.get(attributes.target, "categorical") == "continuous":
         raise UsageError(
-            f"the target {attributes.target!r} is continuous, but classifiers need classes; make it categorical or bin its column"
+            f"attributes.kinds: expected a target of classes, got {attributes.target!r}, which is continuous; bin its column"
         )
 
 
 def _check_training_settings(recipe: Recipe) -> None:
-    """A method, a classifier or a device that is not there is refused before the decoder trains for minutes."""
+    """Refuse an unknown method, classifier or device before the decoder trains for minutes."""
     import torch
 
     from cfaug.train.methods import method_named
@@ -165,7 +165,7 @@ def _check_training_settings(recipe: Recipe) -> None:
     for name in recipe.train.methods:
         if method_named(name).data == "oracle" and not can_unconfound(recipe.data.source):
             raise UsageError(
-                f"train.methods lists {name!r}, but a {recipe.data.source} source cannot be made unconfounded; remove it from the list"
+                f"train.methods: got {name!r}, but a {recipe.data.source} source cannot be made unconfounded; remove it from the list"
             )
     if recipe.train.model not in MODELS:
         raise UsageError(
@@ -181,7 +181,7 @@ def _check_training_settings(recipe: Recipe) -> None:
 
 
 def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: bool) -> None:
-    """What the decoder would refuse only after the SCM was fitted."""
+    """Refuse now what the decoder would refuse only after the SCM was fitted."""
     from cfaug.decode.diffusion.condition import check_depth
     from cfaug.decode.diffusion.image_space import autoencoder_class
 
@@ -197,7 +197,7 @@ def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: b
 
 
 def _check_images(train: AttributeDataset, val: AttributeDataset, test: AttributeDataset) -> None:
-    """Sizes that decoder and classifiers take, and no image in two splits."""
+    """Refuse images of a size that decoder or classifiers do not take, and an image that is in two splits."""
     height, width, channels = train.image(0).shape
     for dataset in (val, test):
         if (found := dataset.image(0).shape) != (height, width, channels):
@@ -220,7 +220,7 @@ def _check_images(train: AttributeDataset, val: AttributeDataset, test: Attribut
 
 
 def _check_values(inputs: Inputs) -> None:
-    """Every class in training and in validation; what is missing or never varies is logged."""
+    """Refuse a class without training or validation images; log attributes that lack values or never vary."""
     for dataset, why in ((inputs.train, "to learn from"), (inputs.val, "to select an epoch by its worst group")):
         present = set(dataset.table[inputs.target])
         for value in inputs.schema[inputs.target].categories:
@@ -241,7 +241,7 @@ def _check_values(inputs: Inputs) -> None:
 
 
 def _check_groups(inputs: Inputs) -> None:
-    """Groups that training and test share, without which no adjusted average can be had; empty groups are logged."""
+    """Refuse splits without a common group, which have no adjusted average; log empty groups."""
     grouper = inputs.grouper
     trained = grouper.labels(inputs.train.table, missing=True)
     for dataset, means in ((inputs.val, "selection"), (inputs.test, "the results")):

@@ -1,4 +1,4 @@
-"""Judge the counterfactuals themselves, on training sources, which is where a classifier sees them.
+"""Judge the counterfactuals themselves, on training sources, because classifiers are trained on counterfactuals of those.
 
 The axioms and the attribute readers judge the generated images. The leak probes and, where the recipe asks for them, the
 three losses are measured on images that are made here by the same model.
@@ -36,7 +36,7 @@ from cfaug.stages.run import Run
 from cfaug.train.models import as_input
 
 PROBED = 2000
-"""Sources of the leak probes, at most, where the losses are not measured; otherwise both use the pool of the losses."""
+"""The leak probes use at most this many sources where the losses are not measured; otherwise both use the pool of the losses."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def evaluate_counterfactuals(
 
 
 MOST_READ = 1_000_000
-"""The rows of a plan that are searched for those to judge, at most; a plan may have a hundred million rows."""
+"""At most this many rows of a plan are searched for those to judge; a plan may have a hundred million."""
 
 
 def judged_rows(plan: Plan, most: int, sources: int) -> list[PlanRow]:

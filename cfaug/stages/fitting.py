@@ -25,7 +25,7 @@ def fit(run: Run, scm: SCM | None = None) -> CounterfactualModel:
         scm: fitted already, by :func:`cfaug.stages.recipe_checks.fit_scm`.
 
     Raises:
-        ShardError: a corrupt checkpoint, or the model of another graph or schema.
+        ShardError: a corrupt checkpoint, or the model of a different graph or schema.
     """
     folder, device = run.out / "model", run.recipe.decoder.device
     there = (folder / "model.json").exists()
@@ -68,7 +68,7 @@ def refuse_other_model(inputs: Inputs, graph: CausalGraph, schema: Schema, place
     if wrong := _other(inputs.graph, ours, graph, schema):
         expected, got = wrong
         raise ShardError(
-            f"{place} holds a model of another run: expected {expected:.220}, got {got:.200}; put the right model there, "
+            f"{place} holds a model of a different run: expected {expected:.220}, got {got:.200}; put the right model there, "
             "or start over with `cfaug fit RECIPE.yaml --out DIR --overwrite`"
         )
 

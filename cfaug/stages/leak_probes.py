@@ -1,7 +1,7 @@
 """The leak probes of :mod:`cfaug.judge.probes` on a run's images.
 
 The original-attribute probe reads counterfactuals of unconfounded sources, so that the target does not reveal the original
-value. Where a data set cannot be made unconfounded, its figure stands beside what the target alone reveals.
+value. Where a data set cannot be made unconfounded, the figure stands beside the accuracy that the target alone gives.
 """
 
 from __future__ import annotations

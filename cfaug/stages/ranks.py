@@ -1,4 +1,4 @@
-"""Several processes that generate one plan: what each of them has to know of itself."""
+"""Several processes generate one plan: the rank and the device of each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cfaug.offline import make_engine
 from cfaug.offline.engines.ranks import RankEngine, local_rank
 
 SHARED = ("torchrun", "slurm")
-"""Engines that a launcher starts from outside, one process per rank; the others are started by ``cfaug generate`` itself."""
+"""Engines that a launcher starts from outside, one process per rank; ``cfaug generate`` itself starts all other engines."""
 
 
 def rank_of(engine: str) -> int:

@@ -1,4 +1,4 @@
-"""Everything that can be refused of a recipe before its model is fitted: asked by ``cfaug doctor``, and by the stages that need it."""
+"""The checks of a recipe that need no fitted model; ``cfaug doctor`` makes all of them, and each stage those that it needs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_generation(recipe: Recipe, inputs: Inputs) -> None:
         raise UsageError(
             'generate.tensorboard needs the package tensorboard, which is not installed; pip install "cfaug[tensorboard]"'
         )
-    if config.destination:  # a bucket that is not there is found out before hours of fitting
+    if config.destination:  # a bucket that does not exist is found before hours of fitting
         open_destination(local(config.destination)).committed()
 
 

@@ -1,4 +1,4 @@
-"""From a run's files to the report's plain data: grids with the worst images, figures in words, the assumptions made."""
+"""Collect the plain data of the report from a run's files: grids of images, figures in words, the assumptions that were made."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ _ROWS = 8  # of each grid
 
 
 def report(run: Run) -> Path:
-    """Write ``report.html``: trains and evaluates first when that is missing.
+    """Write ``report.html``; what is missing of training and evaluation is done first.
 
-    On a disk that cannot be written any more, the report of a finished run is left as it is.
+    Where the directory can no longer be written, the report of a finished run stays as it is, and a warning says so.
     """
     page = run.out / "report.html"
     data = report_data(run)

@@ -1,4 +1,4 @@
-"""A run: a recipe, its opened data, and the directory that holds what the stages have made. Each stage is a function of it."""
+"""A run: a recipe, its opened data, and the directory that holds what the stages have made. Each stage is a function of a run."""
 
 from __future__ import annotations
 
@@ -95,11 +95,11 @@ def open_run(
 
     Raises:
         UsageError, DataError: from the checks of :func:`cfaug.stages.checked_inputs.open_inputs`, before anything is written; a
-            directory of another run, or one that a different process works in.
+            directory of a different run, or one that a different process works in.
     """
     place = expand(out)
     recorded = None if overwrite else recorded_destination(place)
-    if recipe.generate.destination is None and recorded is not None:  # said once, known from then on
+    if recipe.generate.destination is None and recorded is not None:  # given once, it holds for every later command
         recipe = dataclasses.replace(recipe, generate=dataclasses.replace(recipe.generate, destination=recorded))
     if sharing:  # each process on its own: no group, and a graphics card each
         recipe = with_own_device(recipe)

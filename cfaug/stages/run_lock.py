@@ -32,7 +32,7 @@ def run_lock(directory: Path, shared: bool = False) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CfaugError(
-            f"cannot create the output directory {directory}: {error.strerror}; choose another --out"
+            f"cannot create the output directory {directory}: {error.strerror}; choose a different --out"
         ) from None
     try:
         handle = path.open("a+")
@@ -45,7 +45,7 @@ def run_lock(directory: Path, shared: bool = False) -> Iterator[None]:
         except BlockingIOError:
             handle.seek(0)
             raise UsageError(
-                f"{directory} is in use by {handle.read().strip() or 'a different process'}; wait until it is done, or choose another --out"
+                f"{directory} is in use by {handle.read().strip() or 'a different process'}; wait until it is done, or choose a different --out"
             ) from None
         except OSError as error:
             log.warning("%s cannot be locked (%s): do not start a second command there", directory, error.strerror)

@@ -1,14 +1,14 @@
-"""The score that training a decoder stops by: do its counterfactuals show the values that were asked for,
+"""The score that decides when the training of a decoder stops: do its counterfactuals show the values that were asked for,
 and keep the other attributes?
 
     score = product over the image's categorical parents of the share of counterfactuals in which it is read as intended
 
-Effectiveness for the intervened attributes times preservation for the others, in [0, 1]; a decoder that ignores its
+Effectiveness for the intervened attributes times preservation for the other attributes, in [0, 1]; a decoder that ignores its
 attributes fails the first, one that redraws the object fails the second. Interventions are those of the plan's strategy,
 on images of the validation split: no decoder is trained on them, so one that has only memorised its images does not score
 high. The readers are trained on training images.
 
-Not promised: that readers trained on confounded images (where the source cannot make others) see every shortcut.
+Not promised: that readers trained on confounded images (where the source cannot make unconfounded ones) see every shortcut.
 """
 
 from __future__ import annotations

@@ -361,7 +361,7 @@ def test_the_screen_is_narrow_aligned_and_has_every_attribute() -> None:
 def test_dependence_that_the_graph_has_no_way_for_is_remarked() -> None:
     t = table([(0, "r"), (1, "g")] * 20)
     lonely = " ".join(diagnose(t, SCHEMA, CausalGraph("y -> image; a -> image; t"))["text"])
-    assert "a: depends on y, yet the graph has no way between them" in lonely
+    assert "a: depends on y, yet the graph has no open path between them" in lonely
     assert "no way" not in " ".join(diagnose(t, SCHEMA, CausalGraph("y <-> a; t"))["text"])
 
 

@@ -153,7 +153,7 @@ def test_the_card_says_who_is_safe_what_is_identified_and_what_was_fitted(report
     )
     assert '<li class="alarm">do(foreground): NO, foreground \u2192 digit' in unsafe
     flat = section(render_report(with_causes(report, "foreground; digit -> image; background")), "assumptions")
-    assert "No attribute follows from another" in flat
+    assert "No attribute follows from a different one" in flat
     above = {"interventions": {"foreground": {}}}  # the diagnosis has the list: it is not there twice
     card = with_causes(report, RIGHT)
     assert "do(foreground): yes" in section(render_report(card), "assumptions")
@@ -221,7 +221,7 @@ def test_a_long_list_of_tests_is_cut_and_says_so(report: ReportData) -> None:
     page = section(render_report(dataclasses.replace(base, falsification=many)), "falsification")
     assert page.count("<td>background and digit</td>") == MOST_TESTS
     assert f"The {MOST_TESTS} with the smallest p" in page
-    assert "one separating set a pair" in page
+    assert "one separating set per pair" in page
     undecided = dict(one) | {"decided": False}
     page = section(
         render_report(dataclasses.replace(base, falsification=many | {"tests": [undecided]})), "falsification"

@@ -94,7 +94,7 @@ def test_look_confirm_and_run_in_one_directory(birds: Path, tmp_path: Path, caps
     another = folder_recipe(path, birds, graph=f"species; {EDGES}", discover={"bootstraps": 0})
     answer = call(capsys, "diagnose", another, "--out", out)
     assert (answer.code, answer.err.count("\n")) == (2, 1)
-    assert "holds a run of another configuration" in answer.err
+    assert "holds a run of a different configuration" in answer.err
 
 
 def test_a_look_at_other_images_keeps_nothing_of_the_first(birds: Path, tmp_path: Path, capsys: Any) -> None:

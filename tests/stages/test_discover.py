@@ -77,7 +77,10 @@ def test_an_unconfirmed_graph_is_not_generated_from(flock: Path, tmp_path: Path,
         ({"method": "cp"}, "discover.method: expected one of pc, fci, ges, got 'cp'"),
         ({"forbidden": ["species - glow"]}, "discover.forbidden: expected a text such as"),
         ({"required": ["species -> wings"]}, "expected attributes as background knowledge, got 'wings'"),
-        ({"required": ["glow -> species"], "forbidden": ["glow -> species"]}, "is required, and forbidden"),
+        (
+            {"required": ["glow -> species"], "forbidden": ["glow -> species"]},
+            "got glow -> species, which forbidden or tiers exclude",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_line(

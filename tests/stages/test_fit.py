@@ -164,7 +164,7 @@ def test_a_model_of_another_run_is_refused(case: str, birds: Path, finished: Pat
     for command in ("generate", "evaluate", "fit"):
         answer = call(capsys, command, recipe, "--out", out)
         assert answer.code == 1
-        assert f"{out / 'model'} holds a model of another run: {expected}" in answer.complaint
+        assert f"{out / 'model'} holds a model of a different run: {expected}" in answer.complaint
         assert "--overwrite" in answer.complaint
     assert not (out / "shards").exists()
 

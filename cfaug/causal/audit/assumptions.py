@@ -1,7 +1,7 @@
 """The assumption card of a fitted SCM: what has to be true for its counterfactuals to be right.
 
-It lists what was assumed and what the data could decide (``cfaug.causal.audit.identification``). It tests nothing:
-``cfaug.causal.audit.falsification`` confronts the graph with the table.
+It lists what was assumed and what the data can decide (``cfaug.causal.audit.identification``). It tests nothing: the graph is
+tested on the table by ``cfaug.causal.audit.falsification``.
 """
 
 from __future__ import annotations
@@ -116,14 +116,14 @@ def pair_words(pair: Sequence[str]) -> str:
 
 
 def effect_words(group: Mapping[str, Any]) -> str:
-    """What a group of :func:`summary` says of the effect on the population: "yes", "no", or for which pairs."""
+    """Whether the effect on the population is identified for a group of :func:`summary`: "yes", "no", or for which pairs."""
     if len(group["effects"]) in (0, len(group["pairs"])):
         return "yes" if group["effects"] else "no"
     return "only " + ", ".join(pair_words(p) for p in group["effects"])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    # a bar, as in p(a | b), would end the cell
+    # a bar, as in p(a | b), would end the cell of a Markdown table
     cells = [[str(c).replace("|", "\\|") for c in line] for line in (head, ["---"] * len(head), *rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 

@@ -1,9 +1,9 @@
-"""What the graph says of an intervention: whether it keeps the label, what follows from it, and through which paths it is confounded.
+"""What the graph says about an intervention: whether it keeps the label, what follows from it, and which paths confound it.
 
-A path from the target to an attribute is *open*, nothing being conditioned on, when it has no collider (-> v <-): it climbs
-against the arrows, turns at most once, at a common cause, and comes down (J. Pearl, Causality, 2009, ch. 1.2.3 and 3.3.1).
+A path from the target to an attribute is *open*, with nothing conditioned on, when it has no collider (-> v <-): it goes up
+against the arrows, turns at most once, at a common cause, and goes down (J. Pearl, Causality, 2009, ch. 1.2.3 and 3.3.1).
 It is a *back door* of the attribute when it arrives there through an arrow that points at it; do(attribute) cuts that arrow.
-``a <-> b`` is written out as a <- hidden -> b. No row of the table is looked at.
+``a <-> b`` is written out as a <- hidden -> b. The table plays no part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cfaug.causal.graph import CausalGraph
 from cfaug.data.schema import IMAGE, Schema
 
 MOST_PATHS = 3
-_MOST_TRIED = 200  # a dense graph has more paths than anyone reads
+_MOST_TRIED = 200  # a dense graph has too many paths to list
 
 
 def back_doors(graph: CausalGraph, target: str, attribute: str, most: int = MOST_PATHS) -> list[str]:
@@ -39,7 +39,7 @@ def back_doors(graph: CausalGraph, target: str, attribute: str, most: int = MOST
 def _open_walks(graph: CausalGraph, target: str, attribute: str) -> Iterator[list[tuple[Any, str]]]:
     """Simple collider-free paths whose last step points at ``attribute``, by length.
 
-    Two floors make every path of one directed graph collider-free: climb on "up", turn once, descend on "down".
+    Every path of one directed graph of two floors is collider-free: it climbs on "up", turns once, and descends on "down".
     """
     floors: Any = nx.DiGraph()
     for cause, effect in graph.edges:

@@ -3,13 +3,13 @@
     I(Y; A) = sum p(y, a) log p(y, a) / (p(y) p(a))   in nats; NMI = I / sqrt(H(Y) H(A)) in [0, 1]
     chance   = E[I] when one column is shuffled        (Vinh, Epps & Bailey 2010), about (r - 1)(c - 1) / 2n
     V        = sqrt(chi2 / (n (min(r, c) - 1)))        in [0, 1]; V~ the same without its bias (Bergsma 2013)
-    eta      = sqrt(SS between targets / SS in all)    in [0, 1], for a continuous attribute, as it is
-    I(Y; A | Z) = sum_z n_z / n I(Y; A | Z = z)        likewise, minus the chance of every stratum
+    eta      = sqrt(SS between targets / SS in all)    in [0, 1], for a continuous attribute, without quartiles
+    I(Y; A | Z) = sum_z n_z / n I(Y; A | Z = z)        likewise, minus the chance level of every stratum
 
-Dependence between factors as the measure of confounding: Reddy et al., arXiv 2305.18183. Mutual information and V take a
-continuous attribute by its quartiles. In few rows independent columns seem dependent, so every figure stands beside what chance
-would show and a p-value: chi2 (n - 1) / n against chi-square. Rows that lack a value of the pair are left out. Nothing here
-says anything about pixels, and dependence is not causation.
+Dependence between factors as the measure of confounding: Reddy et al., arXiv 2305.18183. Mutual information and V use
+the quartiles of a continuous attribute. In few rows independent columns seem dependent, so every figure stands beside the level
+that chance would show and a p-value, from chi2 (n - 1) / n against chi-square. Rows that lack a value of the pair are left out.
+Nothing here says anything about pixels, and dependence is not causation.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from cfaug.errors import DataError, UsageError
 
 Codes = npt.NDArray[np.int64]
 Array = npt.NDArray[np.float64]
-# n min(r, c) up to which the expected information is summed out, in 20 ms; beyond, it is df / 2n but for levels of few rows
+# Up to this n min(r, c) the expected information is summed exactly, which takes 20 ms. Beyond it the sum is about df / 2n,
+# unless a level has few rows.
 EXACT_WORK = 200_000
-STRATUM = 5  # rows that a stratum needs to say anything, by the old rule for chi-square tables
+STRATUM = 5  # rows that a stratum needs: the usual rule for chi-square tables
 
 
 # --- columns as codes
@@ -76,7 +77,7 @@ def contingency(x: Codes, y: Codes) -> Array:
 class Dependence:
     """How two discrete columns depend on each other. ``n``: rows, or the effective number of weighted ones.
 
-    ``mutual_information`` and ``chance`` (what ``n`` independent rows show on average) in nats, the others in [0, 1];
+    ``mutual_information`` and ``chance`` (the average over ``n`` independent rows) are in nats, the other measures in [0, 1];
     0 and a p-value of 1 when a column is constant or no row has both.
     """
 
@@ -105,7 +106,7 @@ def dependence(counts: Array, n: float | None = None) -> Dependence:
     r, c = counts.shape
     information, hx, hy = _information(counts), _entropy(counts.sum(1)), _entropy(counts.sum(0))
     chance = _chance(counts) if n is None else min((r - 1) * (c - 1) / (2 * size), hx, hy)
-    # of shares, so that weights enter by their effective number and not by their scale
+    # computed from shares, so that the scale of the weights does not matter
     phi2 = float(stats.chi2_contingency(counts, correction=False).statistic) / total
     scale = np.sqrt(hx * hy)
     return Dependence(
@@ -171,7 +172,7 @@ def correlation(values: Array, classes: Codes) -> Correlation:
     both = np.isfinite(values) & (classes >= 0)
     values, (found, classes) = values[both], np.unique(classes[both], return_inverse=True)
     n, k = len(values), len(found)
-    # a constant may have a rounding error for a spread: its range has none
+    # the spread of a constant may be a rounding error; its range is exactly 0
     if k < 2 or np.ptp(values) == 0:
         return Correlation()
     sizes = np.bincount(classes)
@@ -200,7 +201,7 @@ class Conditional:
 
 
 def conditional(x: Codes, y: Codes, others: Sequence[Codes]) -> Conditional:
-    """The information that x and y share within the strata of ``others``, in the rows that have them all.
+    """The information that x and y share within the strata of ``others``, in the rows that have all of these values.
 
     The chance level, n_z / n E[I_z] when x is shuffled within every stratum, is subtracted; it tends to the sum of
     df_z / 2n. p: sum of (n_z - 1) / n_z chi2_z against chi-square with the sum of df_z. No value is given when fewer than half the
@@ -219,7 +220,7 @@ def conditional(x: Codes, y: Codes, others: Sequence[Codes]) -> Conditional:
         merged = strata * (int(codes.max()) + 1) + codes[rows]
         strata = np.unique(merged, return_inverse=True)[1].astype(np.int64)
         sizes = np.bincount(strata)
-        # finer strata are only ever smaller: forty attributes need not all be crossed to see that they leave one row each
+        # crossing one more attribute only makes strata smaller, so that forty attributes need not all be crossed
         if 2 * sizes[sizes >= STRATUM].sum() < n:
             many = f"{len(sizes)} strata for {n} rows, most of them with fewer than {STRATUM}"
             return Conditional(None, n=n, strata=len(sizes), why=many)
@@ -246,7 +247,7 @@ def conditional(x: Codes, y: Codes, others: Sequence[Codes]) -> Conditional:
 
 
 def effective_sample_size(weights: npt.ArrayLike) -> float:
-    """(sum w)^2 / sum w^2: how many equally weighted rows tell as much as these (Kish 1965). 0 for no weight at all."""
+    """(sum w)^2 / sum w^2: how many equally weighted rows carry the same information (Kish 1965); 0 when all weights are 0."""
     w = np.asarray(weights, dtype=np.float64)
     return float(w.sum() ** 2 / (w**2).sum()) if (w > 0).any() else 0.0
 
@@ -265,7 +266,9 @@ def cramers_v(table: pd.DataFrame, schema: Schema, a: str, b: str) -> float:
 def target_of(schema: Schema) -> str:
     """The target; UsageError without it or without a spurious attribute."""
     if schema.target is None or not schema.spurious:
-        raise UsageError("confounding needs a target and at least one spurious attribute; name both in the Schema")
+        raise UsageError(
+            "schema: expected a target and at least one spurious attribute, got one without; name both in the Schema"
+        )
     return schema.target
 
 

@@ -1,9 +1,9 @@
 """The diagnosis before anything is fitted: how bad is the shortcut, and on which attributes may one intervene?
 
-One screen for people (``text``), plain data for the report: the dependence of the target and every attribute, alone and
-given the others (``confounding``), the groups and what they are worth, and what the graph says of every intervention
-(``back_doors``). It does not test the graph, beyond one remark: a spurious attribute that depends on the target although the
-graph has no open path between them.
+It is one screen for people (``text``) and plain data for the report: the dependence of the target on every attribute, alone and
+given the other attributes (``confounding``), the sizes of the groups, and what the graph says about every intervention
+(``back_doors``). The graph is not tested, with one exception: the text says where a spurious attribute depends on the target
+although the graph has no open path between them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from cfaug.data.groups import Grouper
 from cfaug.data.schema import Schema, refuse_no_schema
 from cfaug.data.table import refuse_no_table
 
-ALPHA = 0.01  # below it "dependent": at 0.05 one of twenty harmless attributes would be called a shortcut
+ALPHA = 0.01  # a smaller p means "dependent"; at 0.05 one of twenty harmless attributes would be called a shortcut
 WIDTH = 160
 RAREST = 3
 
@@ -93,7 +93,7 @@ def _groups(table: pd.DataFrame, grouper: Grouper) -> dict[str, dict[str, Any]]:
         sizes = labels[name].value_counts().reindex(list(grouper.names(name)), fill_value=0)
         filled = sizes[sizes > 0].sort_values(kind="stable")
         rarest = [{"name": str(g), "n": int(n)} for g, n in filled.head(RAREST).items()]
-        # every group weighs the same in the balanced set: each of its n rows weighs 1 / n
+        # in the balanced set every group weighs the same, so each of its n rows weighs 1 / n
         weights = np.repeat(1.0 / filled.to_numpy(dtype=np.float64), filled.to_numpy())
         found[name] = {
             "groups": len(sizes),
@@ -124,7 +124,7 @@ def _attributes(
             "eta": eta and eta.eta,
             "eta_chance": eta and eta.chance,
             "eta_p_value": eta and eta.p_value,
-            # two tests of one attribute: half the level for each
+            # there are two tests of one attribute, each at half the level
             "dependent": bool((row["p_value"] if eta is None else 2 * min(row["p_value"], eta.p_value)) < ALPHA),
         }
         given = [other for other in valued if other != name]
@@ -143,7 +143,7 @@ def wrapped(lines: list[str]) -> list[str]:
 
 
 def table_lines(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Cells by attribute and column as lines under a head; long names are cut."""
+    """A table as lines: ``rows`` maps an attribute to its cells by column; long names are cut."""
     width = min(40, max(len(name) for name in ("attribute", *rows)))
     cells = [{"attribute".ljust(width): name[:width].ljust(width), **row} for name, row in rows.items()]
     return pd.DataFrame(cells).to_string(index=False).splitlines()
@@ -161,7 +161,7 @@ def _measure_lines(result: Mapping[str, Any]) -> list[str]:
         share, eta = row["conditional"], row["eta"]
         p = row["p_value"] if eta is None else min(1.0, 2 * min(row["p_value"], row["eta_p_value"]))
         table[name] = {
-            "role": f"{row['role']:8}",  # as long as "spurious": to the left
+            "role": f"{row['role']:8}",  # padded to the length of "spurious", so that it stands on the left
             "rows": str(row["n"]),
             "nats": f"{row['mutual_information']:.3f}",
             "NMI": f"{row['nmi']:.3f}",
@@ -196,7 +196,7 @@ def _group_lines(result: Mapping[str, Any]) -> list[str]:
 
 def _intervention_lines(result: Mapping[str, Any]) -> list[str]:
     lines, target = [], result["target"]
-    others = []  # of an attribute that is not to be intervened on, only a danger is worth a line
+    others = []  # an attribute that nobody intends to intervene on gets a line only where it is dangerous
     for name, row in result["interventions"].items():
         if name == target:
             continue
@@ -211,7 +211,7 @@ def _intervention_lines(result: Mapping[str, Any]) -> list[str]:
                 lines.append(f"{name}: confounded through {'; '.join(row['open_paths'])}; do({name}) cuts it")
             elif result["attributes"][name]["dependent"]:
                 lines.append(
-                    f"{name}: depends on {target}, yet the graph has no way between them: an arrow, a <-> or how the rows were selected is missing"
+                    f"{name}: depends on {target}, yet the graph has no open path between them: an arrow, a <-> or how the rows were selected is missing"
                 )
     if others:
         lines.append(f"also safe, though not listed as spurious: {', '.join(others)}")

@@ -1,11 +1,11 @@
-"""What the graph says the data must show, tested: every conditional independence among the observed attributes.
+"""Tests of a graph on a table: does every conditional independence that the graph implies hold among the attributes?
 
     a _||_ b | given   in every table that the graph can produce, whenever ``given`` m-separates a and b
     corrected p of the i-th smallest of m:  max over j <= i of min(1, (m - j + 1) p_(j))          Holm (1979)
 
 The chance of even one false alarm is at most alpha, however the tests depend on each other. A failing test says that the
-graph, or an assumption of the test, is wrong, not which edge. No failing test confirms nothing: a graph that implies no
-independence is never contradicted, and a dependence too weak for n rows is missed. Not tested: what a graph says beyond
+graph, or an assumption of the test, is wrong, but not which edge. Where no test fails, nothing is confirmed: a graph that implies
+no independence is never contradicted, and a dependence that is too weak for n rows is missed. Not tested: what a graph says beyond
 conditional independences (Verma and Pearl 1990), directions that leave every independence as it is, and the image.
 """
 
@@ -62,7 +62,7 @@ def implied(graph: CausalGraph, names: Sequence[str], most: int = 1000) -> Impli
     separators = {(a, b): _minimal(graph, a, b, names) for a, b in apart}
     silent = tuple(pair for pair in apart if separators[pair] is None)
     open_pairs = [pair for pair in apart if separators[pair] is not None]
-    # 2^(names - 2) candidates per pair: counted before anything is enumerated
+    # there are 2^(names - 2) candidates per pair; they are counted before any is enumerated
     if len(open_pairs) * 2 ** max(0, len(names) - 2) <= 8 * most:
         claims = list(islice(_all(graph, open_pairs, names), most + 1))
         if len(claims) <= most:
@@ -138,7 +138,7 @@ def falsify(
         sampled = run.sampled
         for a, b, given in found.claims:
             one = run.test(a, b, given)
-            # a statistic of exactly 0 is either no test at all or a perfectly balanced table, which is one
+            # a statistic of exactly 0 means that nothing was tested, unless there are rows enough: then the table is balanced
             decided = one.dof > 0 and (one.statistic > 0 or one.n >= FEWEST_ROWS * (one.dof + 1 + len(given)))
             shapes |= {(one.n, one.dof)} if decided else set()
             tests.append(
@@ -204,7 +204,7 @@ def _text(found: dict[str, Any]) -> list[str]:
                 "look for a missing edge, a missing <-> or a reversed arrow"
             )
         elif tested:
-            lines.append("that none fails does not confirm the graph: others imply the same, or less")
+            lines.append("that none fails does not confirm the graph: different graphs imply the same, or less")
         if found["undecided"]:
             lines.append(f"{found['undecided']} could not be tested: too few rows, or an attribute is constant in them")
     if tested:

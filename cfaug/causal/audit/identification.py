@@ -1,14 +1,14 @@
 """Which effects and counterfactuals the data decide, given the graph, and which rest on a further assumption.
 
-1. The effect: is p(D | do(a)) a functional of p(observed attributes)? Decided exactly for every graph with ``<->`` (Tian and
-   Pearl 2002; complete by Huang and Valtorta 2006, Shpitser and Pearl 2006). What blocks it is a hedge.
-2. The row's counterfactual, from mechanisms fitted as D given its parents: for every attribute N between A and D,
+1. The effect: is p(D | do(A)) a functional of p(observed attributes)? The answer is exact for every graph with ``<->`` (Tian and
+   Pearl 2002; complete by Huang and Valtorta 2006, Shpitser and Pearl 2006). What blocks an effect is called a hedge.
+2. The row's counterfactual, from mechanisms fitted as D given its parents. For every attribute N on a path from A to D,
 
        u_N _||_ parents that do(A) moves | parents that stay, and noises that the parents tell
 
-   is sufficient for p(N | parents) to be the mechanism. What N then assumes depends on the kind of its mechanism.
+   is sufficient for p(N | parents) to be its mechanism. What is then assumed about N depends on the kind of its mechanism.
 
-All of it holds under the graph, which is the user's, and says nothing about how well a mechanism was estimated. The derivation
+All of this takes the user's graph for true and says nothing about how well a mechanism was estimated. The derivation
 is in ``docs/concepts/identification.md``.
 """
 
@@ -55,7 +55,7 @@ def hedge(graph: CausalGraph, acts: Collection[str], outcomes: Collection[str]) 
 
 
 def _blocked(graph: CausalGraph, inner: set[str], outer: set[str]) -> set[str] | None:
-    """Tian's Identify: is Q[inner] a functional of Q[outer], both districts, inner in outer? None, or where it stops."""
+    """Tian's Identify: is Q[inner] a functional of Q[outer], both districts, inner in outer? None if so, else where it stops."""
     while True:
         closed = _upstream(graph, inner, outer)
         if closed == inner:
@@ -77,7 +77,7 @@ def _upstream(graph: CausalGraph, nodes: Iterable[str], among: set[str]) -> set[
 
 
 def _district_of(graph: CausalGraph, nodes: set[str], among: set[str]) -> set[str]:
-    """What ``<->`` inside ``among`` joins to any of ``nodes``, which it holds, with them."""
+    """``nodes``, all of them in ``among``, and the attributes that ``<->`` inside ``among`` joins to any of them."""
     return {n for district in graph.districts(among) if nodes & {*district} for n in district}
 
 
@@ -98,7 +98,9 @@ def moved_with_noise(graph: CausalGraph, name: str, act: str, invertible: Collec
     reached, parents = {act, *graph.descendants(act)}, graph.parents(name)
     told = [p for p in parents if p in reached and p != act and p in invertible and {*graph.parents(p)} <= {*parents}]
     longest = max(graph.attributes, key=len)
-    noise = {n: f"{longest}'{k}" for k, n in enumerate((name, *told))}  # longer than any name, hence new
+    noise = {
+        n: f"{longest}'{k}" for k, n in enumerate((name, *told))
+    }  # longer than every attribute's name, hence unused
     pieces = [*graph.attributes, *(f"{u} -> {n}" for n, u in noise.items()), *(f"{a} -> {b}" for a, b in graph.edges)]
     pieces += [f"{noise.get(a, a)} <-> {noise.get(b, b)}" for a, b in graph.bidirected]
     with_noises = CausalGraph("; ".join(pieces))
@@ -160,7 +162,7 @@ def identification(graph: CausalGraph, mechanisms: Mapping[str, Mechanism]) -> l
             else:
                 judged = [_judge(graph, n, act, mechanisms, block is None) for n in recomputed(graph, act, outcome)]
                 status = max((s for s, _ in judged), key=STATUSES.index)
-                # beside a link that is not identified, what the other links assume is of no use
+                # where one link is not identified, the assumptions of the other links do not help
                 kept = judged if status != "not_identified" else [j for j in judged if j[0] == status]
                 under = "; ".join(dict.fromkeys(text for _, text in kept))
             effect = None if outcome == IMAGE else {"identified": block is None, "blocked_by": list(block or ())}

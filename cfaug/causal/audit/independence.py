@@ -25,29 +25,29 @@ import pandas as pd
 
 from cfaug.data.attribute import Attribute
 from cfaug.data.schema import Schema
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, near
 
 Array = npt.NDArray[np.float64]
 
 MOST_LEVELS = 12
-"""Levels of a discrete column that are tested apart; the rarest beyond them count as one."""
+"""Levels of a discrete column that are tested separately, at most; all rarer levels together count as one."""
 RARE = 5
-"""A level with fewer rows counts with the other rare ones."""
+"""A level with fewer rows than this is merged with the other rare levels."""
 ROWS_PER_COLUMN = 25
-"""Products of pairs enter the basis of Z while there are so many rows for each of its columns."""
+"""Products of pairs are added to the basis of Z only while it has at least this many rows per column."""
 FEWEST_ROWS = 5
-"""Rows for each column of the basis and degree of freedom, below which nothing can be said (p = 1)."""
+"""With fewer rows per column of the basis and degree of freedom, nothing can be said (p = 1)."""
 MOST_ROWS = 20_000
-"""Rows that a question is answered from, at most: a partial correlation of 0.04 is found there 99 times in 100, at level 0.05."""
+"""A question is answered from at most this many rows: they find a partial correlation of 0.04 in 99 of 100 cases, at level 0.05."""
 SEED = 20_000
-"""Of the draw of those rows: always the same, so that an answer can be repeated."""
+"""The seed of the draw of those rows. It is fixed, so that an answer can be repeated."""
 RIDGE = 1.0
-"""Penalty of the logistic regression, in rows: keeps it finite where Z determines a discrete column."""
+"""The penalty of the logistic regression, in rows. It keeps the weights finite where Z determines a discrete column."""
 
 
 @dataclass(frozen=True)
 class Independence:
-    """The answer to one question: ``p_value`` in [0, 1], T, its degrees of freedom, and the rows it is of."""
+    """The answer to one question: ``p_value`` in [0, 1], T, its degrees of freedom, and the number of rows it is computed from."""
 
     p_value: float
     statistic: float
@@ -57,7 +57,7 @@ class Independence:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of N rows, as the regressions see it; absent rows are zeros.
+    """One column of N rows as the regressions use it; a row without a value is all zeros.
 
     ``features`` (N, P) is what is tested; ``present`` (N,). As a condition it contributes ``fine`` (N, M) to the regressions
     of continuous columns and ``coarse`` (N, L) to those of discrete ones. P = 0 for a constant column.
@@ -83,7 +83,7 @@ def _discrete(texts: pd.Series) -> Column:
     counts = np.bincount(codes[present])
     order = [int(k) for k in np.argsort(-counts, kind="stable") if counts[k] >= RARE]
     rest = int(counts.sum() - counts[order].sum())
-    # the rare ones together are one more level, the reference when they are there and the commonest level otherwise
+    # The rare levels together are one more level. It is the reference where it has rows; otherwise the commonest level is.
     chosen = order if rest >= RARE else order[1:]
     tested = order[: MOST_LEVELS - 1] if len(order) >= MOST_LEVELS else chosen
     return Column(True, _indicators(codes, tested), _indicators(codes, chosen), _indicators(codes, chosen), present)
@@ -96,7 +96,7 @@ def _continuous(values: Array) -> Column:
 
     present = np.isfinite(values)
     n, found = len(values), int(present.sum())
-    if len(np.unique(values[present])) < 3:  # two values, or one, are levels and not a scale
+    if len(np.unique(values[present])) < 3:  # one or two values are levels, not a scale
         return _discrete(pd.Series(np.where(present, values, np.nan)))
     share = (rankdata(values[present]) - 0.5) / found  # in (0, 1); ties share their mean rank
     t = 2 * share - 1
@@ -112,11 +112,11 @@ def _continuous(values: Array) -> Column:
         return out
 
     features = spread(legendre)
-    # 14 at 500 rows, 25 at 5 000, evenly spaced: a wiggle in the tails that a and b both follow, and that coarser knots
-    # miss, would be taken for dependence of a and b
+    # 14 knots at 500 rows, 25 at 5 000, evenly spaced. A wiggle in the tails that both a and b follow would otherwise be missed
+    # by the regressions and taken for a dependence of a and b.
     fine = spread(splines(int(np.clip(round(3 * found**0.25), 4, 40))))
     coarse = spread(splines(int(np.clip(round(found**0.25), 4, 10))))
-    # the polynomials are in the basis too: a column that follows z closely is then a straight line, no approximation
+    # The polynomials are in the basis as well, so that a column that follows z closely is fitted exactly.
     return Column(False, features, np.hstack([features, fine]), np.hstack([features, coarse]), present)
 
 
@@ -133,8 +133,8 @@ def column_of(attribute: Attribute, values: pd.Series) -> Column:
 def _drawn(canonical: pd.DataFrame) -> pd.DataFrame:
     """The rows in a random order, without those that no question can need.
 
-    A question takes the first ``MOST_ROWS`` that have its values, a random sample of all that do. It never needs more than the first
-    ``MOST_ROWS`` of each pattern of missing values, so the rest need no features; a few labels among a million rows stay.
+    A question uses the first ``MOST_ROWS`` rows that have its values: a random sample of all rows that do. It therefore never needs
+    more than the first ``MOST_ROWS`` of each pattern of missing values. A few labels among a million rows are all kept.
     """
     order = np.random.default_rng(SEED).permutation(len(canonical))
     pattern = canonical.isna().groupby(list(canonical.columns), sort=False).ngroup().to_numpy()[order]
@@ -143,7 +143,7 @@ def _drawn(canonical: pd.DataFrame) -> pd.DataFrame:
 
 
 class IndependenceTest:
-    """Tests of many questions about one table: what does not depend on the question is computed once.
+    """Tests many questions about one table; whatever does not depend on the question is computed once.
 
     Args:
         table: one row per image; values may be missing, the target's too.
@@ -156,7 +156,9 @@ class IndependenceTest:
     """
 
     def __init__(self, table: pd.DataFrame, schema: Schema) -> None:
-        Schema(schema.attributes).check(table, schema.names)  # without a target: that one may lack values here as well
+        Schema(schema.attributes).check(
+            table, schema.names
+        )  # without a target: here the target may lack values as well
         canonical = schema.canonical(table)
         self.names = schema.names
         self.sampled = ""
@@ -173,21 +175,23 @@ class IndependenceTest:
     def column(self, name: str) -> Column:
         """The column ``name``; UsageError for an unknown one."""
         if name not in self._columns:
-            raise UsageError(f"the table has no attribute {name!r}; known: {', '.join(self.names)}")
+            raise UsageError(f"expected an attribute of the table, got {name!r}; {near(name, self.names)}")
         return self._columns[name]
 
     def test(self, a: str, b: str, given: Sequence[str] = ()) -> Independence:
-        """Whether ``a`` and ``b`` are independent given ``given``, in the rows that have them all.
+        """Whether ``a`` and ``b`` are independent given ``given``, in the rows that have values of all of these.
 
-        ``p_value`` 1 and ``dof`` 0 when one of them is constant (or a function of the condition) there, or when the rows are too
-        few to say anything; ``n`` is at most ``MOST_ROWS``. UsageError for an unknown name, or one that is asked about and given at once.
+        ``p_value`` 1 and ``dof`` 0 when ``a`` or ``b`` is constant there or follows from the condition, or when
+        there are too few rows; ``n`` is at most ``MOST_ROWS``. UsageError for an unknown name, or one that is asked about and given at once.
         """
         from scipy.stats import chi2, f
 
         both = (self.column(a), self.column(b))
         members = frozenset(given)
         if a == b or members & {a, b}:
-            raise UsageError(f"independence of {a!r} and {b!r} given {', '.join(given)}: expected different attributes")
+            raise UsageError(
+                f"expected different attributes, got {a!r} and {b!r} given {', '.join(given) or 'nothing'}; name each one once"
+            )
         holes = frozenset(n for n in (a, b, *members) if not self.column(n).present.all())
         dof, n = both[0].features.shape[1] * both[1].features.shape[1], len(both[0].present[self._rows(holes)])
         if dof == 0 or n < FEWEST_ROWS * (1 + dof):
@@ -200,7 +204,7 @@ class IndependenceTest:
         total = (x.T @ y).ravel()
         spread = (xx.T @ yy).reshape(p, p, q, q).transpose(0, 2, 1, 3).reshape(p * q, p * q)
         size = np.sqrt(np.clip(np.diag(spread), 0.0, None))
-        # a feature that the condition determines has no residual left: nothing to test in it
+        # a feature that the condition determines has no residual left, so there is nothing to test in it
         kept = size > 1e-4 * np.sqrt(n)
         scaled = spread[np.ix_(kept, kept)] / np.outer(size[kept], size[kept])
         weights, axes = np.linalg.eigh(scaled)
@@ -212,8 +216,8 @@ class IndependenceTest:
         if both[0].discrete and both[1].discrete:
             return Independence(float(chi2.sf(statistic, rank)), statistic, float(rank), n)
         if not (both[0].discrete or both[1].discrete):
-            statistic *= 1 - m / n  # both residuals are short of what the regressions took
-        # C has been estimated from the same rows (Hotelling, 1931); its chi-square is the limit of many rows
+            statistic *= 1 - m / n  # the regressions have taken degrees of freedom from both residuals
+        # C is estimated from the same rows, hence an F distribution (Hotelling, 1931); chi-square is its limit for many rows
         ratio = statistic * (n - rank) / (rank * (n - 1))
         return Independence(float(f.sf(ratio, rank, n - rank)), statistic, float(rank), n)
 
@@ -221,7 +225,7 @@ class IndependenceTest:
         if not holes:
             return slice(MOST_ROWS)
         there = np.logical_and.reduce([self._columns[name].present for name in sorted(holes)])
-        return np.flatnonzero(there)[:MOST_ROWS]  # rows beyond that are in random order, see _drawn
+        return np.flatnonzero(there)[:MOST_ROWS]  # _drawn has put the rows in a random order
 
     def _basis(self, members: frozenset[str], holes: frozenset[str], fine: bool) -> Array:
         """Orthogonal columns (B, M) of mean square 1 that span the basis of the condition, the constant among them."""
@@ -234,7 +238,8 @@ class IndependenceTest:
             parts = [np.ones((n, 1)), *own]
             room = n / ROWS_PER_COLUMN - sum(part.shape[1] for part in parts)
             for i, j in combinations(range(len(columns)), 2):
-                # a curve for each level; of two continuous ones the polynomials, since all products would be hundreds
+                # With a discrete column: one curve per level. Of two continuous columns only the polynomials are multiplied,
+                # because all products would be hundreds of columns.
                 left, right = (
                     own[k] if columns[i].discrete or columns[j].discrete else columns[k].features[rows] for k in (i, j)
                 )

@@ -1,10 +1,10 @@
-"""What a plan will do to the confounding, read off the attribute tables before any image is generated.
+"""What a plan will do to the confounding, computed from the attribute tables before any image is generated.
 
     factual rows --plan, SCM--> counterfactual rows;   training mixture = r factual + p counterfactual + q null rows
 
-Reported are the dependence of target and spurious attribute in all three, the groups that fill, the rows that stay as they are,
-and where the decoder would have to extrapolate. The counterfactual attributes are the SCM's answer; a balanced table does not
-prove balanced pixels. Rows of one source count as independent, so p-values of plans with many rows per source are too small.
+It reports the dependence of target and spurious attribute in all three, the groups that get rows, the interventions that change
+nothing, and where the decoder would have to extrapolate. The counterfactual attributes are the SCM's answer, and a balanced table
+does not prove balanced pixels. Rows of one source count as independent, so p-values of plans with many rows per source are too small.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cfaug.data.groups import QUARTILES, Grouper
 from cfaug.data.schema import IMAGE, Schema, refuse_no_schema
 from cfaug.errors import DataError, UsageError, shown
 
-MOST_ROWS = 20_000  # of 100 groups each has 200 of them; a share is known to a third of a percentage point
+MOST_ROWS = 20_000  # 200 for each of 100 groups; a share is then known to a third of a percentage point
 PARTS = ("real", "counterfactual", "null")
 Array = npt.NDArray[np.float64]
 
@@ -69,7 +69,7 @@ def forecast(
     before = factual.iloc[sources[planned]]
     after = before
     if len(planned):
-        # draws follow the key: two rows of one source are two draws, as they are in generation
+        # a draw depends on the key: two rows of one source must be two draws, as they are in generation
         keyed = before.set_axis(pd.Index([f"{key}#{i}" for key, i in zip(before.index, planned)], dtype=object))
         after = scm.counterfactual(keyed, [acts[i][1] for i in planned.tolist()])[list(factual.columns)]
     rows = max(len(acts), of or 0)
@@ -161,7 +161,7 @@ def _dependences(
 ) -> dict[str, Any]:
     tables = {part: _counts(grouper, name, rows) for part, rows in parts.items()}
     real, made = (_with_eta(grouper, name, tables[part], parts[part]) for part in ("real", "counterfactual"))
-    # a row of a part weighs its share over the part's rows; a sample stands for all of them
+    # every row of a part weighs the share of the part divided by its rows; a sampled row stands for several
     per_row = {part: shares[part] / max(1, sizes[part]) for part in PARTS}
     up = {part: sizes[part] / max(1, len(parts[part])) for part in PARTS}
     mixed = np.sum([per_row[part] * up[part] * tables[part] for part in PARTS], axis=0)
@@ -192,7 +192,7 @@ def _target_codes(grouper: Grouper, rows: pd.DataFrame) -> npt.NDArray[np.int64]
 
 
 def _counts(grouper: Grouper, name: str, rows: pd.DataFrame) -> Array:
-    """(targets, levels): rows per group, empty groups included; a row that lacks target or attribute is in none."""
+    """(targets, levels): rows per group, empty groups included; a row without target or attribute is in no group."""
     levels = pd.Series(grouper.levels(rows, name, missing=True), rows.index, dtype=object)
     found = pd.crosstab(rows[grouper.target].to_numpy(), levels.to_numpy())
     targets = grouper.schema[grouper.target].categories
@@ -205,9 +205,9 @@ def _filled(counts: Array) -> Array:
 
 
 def _with_eta(grouper: Grouper, name: str, counts: Array, rows: pd.DataFrame) -> dict[str, Any]:
-    """The fields of ``Dependence``, and the correlation ratio of a continuous attribute as it is.
+    """The fields of ``Dependence``, and the correlation ratio of the values of a continuous attribute.
 
-    A shift that moves every row into one quartile leaves no dependence of quartiles, and all that of the values.
+    A shift that moves every row into one quartile leaves no dependence of the quartiles, but all the dependence of the values.
     """
     found: dict[str, Any] = asdict(dependence(_filled(counts)))
     if grouper.schema[name].kind != "continuous":
@@ -226,14 +226,14 @@ def _dependent(made: Mapping[str, Any]) -> bool:
 def _new_combinations(
     factual: pd.DataFrame, after: pd.DataFrame, schema: Schema, scm: SCM, scale: float
 ) -> dict[str, Any]:
-    """Rows whose attributes, those that the image shows, never occur together in the table; continuous ones by quartiles."""
+    """The rows whose combination of the attributes that the image shows never occurs in the table; continuous ones by quartiles."""
     seen = scm.graph.parents(IMAGE) if IMAGE in scm.graph else scm.graph.attributes
     names = [n for n in schema.names if n in seen]
     result: dict[str, Any] = {"attributes": names, "rows": 0, "share": 0.0, "examples": []}
     if not names or not len(after):
         return result
     own = Schema([schema[n] for n in names]).fit(factual, names)
-    # by the quartiles of the table in both: the counterfactuals must not move the cuts
+    # both use the quartiles of the table, so that the counterfactuals do not move the cuts
     old, made = (
         np.stack(list(coded(rows, own, factual)[1].values()), axis=1)[rows[names].notna().all(axis=1)]
         for rows in (factual, after)
@@ -256,7 +256,7 @@ def _new_combinations(
 
 # --- words
 def _warnings(result: Mapping[str, Any], target: str) -> list[str]:
-    """What a user should know before images are made from this plan; empty when there is nothing."""
+    """What a user should know before images are made from this plan; empty when there is nothing to say."""
     lines, rows = [], max(1, result["interventions"])
     for name, row in result["spurious"].items():
         if row["broken"] is False:

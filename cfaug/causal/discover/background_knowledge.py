@@ -1,4 +1,4 @@
-"""What is known of a graph before any data are asked: required edges, forbidden edges, and an order of tiers."""
+"""What a user knows of a graph before any data are looked at: required edges, forbidden edges, and an order of tiers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from cfaug.errors import UsageError, near
 
 @dataclass(frozen=True)
 class Background:
-    """What is known beforehand.
+    """What a user knows beforehand.
 
     Args:
-        forbidden: (cause, effect) pairs that are not edges.
-        required: (cause, effect) pairs that are edges; a discovery keeps them, and they count as confirmed.
-        tiers: groups of names, earlier ones first; nothing later causes anything earlier. A name in no tier is free.
+        forbidden: (cause, effect) pairs that must not be edges.
+        required: (cause, effect) pairs that must be edges; every discovery has them, and they count as confirmed.
+        tiers: groups of names, earlier ones first; no name causes a name of an earlier tier. A name in no tier is free.
 
     Raises:
         UsageError: a required edge that is forbidden or against the tiers, required edges in a cycle, a name in two tiers, an
@@ -42,12 +42,14 @@ class Background:
         for a, b in self.required:
             if self.forbids(a, b):
                 raise UsageError(
-                    f"discover: {a} -> {b} is required, and forbidden by name or by tier; remove one of the two"
+                    f"discover.required: expected edges that nothing forbids, got {a} -> {b}, which forbidden or tiers exclude; remove one of the two"
                 )
         graph: Any = nx.DiGraph(self.required)
         if not nx.is_directed_acyclic_graph(graph):
             cycle = [a for a, _ in nx.find_cycle(graph)]
-            raise UsageError(f"discover: the required edges are a cycle: {' -> '.join([*cycle, cycle[0]])}; remove one")
+            raise UsageError(
+                f"discover.required: expected edges without a cycle, got {' -> '.join([*cycle, cycle[0]])}; remove one"
+            )
 
     @classmethod
     def read(

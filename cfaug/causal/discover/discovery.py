@@ -1,14 +1,14 @@
-"""Causal discovery: edges that a table suggests, with how sure it is of each. A discovered edge is a hypothesis.
+"""Causal discovery: the edges that a table suggests, and how often resamples suggest each. A discovered edge is a hypothesis.
 
-Every edge is asked for again in resamples, each of half the rows without repetition (stability selection: Meinshausen &
-Bühlmann, 2010; repeated rows, as in a bootstrap, would double a test's statistic). Reported are
+The search is repeated in resamples, each of half the rows without repetition (stability selection: Meinshausen &
+Bühlmann, 2010; repeated rows, as in a bootstrap, would double a test's statistic). Every edge then has
 
     presence     share of the resamples that have an edge between the two, in any direction
     orientation  share of those in which it points as it does here
 
 Neither is the probability that the edge is true; ``benchmarks/discovery.py`` measures how often it is. No method sees what
-the table lacks: a hidden cause of two columns makes an edge in ``pc`` and ``ges``, and images that were chosen by the values
-of two columns make one in all of them.
+the table lacks: a hidden cause of two columns makes an edge in ``pc`` and ``ges``, and choosing the images by the values of two
+columns makes an edge in all methods.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SO = {"->": "so directed", "o->": "so directed", "--": "undirected in"}
 
 @dataclass(frozen=True)
 class Discovery:
-    """What a discovery found in ``n`` rows over ``names``; ``also`` are edges that only resamples have."""
+    """What a discovery found in ``n`` rows over ``names``; ``also`` are the edges that only resamples have."""
 
     method: str
     names: tuple[str, ...]
@@ -153,7 +153,7 @@ def discover(
     used = complete if method == "ges" else canonical
 
     def search(rows: pd.DataFrame) -> list[Proposal]:
-        # whatever a method makes of it, what the user requires is there, as required
+        # a required edge is in the result, and required, whatever the method has found
         required = set(known.required)
         found = [e for e in SEARCHES[method](rows, schema, alpha, known) if not {(e[0], e[2]), (e[2], e[0])} & required]
         return sorted([*found, *((a, "->", b) for a, b in required)])
@@ -214,16 +214,18 @@ def _check_options(
         refuse_unwritable(name)
     background.check(schema.names)
     if find_spec("causallearn") is None:
-        raise UsageError('discovery needs the package causal-learn, which is not here; pip install "cfaug[discover]"')
+        raise UsageError(
+            'discovery needs the package causal-learn, which is not installed; pip install "cfaug[discover]"'
+        )
 
 
 def _check_rows(canonical: pd.DataFrame, complete: int, schema: Schema, halved: bool) -> str:
-    """DataError for what cannot be searched; returns what the tests say of the rows that they sample."""
+    """DataError for a table that cannot be searched; returns the words on which rows the tests sample."""
     for name in schema.names:
         if (values := canonical[name].dropna()).nunique() < 2:
-            got = f"always {values.iloc[0]}" if len(values) else "empty"
+            got = f"only {values.iloc[0]}" if len(values) else "none"
             raise DataError(
-                f"column {name!r} is {got}: nothing can be found out about it; leave it out of the attributes"
+                f"column {name!r}: expected at least two different values, got {got}; leave it out of the attributes"
             )
     tests = IndependenceTest(canonical, schema)
     fewest = FEWEST_ROWS * (1 + sum(max(1, tests.column(name).features.shape[1]) for name in schema.names))

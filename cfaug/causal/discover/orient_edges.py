@@ -1,9 +1,9 @@
-"""From edges that a discovery leaves open to one graph that can be written: a direction for every edge, and what was chosen.
+"""Gives a direction to every edge that a discovery leaves open, so that a graph can be written, and says what was chosen.
 
 A method finds a class of graphs that imply the same independences; only the directions that all of them share are known. The
-others are chosen so that the whole is a member of the class (Dor & Tarsi, 1992), and every choice is said. The choice is
-arbitrary, with one exception: an image is changed in its spurious attributes and keeps its label, so where the class has a
-graph in which the target follows from no spurious attribute, that one is written.
+remaining directions are chosen so that the result is in the class (Dor & Tarsi, 1992), and every choice is reported. The choice is
+arbitrary, with one exception. An image is changed in its spurious attributes and keeps its label; so where the class has a graph
+in which the target follows from no spurious attribute, that graph is written.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ def extension(
 ) -> tuple[list[tuple[str, str]], tuple[str, ...]]:
     """An acyclic direction for every edge but the "<->", and a sentence for each that the edges themselves do not give.
 
-    Directed edges stay unless they close a cycle, which finite samples can make; the most present ones are believed first. The
-    others are directed one sink after the other without a new collider (Dor & Tarsi, 1992) where that can be. A ``target`` that
-    need not follow from one of ``spurious`` does not; one more sentence then says so.
+    Directed edges stay unless they close a cycle, which can happen in finite samples; the edges with the highest presence come
+    first. The other edges are directed one sink after the other (Dor & Tarsi, 1992), without a new collider where that is possible.
+    Where the ``target`` need not follow from one of ``spurious``, it does not, and one more sentence says so.
     """
     order: Any = nx.DiGraph()
     order.add_nodes_from(names)
@@ -91,8 +91,8 @@ def _directions(
 ) -> list[tuple[tuple[str, str], bool]]:
     """A direction for each undirected pair, and whether it keeps all that was found.
 
-    The target is taken as a sink only when no other node can be one: then every graph of the class has it as its only sink,
-    and what is left are its ancestors in all of them. So it has an ancestor here only if it has it in the whole class.
+    The target is taken as a sink only when no other node can be one. Then it is the only sink in every graph of the class, and the
+    nodes that are left are its ancestors in all of them. So it has an ancestor here only if it has that ancestor in every graph.
     """
     directed, left, found = order.copy(), set(pairs), []
     rest = sorted(directed.nodes)
@@ -113,7 +113,7 @@ def _directions(
         )
 
     while left:
-        # of several sinks the last by name, so that the earlier names come out as causes
+        # of several sinks the last by name is taken, so that earlier names become causes
         node = next((n for n in sorted(rest, key=lambda n: (n != target, n), reverse=True) if sink(n)), None)
         if node is not None:
             ways = [(other, node) for other in touching(node)]

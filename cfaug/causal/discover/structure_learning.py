@@ -1,4 +1,4 @@
-"""causal-learn's PC, FCI and GES from a table to edges between its columns, with a test and a score for mixed columns.
+"""The edges that PC, FCI and GES of causal-learn find between the columns of a table, with a test and a score for mixed columns.
 
 ``pc``     constraints; no hidden common causes (Spirtes, Glymour & Scheines, 2000; maxP colliders, Ramsey, 2016)
 ``fci``    constraints; hidden common causes allowed (Zhang, 2008, doi:10.1016/j.artint.2008.08.001)
@@ -29,14 +29,14 @@ from cfaug.causal.discover.background_knowledge import Background
 from cfaug.data.schema import Schema
 
 Proposal = tuple[str, str, str]
-"""(a, kind, b), kind one of "->", "--", "<->", "o->", "o-o", "-o"; the two ends of an unoriented one in the order of names."""
+"""(a, kind, b), kind one of "->", "--", "<->", "o->", "o-o", "-o"; the ends of an edge without direction are in the order of the names."""
 _SURE = 1e9
-"""What a required or excluded edge is worth to the score: more than any data."""
+"""What a required or excluded edge adds to the score: more than any data can."""
 
 
 @contextlib.contextmanager
 def silence() -> Iterator[None]:
-    """causal-learn prints and draws progress bars even where it is told not to."""
+    """Hide what causal-learn prints: it writes lines and progress bars even where it is told not to."""
     with (
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
@@ -51,7 +51,7 @@ def _register() -> str:
     from causallearn.utils.cit import CIT_Base, register_ci_test
 
     class MixedTest(CIT_Base):  # type: ignore[misc]
-        """``known`` (pair of names -> p) answers first, then ``tests``."""
+        """A question is answered by ``known`` (pair of names -> p) where it can be, otherwise by ``tests``."""
 
         def __init__(self, data: Any, tests: IndependenceTest, known: Mapping[frozenset[str], float], **_: Any) -> None:
             super().__init__(data)
@@ -73,7 +73,7 @@ def _register() -> str:
 
 
 def _known(names: Sequence[str], knowledge: Background) -> dict[frozenset[str], float]:
-    """The answers that need no test: a required edge is never removed (p = 0), one forbidden both ways always (p = 1)."""
+    """The answers that need no test: a required edge is never removed (p = 0), and one that is forbidden both ways always is (p = 1)."""
     sure = {frozenset(edge): 0.0 for edge in knowledge.required}
     for i, a in enumerate(names):
         for b in names[:i]:
@@ -83,7 +83,7 @@ def _known(names: Sequence[str], knowledge: Background) -> dict[frozenset[str], 
 
 
 def _translated(names: Sequence[str], knowledge: Background, forbidden: bool) -> Any:
-    """causal-learn's form of the knowledge, with or without what is ``forbidden``."""
+    """The background knowledge in causal-learn's own form; ``forbidden`` says whether the forbidden edges are in it."""
     from causallearn.graph.GraphNode import GraphNode
     from causallearn.utils.PCUtils.BackgroundKnowledge import BackgroundKnowledge
 
@@ -125,7 +125,7 @@ def pc(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background)
     from causallearn.search.ConstraintBased.PC import pc as search
 
     data, options = np.zeros((len(table), len(schema))), _options(table, schema, knowledge, forbidden=True)
-    with silence():  # rule 1 is maxP: a single wrong separating set turns no collider around
+    with silence():  # rule 1 is maxP, with which no single wrong separating set makes a collider
         found = search(data, alpha, _register(), uc_rule=1, uc_priority=3, **options)
     return edges_of(found.G.graph, schema.names)
 
@@ -133,8 +133,8 @@ def pc(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background)
 def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background) -> list[Proposal]:
     """A partial ancestral graph: "<->" hidden cause, "o->" the right end does not cause the left, "o-o" nothing known.
 
-    What is forbidden is applied afterwards: causal-learn would read "a does not cause b" as "b causes a", although a hidden
-    cause may join them. It only follows that the end at a is an arrow: a <-o b, or a <-> b.
+    Forbidden edges are applied afterwards. causal-learn would read "a does not cause b" as "b causes a", although a hidden cause may
+    join them; it only follows that the end at a is an arrow: a <-o b, or a <-> b.
     """
     from causallearn.search.ConstraintBased.FCI import fci as search
 
@@ -150,7 +150,7 @@ def fci(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background
 
 
 class Score:
-    """BIC of degenerate Gaussian models over the features, of the rows that have every value; larger is better."""
+    """BIC of degenerate Gaussian models over the features, computed from the complete rows; larger is better."""
 
     def __init__(self, table: pd.DataFrame, schema: Schema) -> None:
         complete = schema.canonical(table).dropna()
@@ -190,10 +190,10 @@ def _scored_by(score: Callable[[int, Sequence[int]], float]) -> Iterator[str]:
 
 
 def ges(table: pd.DataFrame, schema: Schema, alpha: float, knowledge: Background) -> list[Proposal]:
-    """A completed partially directed graph, as of ``pc``; of the rows that have every value. ``alpha`` is not used.
+    """A completed partially directed graph, as ``pc`` gives it, from the complete rows. ``alpha`` is not used.
 
-    Required edges, and pairs that are forbidden in both directions, enter the score, in both directions alike, so that
-    equivalent graphs keep equal scores. Known directions overrule those that GES finds; the rules of Meek (1995) follow.
+    Required edges, and pairs that are forbidden in both directions, change the score in the same way in both directions, so that
+    equivalent graphs keep equal scores. Known directions overrule those that GES finds; then the rules of Meek (1995) are applied.
     """
     from causallearn.graph.GraphClass import CausalGraph
     from causallearn.search.ScoreBased.GES import ges as search

@@ -9,8 +9,8 @@ f is learned first; s is the standard deviation of its residuals and g their qua
     additive_noise    f by ridge regression on a piecewise-linear basis of the parents and their pairs (``basis``), knots
                       and penalty chosen on held-out rows, least squares being one of the candidates
 
-The noise's distribution is the same whatever the parents are: Hoyer et al. 2009, Nonlinear causal discovery with additive
-noise models. Where the spread depends on the parents this is wrong and ``spline_flow`` is not.
+The distribution of the noise does not depend on the parents: Hoyer et al. 2009, Nonlinear causal discovery with additive
+noise models. Where the spread depends on the parents, this model is wrong and ``spline_flow`` is right.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from cfaug.data.schema import Schema
 KNOTS = (4, 8, 16)
 PENALTIES = (1e-4, 1e-2, 1.0)  # times the rows: of standardised columns and values
 MOST_QUANTILES = 33
-FLATTEST = 1e-4  # slope of g: equal residuals are a steep density, not an atom
+FLATTEST = 1e-4  # the least slope of g: equal residuals become a steep density, not an atom
 
 
 class Quantiles:
     """g: piecewise linear through (z_k, quantile of the residuals at Phi(z_k)), the outer lines continued; exactly invertible.
 
-    Phi(z_k) = (k + 1/2) / K, K about sqrt(rows) / 2, so that a normal noise in few rows is not taken for an uneven one.
+    Phi(z_k) = (k + 1/2) / K, with K about sqrt(rows) / 2, so that a normal noise of few rows does not look uneven.
     """
 
     def __init__(self, values: Array | None = None) -> None:
@@ -117,7 +117,7 @@ class LinearMechanism(ScalarMechanism):
         self._weights, self._bias = _least_squares(self._basis.columns(encoded), x[rows], w[rows], penalty)
         residual = x - self._expected(parents)
         spread = float(np.sqrt(np.average(residual**2, weights=w)))
-        # a deterministic column leaves rounding errors; dividing by them would make noise of them
+        # a deterministic column leaves rounding errors, which must not be scaled up to a noise
         self._spread = max(spread, 1e-6)
         self._noise = Quantiles.of(residual / self._spread, w)
         return self
@@ -168,7 +168,7 @@ class AdditiveNoiseMechanism(LinearMechanism):
 
     kind = "additive_noise"
     convention = (
-        "additive noise: a row keeps its residual from what its parents let expect; identifiable if the noise does not "
+        "additive noise: a row keeps its residual from the value expected given its parents; identifiable if the noise does not "
         "depend on the parents"
     )
 
@@ -200,7 +200,7 @@ def _least_squares(columns: Array, x: Array, w: Array, penalty: float) -> tuple[
     if penalty:
         gram = (root * z).T @ (root * z) + penalty * np.eye(z.shape[1])
         scaled = np.linalg.solve(gram, (root * z).T @ (root[:, 0] * (x - level)))
-    else:  # one-hot blocks are collinear with the constant: the shortest of equal answers
+    else:  # one-hot blocks are collinear with the constant: lstsq takes the shortest of several equal answers
         scaled = np.linalg.lstsq(root * z, root[:, 0] * (x - level), rcond=None)[0]
     weights = (scaled / std)[:, None]
     return weights, np.array([level - centre @ scaled]) - mean @ weights

@@ -1,13 +1,13 @@
-"""Piecewise-linear functions of encoded parents and of their pairs, in which the regressions of this room are linear.
+"""Piecewise-linear functions of encoded parents and of their pairs: the columns of the regressions of this room.
 
     continuous x         x, max(0, x - knot) for each knot; knots at equally spaced quantiles of the training rows
-    ordinal              the same of its encoded rank; knots at the inner ranks, at most as many
+    ordinal              the same of its encoded rank; knots at inner ranks
     categorical          one-hot
     every two parents    all products of the columns of one with those of the other
 
 Spline bases and their tensor products: Friedman 1991, Multivariate adaptive regression splines; Hastie, Tibshirani and
-Friedman 2009, chapter 5. Outside the training range a function continues as a straight line. Three parents together
-interact only through their pairs.
+Friedman 2009, chapter 5. Outside the training range a function continues as a straight line. Three parents interact
+only through their pairs.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from cfaug.causal.row_random import Array
 from cfaug.data.schema import Schema
 
 ROWS = 8192  # evaluated at a time: the columns of so many rows stay in the processor's cache
-WIDEST = 400  # columns; pairs of parents with many values would not fit into memory, nor be learned from few rows
+WIDEST = (
+    400  # columns at most: pairs of parents with many values would not fit into memory, nor be learned from few rows
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Basis:
                 picked = levels[np.linspace(0, len(levels) - 1, min(count, len(levels))).round().astype(int)]
             else:
                 picked = np.quantile(x, np.linspace(0, 1, count + 2)[1:-1])
-            # a knot at the edge gives no column, or one that repeats x itself
+            # a knot at the edge gives a column of zeros, or one that repeats x itself
             knots.append(tuple(float(k) for k in np.unique(picked) if x.min() < k < x.max()))
         return cls(schema, tuple(parents), tuple(knots), pairs)
 
@@ -99,7 +101,7 @@ class Basis:
 def bases(schema: Schema, parents: Sequence[str], encoded: Array, counts: Sequence[int]) -> list[Basis]:
     """Candidates, simplest first: linear without knots and pairs, then for each number of knots with all pairs.
 
-    With pairs only where there are fewer columns than rows and than ``WIDEST``; otherwise without.
+    The pairs are left out where there would be more columns than rows, or than ``WIDEST``.
     """
     found = [Basis.at_quantiles(schema, parents, encoded, 0, False)]
     for count in counts:

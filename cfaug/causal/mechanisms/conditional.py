@@ -8,8 +8,8 @@ phi is a piecewise-linear basis of the parents (``basis``); the number of its kn
 one of the candidates. m is what add-one smoothing would give in a single cell. A value never seen, and any value of an
 unseen combination, therefore keeps a small positive probability; none is ever below ``FLOOR``.
 
-``benchmarks/conditionals.py`` compares it with multilayer perceptrons stopped early: from 200 rows it is nearer to the truth, by
-up to three times, in all five known laws; from 2 000 rows the two are close.
+``benchmarks/conditionals.py`` compares it with multilayer perceptrons stopped early: from 200 rows it is nearer to the truth in all
+five known laws, by up to three times; from 2 000 rows on the two are close.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from cfaug.causal.row_random import Array, Seeds
 from cfaug.data.schema import Schema
 from cfaug.errors import DataError, UsageError
 
-FLOOR = 1e-9  # wide enough for a cell of (0, 1) to survive rounding
-FITTED = 100_000  # rows a regression learns from at most, drawn without replacement; counts use all
-CHOSEN = 20_000  # rows the candidates are compared on
-FEW = 20  # rows below which holding any out says nothing
+FLOOR = 1e-9  # far above the rounding of a cumulative sum, so that no value loses its part of (0, 1)
+FITTED = 100_000  # rows that a regression learns from at most, drawn without replacement; counts use all rows
+CHOSEN = 20_000  # rows on which the candidates are compared
+FEW = 20  # with fewer rows, held-out rows would say nothing
 KNOTS = (4, 8)
 PENALTIES = (0.01, 0.1, 1.0, 10.0)  # scikit-learn's C, of standardised columns
 
@@ -54,7 +54,7 @@ def row_weights(weights: Array | None, rows: int, name: str) -> Array:
     Raises DataError when there is no row, and UsageError for weights that are not B finite numbers from 0 up, some above 0.
     """
     if not rows:
-        raise DataError(f"cannot fit {name!r} to an empty table; give at least one row")
+        raise DataError(f"{name!r}: expected at least one row to fit it to, got an empty table; give some")
     found = np.ones(rows) if weights is None else np.asarray(weights, dtype=np.float64)
     if found.shape != (rows,) or not np.isfinite(found).all() or (found < 0).any() or not found.any():
         raise UsageError(
@@ -105,7 +105,7 @@ class Conditional:
     def _codes(self, name: str, column: pd.Series) -> Codes:
         categories = pd.Index(self.schema[name].categories, dtype=object)
         codes: Codes = categories.get_indexer(pd.Index(column, dtype=object)).astype(np.int64)
-        # a canonical column needs no second canonicalisation; Schema.index does it where a text is not found, and says which
+        # a canonical column is looked up directly; where a text is not found, Schema.index canonicalises and names it
         return self.schema.index(name, column) if (codes < 0).any() else codes
 
     # --- learning
@@ -117,7 +117,7 @@ class Conditional:
         self._uniform = self._mixing(float(w.sum()))
         if self._discrete:
             cells = int(np.prod([len(self.schema[p].categories) for p in self.parents], dtype=object))
-            # more combinations than rows cannot all occur: do not even count them
+            # with more combinations than rows not all of them can occur, and there is no need to count
             if cells <= len(codes) and len(np.unique(cell := self._cells(parents))) == cells:
                 counts = np.bincount(cell * k + codes, w, minlength=cells * k).reshape(cells, k)
                 self._counts = counts + np.maximum(1.0, FLOOR * counts.sum(axis=1, keepdims=True))
@@ -169,7 +169,7 @@ class Conditional:
             bias[seen] = np.log(total / total.sum())
             return weights, bias
         with warnings.catch_warnings():
-            # a penalised optimum a little off is still a probability; the held-out rows judge it
+            # a fit that has not quite converged is still a probability, and the held-out rows judge it
             warnings.simplefilter("ignore", ConvergenceWarning)
             model = LogisticRegression(C=penalty, max_iter=500).fit(columns[w > 0], codes[w > 0], w[w > 0])
         if len(seen) == 2:  # scikit-learn keeps one row for two classes: the logit of the second

@@ -3,7 +3,7 @@
     u = T((v - mean) / std ; parents),   u ~ N(0, 1),   v = mean + std T^-1(u ; parents)
 
 T is an affine map followed by one monotonic rational-quadratic spline (``spline``; Durkan et al. 2019, Neural Spline
-Flows; zuko). It is scalar and monotone, so under the stated graph the counterfactual is identifiable (Nasr-Esfahany et al. 2023,
+Flows; zuko). Because it is scalar and monotone, the counterfactual is identifiable under the stated graph (Nasr-Esfahany et al. 2023,
 arXiv 2302.02228). Inversion is exact to 1e-5 of a standard deviation. A discrete or censored column (many equal values) is
 fitted as a steep density, not as atoms.
 """
@@ -30,10 +30,12 @@ ROWS = 8192  # evaluated at a time: twice as fast as all at once, and memory doe
 
 
 def finite(values: pd.Series, name: str) -> Array:
-    """(B,) float64; DataError for what is not a finite number."""
+    """The column as float64 (B,); DataError for a value that is not a finite number."""
     found = np.asarray(values, dtype=np.float64)
     if not np.isfinite(found).all():
-        raise DataError(f"column {name!r} holds a value that is not a finite number; correct the table")
+        raise DataError(
+            f"column {name!r}: expected finite numbers, got {found[~np.isfinite(found)][0]}; correct the table"
+        )
     return found
 
 

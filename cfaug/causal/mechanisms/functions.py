@@ -25,7 +25,7 @@ TOLERANCE = 1e-5  # of a standard deviation
 
 
 class FunctionMechanism:
-    """A node that follows from its parents by functions that are given.
+    """A node that follows from its parents by functions that the user gives.
 
     Args:
         name, parents: the node, and its parents as the graph has them.
@@ -33,9 +33,9 @@ class FunctionMechanism:
         abduct: (values as a Series, table of parents) -> noise (B, K); deterministic, each row by itself.
         noise: the distribution of each column of the noise: "normal" (standard), "uniform" on (0, 1) or "gumbel".
         width: K.
-        log_prob: (values, table of parents) -> log p(value | parents) (B,); only needed by a caller that asks for it.
+        log_prob: (values, table of parents) -> log p(value | parents) (B,); needed only where somebody calls ``log_prob``.
         version: a text that stands for the code in digests; change it whenever the functions change.
-        monotone: whether the value strictly increases in the noise, which is not checked; only with ``width`` 1.
+        monotone: whether the value strictly increases in the noise; this is not checked, and needs ``width`` 1.
 
     Raises UsageError for an unknown noise, a width below 1, an empty version or something that cannot be called.
     """
@@ -96,7 +96,7 @@ class FunctionMechanism:
         number = found.dtype.kind in "fiub"
         if what != "predict" and not number:
             raise UsageError(f"{what} of {self.name!r}: expected numbers, got an array of {found.dtype}")
-        # an impossible value has log p = -inf; everything else has to be finite
+        # log p of an impossible value is -inf; every other number has to be finite
         fine = np.isfinite(found) | (found == -np.inf if what == "log_prob" else False) if number else pd.notna(found)
         bad = ~np.asarray(fine, dtype=np.bool_)
         if bad.any():
@@ -115,7 +115,9 @@ class FunctionMechanism:
         standard deviation.
         """
         if not len(values):
-            raise DataError(f"cannot check the functions of {self.name!r} on an empty table; give at least one row")
+            raise DataError(
+                f"mechanism of {self.name!r}: expected at least one row to check its functions on, got an empty table; give some"
+            )
         self._same(values, self.predict(self.abduct(values, parents), parents))
         return self
 

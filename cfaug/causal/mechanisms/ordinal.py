@@ -1,4 +1,4 @@
-"""Ordinal mechanism: one uniform noise, read off the cumulative distribution.
+"""Ordinal mechanism: the level at which the cumulative distribution reaches one uniform noise.
 
     v = the first level k with u <= F_k(parents),   F_k = p(0) + ... + p(k),   u ~ U(0, 1)
 

@@ -1,7 +1,7 @@
 """What every mechanism offers: how one attribute follows from its parents and its exogenous noise, and back.
 
 v = f(parents, u)          abduct: u given (v, parents)          predict: v given (u, parents)
-predict(abduct(v, parents), parents) == v                        the law that every mechanism keeps
+predict(abduct(v, parents), parents) == v                        holds for every mechanism
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     u = S(exp(a(c)) x + b(c); c),   u ~ N(0, 1)        x standardised (B, 1), c encoded parents (B, D), D may be 0
 
 S is a monotonic rational-quadratic spline on [-5, 5] and the identity outside (Durkan et al. 2019, Neural Spline Flows;
-zuko). a, b and the knots of S are one small network of c, plus a linear function of c in a and b, so that the start of the
-fit is the least-squares Gaussian and every step is kept only if held-out rows like it. Far outside the training rows the
-law is therefore Gaussian in x. Far outside the parents' own range a and b are extrapolated.
+zuko). a, b and the knots of S come from one small network of c; b also has a linear function of c, so that the fit starts at the
+least-squares Gaussian. The weights that are kept are those under which held-out rows are most likely. Far outside the training rows
+the law is Gaussian in x. Far outside the parents' own range a and b are extrapolated.
 
 Fitted in float32 and used in float64: the inverse is exact to about 1e-12.
 This module imports torch; ``flows`` does so only when it is used.
@@ -32,9 +32,9 @@ BATCH = 512
 RATE = 1e-2
 AVERAGE = 0.99  # of the weights over the last hundred steps: single steps are noisy
 EVERY = 25  # steps between looks at the held-out rows
-FEW = 20  # rows below which none are held out, and the least-squares Gaussian is all there is
-PLENTY = 2000  # rows from which a tenth suffices to say when to stop
-NARROWEST = 1e-4  # of a standard deviation: a constant or heavily tied column has a steep density, not an atom
+FEW = 20  # with fewer rows none are held out, and the fit stays at the least-squares Gaussian
+PLENTY = 2000  # from so many rows on a tenth of them is enough to say when to stop
+NARROWEST = 1e-4  # of a standard deviation: a constant or heavily tied column gets a steep density, not an atom
 
 
 class Spline(nn.Module):
@@ -46,11 +46,13 @@ class Spline(nn.Module):
         self.slope, self.shift = nn.Parameter(torch.zeros(context)), nn.Parameter(torch.zeros(()))
         self.log_scale = nn.Parameter(torch.zeros(()))
         outputs = 3 * bins + 1
-        self.free = nn.Parameter(torch.zeros(outputs))  # the network's bias; all there is without a context
+        self.free = nn.Parameter(
+            torch.zeros(outputs)
+        )  # the network's bias; without a context it is the only parameter of the knots
         self.network = zuko.nn.MLP(context, outputs, hidden, activation=nn.SiLU) if context else None
         if self.network is not None:
             last = self.network[-1]
-            # from random knots a marginal can stay wavy after the whole short fit
+            # started from random knots, a marginal can stay wavy to the end of the short fit
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias).requires_grad_(False)
 
@@ -58,7 +60,7 @@ class Spline(nn.Module):
         """Set the linear part to the weighted least-squares Gaussian of x (B, 1) given the context (B, D)."""
         w = (weights / weights.sum()).double()[:, None]
         columns = torch.cat([context, torch.ones(len(context), 1)], dim=1).double()
-        # one-hot blocks and the constant are collinear: the ridge picks one of equal answers
+        # one-hot blocks and the constant are collinear; the ridge picks one of several equal answers
         gram = columns.T @ (w * columns) + 1e-6 * torch.eye(columns.shape[1]).double()
         found = torch.linalg.solve(gram, columns.T @ (w * x.double()))
         std = (w * (x.double() - columns @ found) ** 2).sum().sqrt().clamp(min=10 * NARROWEST)
@@ -89,9 +91,9 @@ def fit_spline(
 ) -> Spline:
     """Maximum likelihood by Adam on (B, 1) and (B, D), batches drawn by weight (B,); float32.
 
-    Of ``PLENTY`` rows or more a tenth is held out, and the averaged weights that it likes best are kept, the start included.
-    Of fewer, three thirds are held out in turn to find the number of steps, which are then taken with all rows. The caller's
-    torch generator is left alone.
+    Of ``PLENTY`` rows or more a tenth is held out, and the averaged weights under which it is most likely are kept; the start counts
+    as well. Of fewer rows each third is held out in turn to find the number of steps, which are then taken with all rows. The
+    caller's torch generator is not touched.
     """
     rng = np.random.default_rng(seed)
     rows = rng.permutation(np.flatnonzero(weights > 0))
@@ -146,7 +148,7 @@ def _climb(
     nows: list[Tensor] = list(spline.parameters())
     optimiser = torch.optim.Adam([p for p in nows if p.requires_grad], lr=RATE, fused=True)
     for step, batch in enumerate(batches):
-        for group in optimiser.param_groups:  # a cosine over all ``steps``, of which these may be the first
+        for group in optimiser.param_groups:  # a cosine over all ``steps``, even where fewer are taken
             group["lr"] = RATE * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
         loss = -spline.log_prob(x[batch], context[batch]).mean()
         optimiser.zero_grad()
@@ -154,7 +156,7 @@ def _climb(
         nn.utils.clip_grad_norm_(spline.parameters(), 5.0)
         optimiser.step()
         with torch.no_grad():
-            # all at once: with so small a network, the calls are what takes the time
+            # one call for all parameters: with so small a network the calls take most of the time
             torch._foreach_lerp_(means, nows, 1 - min(AVERAGE, (1 + step) / (10 + step)))
         if len(held) and (step + 1) % EVERY == 0:
             curve.append(likelihood())
