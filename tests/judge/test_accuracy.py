@@ -42,7 +42,7 @@ def test_group_accuracy_by_hand() -> None:
     assert average_accuracy(TARGETS, SAID) == pytest.approx(4 / 6)
 
 
-def test_the_worst_group_ignores_empty_ones_and_carries_its_interval() -> None:
+def test_the_worst_group_is_not_empty_and_has_its_interval() -> None:
     table = {"empty": {"n": 0, "accuracy": None}, "bad": {"n": 10, "accuracy": 0.3}, "good": {"n": 5, "accuracy": 0.8}}
     worst = worst_group_accuracy(table)
     assert (worst.name, worst.n, worst.accuracy) == ("bad", 10, 0.3)
@@ -67,7 +67,7 @@ def test_several_spurious_attributes_are_several_columns() -> None:
         group_accuracy(TARGETS, SAID, pd.DataFrame({"one": GROUPS, "two": GROUPS}))
 
 
-def test_adjusted_average_weights_as_in_training_and_renormalises() -> None:
+def test_the_adjusted_average_weights_groups_as_in_training() -> None:
     groups = {"g1": {"n": 4, "accuracy": 1.0}, "g2": {"n": 4, "accuracy": 0.5}, "g3": {"n": 0, "accuracy": None}}
     train = pd.DataFrame({"fore": ["g1"] * 6 + ["g2"] * 2 + ["g3"] * 2})
     assert adjusted_average_accuracy(groups, train) == pytest.approx((6 * 1.0 + 2 * 0.5) / 8)

@@ -86,7 +86,7 @@ def test_what_the_target_tells_is_no_leak() -> None:
     assert abs(found["above_target"]) < 0.1
 
 
-def test_a_mark_of_generation_is_found_and_copies_are_told_apart_by_nothing() -> None:
+def test_a_mark_of_generation_is_found_and_copies_have_none() -> None:
     real = noise()
     made = real.clone()
     made[:, :, -1, -1] = 255

@@ -64,7 +64,7 @@ def test_an_empty_report_and_a_single_part(rows: list[dict[str, Any]]) -> None:
     assert "Each shortcut on its own" not in page
 
 
-def test_losses_are_signed_points_with_their_spread_and_leaks_say_their_chance(report: ReportData) -> None:
+def test_losses_show_sign_and_spread_and_leaks_their_chance(report: ReportData) -> None:
     page = render_report(report).replace("\u00a0", " ")
     losses = page[page.index('<section id="losses">') : page.index('<section id="leaks">')]
     assert "trained on 6000 images of each kind" in losses
@@ -132,7 +132,7 @@ def section(page: str, name: str) -> str:
     return re.sub(r"\s+", " ", page[start : page.index("</section>", start)])
 
 
-def test_the_card_says_who_is_safe_what_is_identified_and_what_was_fitted(report: ReportData) -> None:
+def test_the_card_says_what_is_safe_identified_and_fitted(report: ReportData) -> None:
     tied = "digit <-> foreground; foreground ->? background; digit -> image; background -> image; foreground <-> background"
     part = section(render_report(with_causes(report, tied, assumptions=["It is <b>bold</b>."])), "assumptions")
     for text in (
@@ -190,7 +190,7 @@ def test_empty_groups_are_said_in_page_and_table(rows: list[dict[str, Any]]) -> 
     assert 'class="empty"' in render_report(data)
 
 
-def test_failing_tests_come_first_and_none_failing_confirms_nothing(report: ReportData) -> None:
+def test_failing_tests_come_first_and_no_failure_proves_nothing(report: ReportData) -> None:
     right = section(render_report(with_causes(report, RIGHT)), "falsification")
     assert "none fails. That does not confirm the graph" in right
     assert "<details open>" in right

@@ -53,7 +53,7 @@ def test_nothing_is_generated_from_an_edge_that_nobody_confirmed(birds: Path, tm
     assert not (tmp_path / "own").exists()
 
 
-def test_a_mechanism_that_does_not_suit_is_said_before_anything_else(birds: Path, tmp_path: Path, capsys: Any) -> None:
+def test_an_unsuited_mechanism_is_refused_first(birds: Path, tmp_path: Path, capsys: Any) -> None:
     for mechanisms, word in (
         ({"background": "linear"}, "'background' is categorical"),
         ({"backgruond": "categorical"}, "did you mean background"),
@@ -118,7 +118,7 @@ def test_a_recipe_states_the_order_of_an_ordinal(birds: Path, tmp_path: Path, ca
     assert "attributes.values" in answer.err
 
 
-def test_a_plan_on_a_cause_of_the_target_is_refused_with_the_path(finished: Path, recipe: Path, tmp_path: Path) -> None:
+def test_a_plan_on_a_cause_of_the_target_is_refused(finished: Path, recipe: Path, tmp_path: Path) -> None:
     model, train = CounterfactualModel.load(finished / "model"), open_inputs(load_recipe(recipe), False).train
     graph = CausalGraph(f"background -> species; {'; '.join(f'{p} -> image' for p in model.decoder.parents)}")
     other = CounterfactualModel(SCM(graph, model.schema).fit(train.table), model.decoder)

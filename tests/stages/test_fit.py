@@ -124,7 +124,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", list(WRONG))
-def test_a_decoder_that_cannot_be_is_refused_before_the_directory_is_taken(
+def test_an_impossible_decoder_is_refused_before_any_writing(
     case: str, birds: Path, tmp_path: Path, capsys: Any
 ) -> None:
     words, expected = WRONG[case]
@@ -169,7 +169,7 @@ def test_a_model_of_another_run_is_refused(case: str, birds: Path, finished: Pat
     assert not (out / "shards").exists()
 
 
-def test_statistics_of_other_images_are_another_run_and_the_last_digit_is_not(birds: Path, tmp_path: Path) -> None:
+def test_other_statistics_are_a_different_run_a_last_digit_is_not(birds: Path, tmp_path: Path) -> None:
     inputs = open_inputs(load_recipe(folder_recipe(tmp_path / "r.yaml", birds)), progress=False)
 
     def model(factor: float) -> Schema:

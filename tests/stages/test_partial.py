@@ -112,7 +112,7 @@ def test_a_hole_anywhere_else_is_one_line(
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_exchanged_interventions_keep_the_distribution_of_what_is_known() -> None:
+def test_exchanged_interventions_keep_the_joint_distribution() -> None:
     rng = np.random.default_rng(0)
     schema = Schema([Attribute("y"), Attribute("a"), Attribute("b", "continuous")], "y", ["a", "b"])
     table = pd.DataFrame(
