@@ -61,12 +61,13 @@ class RunDirectory:
                 f"{path} holds {found[0]}, but no config.yaml of ours says that it is a run's; choose a different --out, or remove it yourself"
             )
         self._model_kept = overwrite and keep_model and self._owner_differs(Recipe.model_identity) is None
-        if not overwrite and self._there(MADE):
-            self._refuse_other_owner()
+        changed = self._owner_differs(Recipe.identity) if found and not overwrite else None
+        if changed and self._there(MADE):
+            raise UsageError(
+                f"{path} holds a run of a different configuration ({changed}); choose a different --out, or --overwrite to start over"
+            )
         # a user may diagnose, discover, edit the graph and then run, all in one directory
-        self._changes_hands = bool(
-            found and not overwrite and not self._there(MADE) and self._owner_differs(Recipe.identity) is not None
-        )
+        self._changes_hands = changed is not None
 
     def claim(self, data: str) -> None:
         """Start over where that was asked for, and write ``config.yaml`` and ``run.json``: the directory is this recipe's, on these data.
@@ -95,11 +96,11 @@ class RunDirectory:
             )
         renewed = self._changes_hands or other
         if renewed:
-            for name in (
-                "diagnosis.json",
-                *(["discovery.json"] if other else []),
-            ):  # they are of a different graph, or of different images
-                (self.path / name).unlink(missing_ok=True)
+            (self.path / "diagnosis.json").unlink(missing_ok=True)  # of a different graph or of different images
+            if other:
+                (self.path / "discovery.json").unlink(
+                    missing_ok=True
+                )  # a discovery depends on the images, not on the graph
         config = self.path / "config.yaml"
         # methods, seeds and the destination may have changed
         if renewed or not config.exists() or _may_change(load_recipe(config)) != _may_change(self.recipe):
@@ -128,18 +129,6 @@ class RunDirectory:
         except UsageError as error:
             return str(error)
         return _difference(identity(owner), identity(self.recipe)) or None
-
-    def _refuse_other_owner(self) -> None:
-        try:
-            load_recipe(self.path / "config.yaml")
-        except UsageError as error:
-            raise UsageError(
-                f"{self.path}/config.yaml is not a configuration that this version can read ({error}); use a different --out or --overwrite"
-            ) from None
-        if changed := self._owner_differs(Recipe.identity):
-            raise UsageError(
-                f"{self.path} holds a run of a different configuration ({changed}); choose a different --out, or --overwrite to start over"
-            )
 
     def _clear(self, keep: Collection[str]) -> None:
         """Remove what a run has written, `keep` excepted; UsageError while a different process is writing shards here."""

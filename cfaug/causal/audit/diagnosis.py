@@ -124,9 +124,8 @@ def _attributes(
             "eta": eta and eta.eta,
             "eta_chance": eta and eta.chance,
             "eta_p_value": eta and eta.p_value,
-            # there are two tests of one attribute, each at half the level
-            "dependent": bool((row["p_value"] if eta is None else 2 * min(row["p_value"], eta.p_value)) < ALPHA),
         }
+        row["dependent"] = smallest_p(row) < ALPHA
         given = [other for other in valued if other != name]
         share = conditional(y, x, [codes[other] for other in given])
         row["conditional"] = asdict(share) | {"given": given}
@@ -149,6 +148,12 @@ def table_lines(rows: Mapping[str, Mapping[str, str]]) -> list[str]:
     return pd.DataFrame(cells).to_string(index=False).splitlines()
 
 
+def smallest_p(row: Mapping[str, Any]) -> float:
+    """The p-value of an attribute; a continuous one has two tests, of which the smaller p counts, doubled."""
+    p, eta_p = float(row["p_value"]), row["eta_p_value"]
+    return p if eta_p is None else min(1.0, 2 * min(p, float(eta_p)))
+
+
 def p_text(p: float) -> str:
     """A p-value for people: "0.03", "< 0.001"."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
@@ -159,7 +164,6 @@ def _measure_lines(result: Mapping[str, Any]) -> list[str]:
     unsaid: dict[str, list[str]] = {}
     for name, row in result["attributes"].items():
         share, eta = row["conditional"], row["eta"]
-        p = row["p_value"] if eta is None else min(1.0, 2 * min(row["p_value"], row["eta_p_value"]))
         table[name] = {
             "role": f"{row['role']:8}",  # padded to the length of "spurious", so that it stands on the left
             "rows": str(row["n"]),
@@ -169,7 +173,7 @@ def _measure_lines(result: Mapping[str, Any]) -> list[str]:
             "V": f"{row['cramers_v']:.3f}",
             "V~": f"{row['cramers_v_corrected']:.3f}",
             "eta": "-" if eta is None else f"{eta:.3f}",
-            "p": p_text(p),
+            "p": p_text(smallest_p(row)),
             "given others": "-"
             if share["value"] is None
             else f"{share['value'] + 0.0:+.3f} (p {p_text(share['p_value'])})",

@@ -156,9 +156,8 @@ class IndependenceTest:
     """
 
     def __init__(self, table: pd.DataFrame, schema: Schema) -> None:
-        Schema(schema.attributes).check(
-            table, schema.names
-        )  # without a target: here the target may lack values as well
+        # checked without a target, because here the target may lack values as well
+        Schema(schema.attributes).check(table, schema.names)
         canonical = schema.canonical(table)
         self.names = schema.names
         self.sampled = ""

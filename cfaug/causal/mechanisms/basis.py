@@ -24,9 +24,7 @@ from cfaug.causal.row_random import Array
 from cfaug.data.schema import Schema
 
 ROWS = 8192  # evaluated at a time: the columns of so many rows stay in the processor's cache
-WIDEST = (
-    400  # columns at most: pairs of parents with many values would not fit into memory, nor be learned from few rows
-)
+WIDEST = 400  # columns at most: the pairs of parents with many values would need too much memory and too many rows
 
 
 @dataclass(frozen=True)

@@ -46,9 +46,7 @@ class Spline(nn.Module):
         self.slope, self.shift = nn.Parameter(torch.zeros(context)), nn.Parameter(torch.zeros(()))
         self.log_scale = nn.Parameter(torch.zeros(()))
         outputs = 3 * bins + 1
-        self.free = nn.Parameter(
-            torch.zeros(outputs)
-        )  # the network's bias; without a context it is the only parameter of the knots
+        self.free = nn.Parameter(torch.zeros(outputs))  # the network's bias; without a context there is no network
         self.network = zuko.nn.MLP(context, outputs, hidden, activation=nn.SiLU) if context else None
         if self.network is not None:
             last = self.network[-1]
