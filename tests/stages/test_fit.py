@@ -169,7 +169,7 @@ def test_a_model_of_another_run_is_refused(case: str, birds: Path, finished: Pat
     assert not (out / "shards").exists()
 
 
-def test_other_statistics_are_a_different_run_a_last_digit_is_not(birds: Path, tmp_path: Path) -> None:
+def test_other_statistics_are_a_different_run_a_digit_is_not(birds: Path, tmp_path: Path) -> None:
     inputs = open_inputs(load_recipe(folder_recipe(tmp_path / "r.yaml", birds)), progress=False)
 
     def model(factor: float) -> Schema:
