@@ -4,16 +4,17 @@
 
 A campaign generates one plan again and again. Each launch is a process of its own with two spawned workers; at a random
 moment after its first micro-batch either the whole run (the parent) or one worker gets SIGKILL. A run whose worker was
-killed goes on by itself; a killed run is launched again in the same directory. After every kill of the parent the
-directory is looked at before anything repairs it:
+killed goes on by itself; a killed run is launched again in the same directory. The workers of a killed parent notice its end
+and end too, but they may finish a step until then. After every launch the benchmark therefore waits until no process of
+it is left, and looks at the directory before anything repairs it:
 
 - `unverifiable`: files under a final name that do not have, byte for byte, the content of the uninterrupted run's;
-- `not_vouched`: complete shards that were renamed a moment before their manifest row was written (nobody reads them; the
-  next launch writes them again);
-- `wrong_manifests`: manifests with a damaged line in the middle, or that vouch for something that is not there.
+- `not_vouched`: complete shards whose commit file had not been written yet (nobody reads them; the next launch commits them);
+- `wrong_manifests`: manifests and commit files that are damaged, or that vouch for something that is not there.
 
 Whenever a plan is finished, every file's sha256 is compared with the uninterrupted run's. `lost` counts shards that were
-begun and not committed, per kill. The model is a stand-in (tests/offline/tiny.py): what is tested is the writing.
+begun and not committed, per kill; `workers_outlived_s` is the longest time until the last worker of a killed parent was gone.
+The model is a stand-in (tests/helpers/tiny.py): what is tested is the writing.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from cfaug.offline.read_committed import read_manifest  # noqa: E402
 from cfaug.offline.storage import open_storage  # noqa: E402
 
 SHARDS, ROWS, BATCH, WORKERS = 40, 20, 5, 2
+PATIENCE = 60.0  # seconds that the processes of a launch have to end in
 
 
 def plan() -> Plan:
@@ -75,6 +77,7 @@ class Campaign:
         self.kills = {"parent": 0, "worker": 0}
         self.found = dict.fromkeys(("unverifiable", "not_vouched", "wrong_manifests", "different_shards"), 0)
         self.compared = self.finished = self.lost_most = self.lost = self.launches = 0
+        self.outlived = 0.0
 
     def launch(self, most: int) -> None:
         """One process, killed or run to its end; at most `most` kills."""
@@ -83,13 +86,12 @@ class Campaign:
         self.marks.mkdir(parents=True)
         before = len(self._committed())
         command = [sys.executable, str(HERE), str(self.run), "--child", str(self.marks)]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         workers = self._drive(process, most)
         if process.returncode != 0 and process.returncode != -signal.SIGKILL:
             raise SystemExit(f"a launch ended with {process.returncode}: {process.stderr and process.stderr.read()}")
-        while any(_alive(pid) for pid in self._pids()):
-            time.sleep(0.02)
         killed = process.returncode == -signal.SIGKILL
+        self._wait_until_gone(process.pid, killed)
         self._look()
         begun = sum(name.partition("-")[2].partition("~")[0] in self.first for name in os.listdir(self.marks))
         lost = begun - (len(self._committed()) - before)
@@ -126,6 +128,16 @@ class Campaign:
         process.wait()
         return workers
 
+    def _wait_until_gone(self, session: int, killed: bool) -> None:
+        """A worker that had not made a batch yet has no mark, so the processes are found by their session."""
+        ended = time.monotonic()
+        while left := [pid for pid in _processes() if _alive(pid, session)]:
+            if time.monotonic() - ended > PATIENCE:
+                raise SystemExit(f"expected the workers to end with their parent, got {left} after {PATIENCE:.0f} s")
+            time.sleep(0.002)
+        if killed:
+            self.outlived = max(self.outlived, time.monotonic() - ended)
+
     def _pids(self) -> set[int]:
         return {int(name.split("-")[0]) for name in os.listdir(self.marks)}
 
@@ -161,11 +173,17 @@ class Campaign:
             self.launch(0)
 
 
-def _alive(pid: int) -> bool:
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+
+
+def _alive(pid: int, session: int | None = None) -> bool:
+    """Whether the process (of that session) runs: one that has ended and waits to be reaped does not."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+        state, _, _, found = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[:4]
     except OSError:
         return False
+    return state not in "ZX" and session in (None, int(found))
 
 
 def main() -> None:
@@ -185,7 +203,8 @@ def main() -> None:
     found = {
         "what": "kills", **campaign.kills, **campaign.found,
         "launches": campaign.launches, "plans_finished": campaign.finished, "files_compared": campaign.compared,
-        "shards_lost": campaign.lost, "lost_at_most_by_a_kill_of_the_run": campaign.lost_most, "workers": WORKERS,
+        "shards_lost": campaign.lost, "lost_at_most_by_a_kill_of_the_run": campaign.lost_most,
+        "workers_outlived_s": round(campaign.outlived, 3), "workers": WORKERS,
     }  # fmt: skip
     command = f"python benchmarks/kills.py OUT --kills {given.kills} --seed {given.seed}"
     record(given.out / "kills.jsonl", found, command=command, cpu=cpu(), seconds=round(time.monotonic() - started))

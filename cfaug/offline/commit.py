@@ -1,4 +1,4 @@
-"""How shards come into being: one protocol for a directory and an object store.
+"""How shards are committed: one protocol for a directory and an object store.
 
     destination = open_destination("OUT")                 # or s3://bucket/run, memory://run
     with destination.session(identity):                   # the coordinator, for the length of a run
@@ -11,11 +11,11 @@
     commit    create the tar -> create the index -> create commits/<shard name>.json, which makes the shard exist
     publish   every shard is committed -> write manifest.jsonl -> remove the commit files and RUN.json
 
-``create`` never replaces: of two processes that commit one shard at the same instant one wins, and the other finds the
-same bytes (fine) or different ones (an error). A commit is therefore idempotent, needs no lock, and a process may be killed
-at any moment: whatever is not committed does not exist for readers, and is made again or swept up by the next session. A
-directory lets in one coordinator at a time where its file system has ``flock``. A store that ignores ``If-None-Match`` is
-asked first instead, which does not hold at the same instant.
+``create`` never replaces. When two processes commit one shard at the same instant, one of them creates the file; the other one
+finds the same bytes, which is fine, or different bytes, which is an error. A commit is therefore idempotent and needs no lock,
+and a process may be killed at any moment: what is not committed does not exist for readers, and the next session makes it
+again or removes it. A directory lets in one coordinator at a time where its file system has ``flock``. A store that does not
+support ``If-None-Match`` is asked first whether the name exists, which does not decide between two writers of one instant.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from cfaug.offline.storage import LocalStorage, Storage, local_path, open_storag
 from cfaug.offline.write_shard import Staged, removed, stage_shard
 
 RUN = "RUN.json"
-BUSY = (errno.EWOULDBLOCK, errno.EACCES)  # what flock says when another process has the lock
+BUSY = (errno.EWOULDBLOCK, errno.EACCES)  # what flock answers when a different process has the lock
 
 
 @dataclass(frozen=True)
@@ -65,15 +65,15 @@ class Destination:
     def session(
         self, identity: Mapping[str, str | int] | None = None, shared: bool = False, overwrite: bool = False
     ) -> Iterator[None]:
-        """The claim for the length of a run; what killed writers left half done is swept on entering and leaving.
+        """The claim for the length of a run. What killed writers left half done is removed on entering and on leaving.
 
         Args:
-            identity: ``{"plan", "model", **environment}``; None where the first commit decides.
-            shared: other coordinators of the same run may be there at the same time (ranks).
-            overwrite: drop what is there; not with `shared`, where others may just have made it.
+            identity: ``{"plan", "model", **environment}``; None: that of the first commit.
+            shared: there may be more coordinators of the same run at the same time (ranks).
+            overwrite: drop what is there; not with `shared`, because a different rank may just have made it.
 
         Raises:
-            UsageError: shards of a different run are there; of a directory also: another process has the claim.
+            UsageError: shards of a different run are there, or a different process has the claim of a directory.
             StorageError: the place cannot be written.
         """
         with self._alone(shared):
@@ -88,11 +88,11 @@ class Destination:
                 self._sweep()
 
     def committed(self) -> dict[str, ManifestRow]:
-        """The committed shards by name, read afresh."""
+        """The committed shards by name; they are read anew at each call."""
         return {row.name: row for row in read_manifest(self.storage)}
 
     def intact(self) -> dict[str, ManifestRow]:
-        """The committed shards by name whose tar and index have their sizes (one listing; no re-hashing)."""
+        """The committed shards by name whose tar and index have the right sizes (one listing; nothing is hashed)."""
         rows = self.committed()
         with explained(self.storage.url, "the list of shards", "read"):
             sizes = self.storage.sizes() if rows else {}
@@ -111,12 +111,12 @@ class Destination:
             yield place
 
     def commit(self, staged: Staged) -> ManifestRow:
-        """Make the staged shard exist, whole; from any process, many at once. Its partial files are gone afterwards.
+        """Commit the staged shard, whole. Any number of processes may do this at once. Its partial files are removed.
 
         Raises:
             ShardError: this name is committed, or stored, with different bytes.
             UsageError: the place holds shards of a different run.
-            StorageError: `full`, `transient`, or neither; nothing was committed.
+            StorageError: the place cannot be written (`full`, `transient`, or neither); nothing was committed.
         """
         row, storage = staged.row, self.storage
         files = ((row.name, staged.tar, row.sha256), (row.index, staged.index, row.index_sha256))
@@ -132,16 +132,16 @@ class Destination:
             if not known:
                 try:
                     storage.create(commit_name(row.name), row.line())
-                except FileExistsError:  # a twin's, or ours when the request was repeated
+                except FileExistsError:  # a second writer's, or ours when the request was repeated
                     self._is_committed(row)
         return row
 
     def publish(
         self, names: Sequence[str], files: Mapping[str, bytes], rows: Mapping[str, ManifestRow] | None = None
     ) -> None:
-        """All shards `names` are committed: write manifest.jsonl and the small `files`, and remove the commit files.
+        """Once all shards `names` are committed: write manifest.jsonl and the small `files`, and remove the commit files.
 
-        `rows` is what :meth:`committed` has just returned, for a caller that has asked already.
+        `rows` is what :meth:`committed` has just returned, for a caller that has it already.
 
         Raises:
             ShardError: one of them is not committed.
@@ -150,7 +150,10 @@ class Destination:
         rows = self.committed() if rows is None else rows
         missing = [name for name in names if name not in rows]
         if missing:
-            raise ShardError(f"{self.storage.url}: {len(missing)} shards are not committed ({missing[0]}): run again")
+            raise ShardError(
+                f"{self.storage.url}: expected all {len(names)} shards to be committed, got {len(missing)} that are not ({missing[0]}); "
+                "generate again"
+            )
         content = b"".join(rows[name].line() for name in sorted(rows))
         with explained(self.storage.url, MANIFEST):
             if self._content(MANIFEST) != content:
@@ -162,7 +165,7 @@ class Destination:
             self.storage.remove(*[name for name in self.storage.sizes(COMMITS) if name.endswith(".json")], RUN)
 
     def clear(self) -> None:
-        """Forget every committed shard: what vouches for them goes first, RUN.json last."""
+        """Remove every committed shard: what vouches for them is removed first, RUN.json last."""
         with explained(self.storage.url, "the shards"):
             try:
                 rows = self.committed()
@@ -176,22 +179,22 @@ class Destination:
             self.storage.remove(RUN)
 
     def _claim(self, identity: Mapping[str, str | int]) -> None:
-        """See that the place is this run's, or make it so; :class:`UsageError` when it is a different one's."""
+        """Make the place this run's, unless it is already; :class:`UsageError` where it belongs to a different run."""
         with explained(self.storage.url, RUN):
             theirs = self._identity()
             if theirs is None:
-                with suppress(FileExistsError):  # someone was faster: whose is it?
+                with suppress(FileExistsError):  # a different process was faster: its run may be the same
                     self.storage.create(RUN, canonical_json({"format": FORMAT, **identity}) + b"\n")
                 theirs = self._identity() or {}
         for name in [*identity, *theirs]:
             if identity.get(name) != theirs.get(name):
                 raise UsageError(
-                    f"{self.storage.url} holds shards with {name}={theirs.get(name)!s:.16}, this run has {name}="
-                    f"{identity.get(name)!s:.16}: use another --out, or --overwrite to drop them"
+                    f"{self.storage.url}: expected shards with {name}={identity.get(name)!s:.16}, as this run makes them, got "
+                    f"{name}={theirs.get(name)!s:.16}; use a different --out, or --overwrite to drop them"
                 )
 
     def _identity(self) -> Identity | None:
-        """Whose the place is: RUN.json says it, or any row of a run that is finished."""
+        """The identity of the run that the place belongs to, by RUN.json or by any row of a finished run; None: nobody's."""
         content = self._content(RUN)
         if content is None:
             return next((identity_of(row) for row in read_manifest(self.storage)), None)
@@ -199,7 +202,9 @@ class Destination:
             fields = json.loads(content)
             if fields.pop("format") == FORMAT:
                 return dict(fields)
-        raise ShardError(f"{self.storage.url}/{RUN}: expected a run's identity, format {FORMAT}: use another --out")
+        raise ShardError(
+            f"{self.storage.url}/{RUN}: expected a run's identity of format {FORMAT}, got something else; use a different --out"
+        )
 
     def _is_committed(self, row: ManifestRow) -> bool:
         """Whether `row` is committed; :class:`ShardError` where its name is, with different bytes."""
@@ -218,8 +223,8 @@ class Destination:
         try:
             self.storage.adopt(path, name)
         except FileExistsError:
-            # Ours, when an answer was lost and the request repeated; a twin's; or what a killed run left. Overwriting
-            # it could tear what the twin is about to commit.
+            # It is ours, when an answer was lost and the request repeated, or a second writer's, or a killed run's. To
+            # overwrite it could damage what the second writer is about to commit.
             found = hashlib.sha256(self.storage.read(name)).hexdigest()
             _refuse_different(name, found, sha256, "that a writer of this run stored before")
 
@@ -234,7 +239,7 @@ class Destination:
 
     @contextmanager
     def _alone(self, shared: bool) -> Iterator[None]:
-        """A directory lets in one coordinator, or the ranks of one run; the lock dies with its process."""
+        """The lock of a directory, for one coordinator or the ranks of one run. It ends with its process."""
         if not isinstance(self.storage, LocalStorage):
             yield
             return
@@ -244,12 +249,12 @@ class Destination:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_NB | (fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
-            except OSError as error:  # without flock the claim and the idempotent commits have to do
+            except OSError as error:  # a file system without flock: the claim and the idempotent commits remain
                 if error.errno in BUSY:
                     lock.seek(0)
                     raise UsageError(
-                        f"another process ({lock.read().strip() or 'unknown'}) is writing {self.storage.url}: "
-                        "wait for it or use another --out"
+                        f"expected to be the only writer of {self.storage.url}, got another process "
+                        f"({lock.read().strip() or 'unknown'}); wait for it, or use a different --out"
                     ) from None
             with explained(self.storage.url, LOCK):
                 lock.truncate(0)
@@ -275,7 +280,7 @@ def write_shard(
     environment: Mapping[str, str | int] | None = None,
     image: str = "png",
 ) -> ManifestRow:
-    """Stage, commit and publish one shard; returns its manifest row. Claims the directory for as long as it lasts.
+    """Stage, commit and publish one shard, and return its manifest row. The directory is claimed meanwhile.
 
     `image`: png, png-stored or webp, as in :func:`~cfaug.offline.encode_sample`.
     """
@@ -289,6 +294,6 @@ def write_shard(
 def _refuse_different(name: str, found: str, ours: str, when: str) -> None:
     if found != ours:
         raise ShardError(
-            f"{name}: expected the bytes {when} ({found[:12]}), got different ones ({ours[:12]}): the model is not "
-            "deterministic, or the run is a different one: use --overwrite"
+            f"{name}: expected the bytes {when} ({found[:12]}), got different ones ({ours[:12]}), so the model is not "
+            "deterministic or the run is a different one; use --overwrite"
         )

@@ -123,4 +123,4 @@ def _webp_header(data: bytes, vouched: bool) -> tuple[str, tuple[int, int]]:
 
 def _refused(kind: str, error: Exception, where: str) -> ShardError:
     reason = one_line(error, 200)
-    return ShardError(f"{where}: its image is not a readable {kind} ({reason}): generate this shard again")
+    return ShardError(f"{where}: its image is not a readable {kind} ({reason}); generate this shard again")

@@ -1,4 +1,4 @@
-"""Shard format 1: the names, rows and records that are on disk, and the checks that keep them so.
+"""Shard format 1: the names, rows and records on disk, and the checks of them.
 
 A shard is a USTAR file of samples; a sample is two members, ``<key>.json`` and ``<key>.png`` (or ``.webp``). Beside it
 an index (JSON lines) says where each member's bytes are and what their sha256 is; the manifest (JSON lines) says which
@@ -6,8 +6,8 @@ shards exist and vouches for tar and index by size and sha256:
 
     manifest row -> sha256(index) -> sha256(member)        so one random read can be checked without reading the shard
 
-The format does not promise authenticity: whoever can write the directory can write a consistent one. So every size, count and
-nesting of a tar, an index and a row is bounded here; the number of rows of a manifest is not (about 1 KB per shard).
+The format does not promise authenticity: whoever can write the directory can write a consistent one. Every size, count and
+nesting of a tar, an index and a row is therefore bounded here; the number of rows of a manifest is not (about 1 KB per shard).
 ``shards/README.md`` is the same contract in words, for other implementers.
 """
 
@@ -35,7 +35,7 @@ MANIFEST = "manifest.jsonl"
 LOCK = ".lock"
 CARD = "README.md"
 PLAN_HEADER = "plan.json"
-INDEX_FILE = "index.npy"  # one array for all samples, which readers map; derived
+INDEX_FILE = "index.npy"  # one array for all samples, which readers map; it is derived from the shards
 TAR, INDEX = ".tar", ".index.jsonl"  # what a shard's two files end in
 KEY = re.compile(r"[A-Za-z0-9_-]{1,120}", re.ASCII)
 TAR_NAME = re.compile(r"[A-Za-z0-9_-]{1,120}\.tar", re.ASCII)
@@ -49,16 +49,16 @@ PLANNED_NAME = re.compile(rf"cf-({'|'.join(SPLITS)})-([0-9]{{6,}})(\.tar|\.index
 IMAGE_FIELDS = ("png", "webp")
 # How images may be stored, all lossless -> their field. Stored PNGs are not compressed: larger, and quick to read.
 IMAGES = {name: name.partition("-")[0] for name in config.IMAGES}
-MAX_PIXELS = 1 << 24  # 4096 x 4096: no model makes more, and decoding one takes Pillow ten bytes a pixel
+MAX_PIXELS = 1 << 24  # 4096 x 4096: no model makes larger images, and to decode one takes Pillow ten bytes per pixel
 MAX_IMAGE_BYTES = 1 << 26  # no lossless image of MAX_PIXELS needs more
 MAX_RECORD_BYTES = 1 << 20
 MAX_NESTING = 200  # brackets in one JSON object, hence also its depth; ours have a dozen
-MAX_SAMPLES = 100_000  # in a shard: what a scan without a manifest remembers (the keys) stays small
+MAX_SAMPLES = 100_000  # in a shard, so that the keys which a scan without a manifest remembers stay few
 MAX_LINE = 1 << 16  # bytes of an index row or a manifest row
 MAX_INDEX_BYTES = 1 << 26
 MAX_SEED = 1 << 53  # exact in every JSON reader, and an int64 in Arrow
-BLOCK = 512  # a tar is made of these
-TAR_RECORD = 20 * BLOCK  # and ends, zeros included, at a multiple of this
+BLOCK = 512  # bytes; a tar is made of blocks
+TAR_RECORD = 20 * BLOCK  # bytes; the size of a whole tar, zeros included, is a multiple of this
 RECORD_FIELDS = (
     "schema", "key", "source_key", "source_digest", "split", "do", "attributes",
     "factual", "target", "seed", "replica", "model", "quality",
@@ -84,7 +84,7 @@ class SourceHashes(NamedTuple):
 class Sample:
     """One image of a shard: `key`, `image` (uint8, height x width x 1 or 3) and the JSON `record`.
 
-    `source`: hashes of the source's pixels, for the index; readers give None. Without them the row has no ``xxh3``.
+    `source`: hashes of the source's pixels, for the index; None in samples that were read. Without them its row has no ``xxh3``.
     """
 
     key: str
@@ -102,7 +102,7 @@ class Member(NamedTuple):
 
 
 class Quick(NamedTuple):
-    """Hashes that cost a reader next to nothing, 16 hex digits each: of the image's bytes, and two of the source's pixels."""
+    """Hashes that are quick to compute, of 16 hex digits each: of the image's bytes, and two of the source's pixels."""
 
     image: str
     sample: str
@@ -110,7 +110,7 @@ class Quick(NamedTuple):
 
 
 class IndexRow(NamedTuple):
-    """One sample as the index knows it; enough to match sources without opening the tar. One of `png`, `webp` is None.
+    """One sample as the index knows it, enough to match sources without opening the tar. One of `png` and `webp` is None.
 
     Rows that were written before there was `xxh3` do not have it.
     """
@@ -132,7 +132,7 @@ class IndexRow(NamedTuple):
 
     @property
     def image(self) -> Member:
-        """Where the image's bytes are, in whichever of the two formats."""
+        """Where the image's bytes are, in either of the two formats."""
         return self.webp or self.png  # type: ignore[return-value]  # exactly one of them is there
 
     def line(self) -> bytes:
@@ -140,7 +140,7 @@ class IndexRow(NamedTuple):
 
     @staticmethod
     def parse(line: bytes, where: str) -> IndexRow:
-        """The row of one line; :class:`ShardError` names `where` when it is not one."""
+        """The row of one line; :class:`ShardError` names `where` when the line is not an index row."""
         fields = parse_object(line, MAX_LINE, where)
         try:
             (image,) = (name for name in IMAGE_FIELDS if name in fields)
@@ -189,11 +189,12 @@ class ManifestRow:
         """The row of one line; :class:`ShardError` names `where` when the line is damaged or of a different format."""
         fields = parse_object(line, MAX_LINE, where)
         if fields.get("format", FORMAT) != FORMAT:
-            raise ShardError(f"{where}: shard format {fields['format']!r}, this cfaug reads {FORMAT}: upgrade cfaug")
+            raise ShardError(f"{where}: expected shard format {FORMAT}, got {fields['format']!r}; upgrade cfaug")
         claimed = fields.pop("row_sha256", None)
         if claimed != hashlib.sha256(_line(fields)).hexdigest():
             raise ShardError(
-                f"{where}: the row does not have the digest it states: the manifest was damaged or edited: restore it, or generate with --overwrite"
+                f"{where}: expected a row with the digest that it states, got a different one, so the manifest was damaged or "
+                "edited; restore it, or generate with --overwrite"
             )
         try:
             row = ManifestRow(**fields)
@@ -212,7 +213,7 @@ class ManifestRow:
 def check_record(record: Any, where: str) -> Record:
     """`record` itself when it has exactly the fields and types of format 1, else :class:`ShardError` naming `where`.
 
-    Every read does this, beside decoding an image of perhaps 32 px: hence plain loops, and messages only on failure.
+    Every read does this, and the image beside it may have only 32 px: hence plain loops, and messages only on failure.
     """
     if not isinstance(record, dict) or record.keys() != _NAMES:
         got = sorted(map(repr, record)) if isinstance(record, dict) else type(record).__name__
@@ -226,7 +227,7 @@ def check_record(record: Any, where: str) -> Record:
     if record["split"] not in SPLITS:
         raise ShardError(f"{where}: expected a split among {', '.join(SPLITS)}, got {record['split']!r:.80}")
     if record["schema"] != FORMAT:
-        raise ShardError(f"{where}: record of shard format {record['schema']}, we read {FORMAT}: upgrade cfaug")
+        raise ShardError(f"{where}: expected a record of shard format {FORMAT}, got {record['schema']}; upgrade cfaug")
     for name in _OBJECTS:
         values = record[name]
         if not isinstance(values, dict) or not _is_flat(values):
@@ -261,7 +262,7 @@ def index_name(tar: str) -> str:
 
 
 def header(name: str, size: int) -> bytes:
-    """The 512 bytes that stand before a payload of `size` bytes called `name`: format 1 knows no other header."""
+    """The 512 bytes before a payload of `size` bytes called `name`: the only kind of header in format 1."""
     member = tarfile.TarInfo(name)
     member.size, member.mode, member.uname, member.gname = size, 0o444, "cfaug", "cfaug"
     return member.tobuf(tarfile.USTAR_FORMAT)
@@ -283,20 +284,20 @@ def parse_object(data: bytes, most: int, where: str) -> dict[str, Any]:
     :class:`ShardError` names `where`. Sizes and brackets are counted before parsing: the parser never sees more.
     """
     if len(data) > most:
-        raise ShardError(f"{where}: expected at most {most} bytes of JSON, got {len(data)}: {_DAMAGED}")
+        raise ShardError(f"{where}: expected at most {most} bytes of JSON, got {len(data)}; {_DAMAGED}")
     if data.count(b"{") + data.count(b"[") > MAX_NESTING:
-        raise ShardError(f"{where}: expected one flat JSON object, got {shown(data)}, too deeply nested: {_DAMAGED}")
+        raise ShardError(f"{where}: expected one flat JSON object, got {shown(data)}, too deeply nested; {_DAMAGED}")
     try:
         text = data.decode("ascii")
         fields, end = _DECODER.raw_decode(text)
         if end != len(text) and text[end:].strip():
             raise ValueError("more than one object")
         if b"\\u" in data:
-            json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half a surrogate pair breaks whoever prints it
+            json.dumps(fields, ensure_ascii=False).encode("utf-8")  # half a surrogate pair cannot be printed
     except (ValueError, RecursionError):
         fields = None
     if not isinstance(fields, dict):
-        raise ShardError(f"{where}: expected one object of plain ASCII JSON, got {shown(data)}: {_DAMAGED}")
+        raise ShardError(f"{where}: expected one object of plain ASCII JSON, got {shown(data)}; {_DAMAGED}")
     return fields
 
 
@@ -333,5 +334,5 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-_DAMAGED = "it is damaged, generate this shard again"
+_DAMAGED = "generate this shard again, it is damaged"
 _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse)

@@ -1,10 +1,10 @@
-"""Generation: plan + model + data set -> committed shards, by any engine, at any destination.
+"""Generation: plan + model + data set -> committed shards, with any engine, at any destination.
 
-    for outcome in engine.map(work, shards that are missing):  count it, or try again, or list it
+    check -> claim the destination -> shards that are missing -> make them -> manifest, card and index.npy
 
-Every worker commits its own shards (see :mod:`cfaug.offline.make_shard`); what is here decides what is missing, looks at what
-came back and says so. It promises the same bytes only for the same environment (batch size, threads, device type, dtype,
-versions), which the manifest records and a later run must match.
+Every worker makes and commits its own shards (:mod:`cfaug.offline.make_shard`); which of them are tried again is decided in
+:mod:`cfaug.offline.retry_shards`. The same bytes are promised only for the same environment (batch size, threads, device
+type, dtype, versions), which the manifest records and a later run must match.
 """
 
 from __future__ import annotations
@@ -13,37 +13,34 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirmed
 from cfaug.data import AttributeDataset
-from cfaug.errors import CfaugError, DataError, StorageError, UsageError, described, listed
+from cfaug.errors import DataError, StorageError, UsageError, described
 from cfaug.offline.commit import open_destination
-from cfaug.offline.engines import Engine, Outcome, make_engine
+from cfaug.offline.engines import make_engine
 from cfaug.offline.format import CARD
 from cfaug.offline.gate import Gate
 from cfaug.offline.index import publish_index
 from cfaug.offline.inspect.card import card
-from cfaug.offline.make_shard import Environment, Model, ShardDone, ShardWork, canvas_of, environment_of
+from cfaug.offline.make_shard import Environment, Model, ShardWork, canvas_of, environment_of
 from cfaug.offline.plan import Plan
 from cfaug.offline.progress import Progress
+from cfaug.offline.retry_shards import make_and_retry
 from cfaug.offline.write_shard import field_of
 
 log = logging.getLogger(__name__)
-
-HOPELESS = 10
-"""After so many failures in a row the other shards are not tried: the store is down, or the model broken."""
 
 
 @dataclass(frozen=True)
 class GenerateReport:
     """What a run did: `shards` in the plan, of which `written` now and `skipped` (committed before); `images` made now.
 
-    `retried` counts second and later attempts. `complete`: every shard of the plan is committed; with an engine whose
-    processes share the plan (torchrun, slurm) the others may still be at work.
+    `retried` counts second and later attempts. `complete`: every shard of the plan is committed. With an engine whose
+    processes share the plan (torchrun, slurm) it may be false, because a different process is still at work.
     """
 
     directory: str
@@ -86,20 +83,21 @@ def generate(
         engine: local, torchrun, slurm, submitit or ray; `workers` processes of it (local: 0 is this one), `options` its own.
         batch_size: rows that go through the model at once; part of what the bytes depend on, like `image` (png, png-stored or webp).
         overwrite: drop what `out` has.
-        retries: more attempts at a shard whose worker died or whose storage failed. What a message explains (a source that
-            cannot be read, a model that returns NaN) is not tried again; the other shards are made, then it is listed.
-        gate: filter of what is made (see :class:`~cfaug.offline.gate.Gate`); what it rejects is left out of its shard.
+        retries: more attempts at a shard whose worker died or whose storage failed (:mod:`cfaug.offline.retry_shards`). A
+            shard that fails for a reason of its own (a source that cannot be read, a model that returns NaN) is listed at
+            the end, after the other shards are made.
+        gate: a filter of the images (see :class:`~cfaug.offline.gate.Gate`); what it rejects is left out of its shard.
         log_to: JSON lines, one per event: start, shard, retry, failed, end.
         tensorboard: directory for the same figures.
 
     A committed shard whose file is missing or of the wrong size is made again and must come out the same.
 
     Raises:
-        UsageError: before anything is written: a wrong split, an intervention outside the schema, on the target or on a
-            cause of it, a graph with unconfirmed edges, shards of a different run, another process that writes.
-        DataError: a source that the data set does not have.
-        StorageError: at once for a full disk.
-        CfaugError: it lists the shards that failed, with the first reason; what is committed stays.
+        UsageError: before anything is written, for a wrong split, an intervention outside the schema, on the target or on a
+            cause of it, a graph with unconfirmed edges, shards of a different run, or another process that writes.
+        DataError: a source is not in the data set.
+        StorageError: the disk is full; the run stops at once.
+        CfaugError: some shards failed; the message lists them with the first reason, and what is committed stays.
     """
     _check_options(batch_size, image, retries, gate)
     runner = make_engine(engine, workers, options)
@@ -110,25 +108,28 @@ def generate(
         )
     destination = open_destination(out)
     if destination.one_process and not (engine == "local" and workers == 0):
-        raise UsageError(f"{destination.storage.url} lives in this process only; use engine local with workers=0")
+        raise UsageError(
+            f"expected a destination that all workers reach, got {destination.storage.url}, which is in this process only; use "
+            "engine local with workers=0"
+        )
     _check_sources(dataset, plan)
     _check_interventions(model, plan)
     environment = environment_of(model, batch_size, image, gate)
     work = ShardWork(model, dataset, plan, destination, batch_size, environment, image, gate)
-    # asked of the work, which keeps it: neither it nor its workers hash the weights again
+    # the digest is asked of the work, which keeps it, so that the weights are hashed only once
     identity: Environment = {"plan": plan.digest, "model": work.model_digest, **environment}
     logs = (None if place is None else Path(place) for place in (log_to, tensorboard))
-    seen = Progress(len(plan), 0, progress, *logs)  # here: TensorBoard may be missing
+    seen = Progress(len(plan), 0, progress, *logs)  # made before the claim, because TensorBoard may be missing
     started = time.perf_counter()
     with destination.session(identity, runner.shared, overwrite):
         before = destination.intact()
         todo = plan.missing(before)
-        if not todo:  # a finished run is looked at often: nothing to show, nothing to log
+        if not todo:  # nothing is shown or logged when a finished run is started again
             seen = Progress(len(plan), enabled=False)
         seen.done = sum(row.count for row in before.values())
         with seen:
             seen.started(**identity, engine=engine, workers=workers, shards=len(todo))
-            _through(plan, runner, work, todo, retries, seen)
+            make_and_retry(runner, work, todo, retries, seen)
             complete = _publish(work, runner.shared)
             seen.finished(complete=complete)
     seconds = time.perf_counter() - started
@@ -140,7 +141,7 @@ def generate(
 
 
 def _check_options(batch_size: object, image: str, retries: object, gate: object) -> None:
-    """UsageError for the first option that cannot be meant."""
+    """UsageError for the first option with a wrong value."""
     if type(batch_size) is not int or batch_size < 1:
         raise UsageError(f"expected batch_size of at least 1, got {batch_size!r}")
     field_of(image)
@@ -150,77 +151,10 @@ def _check_options(batch_size: object, image: str, retries: object, gate: object
         raise UsageError(f"expected a gate with a digest (a text that names it), got {described(gate)}; see Gate")
 
 
-def _through(plan: Plan, engine: Engine, work: ShardWork, todo: list[int], retries: int, seen: Progress) -> None:
-    """Map `todo`, map again what failed for a reason that may pass, then raise for what is left."""
-    failed: dict[int, Exception] = {}  # for good
-    left, in_a_row = todo, 0
-    for attempt in range(1, retries + 2):
-        if attempt > 1:
-            time.sleep(min(2.0 ** (attempt - 2), 30))  # a store that has just refused is not asked at once
-            left = _still_missing(plan, work, left, attempt, seen)
-        again: dict[int, Exception] = {}
-        untried, in_a_row = dict.fromkeys(left), 0
-        with closing(engine.map(work, left)) as outcomes:
-            for outcome in outcomes:
-                del untried[outcome.shard]
-                if outcome.error is None:
-                    in_a_row = 0
-                    _count(plan, outcome, attempt, seen)
-                    continue
-                in_a_row += 1
-                (again if outcome.transient else failed)[outcome.shard] = outcome.error
-                tell = seen.retry if outcome.transient and attempt <= retries else seen.failed
-                tell(plan.shard_name(outcome.shard), str(outcome.error))
-                if isinstance(outcome.error, UsageError) or getattr(outcome.error, "full", False):
-                    raise outcome.error  # true for every shard: nothing is gained by trying the rest
-                if in_a_row >= HOPELESS:
-                    break
-        left = [*again, *untried]
-        if not left or (in_a_row >= HOPELESS and not again):
-            break
-    failed |= again
-    if failed:
-        names = [plan.shard_name(shard) for shard in failed]
-        raise _listed(names, list(failed.values()), len(todo), seen.shards, len(untried), in_a_row)
-
-
-def _still_missing(plan: Plan, work: ShardWork, left: list[int], attempt: int, seen: Progress) -> list[int]:
-    """`left` without the shards that a job committed before it died, which nobody has reported."""
-    there = work.destination.intact()
-    names = {shard: plan.shard_name(shard) for shard in left}
-    for name in names.values():
-        if name in there:
-            seen.shard(name, there[name].count, 0, 0.0, there[name].bytes, attempt)
-    return [shard for shard, name in names.items() if name not in there]
-
-
-def _count(plan: Plan, outcome: Outcome[ShardDone], attempt: int, seen: Progress) -> None:
-    if (done := outcome.result) is not None:
-        name = plan.shard_name(outcome.shard)
-        seen.shard(name, done.images, done.rejected, done.seconds, done.row.bytes, attempt, outcome.worker)
-
-
-def _listed(
-    names: list[str], errors: list[Exception], planned: int, written: int, untried: int, in_a_row: int
-) -> Exception:
-    """The one error of a run in which some shards failed: the first reason, of the common kind if there is one."""
-    if planned == 1:
-        return errors[0]
-    kept = f"{written} others are committed and kept"
-    if untried:
-        kept += f", {untried} were not tried after {in_a_row} failures in a row"
-    kinds = {type(error) for error in errors}
-    kind = kinds.pop() if len(kinds) == 1 and isinstance(errors[0], CfaugError) else CfaugError
-    return kind(
-        f"{len(names)} of {planned} shards failed ({listed(names)}; {kept}, the same command again makes what is missing): "
-        f"{errors[0]}"
-    )
-
-
 def _publish(work: ShardWork, shared: bool) -> bool:
-    """Whether every shard of the plan is committed; if so the manifest, the card and index.npy are written.
+    """Write manifest, card and index.npy where every shard of the plan is committed, and return whether it is.
 
-    :class:`StorageError` where some are not and nobody else is at work: workers wrote to a place of their own.
+    :class:`StorageError` where shards are missing though no other process is at work: the workers wrote to different places.
     """
     plan, model, destination = work.plan, work.model, work.destination
     rows = destination.committed()

@@ -149,7 +149,7 @@ def open_index(storage: Storage, manifest: Sequence[ManifestRow], sizes: Mapping
         try:
             return published_index(storage, manifest)
         except Unusable as reason:
-            log.warning("%s/%s is not used (%s): the index is built in memory", storage.url, INDEX_FILE, reason)
+            log.warning("%s/%s is not used (%s); the index is built in memory", storage.url, INDEX_FILE, reason)
     return build_index(storage, manifest, sizes)
 
 
@@ -187,7 +187,7 @@ def publish_index(storage: Storage, manifest: Sequence[ManifestRow]) -> None:
         storage.write(INDEX_FILE, content_of(index, fingerprint_of(manifest)))
     except OSError as error:
         log.warning(
-            "%s/%s could not be written (%s): readers build their own", storage.url, INDEX_FILE, one_line(error)
+            "%s/%s could not be written (%s); readers build their own", storage.url, INDEX_FILE, one_line(error)
         )
 
 
@@ -252,7 +252,7 @@ def build_index(storage: Storage, manifest: Sequence[ManifestRow], sizes: Mappin
     """
     count, at = sum(row.count for row in manifest), 0
     if count >= 1 << 32:
-        raise ShardError(f"expected fewer than {1 << 32} samples in one place, got {count}: read them as several runs")
+        raise ShardError(f"expected fewer than {1 << 32} samples in one place, got {count}; read them as several runs")
     entries = np.zeros(count, ENTRY)
     keys, sources, samples, digests = (np.zeros(count, np.uint64) for _ in range(4))
     began = told = time.monotonic()
@@ -260,7 +260,7 @@ def build_index(storage: Storage, manifest: Sequence[ManifestRow], sizes: Mappin
         rows, part = read_index(storage, shard, sizes), slice(at, at + shard.count)
         if rows and rows[-1].json.offset // BLOCK >= 1 << 32:
             raise ShardError(
-                f"{shard.name}: expected a shard of less than 2 TiB, got a larger one: generate smaller shards"
+                f"{shard.name}: expected a shard of less than 2 TiB, got a larger one; generate smaller shards"
             )
         _fill(entries[part], rows)
         keys[part], sources[part] = key_hashes(row.key for row in rows), key_hashes(row.source_key for row in rows)
@@ -275,12 +275,12 @@ def build_index(storage: Storage, manifest: Sequence[ManifestRow], sizes: Mappin
         entries["pixels"] = digests
     if (two := _unequal(keys, None)) is not None:
         raise ShardError(
-            f"{number(manifest, two[1])}: its key is also that of {number(manifest, two[0])}: generate with --overwrite"
+            f"{number(manifest, two[1])}: its key is also that of {number(manifest, two[0])}; generate with --overwrite"
         )
     if (two := _unequal(sources, entries["pixels"])) is not None:
         raise ShardError(
             f"{number(manifest, two[0])} and {number(manifest, two[1])}: expected samples of one source key to be made from one "
-            "image, got two different ones: keep the images unchanged and generate with --overwrite"
+            "image, got two different ones; keep the images unchanged and generate with --overwrite"
         )
     lookup, hashes = (SAMPLE, samples) if hashed else (DIGEST, digests)
     if hashed and _unequal(samples, entries["pixels"]) is not None:  # two images with the same grid: all pixels count

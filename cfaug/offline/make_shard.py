@@ -1,11 +1,12 @@
-"""The unit of work: one shard of a plan, made and committed. A pure function of plan, model and data set.
+"""The unit of work: one shard of a plan is made and committed. It is a pure function of plan, model and data set.
 
     for micro-batch (source, do, seed) of the shard:  x' = model.act(do).predict(model.abduct(x, attributes, seed))
     stored image = to_uint8(x'),  with  x = to_float(source)  in [-1, 1]
 
-Micro-batches are consecutive rows of one shard, the last one padded to full size by repeating its last row, on one
-thread: worker count, engine, restarts and order change no byte. A model with a ``canvas`` gets every source padded to that
-size (last row and column repeated), whatever is in its batch; the result is cropped back and the record says by how much.
+A micro-batch holds consecutive rows of one shard and is made on one thread; the last one is padded to full size by repeating its
+last row. So the number of workers, the engine, restarts and the order of shards change no byte. A model with a ``canvas``
+gets every source padded to that size (by repeating the last row and column), whatever else is in its batch. The result is
+cropped back, and the record says by how much.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ if TYPE_CHECKING:
 Environment = dict[str, str | int]
 Values = dict[str, str | float | None]
 
-REMEMBERED = 50_000  # sources whose digests a process keeps, 400 bytes each
+REMEMBERED = 50_000  # sources whose digests a process keeps, at 400 bytes each
 
 
 class Model(Protocol):
-    """What generation knows of a model. Picklable for workers > 0.
+    """The protocol by which generation knows a model. It must be picklable for workers > 0.
 
     ``abduct`` gets float images (B, C, H, W) in [-1, 1], a canonical table of B rows, and one seed, source key and mask per
     row; ``act([do, ...]).predict(noise)`` returns images of the same shape and a table of B rows. It may have
@@ -65,7 +66,7 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A shard that is committed: its manifest `row`, the `images` made for it, how many were `rejected`, and the seconds."""
+    """A committed shard: its manifest `row`, how many `images` it has, how many were `rejected`, and the `seconds` it took."""
 
     row: ManifestRow
     images: int
@@ -75,7 +76,7 @@ class ShardDone:
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Called with a shard number, it makes that shard and commits it at `destination`. Picklable where its parts are."""
+    """Called with a shard number, it makes that shard and commits it at `destination`. It is picklable where its parts are."""
 
     model: Model
     dataset: AttributeDataset
@@ -88,17 +89,17 @@ class ShardWork:
 
     @cached_property
     def positions(self) -> dict[str, int]:
-        """Source key -> position in the data set; made once per process."""
+        """Source key -> position in the data set. The mapping is made once per process."""
         return {self.dataset.key(i): i for i in range(len(self.dataset))}
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The factual attributes of all sources, canonical in the model's schema; made once per process."""
+        """The factual attributes of all sources, canonical in the model's schema. The table is made once per process."""
         return self.model.schema.canonical(self.dataset.table)
 
     @cached_property
     def model_digest(self) -> str:
-        """The model's digest: every weight is hashed for it, so it is asked for once and sent to the workers."""
+        """The model's digest. Every weight is hashed for it, so it is computed once and sent to the workers."""
         return self.model.digest
 
     @cached_property
@@ -128,7 +129,7 @@ class ShardWork:
                 yield sample
         if not kept:
             raise CfaugError(
-                f"{name}: the gate rejected all of its {len(rows)} images; loosen it, or fit a better model"
+                f"{name}: expected the gate to keep an image, got all {len(rows)} rejected; loosen it, or fit a better model"
             )
 
     def batch(self, rows: Sequence[PlanRow]) -> list[Sample]:
@@ -238,7 +239,7 @@ class ShardWork:
 
 
 def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate | None = None) -> Environment:
-    """What the bytes depend on beside plan and model; no path, no worker count, no engine."""
+    """What the bytes depend on, beside plan and model: no path, no number of workers and no engine is among it."""
     versions = {name: importlib.metadata.version(name) for name in ("diffusers", "numpy", "pillow", "torch", "zuko")}
     codec = {"png": "zlib", "webp": "webp"}.get(image)  # stored PNGs need none
     device = str(getattr(model, "device", "cpu")).split(":")[0]
@@ -257,13 +258,13 @@ def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate
 
 
 def canvas_of(model: Model) -> tuple[int, int] | None:
-    """(height, width) that the model wants its sources padded to; None: they have one size."""
+    """(height, width) that the model wants its sources padded to; None where they all have one size."""
     canvas = getattr(model, "canvas", None)
     return None if canvas is None else (int(canvas[0]), int(canvas[1]))
 
 
 def _pixels_of(made: Any, attributes: Any, sources: Sources, rows: Sequence[PlanRow]) -> Pixels:
-    """What the model made, (B, C, H, W) in [-1, 1], as uint8 (B, H, W, C); non-finite pixels would turn into zeros unseen."""
+    """The model's images, (B, C, H, W) in [-1, 1], as uint8 (B, H, W, C); CfaugError for pixels that are not finite."""
     import torch
 
     shape = tuple(sources.images.shape)
@@ -305,7 +306,7 @@ def _masks(
 
     from cfaug.data.loading import pad_to  # needs torch
 
-    mask = getattr(dataset, "mask", None)  # a data set of the user's own need not know of masks
+    mask = getattr(dataset, "mask", None)  # a user's own data set may have no such method
     found: dict[int, npt.NDArray[np.uint8] | None] = {} if mask is None else {place: mask(place) for place in pixels}
     if all(one is None for one in found.values()):
         return None
@@ -323,7 +324,7 @@ def _masks(
 
 
 def _plain(table: pd.DataFrame) -> list[Values]:
-    """The rows as plain values; a missing one is None, since JSON has no NaN."""
+    """The rows as plain values. A missing value is None, because JSON has no NaN."""
     columns = [
         [None if pd.isna(v) else v if isinstance(v, str) else float(v) for v in table[name].tolist()] for name in table
     ]
@@ -332,7 +333,7 @@ def _plain(table: pd.DataFrame) -> list[Values]:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch as every worker has it: one thread, full float32 products; the caller's settings come back afterwards."""
+    """Set torch as in every worker: one thread, full float32 products. The caller's settings are restored afterwards."""
     import torch
 
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()

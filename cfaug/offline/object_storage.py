@@ -1,4 +1,4 @@
-"""An object store, or whatever else fsspec reaches, as a flat place of named blobs; see :mod:`cfaug.offline.storage`."""
+"""An object store, or any other place that fsspec reaches, as a flat place of named blobs; see :mod:`cfaug.offline.storage`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from cfaug.data.files import is_running
 from cfaug.errors import UsageError, one_line
 from cfaug.offline.os_errors import explained
 
-LARGEST = 5 * 2**30  # bytes; what one put to S3 can hold
-ATTEMPTS = 6  # at one request, with exponential backoff: a store may say 503 for about half a minute
+LARGEST = 5 * 2**30  # bytes that one put to S3 can hold
+ATTEMPTS = 6  # at one request, with exponential backoff: a store may answer 503 for about half a minute
 
 
 @dataclass(frozen=True)
 class FsspecStorage:
     """A place that fsspec reaches (``s3://bucket/run``, ``memory://run``, ...); the methods are those of LocalStorage.
 
-    Whatever its packages raise is an OSError here (:func:`_as_os_error`). Credentials, endpoint and region come from the
-    environment and its configuration files (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ...), the
+    Every error of its packages becomes an OSError (:func:`_as_os_error`). Credentials, endpoint and region come from the
+    environment and its configuration files (``AWS_ACCESS_KEY_ID``, ``AWS_PROFILE``, ``AWS_ENDPOINT_URL``, ...), and the
     number of attempts at a request from ``AWS_MAX_ATTEMPTS``.
     """
 
@@ -42,14 +42,14 @@ class FsspecStorage:
             )
         except ImportError as error:
             line = 'pip install "cfaug[s3]"' if self.url.startswith("s3") else str(error)
-            raise UsageError(f"cannot reach {self.url}: its package is not installed; {line}") from None
+            raise UsageError(f"cannot reach {self.url}, its package is not installed; {line}") from None
         except ValueError as error:
             raise UsageError(
                 f"cannot reach {self.url}: {error}; write a directory, s3://BUCKET/PATH or memory://PATH"
             ) from None
         if self.url.startswith("s3"):
-            # s3fs repeats what botocore has given up on: five times five attempts of a minute each is no answer. But
-            # only s3fs repeats an answer that breaks off in the middle. The instance is ours alone (:func:`_options`).
+            # s3fs repeats what botocore has given up on, which would make five times five attempts of up to a minute. But
+            # only s3fs repeats a request whose answer breaks off in the middle. The instance is ours alone (:func:`_options`).
             files.retries = 2
         return files, str(path)
 
@@ -93,14 +93,14 @@ class FsspecStorage:
             yield handle
 
     def write(self, name: str, content: bytes) -> None:
-        """One request, so `name` never is half there and no upload in parts is ever left behind, not even by SIGKILL."""
+        """Write `name` in one request, so it is never half there, and not even SIGKILL leaves parts of an upload behind."""
         self._pipe(name, content)
 
     def create(self, name: str, content: bytes) -> None:
         """Like :meth:`write`, but FileExistsError where `name` exists already.
 
-        At the same instant only one of many creates it (``If-None-Match: *``); a store that refuses the condition
-        (501) is asked first instead, which is not the same in the same instant.
+        Of many writers at the same instant only one creates it (``If-None-Match: *``). A store that refuses the condition
+        (501) is asked first instead, which does not decide between two writers of one instant.
         """
         try:
             self._pipe(name, content, mode="create")
@@ -118,7 +118,7 @@ class FsspecStorage:
         if self.url.startswith("s3"):
             if len(content) >= LARGEST:
                 raise UsageError(
-                    f"{name}: expected less than 5 GiB for one upload to {self.url}, got {len(content)} bytes: "
+                    f"{name}: expected less than 5 GiB for one upload to {self.url}, got {len(content)} bytes; "
                     "set generate.samples_per_shard lower"
                 )
             options["chunksize"] = LARGEST  # type: ignore[assignment]  # below it s3fs makes a single put
@@ -130,7 +130,7 @@ class FsspecStorage:
         self.write(name, content) if replace else self.create(name, content)
 
     def sync(self) -> None:
-        """Nothing to do: a put that was answered is durable."""
+        """Nothing needs to be done: a put that was answered is durable."""
 
     def remove(self, *names: str) -> None:
         if not names:
@@ -139,15 +139,15 @@ class FsspecStorage:
         paths = [f"{root.rstrip('/')}/{name}" for name in names]
         with _as_os_error():
             if self.url.startswith("s3"):
-                files.rm(paths)  # a thousand in a request; what is absent is fine
+                files.rm(paths)  # a thousand names per request; absent names are fine
             else:
                 for path in paths:
                     with suppress(FileNotFoundError):
                         files.rm_file(path)
 
     def sweep(self) -> None:
-        """Remove what killed processes of this host had in their :meth:`workspace`: nobody else knows of it."""
-        with suppress(OSError):  # a directory that is not ours to list
+        """Remove what killed processes of this host left in their :meth:`workspace`, which no other host can see."""
+        with suppress(OSError):  # a directory that we may not list
             for path in Path(tempfile.gettempdir()).glob(f"{_ours()}*"):
                 number = path.name.removeprefix(_ours()).partition("-")[0]
                 if number.isdecimal() and not is_running(int(number)):
@@ -155,7 +155,7 @@ class FsspecStorage:
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        self.sweep()  # workers may be on other hosts than the coordinator
+        self.sweep()  # workers may run on different hosts than the coordinator
         with explained(tempfile.gettempdir(), "a temporary directory"):
             place = tempfile.TemporaryDirectory(prefix=f"{_ours()}{os.getpid()}-", ignore_cleanup_errors=True)
         with place as path:
@@ -170,7 +170,7 @@ def _ours() -> str:
 
 
 def _options(url: str) -> dict[str, Any]:
-    """How we want a file system to be made, where the user's fsspec configuration does not say otherwise."""
+    """The options of a new file system; the user's own fsspec configuration takes precedence."""
     if not url.startswith("s3"):
         return {}
     from fsspec.config import conf
@@ -183,12 +183,12 @@ def _options(url: str) -> dict[str, Any]:
         if "AWS_MAX_ATTEMPTS" not in os.environ:
             config["retries"]["total_max_attempts"] = ATTEMPTS
     config.update(theirs.get("config_kwargs", {}))
-    # fsspec hands one instance to everyone that asks with the same options; nobody else asks with our name in them
+    # fsspec gives one instance to all callers with the same options; with our name in them it is ours alone
     config["user_agent_extra"] = f"{config.get('user_agent_extra', '')} cfaug".strip()
     return {"config_kwargs": config, **({} if "use_listings_cache" in theirs else {"use_listings_cache": False})}
 
 
-# what s3fs does not translate, by the error that it means; the first that fits
+# errors that s3fs does not translate, by the errno that they mean; the first row that fits counts
 _MEANING = (
     (errno.EACCES, {"botocore.NoCredentialsError", "botocore.PartialCredentialsError", "botocore.ProfileNotFound"}),
     (errno.EIO, {"botocore.ConnectionError", "botocore.HTTPClientError", "botocore.ResponseParserError", "aiohttp.ClientError"}),
@@ -198,7 +198,7 @@ _MEANING = (
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """Turn what fsspec, s3fs, botocore and aiohttp raise into an OSError of the right kind; an OSError passes."""
+    """Turn what fsspec, s3fs, botocore and aiohttp raise into an OSError of the right kind; an OSError passes unchanged."""
     try:
         yield
     except OSError as error:

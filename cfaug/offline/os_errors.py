@@ -1,4 +1,4 @@
-"""What went wrong with a disk, a file system or an object store, in one line, and whether the same again may succeed."""
+"""Errors of disks, file systems and object stores in one line each, and whether trying the same again may succeed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from cfaug.errors import CfaugError, ShardError, StorageError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-# What a network, a network file system or a store under load says; a wrong path or a missing permission is not among them.
+# What a network, a network file system or a busy store answers. A wrong path or a missing permission is not among them.
 _PASSING = frozenset({
     errno.EIO, errno.EREMOTEIO, errno.EBUSY, errno.EAGAIN, errno.EINTR, errno.ETIMEDOUT, errno.ESTALE, errno.EPIPE,
     errno.ECONNRESET, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN,
@@ -18,7 +18,7 @@ _PASSING = frozenset({
 
 
 def is_transient(error: OSError) -> bool:
-    """Whether trying the same again may help: a time-out, a lost connection, a store that says 500 or 503."""
+    """Whether trying the same again may help: after a time-out, a lost connection, or a store's answer 500 or 503."""
     return isinstance(error, (TimeoutError, ConnectionError)) or error.errno in _PASSING
 
 
@@ -36,15 +36,15 @@ def failure(error: OSError, place: str | Path, name: str, doing: str = "write") 
     said = one_line(error.strerror or error)
     full, transient, remote = error.errno in _FULL, is_transient(error), "://" in str(place)
     if full:
-        reason = "the disk is full: free some space and run the same command again; committed shards are kept"
+        reason = "the disk is full; free some space and run the same command again; committed shards are kept"
     elif transient:
-        reason = f"{said}: it may pass: run the same command again; committed shards are kept"
+        reason = f"{said}; it may pass, so run the same command again; committed shards are kept"
     elif remote and isinstance(error, FileNotFoundError):
-        reason = f"{said}: check that the bucket exists and the URL names it"
+        reason = f"{said}; check that the bucket exists and the URL names it"
     elif remote:
-        reason = f"{said}: check the URL, the credentials in the environment and what they permit"
+        reason = f"{said}; check the URL, the credentials in the environment and what they permit"
     else:
-        reason = f"{said}: check the path and its permissions"
+        reason = f"{said}; check the path and its permissions"
     return StorageError(f"cannot {doing} {name} in {place}: {reason}", transient, full)
 
 
@@ -52,5 +52,5 @@ def unreadable(error: OSError, where: str, cure: str) -> CfaugError:
     """For a failed read of `where`: a StorageError (`transient`) if it may pass, else a ShardError that ends in `cure`."""
     said = one_line(error.strerror or ("no such file" if isinstance(error, FileNotFoundError) else error))
     if is_transient(error):
-        return StorageError(f"{where}: could not be read: {said}: it may pass: run the same command again", True)
-    return ShardError(f"{where}: cannot read it: {said}: {cure}")
+        return StorageError(f"{where}: could not be read: {said}; it may pass, so run the same command again", True)
+    return ShardError(f"{where}: cannot read it: {said}; {cure}")

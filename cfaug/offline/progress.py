@@ -1,11 +1,11 @@
-"""What a run shows while it generates, the log it leaves, and a summary of such logs.
+"""The progress line of a run, the log that it leaves, and a summary of such logs.
 
     generate:  45%|####      | 4500/10000 [00:05<00:06, 812.40 img/s, rejected=3, retried=1]
     {"event": "shard", "time": "2026-01-31T12:00:00.000+00:00", "name": "cf-train-000004.tar", "images": 1000, ...}
 
 Events: ``start``, ``shard``, ``retry``, ``failed``, ``end`` (with ``error`` where the run did not reach its end). A line is
-appended in one write, so a crash leaves at most one torn line, which readers pass over and the next run does not write on.
-The log is for people: only the manifest says which shards exist.
+appended in one write, so a crash leaves at most one torn line. Readers skip it, and the next run begins a new line after it.
+The log is for people; only the manifest says which shards exist.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 from cfaug.errors import StorageError, UsageError, one_line
 
 _log = logging.getLogger(__name__)
-# the rate is always per second: tqdm turns a slow one over into "s/img", which nobody compares with anything
+# always images per second: tqdm inverts a slow rate into "s/img", which is hard to compare
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
-_MOST = 5  # slowest shards, failures and errors that a summary shows
+_MOST = 5  # how many slowest shards, failures and errors a summary shows
 
 
 class Progress:
-    """Context manager around a run; its methods raise nothing once it is entered.
+    """A context manager around a run. Its methods raise nothing once it is entered.
 
     Args:
-        total: images of the plan; done: of which are committed already.
-        enabled: show the line on stderr; False: not a byte is printed.
-        log: file to append JSON lines to; tensorboard: directory for event files, their step being the images done.
+        total: images of the plan; done: how many of them are committed already.
+        enabled: show the line on stderr; where it is False, nothing is printed.
+        log: file to append JSON lines to; tensorboard: directory for event files, whose step is the number of images done.
 
     Raises:
         UsageError: on construction, where TensorBoard is asked for and not installed.
@@ -69,7 +69,7 @@ class Progress:
                 self._file = self._path.open("a+b", buffering=0)
                 end = self._file.seek(0, 2)
                 self._file.seek(max(0, end - 1))
-                if end and self._file.read(1) != b"\n":  # what a killed process left without its newline
+                if end and self._file.read(1) != b"\n":  # the torn line of a killed process
                     self._file.write(b"\n")
             if self._writer is not None:
                 where = self._events
@@ -132,7 +132,7 @@ class Progress:
         self._show(0, failed=len(self.lost))
 
     def finished(self, **facts: Any) -> None:
-        """The run comes to its end, complete or with failed shards; totals and `facts` are for the log."""
+        """The run has ended, complete or with failed shards; the totals and `facts` are logged."""
         self._ended = True
         self._append(
             "end", shards=self.shards, images=self.images, rejected=self.rejected, retried=self.retried,
@@ -156,7 +156,7 @@ class Progress:
             if self._file.write(content) < len(content):
                 raise OSError("only a part of a line was written")
         except OSError as error:
-            # the images are what the run is for: a disk that is full fails them by name, with a better line than this
+            # the run goes on: where the disk is full, writing a shard fails too, with a better message than this
             _log.warning("no more lines in %s: %s", self._path, error.strerror or error)
             self._file.close()
             self._file = None
@@ -179,11 +179,11 @@ def _summary_writer() -> Any:
 
 @dataclass(frozen=True)
 class Stats:
-    """What the logs of a run say. Sums over all its attempts: a shard that was made twice counts twice.
+    """The summary of the logs of a run, summed over all attempts: a shard that was made twice counts twice.
 
     Attributes:
         runs: how often generation was started.
-        shards, images, rejected, bytes: committed, and what was in them.
+        shards, images, rejected, bytes: of the shards that were committed.
         seconds: of work, summed over the workers.
         workers: worker -> (images, seconds of work).
         slowest: (name, seconds) of the slowest shards, slowest first; at most five.
@@ -253,7 +253,9 @@ def read_stats(place: str | Path) -> Stats | None:
                 events.get(str(row.get("event")), []).append(row)
             except (KeyError, ValueError, OverflowError, RecursionError):
                 torn += 1
-    made: dict[str, str] = {}  # the last time: ranks and attempts have files of their own, so the order says nothing
+    made: dict[
+        str, str
+    ] = {}  # name -> last time it was made; ranks have files of their own, so the order of lines does not say
     workers: dict[str, tuple[int, float]] = {}
     for row in events["shard"]:
         made[row["name"]] = max(made.get(row["name"], ""), row["time"])

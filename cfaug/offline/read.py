@@ -130,10 +130,10 @@ class ShardReader:
         if not self.manifest:
             if isinstance(self.storage, LocalStorage) and not self.storage.path.exists():
                 raise ShardError(
-                    f"{self.directory}: expected committed shards, there is no such directory: check the path or generate first"
+                    f"{self.directory}: expected committed shards, there is no such directory; check the path or generate first"
                 )
             state = "an empty one" if MANIFEST in sizes else "none"
-            raise ShardError(f"expected {self.directory}/{MANIFEST} with committed shards, got {state}: generate first")
+            raise ShardError(f"expected {self.directory}/{MANIFEST} with committed shards, got {state}; generate first")
         for row in self.manifest:
             check_size(row.name, row.bytes, sizes)
             check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
@@ -273,7 +273,7 @@ class ShardReader:
             return os.pread(file.descriptor, size, offset)
         except FileNotFoundError:
             raise ShardError(
-                f"{self.where(i)}: the shard was there when {self.directory} was opened and is gone now: put it back or "
+                f"{self.where(i)}: the shard was there when {self.directory} was opened and is gone now; put it back or "
                 "generate it again, then start again"
             ) from None
         except OSError as error:

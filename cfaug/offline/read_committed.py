@@ -3,7 +3,7 @@
     manifest.jsonl                  one line per committed shard
     commits/<shard name>.json       the same line, one file per shard, until ``manifest.jsonl`` lists it
 
-Readers take the union, so a run that is still going on is readable. Nothing is believed before its size and sha256 agree with
+Readers take the union of both, so a run that has not ended is readable. Nothing is used before its size and sha256 agree with
 the row that vouches for it. :class:`cfaug.offline.read.ShardReader` is for random access; :class:`Committed` reads each tar
 forwards through one open file, in memory that does not grow with the number of shards.
 """
@@ -39,12 +39,12 @@ from cfaug.offline.storage import Storage, open_storage
 
 COMMITS = "commits/"
 PUBLISHED = (CARD, INDEX_FILE)
-"""What stands beside the shards of a finished run, and goes when they go."""
+"""The files beside the shards of a finished run, which are removed with them."""
 Identity = dict[str, str | int]
 
 
 def read_manifest(storage: Storage) -> list[ManifestRow]:
-    """The committed shards, sorted by name. A last line without its newline never was committed and is ignored.
+    """The committed shards, sorted by name. A last line without a newline was never committed and is ignored.
 
     Raises:
         ShardError: for a damaged line, a shard listed twice, or shards of different plans, models or environments.
@@ -56,7 +56,7 @@ def read_manifest(storage: Storage) -> list[ManifestRow]:
             committed = _commits(storage)
         except FileNotFoundError:  # the run was published between the listing and the reading
             committed = _commits(storage)
-        try:  # after the commits: whoever removes those has written the manifest before
+        try:  # read after the commits, because those are removed only once the manifest is written
             content = storage.read(MANIFEST)
         except FileNotFoundError:
             content = b""
@@ -77,9 +77,13 @@ def check_rows(rows: Iterable[ManifestRow], where: str) -> None:
     for row in rows:
         found = identity_of(row)
         if row.name in seen:
-            raise ShardError(f"{where}: shard {row.name} is listed twice: generate again with --overwrite")
+            raise ShardError(
+                f"{where}: expected each shard once, got {row.name} twice; generate again with --overwrite"
+            )
         if identity is not None and found != identity:
-            raise ShardError(f"{where}: {row.name} and those before are of different runs: generate with --overwrite")
+            raise ShardError(
+                f"{where}: expected shards of one run, got {row.name} of a different run than those before; generate with --overwrite"
+            )
         identity = found
         seen.add(row.name)
 
@@ -97,10 +101,12 @@ def commit_name(shard: str) -> str:
 def parse_commit(content: bytes, name: str) -> ManifestRow:
     """The row of one commit file; :class:`ShardError` unless it is one whole line about the shard it is named after."""
     if not content.endswith(b"\n"):
-        raise ShardError(f"{name}: expected one manifest row, got {len(content)} bytes: generate with --overwrite")
+        raise ShardError(f"{name}: expected one manifest row, got {len(content)} bytes; generate with --overwrite")
     row = ManifestRow.parse(content[:-1], name)
     if commit_name(row.name) != name:
-        raise ShardError(f"{name}: holds the row of {row.name}: generate with --overwrite")
+        raise ShardError(
+            f"{name}: expected the row of the shard it is named after, got {row.name}; generate with --overwrite"
+        )
     return row
 
 
@@ -110,9 +116,9 @@ def _commits(storage: Storage) -> list[ManifestRow]:
 
 
 def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
-    """The storage that holds the manifest, `place` itself or its ``shards``, and the sizes of the blobs there."""
+    """The storage that holds the manifest (`place` itself or its ``shards``), and the sizes of the blobs there."""
     if not isinstance(place, str | PathLike):
-        raise UsageError(f"shards: expected a path or a URL, got {type(place).__name__}")
+        raise UsageError(f"shards: expected a path or a URL, got {type(place).__name__}; write the directory as a text")
     try:
         storage = open_storage(place)
         sizes = storage.sizes()
@@ -127,16 +133,18 @@ def open_shards(place: str | Path) -> tuple[Storage, dict[str, int]]:
 
 
 def vouched(data: bytes, member: Member, where: str) -> bytes:
-    """`data` itself when it has the sha256 that the index states, else :class:`ShardError`."""
+    """`data` unchanged where it has the sha256 that the index states, else :class:`ShardError`."""
     if hashlib.sha256(data).hexdigest() != member.sha256:
         raise altered(data, member.size, where)
     return data
 
 
 def altered(data: bytes, size: int, where: str) -> ShardError:
-    """What is wrong with `data` that is not the `size` bytes that were written."""
-    got = "other bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
-    return ShardError(f"{where}: expected the bytes the index vouches for, got {got}: run cfaug verify, generate again")
+    """The error for `data` which is not the `size` bytes that were written."""
+    got = "different bytes" if len(data) == size else f"only {len(data)} of {size} bytes"
+    return ShardError(
+        f"{where}: expected the bytes the index vouches for, got {got}; run cfaug verify and generate again"
+    )
 
 
 def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> list[IndexRow]:
@@ -151,23 +159,26 @@ def read_index(storage: Storage, row: ManifestRow, sizes: Mapping[str, int]) -> 
     check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
     lines = index_lines(storage, row)
     if len(lines) != row.count:
-        raise ShardError(f"{row.name}: the manifest says {row.count} samples, its index {len(lines)}: generate again")
+        raise ShardError(f"{row.name}: expected {row.count} samples in its index, got {len(lines)}; generate again")
     rows = [IndexRow.parse(line, f"{row.name}, {row.index} line {n}") for n, line in enumerate(lines, 1)]
     at = 0
     for sample in rows:
         image = sample.json.offset + padded(sample.json.size) + BLOCK
         if (sample.json.offset, sample.image.offset) != (at + BLOCK, image):
             raise ShardError(
-                f"{row.name}, sample {sample.key!r}: expected its bytes right behind those of the sample before, got "
-                "them elsewhere in the tar: generate this shard again"
+                f"{row.name}, sample {sample.key!r}: expected its bytes right after those of the sample before it, got them "
+                "elsewhere in the tar; generate this shard again"
             )
         if sample.image_field != rows[0].image_field:
             raise ShardError(
-                f"{row.name}, sample {sample.key!r}: expected {rows[0].image_field} as in the samples before"
+                f"{row.name}, sample {sample.key!r}: expected {rows[0].image_field} as in the samples before it, got "
+                f"{sample.image_field}; generate this shard again"
             )
         at = image + padded(sample.image.size)
     if tar_size(at) != row.bytes:
-        raise ShardError(f"{row.name}: its samples make a tar of {tar_size(at)} bytes, the manifest says {row.bytes}")
+        raise ShardError(
+            f"{row.name}: expected samples that make a tar of {row.bytes} bytes, got {tar_size(at)}; generate this shard again"
+        )
     return rows
 
 
@@ -178,7 +189,9 @@ def index_lines(storage: Storage, row: ManifestRow) -> list[bytes]:
     except OSError as error:
         raise unreadable(error, f"{row.name}, its index {row.index}", "generate this shard again") from None
     if hashlib.sha256(content).hexdigest() != row.index_sha256:
-        raise ShardError(f"{row.name}: its index {row.index} is not the one in the manifest: generate this shard again")
+        raise ShardError(
+            f"{row.name}: expected the index that the manifest vouches for, got a different {row.index}; generate this shard again"
+        )
     return content.splitlines()
 
 
@@ -186,14 +199,16 @@ def check_size(name: str, size: int, sizes: Mapping[str, int], what: str = "") -
     """:class:`ShardError` unless `sizes` has `name` with exactly `size` bytes: the cheap half of verification."""
     found = sizes.get(name)
     if found is None:
-        raise ShardError(f"{what}{name}: in the manifest, but not there: generate it again")
+        raise ShardError(
+            f"{what}{name}: expected it, as it is in the manifest, got no such file; generate this shard again"
+        )
     if found != size:
-        raise ShardError(f"{what}{name}: expected {size} bytes, got {found} (truncated?): generate this shard again")
+        raise ShardError(f"{what}{name}: expected {size} bytes, got {found} (truncated?); generate this shard again")
 
 
 @dataclass(frozen=True)
 class OpenSample:
-    """One sample of an opened shard: `row` of its index, `where` as errors name it; read while its shard is open."""
+    """One sample of an opened shard: its index `row`, and `where` as errors name it. It is read while its shard is open."""
 
     row: IndexRow
     where: str
@@ -204,7 +219,7 @@ class OpenSample:
         try:
             self._handle.seek(member.offset)
             data = self._handle.read(member.size)
-        except OSError as error:  # where it is read, not where its shard was opened
+        except OSError as error:  # of reading the sample, not of opening its shard
             raise unreadable(error, self.where, "generate this shard again") from None
         return vouched(data, member, self.where)
 
@@ -219,7 +234,7 @@ class OpenSample:
 class Committed:
     """What is committed at `place` (a run, its shards, or a URL): `storage` and `manifest`.
 
-    :class:`ShardError` when nothing is.
+    :class:`ShardError` where nothing is committed.
     """
 
     def __init__(self, place: str | Path) -> None:
@@ -227,7 +242,7 @@ class Committed:
         self.storage, self._sizes = open_shards(place)
         self.manifest: list[ManifestRow] = read_manifest(self.storage)
         if not self.manifest:
-            raise ShardError(f"expected committed shards in {self.storage.url}, got none: generate first")
+            raise ShardError(f"expected committed shards in {self.storage.url}, got none; generate first")
 
     def samples(self, shard: ManifestRow) -> Iterator[OpenSample]:
         """The samples of one shard, in its order.

@@ -1,18 +1,20 @@
-"""Regeneration: do plan and model make the committed bytes again? N random samples are made anew and compared byte by byte.
+"""Regeneration: N random samples are made again from plan and model and compared with the committed ones byte by byte.
 
     samples drawn uniformly from the manifest -> their micro-batches -> png or webp and json bytes, against the shard's
 
-A micro-batch is made whole because the bytes depend on what is in it; its size is the manifest's. The same bytes are promised
-for the same environment only (versions, threads, device): where it differs, the report says in what, and a difference between
-samples then tells nothing about the shards. Only the shards that samples are drawn from are read: ``verify`` reads all.
+Each micro-batch is made whole, in the size that the manifest states, because the bytes depend on what is in it. The same bytes
+are promised only for the same environment (versions, threads, device). Where it differs, the report says how, and different
+samples then prove nothing about the shards. Only shards that samples are drawn from are read; ``verify`` reads all.
 """
 
 from __future__ import annotations
 
 import json
 import random
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,8 +39,8 @@ _FIELDS = 3  # of a record, that a line names
 class RegenerateReport(VerifyReport):
     """`ok` when every drawn sample came out again, byte by byte.
 
-    `counts`: samples (drawn), identical, different, batches (made). `environment`: what is not as it was when the
-    shards were made, "name: then, now".
+    `counts`: samples (drawn), identical, different, batches (made). `environment`: what differs from the environment in
+    which the shards were made, "name before then, after now".
     """
 
     environment: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class RegenerateReport(VerifyReport):
         lines = [f"environment differs: {', '.join(self.environment)}"] if self.environment else []
         if self.environment and self.problems:
             lines.append(
-                "so different bytes were to be expected and prove nothing: regenerate in the environment of then"
+                "different bytes were therefore to be expected and prove nothing; regenerate in the old environment"
             )
         return "\n".join([super().__str__(), *lines])
 
@@ -64,9 +66,13 @@ def regenerate(
 ) -> RegenerateReport:
     """Make `n` random samples of `place` (a run, its shards, or a URL) again and compare their bytes.
 
-    Differences are reported, each naming shard and key; so are damaged shards, a different plan and a different model (then
-    nothing is made). :class:`UsageError` for `n` below 1; :class:`ShardError` where nothing is committed;
-    :class:`DataError` for a source that `dataset` does not have.
+    The report names each difference by shard and key. It also names damaged shards, and a different plan or model, with which
+    nothing is made.
+
+    Raises:
+        UsageError: `n` is below 1.
+        ShardError: nothing is committed.
+        DataError: a source is not in `dataset`.
     """
     from tqdm import tqdm
 
@@ -80,14 +86,15 @@ def regenerate(
     size = first.environment.get("batch_size")
     if type(size) is not int or size < 1:
         raise ShardError(
-            f"{shards.storage.url}: the manifest does not say the batch size, on which the bytes depend: was it made by cfaug generate?"
+            f"{shards.storage.url}: expected a batch size in the manifest, on which the bytes depend, got none; "
+            "regenerate only what cfaug generate made"
         )
-    # nothing is written: the destination is only where the samples came from
+    # nothing is written: the work only needs a destination
     work = ShardWork(model, dataset, plan, open_destination(place), size, dict(first.environment), gate=gate)
-    picked = _draw(shards.manifest, n, seed)
+    picked = draw_samples(shards.manifest, n, seed)
     drawn, batches = sum(len(positions) for _, positions in picked), 0
     problems: list[str] = []
-    different: set[str] = set()  # samples; a whole shard's where it cannot be read
+    different: set[str] = set()  # samples; all drawn from a shard where that cannot be read
     with tqdm(total=drawn, desc="regenerate", unit=" img", disable=not progress) as bar:
         for shard, positions in picked:
             try:
@@ -111,7 +118,9 @@ def regenerate(
                         different.add(where)
                     bar.update(1)
             for key in sorted(kept.keys() - {row.key for row in rows}):
-                problems.append(f"{shard.name}, sample {key!r}: the plan has no such row in this shard")
+                problems.append(
+                    f"{shard.name}, sample {key!r}: expected a row of the plan in this shard, got none with this key; give its own plan"
+                )
                 different.add(problems[-1])
     counts = {
         "samples": drawn, "identical": drawn - len(different), "different": len(different), "batches": batches
@@ -121,7 +130,7 @@ def regenerate(
 
 def _strangers(row: ManifestRow, plan: Plan, model: Model) -> list[str]:
     return [
-        f"the shards were made from {what} {theirs:.16}, this one is {ours:.16}: nothing to compare; use the one they were made from"
+        f"expected the {what} that the shards were made from, {theirs:.16}, got {ours:.16}; give that {what}, nothing was compared"
         for what, theirs, ours in (("plan", row.plan, plan.digest), ("model", row.model, model.digest))
         if theirs != ours
     ]
@@ -136,25 +145,18 @@ def _environment(row: ManifestRow, model: Model, gate: Gate | None, batch_size: 
             yield f"{name} {before} then, {here} now"
 
 
-def _draw(manifest: Sequence[ManifestRow], n: int, seed: int) -> list[tuple[ManifestRow, list[int]]]:
-    """Shards, each with the positions of the drawn samples in it; all samples are equally likely, none is drawn twice."""
-    total = sum(row.count for row in manifest)
-    numbers = sorted(random.Random(seed).sample(range(total), min(n, total)))
-    found: list[tuple[ManifestRow, list[int]]] = []
-    start = at = 0
-    for row in manifest:
-        here = []
-        while at < len(numbers) and numbers[at] < start + row.count:
-            here.append(numbers[at] - start)
-            at += 1
-        if here:
-            found.append((row, here))
-        start += row.count
-    return found
+def draw_samples(manifest: Sequence[ManifestRow], n: int, seed: int) -> list[tuple[ManifestRow, list[int]]]:
+    """Shards, each with the positions of the drawn samples in it. All samples are equally likely, and none is drawn twice."""
+    starts = [0, *accumulate(row.count for row in manifest)]
+    found: dict[int, list[int]] = {}
+    for number in sorted(random.Random(seed).sample(range(starts[-1]), min(n, starts[-1]))):
+        shard = bisect_right(starts, number) - 1
+        found.setdefault(shard, []).append(number - starts[shard])
+    return [(manifest[shard], positions) for shard, positions in found.items()]
 
 
 class _Kept(NamedTuple):
-    """A sample as it is in its shard; `stored`: how its image is, one of IMAGES."""
+    """A sample as it is in its shard. `stored` is how its image is stored, one of IMAGES."""
 
     row: IndexRow
     json: bytes
@@ -176,7 +178,9 @@ def _kept(shards: Committed, shard: ManifestRow, positions: Sequence[int]) -> di
 def _rows(plan: Plan, shard: ManifestRow) -> tuple[PlanRow, ...]:
     split, number = planned(shard.name) or ("", -1)
     if split != plan.split:
-        raise ShardError(f"{shard.name}: expected a shard of the plan, such as {plan.shard_name(plan.shards()[0])}")
+        raise ShardError(
+            f"{shard.name}: expected a shard of the plan, such as {plan.shard_name(plan.shards()[0])}; give its own plan"
+        )
     try:
         return tuple(plan.rows_of(number))
     except UsageError as error:
@@ -185,7 +189,7 @@ def _rows(plan: Plan, shard: ManifestRow) -> tuple[PlanRow, ...]:
 
 def _compare(where: str, kept: _Kept, made: Sample | None) -> list[str]:
     if made is None:
-        return [f"{where}: the model does not make this sample any more: it rejects it"]
+        return [f"{where}: expected the model to make this sample again, got none: the gate rejects it now"]
     name = kept.row.image_field
     fields = encode_sample(made, image=kept.stored)
     problems = []

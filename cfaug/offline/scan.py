@@ -3,10 +3,10 @@
     for sample in scan("cf-train-000000.tar"):        a path, a URL or a binary stream
         sample.key, sample.image, sample.record
 
-From a header only the name and the size are taken, its 512 bytes are built again from these two, and they must agree: so
-links, devices, extended headers, compression and flipped bits are all refused in one way. Names and sizes are checked before a
-payload is read, and nothing is extracted. Without a manifest nobody vouches for a payload: a flipped letter in a record
-is only seen by :class:`ShardReader` and :func:`verify`.
+Only the name and the size are taken from a header. Its 512 bytes are built again from these two and must agree, so links,
+devices, extended headers, compression and flipped bits are all refused in one way. Names and sizes are checked before a
+payload is read, and nothing is extracted. Without a manifest there is no hash of a payload: only :class:`ShardReader` and
+:func:`verify` see a flipped letter in a record.
 """
 
 from __future__ import annotations
@@ -87,26 +87,26 @@ def samples_of(members: Iterator[Member], shard: str) -> Iterator[Sample]:
     for first in members:
         where = f"{shard}, sample {first.key!r}"
         if first.key in seen:
-            raise ShardError(f"{where}: the key occurs twice: generate this shard again")
+            raise ShardError(f"{where}: the key occurs twice; generate this shard again")
         if len(seen) == MAX_SAMPLES:
-            raise ShardError(f"{where}: expected at most {MAX_SAMPLES} samples in a shard: plan smaller shards")
+            raise ShardError(f"{where}: expected at most {MAX_SAMPLES} samples in a shard; plan smaller shards")
         seen.add(first.key)
         second = next(members, None)
         found = (first.field, second.field if second and second.key == first.key else "")
         if found[0] != "json" or found[1] not in IMAGE_FIELDS or second is None:
             raise ShardError(
                 f"{where}: expected {first.key}.json and then its image, got .{found[0]}, then "
-                f"{'the end' if second is None else f'{second.key}.{second.field}'}: generate this shard again"
+                f"{'the end' if second is None else f'{second.key}.{second.field}'}; generate this shard again"
             )
         image_field = image_field or second.field
         if second.field != image_field:
             raise ShardError(f"{where}: expected {image_field} as in the samples before, got {second.field}")
         record = parse_record(first.data, where)
         if record["key"] != first.key:
-            raise ShardError(f"{where}: its record says key {record['key']!r:.140}: generate this shard again")
+            raise ShardError(f"{where}: its record says key {record['key']!r:.140}; generate this shard again")
         yield Sample(first.key, decode_image(second.data, where, second.field, vouched=False), record)
     if not seen:
-        raise ShardError(f"{shard}: expected at least one sample, got none: generate this shard again")
+        raise ShardError(f"{shard}: expected at least one sample, got none; generate this shard again")
 
 
 def walk(stream: Readable, shard: str) -> Iterator[Member]:
@@ -115,7 +115,7 @@ def walk(stream: Readable, shard: str) -> Iterator[Member]:
     while True:
         block = read_exactly(stream, BLOCK)
         if len(block) < BLOCK:
-            raise ShardError(f"{shard}, {last}: it ends after {at + len(block)} bytes (truncated?): {_AGAIN}")
+            raise ShardError(f"{shard}, {last}: it ends after {at + len(block)} bytes (truncated?); {_AGAIN}")
         if not any(block):
             break
         key, field, size = _header_fields(block, f"{shard}, {last}")
@@ -123,16 +123,16 @@ def walk(stream: Readable, shard: str) -> Iterator[Member]:
         data = read_exactly(stream, padded(size))
         at += BLOCK + len(data)
         if len(data) < padded(size):
-            raise ShardError(f"{where}: its {field} ends before {size} bytes and their padding (truncated?): {_AGAIN}")
+            raise ShardError(f"{where}: its {field} ends before {size} bytes and their padding (truncated?); {_AGAIN}")
         if any(data[size:]):
-            raise ShardError(f"{where}: the padding after its {field} is not zero: {_AGAIN}")
+            raise ShardError(f"{where}: the padding after its {field} is not zero; {_AGAIN}")
         yield Member(key, field, data[:size])
         last = f"after sample {key!r}"
     rest = tar_size(at) - at - BLOCK
     end = read_exactly(stream, rest + 1)
     if len(end) != rest or any(end):
         got = "more" if len(end) > rest else "fewer" if len(end) < rest else "other bytes"
-        raise ShardError(f"{shard}, {last}: expected {rest} more zero bytes and the end, got {got}: {_AGAIN}")
+        raise ShardError(f"{shard}, {last}: expected {rest} more zero bytes and the end, got {got}; {_AGAIN}")
 
 
 def _header_fields(block: bytes, where: str) -> tuple[str, str, int]:
@@ -140,23 +140,23 @@ def _header_fields(block: bytes, where: str) -> tuple[str, str, int]:
     try:
         member = tarfile.TarInfo.frombuf(block, "ascii", "strict")
     except (tarfile.HeaderError, ValueError):
-        raise ShardError(f"{where}: expected the header of a member, got something else: {_AGAIN}") from None
+        raise ShardError(f"{where}: expected the header of a member, got something else; {_AGAIN}") from None
     if member.type != tarfile.REGTYPE:
         kind = TYPES.get(member.type, f"type {member.type!r}")
-        raise ShardError(f"{where}: expected a regular file, got {kind} {member.name[:120]!r}: {_AGAIN}")
+        raise ShardError(f"{where}: expected a regular file, got {kind} {member.name[:120]!r}; {_AGAIN}")
     named = MEMBER.fullmatch(member.name)
     if named is None or named[2] not in FIELDS:
         raise ShardError(
             f"{where}: expected a member KEY.json, KEY.png or KEY.webp with a key of A-Z a-z 0-9 _ -, got "
-            f"{member.name[:120]!r}: {_AGAIN}"
+            f"{member.name[:120]!r}; {_AGAIN}"
         )
     key, field = named.groups()
     if not 0 < member.size <= FIELDS[field]:
         raise ShardError(
-            f"{where}: expected 1 to {FIELDS[field]} bytes in {member.name!r}, its header says {member.size}: {_AGAIN}"
+            f"{where}: expected 1 to {FIELDS[field]} bytes in {member.name!r}, its header says {member.size}; {_AGAIN}"
         )
     if header(member.name, member.size) != block:
-        raise ShardError(f"{where}: the header of {member.name!r} is not one of shard format 1: {_AGAIN}")
+        raise ShardError(f"{where}: the header of {member.name!r} is not one of shard format 1; {_AGAIN}")
     return key, field, member.size
 
 

@@ -3,9 +3,9 @@
     storage = open_storage("OUT/shards")        storage = open_storage("s3://bucket/run/shards")
     storage.read("manifest.jsonl"), storage.read_range("cf-train-000000.tar", offset, size)
 
-A blob is written whole or not at all. A name is relative and has at most one ``/``, between a folder and a name. Whatever
-goes wrong is an :class:`OSError` in both classes (FileNotFoundError where nothing is there), so callers explain one kind of
-error. The order of writes and the rules among several writers are the business of :mod:`cfaug.offline.commit`.
+A blob is written whole or not at all. A name is relative and has at most one ``/``, between a folder and a name. Both classes
+raise an :class:`OSError` for everything that goes wrong (FileNotFoundError where nothing is there), so callers explain one
+kind of error. The order of writes and the rules among several writers are in :mod:`cfaug.offline.commit`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from cfaug.data.files import PARTIAL, expand, is_running, partial_name, replace_
 from cfaug.errors import UsageError
 from cfaug.offline.object_storage import FsspecStorage
 
-STALE = 24 * 3600.0  # seconds after which a file that is half done is nobody's, wherever its writer ran
+STALE = (
+    24 * 3600.0
+)  # seconds after which the writer of a file that is half done is taken for dead, on whichever host it ran
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)  # what file systems without hard links answer
 
 
@@ -72,7 +74,7 @@ class LocalStorage:
 
     @contextmanager
     def opened(self, name: str) -> Iterator[BufferedReader]:
-        """A binary stream that reads `name` from its beginning."""
+        """A binary stream of `name`, from its beginning."""
         with (self.path / name).open("rb") as handle:
             yield handle
 
@@ -81,7 +83,7 @@ class LocalStorage:
         replace_file(self.path / name, content)
 
     def create(self, name: str, content: bytes) -> None:
-        """Like :meth:`write`, but FileExistsError where `name` exists; of several at the same instant one creates it."""
+        """Like :meth:`write`, but FileExistsError where `name` exists. Of several writers at the same instant one creates it."""
         partial = self.path / partial_name(name)
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -94,7 +96,7 @@ class LocalStorage:
             partial.unlink(missing_ok=True)
 
     def adopt(self, path: Path, name: str, replace: bool = False) -> None:
-        """The synced file `path` of :meth:`workspace` becomes `name`; FileExistsError where that exists, unless `replace`."""
+        """Make the synced file `path` of :meth:`workspace` the blob `name`; FileExistsError where that exists, unless `replace`."""
         target = self.path / name
         if replace:
             return os.replace(path, target)
@@ -108,11 +110,11 @@ class LocalStorage:
             os.replace(path, target)
 
     def sync(self) -> None:
-        """The names that were created or adopted here survive a power cut from now on."""
+        """Make the names that were created or adopted here survive a power cut."""
         sync_directory(self.path)
 
     def remove(self, *names: str) -> None:
-        """Remove `names`, and a folder that becomes empty; what is absent is fine."""
+        """Remove `names`, and a folder that becomes empty. Absent names are fine."""
         for name in names:
             (self.path / name).unlink(missing_ok=True)
         for folder in {name.partition("/")[0] for name in names if "/" in name}:
@@ -120,17 +122,17 @@ class LocalStorage:
                 (self.path / folder).rmdir()
 
     def sweep(self) -> None:
-        """Remove what killed writers left half done: of this host at once, of other hosts when it is a day old."""
+        """Remove what killed writers left half done: that of this host at once, that of other hosts when it is a day old."""
         for path in [*self.path.glob(f"*{PARTIAL}"), *self.path.glob(f"*/*{PARTIAL}")]:
             writer, _, number = path.name.removesuffix(PARTIAL).rpartition(".")[0].rpartition(".")
             ours = writer.endswith(f".{socket.gethostname()}") and number.isdecimal()
-            with suppress(FileNotFoundError):  # somebody else sweeps
+            with suppress(FileNotFoundError):  # a different process removes it at the same time
                 if (ours and not is_running(int(number))) or time.time() - path.stat().st_mtime > STALE:
                     path.unlink()
 
     @contextmanager
     def workspace(self) -> Iterator[Path]:
-        """A directory of this machine for files on their way here: the place itself, where adopting copies nothing."""
+        """A directory of this machine to write files in before they are adopted: the place itself, so adopting copies nothing."""
         self.path.mkdir(parents=True, exist_ok=True)
         yield self.path
 
@@ -149,11 +151,11 @@ def open_storage(place: str | Path) -> Storage:
     """
     text = str(place)
     if not text:
-        raise UsageError("expected a directory or a URL, got an empty text: write OUT or s3://BUCKET/PATH")
+        raise UsageError("expected a directory or a URL, got an empty text; write OUT or s3://BUCKET/PATH")
     if re.match(r"[A-Za-z0-9+.-]{2,}:/?[^/]", text) and not Path(text.partition("/")[0]).exists():
-        raise UsageError(f"expected a directory or a URL, got {text!r}: a URL has two slashes, s3://BUCKET/PATH")
+        raise UsageError(f"expected a directory or a URL, got {text!r}; write two slashes, s3://BUCKET/PATH")
     if re.match(r"(s3|gs|gcs|abfs|az):///*$", text):
-        raise UsageError(f"expected a bucket in {text!r}: write s3://BUCKET/PATH")
+        raise UsageError(f"expected a bucket in the URL, got {text!r}; write s3://BUCKET/PATH")
     if "://" not in text or text.startswith("file://"):
         return LocalStorage(local_path(text.removeprefix("file://")))
     storage = FsspecStorage(text if text.endswith("://") else text.rstrip("/"))
@@ -162,6 +164,6 @@ def open_storage(place: str | Path) -> Storage:
 
 
 def local_path(place: str | Path) -> Path:
-    """`place` as an absolute path without ``..``: a worker may run in a different directory."""
+    """`place` as an absolute path without ``..``, because a worker may run in a different directory."""
     path = expand(place).absolute()
     return path.resolve() if ".." in path.parts else path

@@ -1,12 +1,12 @@
-"""Verification: does every committed shard hold exactly what was written, and nothing else?
+"""Verification: whether every committed shard holds exactly what was written, and nothing else.
 
-Each tar is read once by the strict walk of :mod:`cfaug.offline.scan`: every header, payload and padding must be what format 1
-demands and what the index says; each sample is decoded and compared with index and manifest; the whole has the manifest's sha256.
-What is wrong is named by shard and key. With the plan (given, or found beside the shards) the report also says what is missing.
-Verification repairs nothing, and it cannot tell a good counterfactual from a bad one.
+Each tar is read once by the strict walk of :mod:`cfaug.offline.scan`. Every header, payload and padding must be what format 1
+demands and what the index says, each sample is decoded and compared with index and manifest, and the whole must have the
+manifest's sha256. The report names what is wrong by shard and key. With the plan (given, or found beside the shards) it also
+says which shards are missing. Verification repairs nothing, and it does not judge whether a counterfactual is a good one.
 
 Memory: one shard's index, about 2 KB per shard for manifest and listing, and 16 bytes per sample for the keys and the sources
-(1.6 GB for 100 million samples). The report has at most `MOST` lines per shard and `TOLD` lines in all; the rest is counted.
+(1.6 GB for 100 million samples). The report has at most `MOST` lines per shard and `LISTED` in all; the rest is counted.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from cfaug.offline.read_committed import COMMITS, check_size, open_shards, read_
 from cfaug.offline.scan import read_exactly, scan, walk
 from cfaug.offline.storage import Storage, open_storage
 
-MOST = 20  # lines about one shard, and about any one other thing
-TOLD = 1000  # lines about shards
+MOST = 20  # lines about one shard, and about one kind of file or key
+LISTED = 1000  # lines about shards
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class VerifyReport:
 
     `counts`: shards, samples, null (interventions among the samples), sources, bytes (of the tars).
     `leftovers`: partial files in a directory, of a run that was killed or that is running. Nobody reads them, and the next
-    run that nobody else writes beside removes them; an object store has none. `notes` say what could not be checked.
+    run removes those of writers that have ended; an object store has none. `notes` say what could not be checked.
     """
 
     problems: tuple[str, ...]
@@ -70,9 +70,9 @@ class VerifyReport:
 
 
 def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
-    """Verify a run's output or its ``shards`` (a path or a URL); `plan` defaults to the one beside the shards, if any.
+    """Verify a run's output or its ``shards`` (a path or a URL). `plan` defaults to the plan beside the shards, if there is one.
 
-    Damage is reported, not raised, and so is a shard that could not be read because the place did not answer.
+    Damage is reported, not raised; so is a shard that could not be read because the place did not answer.
 
     Raises:
         ShardError: there is no manifest to verify.
@@ -81,36 +81,36 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
     storage, sizes = open_shards(directory)
     if MANIFEST not in sizes and not storage.sizes(COMMITS):
         raise ShardError(
-            f"expected {storage.url}/{MANIFEST}, got none: is this a cfaug run, and has it generated anything?"
+            f"expected {storage.url}/{MANIFEST}, got none; give the directory of a cfaug run that has generated shards"
         )
     problems: list[str] = []
     counts = {"shards": 0, "samples": 0, "null": 0, "sources": 0, "bytes": 0}
     leftovers = tuple(sorted(name for name in sizes if name.endswith(PARTIAL)))
-    keys, sources = array("q"), array("q")  # hash() is salted in each process: nobody can aim at a collision
+    keys, sources = array("q"), array("q")  # hash() is salted in each process, so nobody can provoke a collision
     try:
         manifest = read_manifest(storage)
     except ShardError as error:
         return VerifyReport((str(error),), counts, leftovers)
-    untold = 0
+    unlisted = 0
     for row in manifest:
         counts["shards"] += 1
         counts["bytes"] += row.bytes
         found, index = _of_shard(storage, row, sizes)
-        room = TOLD - len(problems)
+        room = LISTED - len(problems)
         problems += found[:room]
-        untold += len(found[room:])
+        unlisted += len(found[room:])
         counts["samples"] += len(index)
         counts["null"] += sum(sample.null for sample in index)
         keys.extend(hash(sample.key) for sample in index)
         sources.extend(hash(sample.source_key) for sample in index)
-    if untold:
-        problems.append(f"and {untold} more lines about shards like these")
+    if unlisted:
+        problems.append(f"and {unlisted} more lines about shards like these")
     problems += _most(_repeated(storage, manifest, sizes, keys), "and {} more about keys")
     counts["sources"] = len(np.unique(np.frombuffer(sources, np.int64))) if sources else 0
     expected = {name for row in manifest for name in (row.name, row.index)}
     strays = (name for name in sorted(sizes) if name.endswith((TAR, INDEX)) and name not in expected)
     problems += _most(
-        (f"{name}: not in the manifest, so nobody vouches for it: generate again, or remove it" for name in strays),
+        (f"{name}: expected only files of the manifest, got this one; generate again, or remove it" for name in strays),
         "and {} more files that are not in the manifest",
     )
     if plan is None:
@@ -122,19 +122,19 @@ def verify(directory: str | Path, plan: Plan | None = None) -> VerifyReport:
     if plan is not None or CARD in sizes:  # the card comes with the last shard
         return VerifyReport(tuple(problems), counts, leftovers, notes)
     if MANIFEST not in sizes:  # an object store gets it with the last shard
-        problems.append(f"the run is not finished, {len(manifest)} shards are committed so far: generate again")
-    note = f"no plan beside the shards and no {CARD}: whether shards are missing is not known; give the run's directory"
+        problems.append(f"expected a finished run, got {len(manifest)} committed shards so far; generate again")
+    note = f"got no plan beside the shards and no {CARD}, so missing shards cannot be seen; give the run's directory"
     return VerifyReport(tuple(problems), counts, leftovers, (*notes, note))
 
 
 def _of_shard(storage: Storage, row: ManifestRow, sizes: dict[str, int]) -> tuple[list[str], list[IndexRow]]:
-    """What is wrong with one shard, and its index: empty where that is of no use."""
+    """What is wrong with one shard, and its index, which is empty where it cannot be used."""
     more = f"{row.name}: {{}} more problems like these"
     try:
         index = read_index(storage, row, sizes)
     except ShardError as error:
         return _most([str(error), *_without_index(storage, row, sizes)], more), []
-    except StorageError as error:  # which says nothing of the shard
+    except StorageError as error:  # it says nothing about the shard
         return [str(error)], []
     return _most(_shard_problems(storage, row, index, sizes), more), index
 
@@ -154,7 +154,7 @@ def _shard_problems(storage: Storage, row: ManifestRow, index: list[IndexRow], s
 
 
 class _Hashed:
-    """A stream that hashes what passes."""
+    """A stream that hashes and counts what is read from it."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self.stream, self.sha256, self.size = stream, hashlib.sha256(), 0
@@ -167,7 +167,7 @@ class _Hashed:
 
 
 def _tar_problems(stream: _Hashed, row: ManifestRow, index: list[IndexRow]) -> Iterator[str]:
-    """Every member of the tar against what the index says stands there, and the whole against the manifest."""
+    """Compare every member of the tar with what the index says, and the whole tar with the manifest."""
     members, where = walk(stream, row.name), row.name
     try:
         for sample in index:
@@ -181,21 +181,21 @@ def _tar_problems(stream: _Hashed, row: ManifestRow, index: list[IndexRow]) -> I
                     vouching.size,
                 ):
                     name = "the end" if member is None else f"{member.key}.{member.field} of {len(member.data)} bytes"
-                    yield f"{where}: expected its {field_} of {vouching.size} bytes, got {name}: generate this shard again"
+                    yield f"{where}: expected its {field_} of {vouching.size} bytes, got {name}; generate this shard again"
                     return
                 payloads.append(member.data)
             yield from _sample_problems(row, sample, payloads, where)
         where = row.name
         for member in members:
-            yield f"{row.name}: expected the end after its last sample, got {member.key}.{member.field}: generate it again"
+            yield f"{row.name}: expected the end after its last sample, got {member.key}.{member.field}; generate it again"
             return
-    except ShardError as error:  # behind it nothing can be told apart
+    except ShardError as error:  # what follows it cannot be read reliably
         yield f"{where}: {str(error).partition(': ')[2]}" if where not in str(error) else str(error)
         return
     found = stream.sha256.hexdigest()
     if (stream.size, found) != (row.bytes, row.sha256):
         yield (
-            f"{row.name}: expected {row.bytes} bytes with sha256 {row.sha256[:12]}..., got {stream.size} with {found[:12]}...: "
+            f"{row.name}: expected {row.bytes} bytes with sha256 {row.sha256[:12]}..., got {stream.size} with {found[:12]}...; "
             "remove this file and generate again"
         )
 
@@ -205,22 +205,22 @@ def _sample_problems(row: ManifestRow, sample: IndexRow, payloads: list[bytes], 
         record = parse_record(vouched(payloads[0], sample.json, where), where)
         said = (record["key"], record["source_key"], record["source_digest"], record["split"], not record["do"])
         if said != (sample.key, sample.source_key, sample.source_digest, sample.split, sample.null):
-            yield f"{where}: its record and the index disagree: generate this shard again"
+            yield f"{where}: expected the record that the index describes, got a different one; generate this shard again"
         if record["model"] != row.model:
-            yield f"{where}: its record names a different model than the manifest: generate again"
+            yield f"{where}: expected the manifest's model in its record, got a different one; generate again"
     except ShardError as error:
         yield str(error)
     try:
         image = vouched(payloads[1], sample.image, where)
         if sample.xxh3 is not None and not agrees(image, int(sample.xxh3.image, 16), xxh3=True):
-            yield f"{where}: its image does not have the xxh3 that the index states: generate this shard again"
+            yield f"{where}: expected an image with the xxh3 of the index, got a different one; generate this shard again"
         decode_image(image, where, sample.image_field)
     except ShardError as error:
         yield str(error)
 
 
 def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) -> list[str]:
-    """What can be said of a tar whose index is of no use."""
+    """What is wrong with a tar whose index cannot be used."""
     try:
         check_size(row.name, row.bytes, sizes)
         with storage.opened(row.name) as stream:
@@ -228,7 +228,9 @@ def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) ->
             for _ in scan(hashed, row.name):
                 pass
         if hashed.sha256.hexdigest() != row.sha256:
-            return [f"{row.name}: it does not have the sha256 of the manifest either: generate it again"]
+            return [
+                f"{row.name}: expected the sha256 of the manifest, got a different one too; generate this shard again"
+            ]
     except (ShardError, StorageError) as error:
         return [str(error)]
     except OSError as error:
@@ -237,29 +239,29 @@ def _without_index(storage: Storage, row: ManifestRow, sizes: dict[str, int]) ->
 
 
 def _index_notes(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, int]) -> tuple[str, ...]:
-    """A note where index.npy is of no use; it is derived, so nothing is lost."""
+    """A note where index.npy cannot be used. It is derived, so nothing is lost."""
     if INDEX_FILE not in sizes or not manifest:
         return ()
     try:
         published_index(storage, manifest)
         return ()
     except Unusable as reason:
-        return (f"{INDEX_FILE}: {reason}: readers do without it; remove it, and generate again writes it anew",)
+        return (f"{INDEX_FILE}: {reason}, so readers do without it; remove it and generate again to have a new one",)
 
 
 def _most(problems: Iterable[str], more: str) -> list[str]:
-    """The first `MOST`, and in a line `more` how many there are beside them."""
+    """The first `MOST` problems, and a line `more` with the number of the rest."""
     remaining = iter(problems)
-    told = list(islice(remaining, MOST))
-    untold = sum(1 for _ in remaining)
-    return [*told, more.format(untold)] if untold else told
+    listed = list(islice(remaining, MOST))
+    unlisted = sum(1 for _ in remaining)
+    return [*listed, more.format(unlisted)] if unlisted else listed
 
 
 def _repeated(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, int], keys: array[int]) -> Iterator[str]:
-    """Keys in more than one place: those whose hashes are equal are read again, so no collision is taken for one."""
+    """Keys that occur more than once. Keys with equal hashes are read again, so a collision is not reported."""
     if not keys:
         return
-    hashes = np.frombuffer(keys, np.int64)  # sorted in place: no second copy
+    hashes = np.frombuffer(keys, np.int64)  # sorted in place, without a copy
     hashes.sort()
     suspects = frozenset(np.unique(hashes[1:][hashes[1:] == hashes[:-1]])[:MOST].tolist())
     if not suspects:
@@ -280,14 +282,14 @@ def _repeated(storage: Storage, manifest: list[ManifestRow], sizes: dict[str, in
 
 
 def _plan_beside(storage: Storage) -> tuple[Plan | None, list[str]]:
-    """The plan of the run whose shards these are, if it lies beside them; and what is wrong with it."""
+    """The plan beside the shards, if there is one, and what is wrong with it."""
     beside = f"{storage.url.rstrip('/').rpartition('/')[0] or '..'}/plan"
     try:
         if PLAN_HEADER not in open_storage(beside).sizes(PLAN_HEADER):
             return None, []
         plan = Plan.load(beside)
         if plan.recomputed_digest() != plan.digest:
-            return None, [f"{beside}: its lines and its arrays are those of different plans: plan again"]
+            return None, [f"{beside}: expected lines and arrays of one plan, got those of different plans; plan again"]
         return plan, []
     except (ShardError, StorageError) as error:
         return None, [str(error)]
@@ -297,8 +299,8 @@ def _plan_beside(storage: Storage) -> tuple[Plan | None, list[str]]:
 
 def _against_plan(sizes: dict[str, int], manifest: list[ManifestRow], plan: Plan) -> list[str]:
     if manifest and manifest[0].plan != plan.digest:
-        return ["the shards were generated from a different plan than the one beside them: generate with --overwrite"]
+        return ["expected shards of the plan beside them, got those of a different plan; generate with --overwrite"]
     if missing := plan.missing({row.name for row in manifest}):
         first = plan.shard_name(missing[0])
-        return [f"{len(missing)} of {len(plan.shards())} shards are not there yet ({first}): generate again"]
-    return [] if CARD in sizes else [f"{CARD} is missing: generate again"]
+        return [f"expected {len(plan.shards())} shards, got {len(missing)} that are missing ({first}); generate again"]
+    return [] if CARD in sizes else [f"expected {CARD}, got none; generate again"]

@@ -1,9 +1,9 @@
-"""Encoding samples and staging a shard: the same samples give the same bytes, under a name nobody trusts yet.
+"""Samples are encoded, and a shard is staged: written and synced under partial names, which no reader trusts.
 
     json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6, not optimised
     tar  = USTAR, mtime 0, owner cfaug/cfaug 0/0, mode 0444, members sorted    offset of a payload = its header's + 512
 
-"The same bytes" holds for the same Pillow and zlib; the pixels and the records are the same everywhere.
+The same samples give the same bytes with the same versions of Pillow and zlib; pixels and records are the same with all.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ from cfaug.offline.format import (
 from cfaug.offline.os_errors import explained, failure
 from cfaug.offline.stored_png import stored_png
 
-FLUSH = 1 << 20  # bytes after which the disk is told to begin
+FLUSH = 1 << 20  # bytes after which the disk is asked to begin
 BUFFER = 1 << 17  # bytes that are collected for one write
 
 
 @dataclass(frozen=True)
 class Staged:
-    """A complete shard under its partial names, waiting to be committed with `row`."""
+    """A complete shard under its partial names, to be committed with `row`."""
 
     row: ManifestRow
     tar: Path
@@ -68,16 +68,19 @@ def encode_sample(sample: Sample, image: str = "png") -> dict[str, Any]:
     """The two members of a sample as ``webdataset`` has them: ``__key__``, ``json`` and ``png`` or ``webp`` (bytes).
 
     `image` is ``png``, ``png-stored`` (a PNG that is not compressed: larger, and quick to read) or ``webp`` (lossless, RGB).
-    :class:`UsageError` for a different one, :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader must accept 120, a USTAR header cannot hold
-    it), an image that is not uint8 with 1 or 3 channels, or a record that is not one of format 1.
+    :class:`UsageError` for a different `image`. :class:`ShardError` for a key outside ``[A-Za-z0-9_-]{1,95}`` (a reader
+    accepts up to 120 characters, which a USTAR header cannot hold), an image that is not uint8 with 1 or 3 channels, or a
+    record that is not one of format 1.
     """
     if not KEY.fullmatch(sample.key) or len(sample.key) > MAX_KEY:
         raise ShardError(f"expected a key of 1 to {MAX_KEY} characters from A-Z a-z 0-9 _ -, got {sample.key!r}")
     record = check_record(sample.record, f"sample {sample.key!r}")
     if record["key"] != sample.key:
-        raise ShardError(f"sample {sample.key!r}: its record says key {record['key']!r}: they must agree")
+        raise ShardError(
+            f"sample {sample.key!r}: expected its own key in its record, got {record['key']!r}; make them equal"
+        )
     text = canonical_json(record)
-    if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, say
+    if b"\\u" in text or len(text) > MAX_RECORD_BYTES:  # a reader would refuse half a surrogate pair, for example
         parse_object(text, MAX_RECORD_BYTES, f"sample {sample.key!r}: its record")
     return {"__key__": sample.key, "json": text, field_of(image): encode_image(sample, image)}
 
@@ -100,15 +103,15 @@ def stage_shard(
 ) -> Staged:
     """Write `samples` as shard `name` (``*.tar``) under partial names and fsync; nothing is committed yet.
 
-    On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``);
-    what `samples` raise passes as it is.
+    On any failure both partial files are removed. A full disk is a :class:`StorageError` of one line (``full``). Errors of
+    `samples` pass unchanged.
     """
     if not TAR_NAME.fullmatch(name):
         raise UsageError(f"expected a shard name like cf-train-000000.tar, got {name!r}")
     directory, beside = Path(directory), index_name(name)
     tar, index = directory / partial_name(name), directory / partial_name(beside)
     field = field_of(image)
-    lines: list[bytes] = []  # not rows: thousands of small objects would keep the garbage collector busy
+    lines: list[bytes] = []  # not rows, because thousands of small objects would keep the garbage collector busy
     keys: set[str] = set()
     shape_of_first: dict[str, Any] | None = None
     with removed(tar, index, on_success=False):
@@ -118,16 +121,18 @@ def stage_shard(
                 shape_of_first = _same_fields(sample, shape_of_first, name)
                 lines.append(_index_row(sample, fields, writer.size, field).line())
                 keys.add(sample.key)
-                # sorted, as webdataset has them
+                # sorted by name, as webdataset writes them
                 writer.add([(f"{sample.key}.json", fields["json"]), (f"{sample.key}.{field}", fields[field])])
             writer.finish()
         if not lines or len(keys) != len(lines):
-            raise ShardError(f"{name}: expected at least one sample and no key twice, got {len(lines)} samples")
+            raise ShardError(
+                f"{name}: expected samples with keys that differ, got {len(lines)} samples with {len(keys)} keys; correct them"
+            )
         content = b"".join(lines)
         if len(lines) > MAX_SAMPLES or len(content) > MAX_INDEX_BYTES or max(map(len, lines)) > MAX_LINE:
             raise ShardError(
                 f"{name}: expected at most {MAX_SAMPLES} samples and {MAX_LINE} bytes for one in the index, which readers "
-                f"accept, got {len(lines)} and {max(map(len, lines))}: plan smaller shards, or shorten the source keys"
+                f"accept, got {len(lines)} and {max(map(len, lines))}; plan smaller shards, or shorten the source keys"
             )
         with explained(directory, name), index.open("wb") as handle:
             handle.write(content)
@@ -142,13 +147,13 @@ def stage_shard(
 
 
 class TarFile:
-    """A USTAR file that is counted and hashed as it is written, so that it never has to be read again.
+    """A USTAR file that is counted and hashed as it is written, so that it need not be read again.
 
     The bytes are those of ``webdataset.TarWriter(handle, "cfaug", "cfaug", 0o444, mtime=0)`` (a test compares them). tarfile
-    makes one header; from member to member only name, size and checksum differ. Building each header anew, as tarfile and
-    webdataset do, takes four times as long and more than encoding a small image.
+    makes one header, and from member to member only name, size and checksum are replaced. To build each header anew, as
+    tarfile and webdataset do, takes four times as long, which is more than encoding a small image takes.
 
-    An OSError of a write is a :class:`~cfaug.errors.StorageError` for the shard `name`.
+    An OSError of a write becomes a :class:`~cfaug.errors.StorageError` for the shard `name`.
     """
 
     def __init__(self, path: Path, name: str) -> None:
@@ -177,7 +182,7 @@ class TarFile:
             os.fsync(self._handle.fileno())
 
     def close(self) -> None:
-        with suppress(OSError):  # after finish nothing is left to be written, and without it nobody wants the file
+        with suppress(OSError):  # after finish nothing is left to be written; without it the file is removed
             self._handle.close()
 
     def _write(self, data: bytes) -> None:
@@ -186,8 +191,8 @@ class TarFile:
         try:
             self._handle.write(data)
             if self.size - self._sent >= FLUSH and hasattr(os, "posix_fadvise"):
-                # Let the disk begin while the next images are encoded, so that fsync waits for less: Linux starts to
-                # write back what it is told nobody will read again.
+                # This lets the disk begin while the next images are encoded, so that fsync has less to wait for: Linux
+                # starts to write back the pages that it is told will not be read again.
                 self._handle.flush()
                 os.posix_fadvise(self._handle.fileno(), self._sent, self.size - self._sent, os.POSIX_FADV_DONTNEED)
                 self._sent = self.size
@@ -198,7 +203,7 @@ class TarFile:
 def _index_row(sample: Sample, fields: Mapping[str, Any], offset: int, field: str) -> IndexRow:
     """The index row of the sample whose first header starts at `offset`; each member is a header and whole blocks."""
     members = {}
-    for name in ("json", field):  # the order in which webdataset writes: sorted
+    for name in ("json", field):  # the order in which they are written
         data = fields[name]
         members[name] = Member(offset + BLOCK, len(data), hashlib.sha256(data).hexdigest())
         offset += BLOCK + padded(len(data))
@@ -222,7 +227,8 @@ def _same_fields(sample: Sample, first: dict[str, Any] | None, name: str) -> dic
     first = shape if first is None else first
     if shape.keys() != first.keys() or any(None not in (shape[k], first[k]) and shape[k] != first[k] for k in shape):
         raise ShardError(
-            f"{name}, sample {sample.key!r}: expected the same attributes and types as in the samples before"
+            f"{name}, sample {sample.key!r}: expected the attributes and types of the samples before it, got different ones; "
+            "give all samples of a shard the same"
         )
     return {k: first[k] or shape[k] for k in shape}
 
@@ -231,9 +237,14 @@ def _pixels(sample: Sample) -> npt.NDArray[np.uint8]:
     image = sample.image
     if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
         came = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ShardError(f"sample {sample.key!r}: expected a uint8 image (height, width, 1 or 3), got {came}")
+        raise ShardError(
+            f"sample {sample.key!r}: expected a uint8 image (height, width, 1 or 3), got {came}; convert it"
+        )
     if not 0 < image.shape[0] * image.shape[1] <= MAX_PIXELS:
-        raise ShardError(f"sample {sample.key!r}: expected at most {MAX_PIXELS} pixels, which readers accept, got more")
+        raise ShardError(
+            f"sample {sample.key!r}: expected 1 to {MAX_PIXELS} pixels, which readers accept, got {image.shape[0]}x{image.shape[1]}; "
+            "resize the image"
+        )
     return np.ascontiguousarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
@@ -244,7 +255,7 @@ def encode_image(sample: Sample, image: str) -> bytes:
         return stored_png(pixels)
     if image == "webp" and pixels.ndim == 2:
         raise ShardError(
-            f"sample {sample.key!r}: expected an RGB image for webp, got a grey one: set generate.image=png"
+            f"sample {sample.key!r}: expected an RGB image for webp, got a grey one; set generate.image=png"
         )
     webp, png = {"lossless": True, "quality": 75, "method": 4}, {"compress_level": 6, "optimize": False}
     stream = io.BytesIO()

@@ -109,9 +109,12 @@ def model(**options: Any) -> TinyModel:
 
 
 def digests(out: Path) -> dict[str, str]:
-    """sha256 of every file in ``out/shards``; the lock file (it holds a process number) apart."""
-    files = sorted(path for path in (out / "shards").iterdir() if path.name != ".lock")
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files if path.name != "manifest.jsonl"}
+    """Name -> sha256 of every file below ``out/shards``, except the manifest and the lock file (it holds a process number)."""
+    shards = out / "shards"
+    files = sorted(
+        path for path in shards.rglob("*") if path.is_file() and path.name not in (".lock", "manifest.jsonl")
+    )
+    return {path.relative_to(shards).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def manifest_lines(out: Path) -> list[bytes]:

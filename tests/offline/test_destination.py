@@ -120,7 +120,7 @@ def test_a_run_that_goes_on_is_readable(place) -> None:
     reader = ShardReader(place.storage.url)
     assert [row.name for row in reader.manifest] == [name(0), name(1)]
     assert reader.sample(1).record == committing.samples(0)[1].record
-    with pytest.raises(ShardError, match=r"1 shards are not committed \(cf-train-000007"):
+    with pytest.raises(ShardError, match=r"got 1 that are not \(cf-train-000007"):
         place.publish([name(0), name(7)], {"README.md": b"x"})
     assert not {"manifest.jsonl", "README.md"} & place.storage.sizes().keys()
     commit(place, 7)  # the bytes that a run left which did not commit them
@@ -401,7 +401,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(small_disk) -> None:
         assert error is not None
         assert error.full
         assert not error.transient
-        assert "disk is full: free some space" in str(error)
+        assert "disk is full; free some space" in str(error)
         assert "\n" not in str(error)
         assert 2 < number < 60
         assert set(place.committed()) == set(place.intact()) == before == {name(k) for k in range(number)}

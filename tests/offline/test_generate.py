@@ -397,7 +397,7 @@ def test_a_gate_leaves_images_out_and_is_part_of_the_run(reference, tmp_path) ->
     assert verify(tmp_path, a_plan()).ok
     with pytest.raises(UsageError, match="gate"):
         run(tmp_path)
-    with pytest.raises(CfaugError, match="the gate rejected all of its 8 images"):
+    with pytest.raises(CfaugError, match="expected the gate to keep an image, got all 8 rejected"):
         run(tmp_path / "none", gate=BrightGate(300))
 
 
@@ -501,7 +501,7 @@ def test_verify_knows_what_is_missing(tmp_path) -> None:
     plan = a_plan()
     plan.save(tmp_path / "plan")
     interrupted(tmp_path)
-    assert verify(tmp_path).problems == ("3 of 4 shards are not there yet (cf-train-000001.tar): generate again",)
+    assert verify(tmp_path).problems == ("expected 4 shards, got 3 that are missing (cf-train-000001.tar); generate again",)
     run(tmp_path)
     assert verify(tmp_path).ok
     a_plan(seed=9).save(tmp_path / "plan")
@@ -513,7 +513,7 @@ def test_verify_without_a_plan_says_what_it_does_not_know(tmp_path) -> None:
         interrupted(place)  # type: ignore[arg-type]
         report = verify(place)
         assert not report.ok
-        assert "whether shards are missing is not known" in str(report)
+        assert "missing shards cannot be seen" in str(report)
         assert "not finished, 1 shards are committed" in str(report)
         run(place)  # type: ignore[arg-type]
         report = verify(place)

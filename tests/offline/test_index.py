@@ -174,7 +174,7 @@ def test_a_wrong_xxh3_in_an_index_is_refused_and_verified(tmp_path: Path, monkey
         place = committed(tmp_path, [[sample]])
     with pytest.raises(ShardError, match="vouches"):
         ShardReader(place).picture(0)
-    assert any("sample 'k0': its image does not have the xxh3" in problem for problem in verify(place).problems)
+    assert any("sample 'k0': expected an image with the xxh3" in problem for problem in verify(place).problems)
 
 
 @pytest.mark.parametrize("xxh3", ['["1"]', '["' + "0" * 16 + '"]', "[1,2,3]", '"' + "0" * 16 + '"', "null", "{}"])
@@ -406,11 +406,11 @@ def test_a_shard_removed_while_training_runs(shards: Path) -> None:
         path.unlink()
     np.testing.assert_array_equal(reader.image(0), held)  # through the open file
     for read in (reader.picture, reader.record, reader.sample):
-        with pytest.raises(ShardError, match=r"cf-train-000001\.tar, sample 'k7': .* gone now: put it back") as caught:
+        with pytest.raises(ShardError, match=r"cf-train-000001\.tar, sample 'k7': .* gone now; put it back") as caught:
             read(7)
         assert "\n" not in str(caught.value)
     shutil.rmtree(shards)
-    with pytest.raises(ShardError, match=r"cf-train-000001\.tar, sample .*gone now: put it back"):
+    with pytest.raises(ShardError, match=r"cf-train-000001\.tar, sample .*gone now; put it back"):
         reader.picture(11)
 
 

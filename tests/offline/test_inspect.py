@@ -189,7 +189,7 @@ def test_a_name_for_every_image_is_not_a_table(tmp_path, monkeypatch) -> None:
 
 
 def test_nothing_committed_and_damage_are_one_line(run, tmp_path) -> None:
-    with pytest.raises(ShardError, match=r"^expected committed shards in .*, got none: generate first$"):
+    with pytest.raises(ShardError, match=r"^expected committed shards in .*, got none; generate first$"):
         inspect_shards(tmp_path)
     made = [looked_at.sample(i, f"s{i}", {"colour": "red", "digit": "1"}, {}) for i in range(3)]
     looked_at.write(tmp_path, [made])

@@ -72,22 +72,22 @@ def of_format_2(lines: bytes) -> bytes:
 
 CASES = [
     Case("a cut tar", cut(TAR), ShardReader, ShardError, f"{TAR}: expected 10240 bytes, got 10239 (truncated?): generate"),
-    Case("no tar", gone(TAR), ShardReader, ShardError, f"{TAR}: in the manifest, but not there: generate it again"),
+    Case("no tar", gone(TAR), ShardReader, ShardError, f"{TAR}: expected it, as it is in the manifest, got no such file; generate this"),
     Case("a cut index", cut(INDEX), ShardReader, ShardError, f"{TAR}: its index {INDEX}: expected "),
-    Case("a changed index", written(INDEX, lambda b: b.replace(b"train", b"tra1n")), ShardReader, ShardError, "is not the one in"),
+    Case("a changed index", written(INDEX, lambda b: b.replace(b"train", b"tra1n")), ShardReader, ShardError, f"got a different {INDEX}; generate this shard again"),
     Case("a changed manifest", written(MANIFEST, lambda b: b.replace(b'"count":3', b'"count":2')), ShardReader, ShardError, "restore it, or generate with --overwrite"),
-    Case("a later format", written(MANIFEST, of_format_2), ShardReader, ShardError, "shard format 2, this cfaug reads 1: upgrade cfaug"),
-    Case("a changed image", written(TAR, lambda b: b.replace(b"IDAT", b"IDAX", 1)), first_image, ShardError, f"{TAR}, sample 'train-000000000': expected the bytes the index vouches for, got other bytes: run cfaug verify"),
-    Case("an empty manifest", written(MANIFEST, lambda b: b""), ShardReader, ShardError, "got an empty one: generate first"),
-    Case("no manifest", gone(MANIFEST), ShardReader, ShardError, f"{MANIFEST} with committed shards, got none: generate first"),
-    Case("no run to verify", gone(MANIFEST), verify, ShardError, "got none: is this a cfaug run"),
-    Case("no directory", nothing, lambda place: ShardReader(place / "typo"), ShardError, "there is no such directory: check the path"),
+    Case("a later format", written(MANIFEST, of_format_2), ShardReader, ShardError, "expected shard format 1, got 2; upgrade cfaug"),
+    Case("a changed image", written(TAR, lambda b: b.replace(b"IDAT", b"IDAX", 1)), first_image, ShardError, f"{TAR}, sample 'train-000000000': expected the bytes the index vouches for, got different bytes; run cfaug verify"),
+    Case("an empty manifest", written(MANIFEST, lambda b: b""), ShardReader, ShardError, "got an empty one; generate first"),
+    Case("no manifest", gone(MANIFEST), ShardReader, ShardError, f"{MANIFEST} with committed shards, got none; generate first"),
+    Case("no run to verify", gone(MANIFEST), verify, ShardError, "got none; give the directory of a cfaug run"),
+    Case("no directory", nothing, lambda place: ShardReader(place / "typo"), ShardError, "there is no such directory; check the path"),
     Case("a file for a directory", nothing, lambda place: ShardReader(place / TAR), ShardError, TAR),
     Case("a place of no type", nothing, lambda place: ShardReader(3), UsageError, "shards: expected a path or a URL, got int"),  # type: ignore[arg-type]
     Case("an unknown protocol", nothing, lambda place: ShardReader("gopher-x://a/b"), UsageError, "Protocol not known"),
     Case("no tar", written(TAR, lambda b: b"<html>".ljust(len(b))), scanned, ShardError, "expected the header of a member"),
     Case("no file to scan", gone(TAR), scanned, ShardError, "cannot read"),
-    Case("a cut tar to scan", cut(TAR, 2048), scanned, ShardError, "more zero bytes and the end, got fewer: generate this shard again"),
+    Case("a cut tar to scan", cut(TAR, 2048), scanned, ShardError, "more zero bytes and the end, got fewer; generate this shard again"),
 ]  # fmt: skip
 
 
@@ -129,12 +129,12 @@ COMMITTING = [
     (engine("ray", resources=["tpu"]), UsageError, "a mapping for option resources"),
     (engine("ray", address=""), UsageError, "an address such as auto or ray://host:10001"),
     (lambda: open_destination(""), UsageError, "empty text"),
-    (lambda: open_destination("s3:/bucket/run"), UsageError, "a URL has two slashes"),
-    (lambda: open_destination("s3:///"), UsageError, "expected a bucket"),
+    (lambda: open_destination("s3:/bucket/run"), UsageError, "write two slashes"),
+    (lambda: open_destination("s3:///"), UsageError, "expected a bucket in the URL, got 's3:///'; write"),
     (lambda: open_destination("nothing://a"), UsageError, "cannot reach nothing://a"),
     (staged(SAMPLE, image="jpeg"), UsageError, "one of png, png-stored, webp, got 'jpeg'"),
     (staged(SAMPLE, name="../x.tar"), UsageError, "expected a shard name like cf-train-000000.tar, got '../x.tar'"),
-    (lambda: encode_sample(GREY, "webp"), ShardError, "got a grey one: set generate.image=png"),
+    (lambda: encode_sample(GREY, "webp"), ShardError, "got a grey one; set generate.image=png"),
     (lambda: encode_sample(HALF), ShardError, f"sample '{SAMPLE.key}': its record"),
     (staged(SAMPLE), StorageError, f"cannot write {TAR} in nowhere"),
 ]  # fmt: skip

@@ -86,7 +86,7 @@ def test_the_draw_is_uniform_and_by_seed(run) -> None:
     manifest = ShardReader(run).manifest
     counts: dict[tuple[str, int], int] = {}
     for seed in range(2000):
-        drawn = [(row.name, i) for row, positions in regenerate_module()._draw(manifest, 5, seed) for i in positions]
+        drawn = [(row.name, i) for row, positions in regenerate_module().draw_samples(manifest, 5, seed) for i in positions]
         assert len(set(drawn)) == 5
         for one in drawn:
             counts[one] = counts.get(one, 0) + 1
@@ -94,7 +94,7 @@ def test_the_draw_is_uniform_and_by_seed(run) -> None:
     assert set(counts) == {(row.name, i) for row in manifest for i in range(row.count)}
     # binomial: five standard deviations for each of some sixty cells
     assert all(abs(n - expected) < 5 * expected**0.5 for n in counts.values())
-    assert regenerate_module()._draw(manifest, 5, 1) == regenerate_module()._draw(manifest, 5, 1)
+    assert regenerate_module().draw_samples(manifest, 5, 1) == regenerate_module().draw_samples(manifest, 5, 1)
 
 
 def regenerate_module() -> Any:
@@ -107,11 +107,11 @@ def test_another_model_or_plan_is_said_and_nothing_is_made(run) -> None:
     found = again(tiny.model(digest="other", broken="nan"), tiny.dataset(), PLAN, run)
     assert not found.ok
     assert found.problems == (
-        "the shards were made from model tiny-model-1, this one is other: nothing to compare; use the one they were made from",
+        "expected the model that the shards were made from, tiny-model-1, got other; give that model, nothing was compared",
     )
     other = balance_groups(tiny.dataset().table, tiny.schema(), seed=1)
     (problem,) = again(tiny.model(), tiny.dataset(), other, run).problems
-    assert problem.startswith(f"the shards were made from plan {PLAN.digest:.16}, this one is {other.digest:.16}")
+    assert problem.startswith(f"expected the plan that the shards were made from, {PLAN.digest:.16}, got {other.digest:.16}")
 
 
 def test_other_pixels_say_by_how_much(run) -> None:
@@ -148,7 +148,7 @@ def test_another_environment_is_said_and_excuses_nothing(run, monkeypatch) -> No
     assert "prove nothing" not in str(found)
     found = again(tiny.model(broken="random"), tiny.dataset(), PLAN, run, n=30)
     assert not found.ok
-    assert str(found).endswith("regenerate in the environment of then")
+    assert str(found).endswith("prove nothing; regenerate in the old environment")
 
 
 def altered(tmp_path: Path, change: Any, image: str = "png", said: Any = None) -> Path:
@@ -218,7 +218,7 @@ def test_damage_and_foreign_samples_are_reported(tmp_path) -> None:
         tmp_path / "x", lambda s: Sample("strange", s.image, {**s.record, "key": "strange"}) if s.key in keys else s
     )
     found = again(tiny.model(), tiny.dataset(), PLAN, foreign, n=10**6)
-    assert found.problems == ("cf-train-000002.tar, sample 'strange': the plan has no such row in this shard",)
+    assert found.problems == ("cf-train-000002.tar, sample 'strange': expected a row of the plan in this shard, got none with this key; give its own plan",)
 
 
 keys = {PLAN.rows_of(2)[3].key}
@@ -231,7 +231,7 @@ def test_wrong_calls_are_one_line(run, tmp_path) -> None:
         again(tiny.model(), tiny.dataset(), PLAN, tmp_path)
     reader = ShardReader(run)
     write_shard(tmp_path, reader.manifest[0].name, [reader.sample(0)], PLAN.digest, "tiny-model-1")
-    with pytest.raises(ShardError, match="does not say the batch size"):
+    with pytest.raises(ShardError, match="expected a batch size in the manifest"):
         again(tiny.model(), tiny.dataset(), PLAN, tmp_path)
 
 

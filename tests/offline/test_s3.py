@@ -198,7 +198,7 @@ def test_a_large_shard_is_one_put(proxy, s3) -> None:
 
 
 def test_no_bucket_no_credentials_no_package_are_one_line_each(proxy, monkeypatch) -> None:
-    with pytest.raises(StorageError, match="bucket does not exist: check that the bucket exists") as caught:
+    with pytest.raises(StorageError, match="bucket does not exist; check that the bucket exists") as caught:
         claim(open_destination("s3://nobody/run"))
     assert not caught.value.transient
     with monkeypatch.context() as patch:

@@ -152,9 +152,9 @@ def test_the_longest_key_is_stored(tmp_path) -> None:
 
 def test_fields_must_not_vary_within_a_shard(tmp_path) -> None:
     odd = sample(1, attributes={"colour": "red"})
-    with pytest.raises(ShardError, match=r"train-000000001.*same attributes"):
+    with pytest.raises(ShardError, match=r"train-000000001.*expected the attributes and types"):
         write_shard(tmp_path, "cf-train-000000.tar", [sample(0), odd], "p", "m")
-    with pytest.raises(ShardError, match="no key twice"):
+    with pytest.raises(ShardError, match="expected samples with keys that differ"):
         write_shard(tmp_path, "cf-train-000000.tar", [sample(0), sample(0)], "p", "m")
 
 
@@ -202,7 +202,7 @@ def test_a_repeated_key_and_a_second_run_are_refused(tmp_path) -> None:
     row = write_shard(tmp_path / "c", "cf-train-000001.tar", [sample(1)], "another plan", "m")
     with (tmp_path / "b" / "manifest.jsonl").open("ab") as manifest:
         manifest.write(row.line())
-    with pytest.raises(ShardError, match="different runs"):
+    with pytest.raises(ShardError, match="of a different run"):
         ShardReader(tmp_path / "b")
 
 

@@ -103,7 +103,7 @@ def test_what_stays_wrong_is_still_a_shard_error(shards: Path, failing: Failing)
     reader = ShardReader(shards)
     failing("pread", code=errno.EACCES, owner=os)
     with pytest.raises(
-        ShardError, match=r"sample 'train-000000000': cannot read it: Permission denied: run cfaug verify"
+        ShardError, match=r"sample 'train-000000000': cannot read it: Permission denied; run cfaug verify"
     ):
         reader.image(0)
 

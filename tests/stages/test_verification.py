@@ -52,7 +52,7 @@ def test_another_model_at_its_place_is_told_apart(finished: Path, tmp_path: Path
     found = regenerate_run(run, n=2)
     assert not found.ok
     assert found.problems == (
-        f"the shards were made from model {other:.16}, this one is {model:.16}: nothing to compare; use the one they were made from",
+        f"expected the model that the shards were made from, {other:.16}, got {model:.16}; give that model, nothing was compared",
     )
 
 

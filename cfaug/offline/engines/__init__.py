@@ -1,4 +1,4 @@
-"""Engines: where the work runs. Each is one class with ``map(work, shards)``; see :mod:`cfaug.offline.engines.protocol`.
+"""Engines decide where the work runs. Each is a class with ``map(work, shards)``; see :mod:`cfaug.offline.engines.protocol`.
 
 local      spawned processes of this machine                  pull
 torchrun   this process is one rank of a launcher's           shard % world == rank
@@ -25,8 +25,8 @@ def make_engine(name: str, workers: int, options: Mapping[str, Any] | None = Non
     """The engine `name` with `workers` processes, actors or jobs at once, and with its own `options`.
 
     Raises:
-        UsageError: no such engine or option (the near ones are named), a value out of range, a package that is not
-            installed (with the pip line), a launcher that did not start this process. Nothing has been started.
+        UsageError: the engine or an option does not exist (the message names similar ones), a value is out of range, a
+            package is not installed (with the pip line), or no launcher started this process. Nothing was started.
     """
     if name not in ENGINES:
         raise UsageError(f"expected an engine among {', '.join(ENGINES)}, got {name!r}; {near(str(name), ENGINES)}")

@@ -1,7 +1,11 @@
 """The engine of one machine: spawned processes that each hold the work and pull one shard after the other.
 
-Each worker is a ``concurrent.futures.ProcessPoolExecutor`` of one process. A pool of several processes would break as a whole,
-with every shard in flight, when one of them dies.
+Each worker is a ``concurrent.futures.ProcessPoolExecutor`` of one process. A pool of several processes would break as a whole
+when one of them dies, and lose every shard that is being made.
+
+A worker ends as soon as its parent has ended, in whatever way: a thread of it waits for that. Until the thread has run (a
+fraction of a second, where the machine is busy) the worker may still commit its shard. That does no harm: commits are
+idempotent (:mod:`cfaug.offline.commit`), and the next run finds the shard or makes the same bytes.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ HELD: dict[str, PackedWork] = {}  # in a worker: its work
 class LocalEngine:
     """`workers` spawned processes of this machine; 0 runs in this process, without pickling anything.
 
-    `work` is pickled once and unpickled once in each worker. Workers end when this process ends, however it ends, and
-    when the iterator is closed early, in the middle of a shard or not.
+    `work` is pickled once, and unpickled once in each worker. The workers end when this process ends, in whatever way, and
+    when the iterator is closed early, also in the middle of a shard.
     """
 
     shared = False
@@ -44,7 +48,7 @@ class LocalEngine:
 
         Raises:
             UsageError: `work` cannot be pickled.
-            CfaugError: workers end before they are ready, again and again.
+            CfaugError: several workers in a row ended before they were ready.
         """
         if self.workers == 0:
             for shard in shards:
@@ -55,7 +59,7 @@ class LocalEngine:
 
 @dataclass(frozen=True)
 class Worker:
-    """One process and the pool that has no other."""
+    """One process, and the pool that holds only this process."""
 
     pool: ProcessPoolExecutor
     process: Any
@@ -73,14 +77,14 @@ class Processes:
             with one_thread(), no_interrupt():
                 ready = pool.submit(os.getpid)
         except OSError as error:
-            raise CfaugError(f"a worker process cannot be started ({error.strerror}): use fewer workers") from None
+            raise CfaugError(f"cannot start a worker process ({error.strerror}); use fewer workers") from None
         (process,) = pool._processes.values()  # to end it in the middle of a shard; Python 3.14 has kill_workers()
         return Worker(pool, process), ready
 
     def ask(self, worker: Worker, shard: int) -> Future[Any]:
         try:
             return worker.pool.submit(make, shard)
-        except BrokenProcessPool as error:  # it has ended between two shards
+        except BrokenProcessPool as error:  # the worker ended between two shards
             future: Future[Any] = Future()
             future.set_exception(error)
             return future
@@ -107,7 +111,7 @@ def how_it_ended(code: int | None) -> str:
 
 
 def prepare(payload: bytes) -> None:
-    """In a new worker: leave Ctrl-C to the parent, end with the parent, keep the work."""
+    """Called once in a new worker: it leaves Ctrl-C to the parent, will end with the parent, and keeps the work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -115,7 +119,7 @@ def prepare(payload: bytes) -> None:
 
 
 def make(shard: int) -> Outcome[Any]:
-    """In a worker: the outcome of one shard."""
+    """Called in a worker: returns the outcome of one shard."""
     return HELD["work"](shard)
 
 
@@ -128,7 +132,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def no_interrupt() -> Iterator[None]:
-    """Processes started in here do not see a Ctrl-C before they ignore it: the parent decides what it means."""
+    """Processes that are started in here see no Ctrl-C until they ignore it: the parent alone decides what it means."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

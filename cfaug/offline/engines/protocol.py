@@ -1,9 +1,9 @@
-"""What an engine is: ``map(work, shards)``, and an :class:`Outcome` for every shard that it was given and tried.
+"""The protocol of an engine: ``map(work, shards)`` yields an :class:`Outcome` for every shard that was tried.
 
-    for outcome in engine.map(work, [0, 1, 2]): ...        # unordered; work(shard) is pure and commits its own shard
+    for outcome in engine.map(work, [0, 1, 2]): ...        # in any order; work(shard) commits its own shard
 
-An engine decides nothing about the bytes, retries nothing and knows no destination: whoever calls it looks at the outcomes
-and maps again what failed. Below the protocol stands what engines with processes of their own share.
+An engine does not influence the bytes, retries nothing and does not know the destination. Its caller looks at the outcomes
+and maps again what failed (:mod:`cfaug.offline.retry_shards`). The engines that start processes share the functions below.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from cfaug.errors import CfaugError, UsageError, one_line
 from cfaug.offline.os_errors import is_transient
 
 log = logging.getLogger(__name__)
-_told: list[bool] = []
+_logged: list[bool] = []  # whether this process has logged a traceback
 Result = TypeVar("Result")
 
-# read when numpy's and torch's thread pools are made, so they have to be in a process's environment before it imports them
+# numpy and torch read these when they make their thread pools, so a process must have them before it imports either
 _POOLS = ("OMP", "MKL", "OPENBLAS", "NUMEXPR")
 ONE_THREAD = {**{f"{pool}_NUM_THREADS": "1" for pool in _POOLS}, "VECLIB_MAXIMUM_THREADS": "1"}
-ADVICE = "committed shards are kept, run the same again to continue, with fewer workers if memory ran out"
+ADVICE = "run the same command again to continue, with fewer workers if memory ran out; committed shards are kept"
 
 
 @dataclass(frozen=True)
 class Outcome(Generic[Result]):
     """What became of one shard: `result`, or the `error` that kept it from being made.
 
-    `transient`: trying again may help (a dead worker, a storage that did not answer); false for what the message of a
-    :class:`CfaugError` explains. `worker` says where it ran: ``host:pid``.
+    `transient`: trying again may help, because a worker died or a storage did not answer; it is false for an error whose
+    message says what to correct. `worker` says where the shard was made: ``host:pid``.
     """
 
     shard: int
@@ -47,10 +47,10 @@ class Outcome(Generic[Result]):
 
 
 class Engine(Protocol):
-    """Runs `work` for each shard and yields the outcomes as they come, in any order.
+    """It runs `work` for each shard and yields the outcomes as they come, in any order.
 
-    `shared`: several processes call :meth:`map` with the same list and each does its part of it, so the caller's outcomes
-    are not all there is.
+    `shared`: several processes call :meth:`map` with the same list and each makes its part of it, so one caller sees only
+    some of the outcomes.
     """
 
     shared: bool
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
 
 def this_worker(pid: int | None = None) -> str:
-    """``host:pid`` of this process, or of a different one of this machine: what :attr:`Outcome.worker` says."""
+    """``host:pid`` of this process, or of process `pid` of this machine, for :attr:`Outcome.worker`."""
     return f"{socket.gethostname()}:{os.getpid() if pid is None else pid}"
 
 
@@ -69,22 +69,22 @@ def check_workers(workers: object, least: int, engine: str) -> None:
     """:class:`UsageError` unless `workers` is a whole number of `least` or more."""
     if type(workers) is not int or workers < least:
         raise UsageError(
-            f"expected a number of workers of {least} or more for engine {engine}, got {workers!r}: set generate.workers"
+            f"expected a number of workers of {least} or more for engine {engine}, got {workers!r}; set generate.workers"
         )
 
 
 def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
-    """``work(shard)``, with whatever it raises as an outcome: a CfaugError explains itself, an OSError may pass."""
+    """``work(shard)`` as an outcome, also when it raises: a CfaugError explains itself, and an OSError may be transient."""
     worker = this_worker()
     try:
         return Outcome(shard, work(shard), worker=worker)
     except CfaugError as error:
         return Outcome(shard, error=error, transient=error.transient, worker=worker)
     except Exception as error:
-        if not _told:  # a bug, ours or the model's: one line is too little to find it by, one traceback enough
-            _told.append(True)
+        if not _logged:  # a bug of ours or of the model: finding it takes a traceback, and one is enough
+            _logged.append(True)
             log.exception("shard %d failed in %s", shard, worker)
-        # a process whose graphics card has failed fails from then on; another attempt is another process
+        # once a graphics card has failed, its process fails from then on; a new attempt has a new process
         passing = is_transient(error) if isinstance(error, OSError) else "CUDA error" in str(error)
         said = one_line(f"{type(error).__name__}: {error}")
         return Outcome(shard, error=CfaugError(said), transient=passing, worker=worker)
@@ -92,7 +92,7 @@ def attempt(work: Callable[[int], Result], shard: int) -> Outcome[Result]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Processes started in here have one thread each, as the manifest's ``threads: 1`` says; ours comes back after."""
+    """Processes that are started in here have one thread each, as the manifest's ``threads: 1`` says; our own setting returns."""
     before = {name: os.environ[name] for name in ONE_THREAD if name in os.environ}
     os.environ.update(ONE_THREAD)
     try:
@@ -104,21 +104,21 @@ def one_thread() -> Iterator[None]:
 
 
 def pack(work: Callable[[int], Any], dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
-    """`work` as bytes (plain pickle: torch's own would hand over one file descriptor per tensor); UsageError if it cannot."""
+    """`work` pickled, or UsageError. (The default is plain pickle: torch's own would send one file descriptor per tensor.)"""
     try:
         return dumps(work)
     except (pickle.PicklingError, TypeError, AttributeError, RecursionError) as error:
         raise UsageError(
             "expected a model and a data set that can be pickled for worker processes "
-            f"({one_line(error)}): use engine=local with workers=0"
+            f"({one_line(error)}); use engine=local with workers=0"
         ) from None
 
 
 class PackedWork:
-    """Work that came as bytes. It is unpickled once, at the first shard, so that a failure is an outcome with its reason.
+    """Work that arrived as bytes. It is unpickled at the first shard, so that a failure is an outcome with its reason.
 
-    Called with a shard it returns an :class:`Outcome` that survives the way back: errors and results that cannot be pickled
-    are replaced by a CfaugError that says so. `path` is the parent's ``sys.path``, which a spawned process has anyway.
+    Called with a shard it returns an :class:`Outcome` that can be pickled: an error or a result that cannot be is replaced by
+    a CfaugError that says so. `path` is the parent's ``sys.path``; a spawned process has it already.
     """
 
     def __init__(self, payload: bytes, path: Sequence[str] = ()) -> None:

@@ -1,8 +1,9 @@
-"""Workers that each hold the work and pull one shard after the other: the loop of the engines local and ray.
+"""The loop of the engines local and ray: each worker holds the work and pulls one shard after the other.
 
-A worker gets its next shard when it has finished one, so a fast worker does more of them, and one that is not ready yet (a
-cluster without room) holds no shard up. A worker that dies costs the shard that it had: the outcome of that shard says how the
-worker ended, a new worker takes its place, and the others do not notice.
+A worker gets its next shard when it has finished one, so a fast worker makes more of them, and a worker that is not ready yet
+(the cluster has no room) delays no shard. When a worker dies, only its current shard is lost. The outcome of that shard is
+transient and says how the worker ended, and a new worker takes its place. Whether the shard is made again is decided in
+:mod:`cfaug.offline.retry_shards`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from typing import Any, Protocol
 from cfaug.errors import CfaugError
 from cfaug.offline.engines.protocol import ADVICE, Outcome
 
-STARTS = 3  # deaths in a row of workers that have never been ready: more of them would end the same
+STARTS = 3  # after so many deaths in a row of workers that were never ready, no more are started
 
 
 class Died(Exception):
-    """A worker has ended; the text says how, and `worker` which one it was, where that is known (``host:pid``)."""
+    """A worker has ended. The text says how; `worker` is its ``host:pid``, or empty where that is not known."""
 
     def __init__(self, how: str, worker: str = "") -> None:
         super().__init__(how)
@@ -26,10 +27,10 @@ class Died(Exception):
 
 
 class Crew(Protocol):
-    """Where workers come from. A future is whatever :meth:`done` and :meth:`result` understand."""
+    """What starts, asks and stops workers. A future is an object that its :meth:`done` and :meth:`result` understand."""
 
     def start(self) -> tuple[Any, Any]:
-        """A new worker, and the future of its being ready."""
+        """A new worker, and the future that comes true when it is ready."""
         ...
 
     def ask(self, worker: Any, shard: int) -> Any:
@@ -37,22 +38,22 @@ class Crew(Protocol):
         ...
 
     def done(self, futures: Iterable[Any]) -> Iterable[Any]:
-        """Those that have come true, after waiting for one of them for a while."""
+        """The futures that have come true, after waiting for one of them for a while."""
         ...
 
     def result(self, worker: Any, future: Any) -> Any:
-        """What the future holds; :class:`Died` where its worker has ended."""
+        """The result of the future; :class:`Died` where its worker has ended."""
         ...
 
     def stop(self, worker: Any) -> None:
-        """End the worker at once, in the middle of a shard or not: what it has not committed does not exist."""
+        """End the worker at once, also in the middle of a shard: what it has not committed does not exist."""
         ...
 
 
 def pull(crew: Crew, shards: Sequence[int], workers: int) -> Generator[Outcome[Any], None, None]:
-    """Yield an outcome for every shard. CfaugError where workers end before they are ready, again and again."""
+    """Yield an outcome for every shard. CfaugError where several workers in a row end before they are ready."""
     queue, unready = deque(shards), 0
-    asked: dict[Any, tuple[Any, int | None]] = {}  # future -> its worker and shard; None: it gets ready
+    asked: dict[Any, tuple[Any, int | None]] = {}  # future -> its worker and shard; None: the worker is getting ready
     try:
         for _ in range(min(workers, len(queue))):
             worker, future = crew.start()
@@ -67,11 +68,11 @@ def pull(crew: Crew, shards: Sequence[int], workers: int) -> Generator[Outcome[A
                     crew.stop(worker)
                     worker = None
                     if shard is not None:
-                        told = CfaugError(f"worker process died ({death}) at shard {shard}: {ADVICE}")
+                        told = CfaugError(f"worker process died ({death}) at shard {shard}; {ADVICE}")
                         outcome = Outcome(shard, error=told, transient=True, worker=death.worker)
                     elif (unready := unready + 1) >= STARTS:
                         raise CfaugError(
-                            f"worker processes end before they can start, {STARTS} in a row ({death}): a script needs "
+                            f"worker processes end before they can start, {STARTS} in a row ({death}); a script needs "
                             "its call below `if __name__ == '__main__':`, and what it imports must be importable again; "
                             "or use fewer workers if memory ran out, or engine=local with workers=0"
                         ) from None

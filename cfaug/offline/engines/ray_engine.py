@@ -1,8 +1,8 @@
 """The engine of a Ray cluster: actors that each hold the work and pull one shard after the other.
 
-`workers` is how many actors are asked for. One that the cluster has no room for yet waits without a shard, so it holds
-nothing up, and starts to pull when a node joins. (``ray.util.ActorPool`` gives a dead actor its next task, and plain tasks
-would leave the model in the memory of the cluster's idle workers; hence the loop of :mod:`cfaug.offline.engines.pull`.)
+`workers` is how many actors are asked for. An actor that the cluster has no room for yet waits without a shard and starts to
+pull when a node joins. The loop is that of :mod:`cfaug.offline.engines.pull`, because ``ray.util.ActorPool`` would give a
+dead actor its next task, and plain tasks would leave the model in the memory of the cluster's idle workers.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from cfaug.offline.engines.pull import Died, pull
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
-LOOK = 5.0  # seconds that one wait for an outcome lasts at most
-PATIENCE = 30.0  # seconds between two lines that say that no actor has found room
+LOOK = 5.0  # the most seconds that one wait for an outcome lasts
+PATIENCE = 30.0  # seconds between two log lines which say that no actor has found room
 
 
 class RayEngine:
     """At most `workers` actors at once.
 
     Args:
-        workers: at least 1; more than the cluster has room for is fine.
-        address: of the cluster (``auto``, ``ray://host:10001``); None takes RAY_ADDRESS, or starts one on this machine
+        workers: at least 1; there may be more than the cluster has room for.
+        address: the cluster's (``auto``, ``ray://host:10001``); None takes RAY_ADDRESS, or starts a cluster on this machine
             and ends it afterwards. A session that is already connected is used and left as it is.
-        num_cpus, num_gpus, resources: what one actor takes, by Ray's names (GPUs may be a fraction).
+        num_cpus, num_gpus, resources: what one actor takes, by Ray's names (a fraction of a GPU is possible).
         runtime_env: Ray's description of the actors' environment (working_dir, pip, env_vars ...).
 
     Raises:
@@ -70,7 +70,7 @@ class RayEngine:
             "num_gpus": num_gpus,
             "resources": dict(resources or {}),
             "runtime_env": {**environment, "env_vars": variables},
-            "max_restarts": 0,  # Ray's own restart would run the same shard again unseen; the caller counts its retries
+            "max_restarts": 0,  # a restart by Ray would run the same shard again unseen; the caller counts retries
             "max_task_retries": 0,
         }
 
@@ -78,8 +78,8 @@ class RayEngine:
         """Yield an outcome for every shard.
 
         Raises:
-            UsageError: `work` cannot be pickled, no cluster at the address.
-            CfaugError: actors end before they are ready, again and again.
+            UsageError: `work` cannot be pickled, or there is no cluster at the address.
+            CfaugError: several actors in a row ended before they were ready.
         """
         import ray
         from ray import cloudpickle
@@ -122,7 +122,7 @@ class Actors:
         if not self._anyone and time.monotonic() - self._said > PATIENCE:
             self._said = time.monotonic()
             log.warning(
-                "no Ray actor has started yet: the cluster has no room for one with the num_cpus and num_gpus asked"
+                "no Ray actor has started yet: the cluster has no room for one with these num_cpus and num_gpus"
             )
         return list(done)
 
@@ -131,7 +131,9 @@ class Actors:
 
         try:
             return ray.get(future)
-        except ray.exceptions.RayError as error:  # also a node that went, and a network that did not come back
+        except (
+            ray.exceptions.RayError
+        ) as error:  # also for a node that was lost, and for a network that did not come back
             raise Died(one_line(f"{type(error).__name__}: {error}")) from None
 
     def stop(self, worker: Any) -> None:
@@ -142,13 +144,13 @@ class Actors:
 
 
 class Holder:
-    """The actor: it holds the work, unpickled once."""
+    """The actor. It holds the work, unpickled once."""
 
     def __init__(self, payload: bytes, path: Sequence[str]) -> None:
         self._work = PackedWork(payload, path)
 
     def ready(self) -> None:
-        """Answered once the actor has been given a place and has the work."""
+        """It returns once the actor has a place in the cluster and has the work."""
 
     def make(self, shard: int) -> Outcome[Any]:
         return self._work(shard)
@@ -165,7 +167,7 @@ def _connect(address: str | None) -> None:
         ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise UsageError(
-            f"no Ray cluster at {address or 'this machine'} ({one_line(error)}): check generate.options.address"
+            f"expected a Ray cluster at {address or 'this machine'}, got none ({one_line(error)}); check generate.options.address"
         ) from None
 
 

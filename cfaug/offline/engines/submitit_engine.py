@@ -85,7 +85,7 @@ class SubmititEngine:
             run.mkdir(parents=True)
             (run / "work.pkl").write_bytes(payload)
         except OSError as error:
-            raise StorageError(f"cannot write {run} ({error.strerror}): set generate.options.folder") from None
+            raise StorageError(f"cannot write {run} ({error.strerror}); set generate.options.folder") from None
         executor = self._executor(run)
         size = self.shards_per_job or math.ceil(len(shards) / (self.workers * GROUPS_PER_SLOT))
         size = max(size, math.ceil(len(shards) / MAX_ARRAY))
@@ -188,7 +188,7 @@ class Submitted:
                 reason = one_line(lines[-1]) if lines else reason
         for shard in sorted(left):
             told = (
-                f"job {self.job.job_id} ended without shard {shard} ({reason}, log {self.job.paths.stderr}): {ADVICE}"
+                f"job {self.job.job_id} ended without shard {shard} ({reason}, log {self.job.paths.stderr}); {ADVICE}"
             )
             yield Outcome(shard, error=CfaugError(told), transient=True, worker=f"job {self.job.job_id}")
 
@@ -200,7 +200,7 @@ def _submit(executor: Any, groups: list[Group]) -> list[Submitted]:
         with one_thread():  # sbatch and the local executor hand our environment on
             jobs = executor.submit_array(groups)
     except Exception as error:  # sbatch's refusal comes as whatever submitit makes of it
-        raise CfaugError(f"jobs cannot be submitted ({one_line(error)}): check generate.options") from None
+        raise CfaugError(f"jobs cannot be submitted ({one_line(error)}); check generate.options") from None
     return [Submitted(job, group, executor.cluster) for job, group in zip(jobs, groups)]
 
 

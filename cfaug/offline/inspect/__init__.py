@@ -1,1 +1,1 @@
-"""What is said about shards: figures, pictures, the dataset card, and the log of a run."""
+"""Descriptions of shards: an inspection in figures, its text, a contact sheet, and the dataset card."""

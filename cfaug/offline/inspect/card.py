@@ -4,8 +4,8 @@ The schema is written down because ``datasets`` otherwise infers it from the fir
 word, every name of ``do`` that only occurs later. ``load_dataset(DIR)`` uses the card; ``load_dataset("webdataset",
 data_files=...)`` does not see it and relies on the plan's leading real rows.
 
-It depends on plan, schema and one manifest row, so every engine writes the same bytes. It states no licence: that of the
-source images decides, and only the user knows it.
+The card depends on plan, schema and one manifest row, so every engine writes the same bytes. It states no licence, because the
+licence of the source images decides, and only the user knows it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cfaug.data import Schema
 from cfaug.offline.format import FORMAT, MANIFEST, ManifestRow, shard_pattern
 from cfaug.offline.plan import Plan
 
-# of https://huggingface.co/docs/hub/datasets-cards: what the hub's filter by size knows
+# the size categories of https://huggingface.co/docs/hub/datasets-cards
 SIZES = {
     10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M", 10**8: "10M<n<100M",
     10**9: "100M<n<1B",
@@ -42,7 +42,7 @@ def card(
     intervened = [name for name in schema.names if name in plan.summary.names]
     environment = {} if example is None else example.environment
     texts = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined)  # fmt: skip
-    # JSON of a text is a YAML double-quoted scalar, whatever the attribute is called
+    # the JSON of any attribute name is a YAML double-quoted scalar
     texts.filters["json"] = json.dumps
     template = texts.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
     return template.render(

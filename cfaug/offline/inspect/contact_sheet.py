@@ -1,8 +1,8 @@
-"""A contact sheet: a PNG with one row per source: what it is, its null intervention where there is one, its counterfactuals.
+"""A contact sheet: a PNG with one row per source, which shows its attributes, its null intervention and its counterfactuals.
 
-Sources and counterfactuals are chosen greedily so that every value set by do() and every group (target value and value set)
-is seen as early as it can be; equally good ones by `seed`. Of more than `SHARDS` shards only so many, drawn by `seed`, are
-looked at. Pixels are shown as they are: small images enlarged by whole factors, without smoothing.
+Sources and counterfactuals are chosen greedily, so that every value set by do() and every group (target value and value set)
+appears as early as possible; `seed` decides between equally good ones. Of more than `SHARDS` shards only so many, drawn by
+`seed`, are read. Pixels are shown unchanged: small images are enlarged by whole factors, without smoothing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from cfaug.offline.format import Record, Value
 from cfaug.offline.read_committed import Committed
 
 SHARDS = 200
-SOURCES = 2_000  # of which the rows are chosen, in the order they are met
-_SIDE = 128  # px that a small image is brought up to, about
+SOURCES = 2_000  # the first so many that are read; the rows are chosen among them
+_SIDE = 128  # px that a small image is enlarged to, about
 _LARGEST = 256
 _LINE, _LINES = 15, 4  # px of a line of text, lines below an image
 
@@ -44,7 +44,7 @@ class Shown:
 
 @dataclass
 class Source:
-    """A source's null intervention, and its counterfactuals."""
+    """A source's null intervention, where it has one, and its counterfactuals."""
 
     null: Shown | None = None
     made: list[Shown] = field(default_factory=list)
@@ -105,7 +105,7 @@ def choose(shards: Committed, rows: int, columns: int, seed: int = 0) -> list[So
     _name_items([shown for source in sources.values() for shown in source.made])
     pool = list(sources.values())
     rng.shuffle(pool)
-    pool.sort(key=lambda source: (not source.made, source.null is None))  # stable: the best kept ones first
+    pool.sort(key=lambda source: (not source.made, source.null is None))  # a stable sort: complete sources come first
     seen: set[Item] = set()
     chosen: list[Source] = []
     while pool and len(chosen) < rows:

@@ -1,12 +1,12 @@
-"""What a place of shards holds, in figures: counts, values, groups, interventions, and the confounding before and after.
+"""The content of shards in figures: counts, values, groups, interventions, and the confounding before and after.
 
     before = dependence of target and attribute among the sources' factual values, every source once
     after  = the same among the counterfactuals' values (null interventions apart)
 
-Every record is read and its sha256 checked; of the images only the first of each shard. The records are held as a table, about
-1 GB for a million. A continuous attribute is cut at quartiles: of the sources for groups, of each side for its confounding. The
-figures are the table's: that a counterfactual looks as its record says is for the judge, and that every byte is whole is for
-``cfaug verify``.
+Every record is read and its sha256 is checked; of the images only the first of each shard is. The records are held as a table,
+about 1 GB for a million. A continuous attribute is cut at quartiles: those of the sources for groups, those of each side for
+its confounding. The figures are the records': whether a counterfactual looks as its record says is measured by the judge, and
+whether every byte is whole by ``cfaug verify``.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from cfaug.offline.progress import Stats, read_stats
 from cfaug.offline.read_committed import Committed
 from cfaug.offline.storage import LocalStorage, Storage
 
-MAX_VALUES = 1000  # texts of one attribute that are told apart: a name for every image is not a category
+MAX_VALUES = 1000  # different texts of one attribute that are counted; a name for every image is not a category
 OTHER = "(other)"
-_BAR_FROM = 50  # shards: fewer take no time
+_BAR_FROM = 50  # shards; for fewer no bar is shown
 
 Cross = dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What the committed shards of a place hold. Every mapping is in a fixed order, so equal shards print alike.
+    """The content of the committed shards of a place. Every mapping has a fixed order, so equal shards print alike.
 
     Attributes:
-        place: where.
+        place: the directory or URL of the shards.
         shards, samples, nulls, sources: counts; `nulls` of the samples are null interventions.
         bytes: of the tars; `image_bytes`: mean of an image's; `formats`: image field -> samples.
         sizes: "height x width x channels" -> count, of the first image of each shard.
-        target: the name of the target, where the records tell.
+        target: the name of the target, where the records show it.
         attributes: name -> {"kind", "factual", "counterfactual"}: counts of texts, or n, min, mean, max and quartiles of
             numbers; in both "missing".
         groups: attribute -> {"factual", "counterfactual"} -> target value -> level -> count.
@@ -50,7 +50,7 @@ class Inspection:
         confounding: attribute -> {"before", "after"} -> n, nmi, nmi_chance, cramers_v, p_value; None without rows.
         change: {"counterfactual", "null"} -> quantiles 0.05, 0.5, 0.95 of `change_l1`, and the mean.
         replicas: samples of each replica number; those above nine together as "10+".
-        stats: what the run's logs say, where they are beside the shards.
+        stats: the summary of the run's logs, where they are beside the shards.
     """
 
     place: str
@@ -72,7 +72,7 @@ class Inspection:
     stats: Stats | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data; `rejected` is what the logs say, None without one."""
+        """The inspection as plain data; `rejected` is from the logs, and None without a log."""
         fields = {name: value for name, value in vars(self).items() if name != "stats"}
         rejected = None if self.stats is None else self.stats.rejected
         return {**fields, "rejected": rejected, "stats": None if self.stats is None else self.stats.to_json()}
@@ -113,7 +113,7 @@ def inspect_shards(place: str | Path, progress: bool = False) -> Inspection:
             if not number:
                 sizes["x".join(map(str, sample.image().shape))] += 1
     looked = pd.DataFrame(samples, columns=["null", "do", "replica", "change", "field", "bytes"])
-    # one table of both sides, so that a column has one kind
+    # one table for both sides, so that a column has one type
     table = pd.DataFrame([attributes for _, attributes in (*sources.values(), *values)])
     goal = pd.Series([value for value, _ in (*sources.values(), *values)])
     factual = np.arange(len(table)) < len(sources)
@@ -158,14 +158,14 @@ def inspect_shards(place: str | Path, progress: bool = False) -> Inspection:
 
 
 def _stats(storage: Storage) -> Stats | None:
-    """From the logs of a run directory, when its shards are the ones looked at."""
+    """The summary of the logs in the run directory of these shards, where there are any."""
     if not isinstance(storage, LocalStorage):
         return None
     return read_stats(storage.path) or read_stats(storage.path.parent)
 
 
 def _target(table: pd.DataFrame, goal: pd.Series[Any], intervened: set[str]) -> str | None:
-    """The name of the target: a record has its value only, and one attribute always has that value."""
+    """The name of the target. A record holds only its value; the target is the attribute that always has this value."""
     same = (str(name) for name in table if name not in intervened and (table[name] == goal).all())
     return next(same, None)
 

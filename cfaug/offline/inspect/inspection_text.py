@@ -1,4 +1,4 @@
-"""An inspection as a few aligned lines for people; every figure is in its JSON as well."""
+"""An inspection as aligned lines for people. Every figure is also in its JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ROWS = 12  # of a table, values of an attribute, attributes of a list
 
 
 def text(found: Mapping[str, Any], stats: str | None = None) -> str:
-    """`found`: :meth:`cfaug.offline.inspect.inspection.Inspection.to_json`; `stats`: what the logs say."""
+    """The text of `found`, which is ``Inspection.to_json()``; `stats` is the summary of the logs."""
     from tqdm import tqdm
 
     size, counterfactuals = tqdm.format_sizeof, found["samples"] - found["nulls"]
@@ -31,7 +31,7 @@ def text(found: Mapping[str, Any], stats: str | None = None) -> str:
     ]
     target = found["target"] or "target"
     intervened = {name for names in found["interventions"] for name in names.split("+")}
-    # what was acted on first: the rest is there to see that it stayed
+    # attributes that were intervened on come first; the others show whether they stayed the same
     names = sorted(found["groups"], key=lambda name: name not in intervened)
     shown = [*([found["target"]] if found["target"] else []), *names]
     parts = [_grid(facts), "values, of the sources -> of the counterfactuals"]
@@ -52,7 +52,7 @@ def text(found: Mapping[str, Any], stats: str | None = None) -> str:
 
 
 def _grid(rows: Sequence[Sequence[str]], align: str = "<") -> str:
-    """Columns of one width each, the first one to the left, the others as `align` says."""
+    """Rows as aligned columns: the first is aligned to the left, the rest as `align` says."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(f"{cell:{align if i else '<'}{width}}" for i, (cell, width) in enumerate(zip(row, widths))).rstrip()
