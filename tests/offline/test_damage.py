@@ -91,7 +91,7 @@ def test_every_byte_of_index_and_manifest(made: Made, file: str) -> None:
     assert len(ShardReader(made[0])) == 4
 
 
-def test_what_is_told_of_many_bad_shards_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_on_many_bad_shards_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a hundred thousand shards on a bad disk nobody reads two million lines, nor has the memory for them."""
     module = importlib.import_module("cfaug.offline.verify")
     for number in range(6):
@@ -104,7 +104,7 @@ def test_what_is_told_of_many_bad_shards_is_bounded(tmp_path: Path, monkeypatch:
                 tar.write(b"xy")
     every = verify(tmp_path).problems
     assert len(every) == 6 * 3 + 6  # two samples and the sha256 of each shard; six files that nobody vouches for
-    monkeypatch.setattr(module, "TOLD", 4)
+    monkeypatch.setattr(module, "LISTED", 4)
     monkeypatch.setattr(module, "MOST", 2)
     first, second = shard_name("train", 0), shard_name("train", 1)
     told = verify(tmp_path).problems

@@ -136,10 +136,12 @@ def test_the_same_again_is_fine_anything_else_refused(place, finished: bool) -> 
     assert commit(place, 0) == row
     with pytest.raises(ShardError, match="expected the bytes committed before"):
         commit(place, 0, seed=1)
-    with pytest.raises(UsageError, match=r"shards with plan=p, this run has plan=q: .*--overwrite") as caught:
+    with pytest.raises(
+        UsageError, match=r"shards with plan=q, as this run makes them, got plan=p; .*--overwrite"
+    ) as caught:
         commit(place, 1, plan="q")
     assert "\n" not in str(caught.value)
-    with pytest.raises(UsageError, match="batch_size=4, this run has batch_size=8"):
+    with pytest.raises(UsageError, match="expected shards with batch_size=8, as this run makes them, got batch_size=4"):
         claim(place, {**IDENTITY, "batch_size": 8})
     with place.session(IDENTITY, shared=True):
         assert place.intact() == {row.name: row}

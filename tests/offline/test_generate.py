@@ -407,7 +407,7 @@ def test_a_full_disk_is_one_line_and_nothing_is_half_written(reference, small_di
         run(small_disk, workers=workers)
     assert "\n" not in str(caught.value)
     report = verify(small_disk)
-    assert all("not finished" in problem for problem in report.problems), str(report)
+    assert all("expected a finished run" in problem for problem in report.problems), str(report)
     assert report.leftovers == ()
     assert 0 < report.counts["shards"] < 4
     subprocess.run(["mount", "-o", "remount,size=1m", str(small_disk)], check=True)
@@ -501,7 +501,9 @@ def test_verify_knows_what_is_missing(tmp_path) -> None:
     plan = a_plan()
     plan.save(tmp_path / "plan")
     interrupted(tmp_path)
-    assert verify(tmp_path).problems == ("expected 4 shards, got 3 that are missing (cf-train-000001.tar); generate again",)
+    assert verify(tmp_path).problems == (
+        "expected 4 shards, got 3 that are missing (cf-train-000001.tar); generate again",
+    )
     run(tmp_path)
     assert verify(tmp_path).ok
     a_plan(seed=9).save(tmp_path / "plan")

@@ -71,7 +71,7 @@ def of_format_2(lines: bytes) -> bytes:
 
 
 CASES = [
-    Case("a cut tar", cut(TAR), ShardReader, ShardError, f"{TAR}: expected 10240 bytes, got 10239 (truncated?): generate"),
+    Case("a cut tar", cut(TAR), ShardReader, ShardError, f"{TAR}: expected 10240 bytes, got 10239 (truncated?); generate"),
     Case("no tar", gone(TAR), ShardReader, ShardError, f"{TAR}: expected it, as it is in the manifest, got no such file; generate this"),
     Case("a cut index", cut(INDEX), ShardReader, ShardError, f"{TAR}: its index {INDEX}: expected "),
     Case("a changed index", written(INDEX, lambda b: b.replace(b"train", b"tra1n")), ShardReader, ShardError, f"got a different {INDEX}; generate this shard again"),

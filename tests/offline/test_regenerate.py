@@ -86,7 +86,9 @@ def test_the_draw_is_uniform_and_by_seed(run) -> None:
     manifest = ShardReader(run).manifest
     counts: dict[tuple[str, int], int] = {}
     for seed in range(2000):
-        drawn = [(row.name, i) for row, positions in regenerate_module().draw_samples(manifest, 5, seed) for i in positions]
+        drawn = [
+            (row.name, i) for row, positions in regenerate_module().draw_samples(manifest, 5, seed) for i in positions
+        ]
         assert len(set(drawn)) == 5
         for one in drawn:
             counts[one] = counts.get(one, 0) + 1
@@ -111,7 +113,9 @@ def test_another_model_or_plan_is_said_and_nothing_is_made(run) -> None:
     )
     other = balance_groups(tiny.dataset().table, tiny.schema(), seed=1)
     (problem,) = again(tiny.model(), tiny.dataset(), other, run).problems
-    assert problem.startswith(f"expected the plan that the shards were made from, {PLAN.digest:.16}, got {other.digest:.16}")
+    assert problem.startswith(
+        f"expected the plan that the shards were made from, {PLAN.digest:.16}, got {other.digest:.16}"
+    )
 
 
 def test_other_pixels_say_by_how_much(run) -> None:
@@ -218,7 +222,9 @@ def test_damage_and_foreign_samples_are_reported(tmp_path) -> None:
         tmp_path / "x", lambda s: Sample("strange", s.image, {**s.record, "key": "strange"}) if s.key in keys else s
     )
     found = again(tiny.model(), tiny.dataset(), PLAN, foreign, n=10**6)
-    assert found.problems == ("cf-train-000002.tar, sample 'strange': expected a row of the plan in this shard, got none with this key; give its own plan",)
+    assert found.problems == (
+        "cf-train-000002.tar, sample 'strange': expected a row of the plan in this shard, got none with this key; give its own plan",
+    )
 
 
 keys = {PLAN.rows_of(2)[3].key}

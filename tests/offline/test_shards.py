@@ -123,7 +123,7 @@ def test_shards_are_read_wherever_they_are(tmp_path, image: str, place: str) -> 
         (sample(0, key="a.b"), "a.b"),
         (sample(0, key="a/b"), "a/b"),
         (sample(0, key="k" * 96), "95"),
-        (Sample("other", sample(0).image, sample(0).record), "agree"),
+        (Sample("other", sample(0).image, sample(0).record), "expected its own key in its record"),
         (Sample("train-000000000", np.zeros((4, 4, 4), np.uint8), sample(0).record), "uint8 image"),
         (Sample("train-000000000", np.zeros((4, 4, 3), np.float32), sample(0).record), "float32"),
         (sample(0, quality={"change_l1": float("nan")}), "finite"),
@@ -167,7 +167,7 @@ def test_a_torn_manifest_line_is_ignored_then_replaced(shards) -> None:
         assert len(ShardReader(shards)) == 8
         report = verify(shards)
         assert not report.ok
-        assert any("cf-train-000001.tar: not in the manifest" in p for p in report.problems)
+        assert any("cf-train-000001.tar: expected only files of the manifest" in p for p in report.problems)
         write_shard(shards, "cf-train-000001.tar", [sample(8 + i) for i in range(8)], "p", "m")
         assert path.read_bytes() == whole
     path.write_bytes(whole + b"\0" * 40)  # a file extended before its data reached the disk
@@ -197,7 +197,7 @@ def test_a_repeated_key_and_a_second_run_are_refused(tmp_path) -> None:
         ShardReader(tmp_path / "a")
     assert any("the key is also in" in p for p in verify(tmp_path / "a").problems)
     write_shard(tmp_path / "b", "cf-train-000000.tar", [sample(0)], "p", "m")
-    with pytest.raises(UsageError, match="plan=p, this run has plan=another plan"):
+    with pytest.raises(UsageError, match="expected shards with plan=another plan, as this run makes them, got plan=p"):
         write_shard(tmp_path / "b", "cf-train-000001.tar", [sample(1)], "another plan", "m")
     row = write_shard(tmp_path / "c", "cf-train-000001.tar", [sample(1)], "another plan", "m")
     with (tmp_path / "b" / "manifest.jsonl").open("ab") as manifest:

@@ -3,9 +3,10 @@
 Each worker is a ``concurrent.futures.ProcessPoolExecutor`` of one process. A pool of several processes would break as a whole
 when one of them dies, and lose every shard that is being made.
 
-A worker ends as soon as its parent has ended, in whatever way: a thread of it waits for that. Until the thread has run (a
-fraction of a second, where the machine is busy) the worker may still commit its shard. That does no harm: commits are
-idempotent (:mod:`cfaug.offline.commit`), and the next run finds the shard or makes the same bytes.
+A worker ends when its parent has ended, in whatever way: a thread of it waits for that. Until this thread runs (milliseconds,
+or half a second where the machine is busy) the worker may still commit its shard, which does no harm: commits are idempotent
+(:mod:`cfaug.offline.commit`), and the next run finds the shard or makes the same bytes. A worker that is still importing when
+its parent ends finishes the import and then ends; it is given no shard before it is ready.
 """
 
 from __future__ import annotations
