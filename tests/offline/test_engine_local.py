@@ -146,7 +146,8 @@ def test_a_script_without_a_main_guard_ends_with_a_line(tmp_path) -> None:
         with open({str(tmp_path / "runs")!r}, "a") as file: file.write("x")
         from helpers.engine_work import Work
         from cfaug.offline.engines import LocalEngine
-        list(LocalEngine(2).map(Work(), range(5)))
+        work = Work({{99: "x" * (1 << 20)}})  # more than a pipe has room for, as a real model is
+        list(LocalEngine(2).map(work, range(5)))
         """)
     )
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)

@@ -14,12 +14,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cfaug.errors import CfaugError
@@ -34,8 +36,8 @@ HELD: dict[str, PackedWork] = {}  # in a worker: its work
 class LocalEngine:
     """`workers` spawned processes of this machine; 0 runs in this process, without pickling anything.
 
-    `work` is pickled once, and unpickled once in each worker. The workers end when this process ends, in whatever way, and
-    when the iterator is closed early, also in the middle of a shard.
+    `work` is pickled once, into a temporary file, and unpickled once in each worker. The workers end when this process ends, in
+    whatever way, and when the iterator is closed early, also in the middle of a shard.
     """
 
     shared = False
@@ -55,7 +57,11 @@ class LocalEngine:
             for shard in shards:
                 yield attempt(work, shard)
         elif shards:
-            yield from pull(Processes(pack(work)), shards, self.workers)
+            # a file: a pipe that a worker dies without reading holds up whoever writes more into it than it has room for
+            with tempfile.NamedTemporaryFile(prefix="cfaug-work-") as file:
+                file.write(pack(work))
+                file.flush()
+                yield from pull(Processes(file.name), shards, self.workers)
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,11 @@ class Worker:
 class Processes:
     """Spawned processes as a :class:`~cfaug.offline.engines.pull.Crew`."""
 
-    def __init__(self, payload: bytes) -> None:
-        self._payload = payload
+    def __init__(self, work: str) -> None:
+        self._work = work  # the file that it is in
 
     def start(self) -> tuple[Worker, Future[Any]]:
-        pool = ProcessPoolExecutor(1, SPAWN, prepare, (self._payload,))
+        pool = ProcessPoolExecutor(1, SPAWN, prepare, (self._work,))
         try:
             with one_thread(), no_interrupt():
                 ready = pool.submit(os.getpid)
@@ -111,12 +117,12 @@ def how_it_ended(code: int | None) -> str:
     return f"exit code {code}{names.get(code or 0, '')}"
 
 
-def prepare(payload: bytes) -> None:
+def prepare(work: str) -> None:
     """Called once in a new worker: it leaves Ctrl-C to the parent, will end with the parent, and keeps the work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    HELD["work"] = PackedWork(payload)
+    HELD["work"] = PackedWork(Path(work).read_bytes())
 
 
 def make(shard: int) -> Outcome[Any]:
