@@ -27,8 +27,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1] / "tests")]
 
-import damages  # noqa: E402
 import numpy as np  # noqa: E402
+from helpers import damages  # noqa: E402
 from rows import cpu, record  # noqa: E402
 
 from cfaug.offline.format import Sample  # noqa: E402

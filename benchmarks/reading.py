@@ -33,8 +33,8 @@ from unittest import mock
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1] / "tests")]
 
-import damages  # noqa: E402
 import numpy as np  # noqa: E402
+from helpers import damages  # noqa: E402
 from PIL import Image  # noqa: E402
 from rows import cpu, record  # noqa: E402
 
