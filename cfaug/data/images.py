@@ -1,4 +1,4 @@
-"""Pixels: how an image file is read, how uint8 and [-1, 1] relate, and the digest that identifies an image.
+"""Pixels: how an image file is read and brought to a size, how uint8 and [-1, 1] relate, and the digest that identifies an image.
 
     x = pixels / 127.5 - 1          to_float: uint8 in [0, 255] -> float in [-1, 1]
     pixels = round((x + 1) * 127.5) to_uint8: clamped, the inverse of to_float on all 256 values
@@ -9,9 +9,10 @@ No other module writes either formula. Arrays of images are (H, W, C) or (N, H, 
 from __future__ import annotations
 
 import hashlib
+import io
 import struct
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 # Pillow without a list of formats reaches Ghostscript through an EPS file named .png
 FORMATS = ("PNG", "JPEG", "WEBP")
 Pixels = npt.NDArray[np.uint8]
+Fit = Literal["crop", "pad", "stretch"]
+FITS: tuple[str, ...] = get_args(Fit)
 
 
 def to_float(pixels: torch.Tensor) -> torch.Tensor:
@@ -65,38 +68,80 @@ class Decoded(NamedTuple):
     """uint8 (H, W, C), C in {1, 3}."""
     transparent: bool
     """Whether any pixel was not opaque."""
+    deep: bool
+    """Whether the file has 16 bits per channel, of which the upper 8 are kept."""
 
 
-def decode(path: Path) -> Decoded:
-    """Read one PNG, JPEG or WebP file as a viewer shows it: upright by its EXIF orientation, transparency on white.
+def decode(source: Path | bytes, where: object = None) -> Decoded:
+    """Read one PNG, JPEG or WebP file (or its bytes) as a viewer shows it: upright by its EXIF orientation, transparency on white.
 
-    Grey images keep their one channel, other modes become RGB. Raises DataError, naming the file, for a file that is absent,
-    unreadable or damaged, for one with several frames, and for more than 8 bits per channel.
+    Grey images keep their one channel, other modes (palette, CMYK) become RGB, and 16 bits per channel are scaled to 8. Raises
+    DataError, naming the file or ``where``, for a file that is absent, unreadable or damaged, and for one with several frames.
     """
+    where = source if where is None else where
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":  # a camera's JPEG may carry a preview
-                raise DataError(
-                    f"{path}: expected one image, got an animation of {getattr(picture, 'n_frames', 1)} frames; save one of them"
-                )
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1 and picture.format != "MPO":  # a camera's JPEG may carry a preview
+                raise DataError(f"{where}: expected one image, got an animation of {frames} frames; save one of them")
             picture.load()
-            if picture.mode.startswith(("I", "F")):
-                raise DataError(f"{path}: expected 8 bits per channel, got mode {picture.mode}; convert it to 8 bits")
-            pixels, transparent = _on_white(_upright(picture))
+            return as_shown(picture)
     except FileNotFoundError:
-        raise DataError(f"{path}: expected an image file, got no such file; correct the name or add the file") from None
+        raise DataError(
+            f"{where}: expected an image file, got no such file; correct the name or add the file"
+        ) from None
     except PermissionError:
         raise DataError(
-            f"{path}: expected a file that may be read, got permission denied; change its permissions"
+            f"{where}: expected a file that may be read, got permission denied; change its permissions"
         ) from None
     except DataError:
         raise
     # Pillow reports a damaged file as OSError, SyntaxError or ValueError, depending on where the damage is
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(
-            f"{path}: cannot decode this as PNG, JPEG or WebP ({one_line(error)}); replace the file"
+            f"{where}: cannot decode this as PNG, JPEG or WebP ({one_line(error)}); replace the file"
         ) from error
-    return Decoded(pixels[..., None] if pixels.ndim == 2 else pixels, transparent)
+
+
+def as_shown(picture: Image.Image) -> Decoded:
+    """A PIL image that has been loaded as :func:`decode` gives it: upright, on white, 8 bits, grey or RGB."""
+    picture = _upright(picture)
+    if picture.mode.startswith(("I", "F")):
+        return Decoded(_eight_bits(picture)[..., None], False, True)
+    pixels, transparent = _on_white(picture)
+    return Decoded(pixels[..., None] if pixels.ndim == 2 else pixels, transparent, False)
+
+
+def resize(pixels: Pixels, size: tuple[int, int], fit: Fit = "crop") -> Pixels:
+    """An image, uint8 (H, W, C), brought to ``size`` (height, width) by antialiased bilinear resampling; C is kept.
+
+    crop: the image covers the size, and what stands over is cut off evenly. pad: all of it is inside, centred on black.
+    stretch: height and width are scaled on their own. Of an image that has the size already, the pixels stay as they are.
+    """
+    height, width = size
+    h, w = pixels.shape[:2]
+    if (h, w) == (height, width):
+        return pixels
+    if fit == "stretch":
+        inner = (height, width)
+    else:
+        scale = (max if fit == "crop" else min)(height / h, width / w)
+        inner = (max(1, round(h * scale)), max(1, round(w * scale)))
+    scaled = np.array(to_pil(pixels).resize(inner[::-1], Image.Resampling.BILINEAR))
+    scaled = scaled.reshape(*inner, pixels.shape[2])
+    if fit == "pad":
+        made = np.zeros((height, width, pixels.shape[2]), dtype=np.uint8)
+        top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+        made[top : top + inner[0], left : left + inner[1]] = scaled
+        return made
+    top, left = (inner[0] - height) // 2, (inner[1] - width) // 2
+    return np.ascontiguousarray(scaled[top : top + height, left : left + width])
+
+
+def read_mask(path: Path) -> Pixels:
+    """A mask file: uint8 (H, W), 255 on the object. DataError as :func:`decode`, which says what can be read."""
+    pixels = decode(path).pixels
+    return pixels[..., 0] if pixels.shape[2] == 1 else np.asarray(Image.fromarray(pixels).convert("L"))
 
 
 def read_image(path: Path) -> Pixels:
@@ -109,6 +154,14 @@ def _upright(picture: Image.Image) -> Image.Image:
         return ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, ValueError, TypeError, KeyError, struct.error):  # damaged EXIF is shown as it lies
         return picture
+
+
+def _eight_bits(picture: Image.Image) -> Pixels:
+    """Grey levels of 16 bits, whatever Pillow calls the mode, scaled from 0..65535 to 0..255: uint8 (H, W)."""
+    levels = np.asarray(picture).astype(np.float64)
+    if picture.mode == "F" or levels.min() < 0 or levels.max() > 65535:
+        raise ValueError(f"mode {picture.mode} with levels outside 0 to 65535")
+    return np.rint(levels / 257).astype(np.uint8)
 
 
 def _on_white(picture: Image.Image) -> tuple[Pixels, bool]:

@@ -1,11 +1,14 @@
-"""All images of a data set as one array, for the stages that read each image many times."""
+"""The images of a data set: as one array where they fit into memory, else as a stream that decodes them whenever they are read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
 from cfaug.data.datasets import AttributeDataset
@@ -43,6 +46,66 @@ def load_images(dataset: AttributeDataset, rows: Sequence[int] | None = None, pr
             )
         images[place] = image
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+class Pictures(Protocol):
+    """Whatever has images, uint8 (H, W, C), by their number."""
+
+    def image(self, i: int, /) -> Pixels: ...
+
+
+@dataclass(frozen=True)
+class ImageStream:
+    """Some images of a data set, decoded in ``workers`` processes whenever they are read; nothing is held."""
+
+    dataset: Pictures
+    rows: Sequence[int]
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, size: int) -> Iterator[torch.Tensor]:
+        """uint8, shape (size, C, H, W) each, in order; DataError naming the first image that has a different shape."""
+        loader = DataLoader(_Pixels(self.dataset, self.rows), size, num_workers=self.workers)
+        yield from loader
+
+
+class _Pixels(Dataset[torch.Tensor]):
+    def __init__(self, dataset: Pictures, rows: Sequence[int]) -> None:
+        self.dataset, self.rows = dataset, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, k: int) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self.dataset.image(self.rows[k]))).permute(2, 0, 1)
+
+
+Images = torch.Tensor | ImageStream
+"""uint8 (N, C, H, W) in memory, or a stream of as many."""
+
+
+def images_of(
+    dataset: AttributeDataset,
+    rows: Sequence[int] | None = None,
+    memory_gb: float = 2.0,
+    workers: int = 0,
+    progress: bool = True,
+) -> Images:
+    """The images in memory where they take at most ``memory_gb`` gigabytes (10^9 bytes), else a stream that ``workers`` decode."""
+    wanted = _wanted(dataset, rows)
+    if len(wanted) * dataset.image(wanted[0]).nbytes <= memory_gb * 1e9:
+        return load_images(dataset, wanted, progress)
+    return ImageStream(dataset, wanted, workers)
+
+
+def batches_of(images: Images, size: int) -> Iterator[torch.Tensor]:
+    """The images in batches of at most ``size``, in order."""
+    if isinstance(images, ImageStream):
+        yield from images.batches(size)
+    else:
+        yield from torch.split(images, size)
 
 
 def load_padded(

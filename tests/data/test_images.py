@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from cfaug.data import pixel_digest
-from cfaug.data.images import decode, read_image
+from cfaug.data.images import FITS, Fit, decode, read_image, resize
 from cfaug.errors import UsageError
 
 SCENE = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -62,7 +64,7 @@ def test_every_kind_of_transparency_is_shown_on_white(tmp_path: Path, mode: str,
     image = Image.new(mode, (6, 4), (7, 0) if mode == "LA" else 0)
     more = {} if mode == "LA" else {"transparency": (0, 0, 0) if mode == "RGB" else 0}
     image.save(tmp_path / "a.png", **more)
-    pixels, transparent = decode(tmp_path / "a.png")
+    pixels, transparent, _ = decode(tmp_path / "a.png")
     assert transparent
     assert pixels.shape == (4, 6, channels)
     assert (pixels == 255).all()
@@ -85,3 +87,53 @@ def test_the_pixel_digest_sees_shape_and_pixels() -> None:
     assert pixel_digest(np.asfortranarray(rgb)) == pixel_digest(rgb)
     with pytest.raises(UsageError, match="uint8"):
         pixel_digest(rgb / 255.0)
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    levels = np.array([[0, 257, 128 * 257, 65535]], dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "a.png")
+    found = decode(tmp_path / "a.png")
+    assert found.deep
+    assert found.pixels[0, :, 0].tolist() == [0, 1, 128, 255]
+
+
+def test_cmyk_and_palette_become_rgb(tmp_path: Path) -> None:
+    Image.fromarray(SCENE).convert("CMYK").save(tmp_path / "a.jpg", quality=100)
+    Image.fromarray(SCENE).quantize(8).save(tmp_path / "b.png")
+    assert read_image(tmp_path / "a.jpg").shape == read_image(tmp_path / "b.png").shape == (4, 6, 3)
+
+
+# --- the working size
+
+
+@given(
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.tuples(st.integers(4, 30), st.integers(4, 30)),
+    st.sampled_from(FITS),
+)
+def test_every_fit_gives_the_size_asked_for(shape: tuple[int, int], size: tuple[int, int], fit: Fit) -> None:
+    image = np.full((*shape, 3), 200, dtype=np.uint8)
+    made = resize(image, size, fit)
+    assert made.shape == (*size, 3)
+    assert set(np.unique(made)) <= ({0, 200} if fit == "pad" else {200})
+
+
+def test_an_image_of_the_size_keeps_its_pixels() -> None:
+    for fit in FITS:
+        assert resize(SCENE, SCENE.shape[:2], fit) is SCENE
+
+
+def test_crop_keeps_the_centre_and_pad_keeps_all() -> None:
+    wide = np.zeros((10, 30, 1), dtype=np.uint8)
+    wide[:, :10], wide[:, 20:] = 255, 255  # bright to the left and to the right of a dark centre
+    assert resize(wide, (10, 10), "crop").max() == 0
+    padded = resize(wide, (10, 10), "pad")
+    assert padded.max() == 255
+    assert padded[:3].max() == padded[-3:].max() == 0
+    assert resize(wide, (10, 10), "stretch").max() == 255
+
+
+def test_shrinking_is_antialiased() -> None:
+    stripes = np.zeros((64, 64, 1), dtype=np.uint8)
+    stripes[:, ::2] = 255
+    assert np.abs(resize(stripes, (16, 16)).astype(int) - 127).max() < 20

@@ -88,14 +88,6 @@ def test_grey_among_rgb_is_one_line(tmp_path: Path) -> None:
     line(error)
 
 
-def test_a_mode_that_is_not_eight_bits_is_one_line(tmp_path: Path) -> None:
-    data = folder(tmp_path)
-    Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(tmp_path / "2.png")
-    with pytest.raises(DataError, match=r"2\.png: expected 8 bits per channel, got mode I") as error:
-        load_padded(data, progress=False)
-    line(error)
-
-
 def test_no_image_at_all_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least one image in split 'train'"):
         load_padded(folder(tmp_path), [], progress=False)

@@ -103,7 +103,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], type[CfaugError], str]] = {
     "other size": (image(lambda path: Image.new("RGB", (7, 4)).save(path)), DataError, "4x6x3 as in a.png, got 4x7x3"),
     "other mode": (image(lambda path: Image.new("L", (6, 4)).save(path)), DataError, "4x6x3 as in a.png, got 4x6x1"),
     "ghostscript": (image(lambda path: Image.new("RGB", (6, 4)).save(path, format="EPS")), DataError, "b.png"),
-    "16 bits": (image(lambda path: Image.new("I;16", (6, 4)).save(path)), DataError, "8 bits per channel, got mode I;16"),
     "animation": (image(animated), DataError, "got an animation of 3 frames; save one"),
     "gone": (image(lambda path: path.symlink_to(path.with_name("nowhere"))), DataError, "no such file"),
 }  # fmt: skip

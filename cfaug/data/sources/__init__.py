@@ -3,6 +3,10 @@
 | module | what |
 |---|---|
 | ``folder`` | a directory of images with metadata.csv |
+| ``published`` | benchmarks as they lie on disk: Waterbirds, CelebA, UrbanCars, MetaShift, WILDS and SpuCo |
+| ``hugging_face`` | a data set of the Hugging Face library |
+| ``web_dataset`` | shards in WebDataset's format |
+| ``stored_images`` | what these have in common: decoding, the working size, the check of all images |
 | ``digits`` | scikit-learn's digits in colours |
 | ``mnist`` | double-colored MNIST |
 | ``morpho`` | Morpho-MNIST, an SCM with known mechanisms |
@@ -24,8 +28,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data.datasets import ArrayDataset, AttributeDataset
+from cfaug.data.images import Fit
 from cfaug.data.schema import Schema
-from cfaug.data.sources.folder import FolderDataset
+from cfaug.data.sources.published import LAYOUTS
+from cfaug.data.sources.stored_images import Size
 from cfaug.errors import UsageError, near
 
 Measure = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
@@ -36,19 +42,24 @@ Measure = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float64]]
 class Source:
     """Where a named source is made (``module:function``, loaded on use) and whether it knows its own confounding.
 
-    ``measures`` names (``module:CONSTANT``) the attributes that can be read from pixels; empty: none can.
+    ``measures`` names (``module:CONSTANT``) the attributes that can be read from pixels; empty: none can. ``stored``: the user's
+    own images, whose attributes are columns of the user's table.
     """
 
     maker: str
-    can_unconfound: bool
+    can_unconfound: bool = False
     measures: str = ""
+    stored: bool = False
 
 
 SOURCES: dict[str, Source] = {
     "digits": Source("cfaug.data.sources.digits:digits", True),
     "double_colored_mnist": Source("cfaug.data.sources.mnist:double_colored_mnist", True),
     "morpho_mnist": Source("cfaug.data.sources.morpho:morpho_mnist", False, "cfaug.data.sources.morpho:MEASURES"),
-    "folder": Source("cfaug.data.sources.folder:FolderDataset", False),
+    "folder": Source("cfaug.data.sources.folder:FolderDataset", stored=True),
+    "huggingface": Source("cfaug.data.sources.hugging_face:HuggingFaceImages", stored=True),
+    "webdataset": Source("cfaug.data.sources.web_dataset:WebDatasetImages", stored=True),
+    **{name: Source("cfaug.data.sources.folder:FolderDataset", stored=True) for name in LAYOUTS},
 }
 
 
@@ -88,6 +99,9 @@ def open_source(
     schema: Schema | None = None,
     seed: int = 0,
     confounded: bool = True,
+    size: Size | None = None,
+    fit: Fit = "crop",
+    masks: str | None = None,
     **options: Any,
 ) -> AttributeDataset:
     """Open one split of a named source.
@@ -96,20 +110,35 @@ def open_source(
     ``spurious`` default to its own and may select among them; ``seed`` draws its other attributes, and ``options``
     are its own (``rho``, ...). Where ``can_unconfound`` says so, ``confounded=False`` gives the same source images with
     attributes drawn independently of the target.
-    For a folder these come from the table; ``seed`` means nothing there. Raises UsageError for an unknown
-    source, option or attribute, with the near names.
+    For stored images (a folder, Hugging Face, WebDataset, a published benchmark) attributes come from their table, ``size`` and
+    ``fit`` bring them to a working size, ``masks`` names a folder's masks, and ``seed`` means nothing. Raises UsageError for an
+    unknown source, option or attribute, with the near names.
     """
     entry = _source(source)
     module, function = entry.maker.split(":")
     maker = getattr(importlib.import_module(module), function)
     if not confounded and not entry.can_unconfound:
         raise UsageError(f"a {source} source cannot be made unconfounded, as its images are given; drop the oracle")
-    if maker is FolderDataset:
+    if entry.stored:
         if options:
             raise UsageError(f"source {source!r} has no option {next(iter(options))!r}; it takes none")
         if root is None:
-            raise UsageError(f"source {source!r} needs a root; give the directory that holds metadata.csv")
-        return FolderDataset(root, split, target, spurious or (), kinds, values, schema, attributes)
+            raise UsageError(f"source {source!r} needs a root; give the directory that holds the images")
+        more: dict[str, Any] = {"layout": source} if source in LAYOUTS else {}
+        if masks is not None:
+            if source in ("huggingface", "webdataset"):
+                raise UsageError(
+                    f"source {source!r} has no masks; put images and masks into a folder, or remove data.masks"
+                )
+            more["masks"] = masks
+        opened: AttributeDataset = maker(
+            root, split, target, spurious or (), kinds, values, schema, attributes, size=size, fit=fit, **more
+        )
+        return opened
+    if size is not None or masks is not None:
+        raise UsageError(
+            f"source {source!r} has a size of its own and no masks; remove data.{'masks' if size is None else 'size'}"
+        )
     known = [p for p in inspect.signature(maker).parameters if p not in ("root", "split", "seed", "confounded")]
     for option in options:
         if option not in known:

@@ -7,28 +7,26 @@ write them. A file name is a path inside the directory. Everything in the file i
 from __future__ import annotations
 
 import csv
-import hashlib
-import logging
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pandas as pd
 
-from cfaug.data.datasets import SPLITS, Indexed, check_split
+from cfaug.data.datasets import SPLITS, check_split
 from cfaug.data.files import expand
-from cfaug.data.images import Pixels, decode, pixel_digest, read_image
-from cfaug.data.schema import Attribute, Schema
+from cfaug.data.images import Decoded, Fit, Pixels, decode, read_mask, resize
+from cfaug.data.schema import Schema
+from cfaug.data.sources.published import LAYOUTS
+from cfaug.data.sources.stored_images import Size, StoredImages, column_schema
 from cfaug.errors import DataError, UsageError, near, one_line, shown
-
-log = logging.getLogger(__name__)
 
 METADATA = "metadata.csv"
 
 
-class FolderDataset(Indexed):
+class FolderDataset(StoredImages):
     """A directory of images with ``metadata.csv``: ``file_name``, ``split`` and one column per attribute.
 
     ``split`` is train, val or test in every row; the source key is ``file_name`` with forward slashes. The attributes are
@@ -37,13 +35,14 @@ class FolderDataset(Indexed):
     for: categories over all rows, means and standard deviations over the train rows only. An empty cell is a missing
     value: allowed in train rows, for every attribute but the target.
 
-    Images are read when asked for, upright and with transparency on white. Grey images keep their one channel; other modes
-    become RGB. Raises UsageError or DataError (one line) for whatever does not hold; ``check_images`` decodes every image ahead
-    of time. Names that lead out of ``root`` are refused; a symbolic link inside it is taken to be its owner's wish.
-    """
+    ``layout``: "folder", or a published format on disk (:mod:`cfaug.data.sources.published`), which names its own attributes;
+    ``target`` and ``spurious`` default to those. ``size``, ``fit``: the working size (:class:`StoredImages`). ``masks``: a column
+    of file names, or a directory inside ``root`` with a PNG named as each image.
 
-    digests: tuple[str, ...] = ()
-    """The pixel digest of every image, after ``check_images``."""
+    Images are read when asked for, upright and with transparency on white. Raises UsageError or DataError (one line) for
+    whatever does not hold; ``check_images`` decodes every image ahead of time. Names that lead out of ``root`` are refused; a
+    symbolic link inside it is taken to be its owner's wish.
+    """
 
     def __init__(
         self,
@@ -56,53 +55,81 @@ class FolderDataset(Indexed):
         schema: Schema | None = None,
         attributes: Sequence[str] = (),
         transform: Callable[[Any], Any] | None = None,
+        *,
+        size: Size | None = None,
+        fit: Fit = "crop",
+        masks: str | None = None,
+        layout: str = "folder",
     ) -> None:
-        self.root = expand(root)
-        self.transform = transform
+        root = expand(root)
         check_split(split)
-        whole = read_metadata(self.root)
+        if layout == "folder":
+            whole = read_metadata(root)
+        else:
+            published = LAYOUTS[layout]
+            whole = published.read(root)
+            target, spurious = target or published.target, spurious or published.spurious
         if schema is None:
-            schema = _folder_schema(whole, target, spurious, kinds or {}, values or {}, attributes, self.root)
+            schema = column_schema(whole, target, spurious, kinds or {}, values or {}, attributes, root / METADATA)
         rows = whole[whole["split"] == split]
         if rows.empty:
-            raise DataError(
-                f"{self.root / METADATA}: expected rows with split {split!r}, got none; mark at least one row"
-            )
-        rows = rows.set_axis(pd.Index([_on_disk(self.root, name) for name in rows.index], dtype=object), axis=0)
-        self._prepare(rows, schema, split)
+            raise DataError(f"{root / METADATA}: expected rows with split {split!r}, got none; mark at least one row")
+        rows = rows.set_axis(pd.Index([_on_disk(root, name) for name in rows.index], dtype=object), axis=0)
+        self.root = root
+        self._masks = None if masks is None else _masks_of(root, rows, masks)
+        super().__init__(rows, schema, split, transform, size, fit)
 
-    def image(self, i: int, /) -> Pixels:
-        """Image ``i``, decoded now: uint8 (H, W, C). DataError naming the file when it cannot be decoded."""
-        return read_image(self.root / self._keys[i])
+    def decoded(self, i: int) -> Decoded:
+        return decode(self.root / self._keys[i])
 
-    def check_images(self, progress: Callable[[Iterator[int]], Iterator[int]] = iter) -> str:
-        """Decode every image fully; sha256 (hex) of all pixels in order.
+    def where(self, i: int) -> str:
+        return str(self.root / self._keys[i])
 
-        ``progress`` wraps the iterator over indices (for instance ``functools.partial(tqdm, total=len(dataset))``). The log
-        warns of images with transparency. Raises DataError naming the first image that is unreadable, truncated or of a
-        different shape.
+    def mask(self, i: int, /) -> Pixels | None:
+        """The object in image ``i``: uint8 (H, W) of the image's working size, 255 on the object; None without ``masks``.
+
+        DataError where the file is missing or damaged, has a different size than the image, or marks nothing or everything.
         """
-        first: tuple[int, ...] = ()
-        transparent, digests = [], []
-        ours = type(self).image is FolderDataset.image  # a subclass is checked by its own pixels
-        for i in progress(iter(range(len(self)))):
-            image, see_through = decode(self.root / self._keys[i]) if ours else (self.image(i), False)
-            first = first or image.shape
-            if image.shape != first:
-                raise DataError(
-                    f"{self.root / self._keys[i]}: expected height x width x channels {'x'.join(map(str, first))} as in "
-                    f"{self._keys[0]}, got {'x'.join(map(str, image.shape))}; make all images the same"
-                )
-            digests.append(pixel_digest(image))
-            if see_through:
-                transparent.append(self._keys[i])
-        if transparent:
-            log.warning(
-                "%d %s images have transparency and are shown on white (first: %s); save them without, if another ground is meant",
-                len(transparent), self.split, transparent[0],
-            )  # fmt: skip
-        self.digests = tuple(digests)
-        return hashlib.sha256(f"{first[2:]} {' '.join(digests)}".encode()).hexdigest()
+        if self._masks is None:
+            return None
+        key = self._keys[i]
+        if not self._masks[key]:
+            raise DataError(
+                f"{self.where(i)}: expected a mask for every image, got none; name one, or remove data.masks"
+            )
+        path = self.root / self._masks[key]
+        mask, image = read_mask(path), self.decoded(i).pixels
+        if mask.shape != image.shape[:2]:
+            raise DataError(
+                f"{path}: expected a mask of {image.shape[1]}x{image.shape[0]} px as its image {key}, got {mask.shape[1]}x{mask.shape[0]}; "
+                "make it of the image's size"
+            )
+        if mask.max() < 128 or mask.min() >= 128:
+            marked = "nothing" if mask.max() < 128 else "everything"
+            raise DataError(
+                f"{path}: expected a mask with an object in white and its surroundings in black, got {marked} marked; correct it"
+            )
+        return mask if self.size is None else resize(mask[..., None], self.size, self.fit)[..., 0]
+
+
+def _masks_of(root: Path, rows: pd.DataFrame, masks: str) -> dict[str, str]:
+    """Image -> its mask's file below ``root``: what the column ``masks`` says, or the PNG of its name in the directory ``masks``."""
+    if masks in rows.columns:
+        return {
+            str(key): _inside(written, f"{root / METADATA}, {masks} of {key}", root) if written.strip() else ""
+            for key, written in rows[masks].items()
+        }
+    if (root / masks).is_dir():
+        found = {}
+        for key in map(str, rows.index):
+            image = PurePosixPath(key)
+            named = [f"{masks}/{name}.png" for name in (image.with_suffix(""), image.stem)]
+            found[key] = next((name for name in named if (root / name).is_file()), "")
+        return found
+    columns = [str(column) for column in rows.columns if column != "split"]
+    raise UsageError(
+        f"masks: expected a column of {METADATA} or a directory in {root}, got {masks!r}; {near(masks, columns)}"
+    )
 
 
 # --- metadata.csv
@@ -230,38 +257,3 @@ def _on_disk(root: Path, name: str) -> str:
     beside = [entry.name for entry in place.iterdir()] if place.is_dir() else []
     hint = near(PurePosixPath(name).name, beside) if len(beside) else f"there is no directory {place}"
     raise DataError(f"{root / name}: metadata.csv names this image, but there is no such file; {hint}")
-
-
-def _folder_schema(
-    whole: pd.DataFrame,
-    target: str | None,
-    spurious: Sequence[str],
-    kinds: Mapping[str, str],
-    values: Mapping[str, Sequence[str]],
-    attributes: Sequence[str],
-    root: Path,
-) -> Schema:
-    spurious = [spurious] if isinstance(spurious, str) else list(spurious)
-    names = list(dict.fromkeys([*([] if target is None else [target]), *spurious, *kinds, *values, *attributes]))
-    if not names:
-        raise UsageError(
-            "expected at least one attribute of the folder, got none; give target= and spurious= as column names"
-        )
-    columns = [str(column) for column in whole.columns if column != "split"]
-    for name in names:
-        if name not in columns:
-            raise UsageError(f"{root / METADATA}: expected a column {name!r}; {near(name, columns)}")
-    declared = [Attribute(n, kinds.get(n, "categorical"), tuple(values[n]) if n in values else None) for n in names]
-    train = whole[whole["split"] == "train"]
-    if train.empty:
-        raise DataError(
-            f"{root / METADATA}: expected rows with split train, got none: the training split is empty; mark at least one row train"
-        )
-    # categories over every split (a test value unseen in training is still a value), statistics from train alone;
-    # which rows may lack a value is judged when a split is opened
-    everything = Schema([a for a in declared if a.kind != "continuous"])
-    everything = everything.fit(whole, [name for name in everything.names if name != target])
-    numbers = Schema([a for a in declared if a.kind == "continuous"])
-    numbers = numbers.fit(train, numbers.names)
-    merged = [numbers[a.name] if a.kind == "continuous" else everything[a.name] for a in declared]
-    return Schema(merged, target, spurious)
