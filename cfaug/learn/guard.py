@@ -120,7 +120,7 @@ def _refuse_sources(reader: ShardReader, dataset: Any, number: int) -> None:
                     "split the data before generating"
                 )
     sources = source_sizes(reader)
-    if sizes and sizes.isdisjoint(sources):
+    if sizes and sizes.isdisjoint(sources) and not reader.resized:
         log.warning(
             "held_out[%d] was not compared with anything: its images are %s, the shards' sources %s; give it as it is before "
             "it is cropped or resized", number, said_sizes(sizes), said_sizes(sources),

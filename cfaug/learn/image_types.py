@@ -19,6 +19,7 @@ from torchvision import tv_tensors
 
 from cfaug.data.pixel_hashes import Picture
 from cfaug.errors import DataError, UsageError, described, listed
+from cfaug.offline.read import RESIZED
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 ALPHA = ("RGBA", "LA", "PA")
@@ -161,7 +162,7 @@ def like(picture: Image.Image, factual: Any, where: Callable[[], str]) -> Any:
 
     Alpha, EXIF (a rotation that a later step undoes) and the colour profile are the factual image's: no intervention is
     on them. Of a PIL image whose file was opened but not decoded only the header is used, unless it has alpha, and its size
-    does not count. Not promised: the colours of a palette, which is made anew (256, median cut).
+    does not count; nor does it where the shards were made at a working size, which the picture keeps. Not promised: the colours of a palette, which is made anew (256, median cut).
 
     Raises:
         UsageError: `factual` is no plain image.
@@ -173,7 +174,8 @@ def like(picture: Image.Image, factual: Any, where: Callable[[], str]) -> Any:
             check_size(picture, factual, where)
         made = in_mode(picture, factual.mode)
         if alpha and made is not factual:
-            made.putalpha(factual.getchannel("A"))
+            made.putalpha(factual.getchannel("A").resize(made.size))
+        made.info.pop(RESIZED, None)
         made.info.update(carried(factual))
         return made
     channels = as_pixels(factual, "open the base again when its transform has changed").shape[2]
@@ -182,15 +184,16 @@ def like(picture: Image.Image, factual: Any, where: Callable[[], str]) -> Any:
     check_size(picture, factual, where)
     pixels = np.array(in_mode(picture, MODES[channels]))  # a copy: what is handed out is writable
     pixels = pixels.reshape(*pixels.shape[:2], channels)
+    opaque = channels != 4 or picture.size != size_of(factual)  # no alpha of the factual image that would fit
     if isinstance(factual, np.ndarray):
-        if channels == 4:
+        if not opaque:
             pixels[..., 3] = factual[..., 3]
-        return pixels.reshape(factual.shape)
+        return pixels[..., 0] if factual.ndim == 2 else pixels
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     if factual.is_contiguous():  # else as pil_to_tensor gives it, which takes a third of the time
         tensor = tensor.contiguous()
     tensor = tensor.to(factual.device)
-    if channels == 4:
+    if not opaque:
         tensor[3] = factual.detach()[3]
     return tv_tensors.wrap(tensor, like=factual) if isinstance(factual, tv_tensors.TVTensor) else tensor
 
@@ -220,7 +223,7 @@ def is_unloaded(image: Any) -> bool:
 
 def check_size(picture: Image.Image, factual: Any, where: Callable[[], str]) -> None:
     """DataError, beginning with ``where()``, unless the picture has the size of its source."""
-    if picture.size != size_of(factual):
+    if picture.size != size_of(factual) and RESIZED not in picture.info:
         raise DataError(
             f"{where()}: expected the size of its source, {said_sizes([size_of(factual)])}, got {said_sizes([picture.size])}; use "
             "the images that the shards were made from and crop or resize them in the transform only, or generate again"

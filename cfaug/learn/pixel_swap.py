@@ -128,6 +128,11 @@ class PixelLookup:
             sources = source_sizes(self.reader)
         except CfaugError as error:  # training on real images goes on; drawing this sample raises the error
             return f"and the shards cannot be read to see why ({error})"
+        if self.reader.resized:
+            return (
+                "these shards know an image by the pixels that its file has: a crop or a resize stands before it, put it first, or wrap "
+                "the data set in CounterfactualDataset; or these are the shards of a different data set"
+            )
         if sources.isdisjoint(self._sizes):
             return (
                 f"they are {said_sizes(self._sizes)}, the shards' sources {said_sizes(sources)}: a crop or a resize stands before "

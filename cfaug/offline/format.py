@@ -215,7 +215,7 @@ def check_record(record: Any, where: str) -> Record:
 
     Every read does this, and the image beside it may have only 32 px: hence plain loops, and messages only on failure.
     """
-    if not isinstance(record, dict) or record.keys() != _NAMES:
+    if not isinstance(record, dict) or not record.keys() >= _NAMES:
         got = sorted(map(repr, record)) if isinstance(record, dict) else type(record).__name__
         raise ShardError(f"{where}: expected a record with the fields {', '.join(RECORD_FIELDS)}, got {got!s:.400}")
     for name in _TEXTS:
@@ -232,6 +232,11 @@ def check_record(record: Any, where: str) -> Record:
         values = record[name]
         if not isinstance(values, dict) or not _is_flat(values):
             raise ShardError(f"{where}: expected names with texts or finite numbers in {name!r}, got {values!r:.120}")
+    for name in record.keys() - _NAMES:  # of a later version: more fields may come, none is renamed
+        if not (_is_value(record[name]) or (isinstance(record[name], dict) and _is_flat(record[name]))):
+            raise ShardError(
+                f"{where}: expected a text, a number or a flat object in field {name!r}, got {record[name]!r:.120}"
+            )
     if not _is_value(record["target"]):
         raise ShardError(f"{where}: expected a text or a finite number as 'target', got {record['target']!r:.120}")
     return record

@@ -26,7 +26,7 @@ from cfaug.offline.format import CARD
 from cfaug.offline.gate import Gate
 from cfaug.offline.index import publish_index
 from cfaug.offline.inspect.card import card
-from cfaug.offline.make_shard import Environment, Model, ShardWork, canvas_of, environment_of
+from cfaug.offline.make_shard import Environment, Model, ShardWork, canvas_of, environment_of, working_size_of
 from cfaug.offline.plan import Plan
 from cfaug.offline.progress import Progress
 from cfaug.offline.retry_shards import make_and_retry
@@ -114,7 +114,7 @@ def generate(
         )
     _check_sources(dataset, plan)
     _check_interventions(model, plan)
-    environment = environment_of(model, batch_size, image, gate)
+    environment = environment_of(model, batch_size, image, gate, working_size_of(dataset))
     work = ShardWork(model, dataset, plan, destination, batch_size, environment, image, gate)
     # the digest is asked of the work, which keeps it, so that the weights are hashed only once
     identity: Environment = {"plan": plan.digest, "model": work.model_digest, **environment}

@@ -201,12 +201,13 @@ class ShardWork:
         )
 
     def _identity(self, place: int, source: Pixels) -> tuple[str, SourceHashes]:
-        """Digest and hashes of a source, computed once while it is remembered: a plan has many rows per source."""
+        """Digest and hashes of a source as it is stored, computed once while it is remembered: a plan has many rows per source."""
         if place not in self._identities:
             if len(self._identities) >= REMEMBERED:
                 self._identities.clear()
-            hashes = SourceHashes(sample_hash(source), pixels_hash(source))
-            self._identities[place] = pixel_digest(source), hashes
+            stored = source if working_size_of(self.dataset) is None else self.dataset.original(place)  # type: ignore[attr-defined]
+            hashes = SourceHashes(sample_hash(stored), pixels_hash(stored))
+            self._identities[place] = pixel_digest(stored), hashes
         return self._identities[place]
 
     def _sample(
@@ -235,10 +236,22 @@ class ShardWork:
             "model": self.model_digest,
             "quality": quality,
         }
+        if (
+            working_size_of(self.dataset) is not None
+        ):  # source_digest is of the image before it was resized, this of the one after
+            record["working_digest"] = pixel_digest(source)
         return Sample(row.key, image, record, hashes)
 
 
-def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate | None = None) -> Environment:
+def working_size_of(dataset: AttributeDataset) -> str | None:
+    """The size to which a data set brings its images, and how ("224x224 crop", width first); None where they stay as they are."""
+    size = getattr(dataset, "size", None)
+    return None if size is None else f"{size[1]}x{size[0]} {dataset.fit}"  # type: ignore[attr-defined]
+
+
+def environment_of(
+    model: Model, batch_size: int, image: str = "png", gate: Gate | None = None, size: str | None = None
+) -> Environment:
     """What the bytes depend on, beside plan and model: no path, no number of workers and no engine is among it."""
     versions = {name: importlib.metadata.version(name) for name in ("diffusers", "numpy", "pillow", "torch", "zuko")}
     codec = {"png": "zlib", "webp": "webp"}.get(image)  # stored PNGs need none
@@ -247,6 +260,7 @@ def environment_of(model: Model, batch_size: int, image: str = "png", gate: Gate
     return {
         **({} if canvas is None else {"canvas": f"{canvas[0]}x{canvas[1]}"}),
         **({} if gate is None else {"gate": gate.digest}),
+        **({} if size is None else {"size": size}),
         "batch_size": batch_size,
         "image": image,
         "threads": 1,

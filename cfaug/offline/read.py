@@ -67,6 +67,7 @@ __all__ = [
 
 OPEN_FILES = 128  # of one reader; a process may have 1024 by default
 INDEX_FILES = 16  # that are kept in memory when single rows are asked for
+RESIZED = "cfaug: resized"  # in the info of a picture that need not have the size of its source
 MADE_ANEW = ("_starts", "_lines", "_opened", "by_key", "by_pixels")  # by each process
 
 
@@ -116,7 +117,8 @@ class ShardReader:
     ``index.npy``, or builds the same index in memory from the shards' index files. A read checks the bytes that it read. A reader
     is picklable and safe in threads and in forked or spawned workers: files stay open and are read by ``pread``, so nobody shares
     a position. Attributes: `directory` (where the shards are: a path, or the URL), `storage`, `manifest` (rows), `fingerprint`
-    (sha256 over the names and digests of the shards).
+    (sha256 over the names and digests of the shards), `resized` (whether the sources were brought to a working size, which the
+    samples have; they are known by their pixels before that).
 
     :class:`ShardError` names the shard, and the key where one sample is at fault; :class:`StorageError` (``transient``)
     where the place did not answer. :class:`UsageError` for a URL whose protocol or package is missing.
@@ -138,6 +140,7 @@ class ShardReader:
             check_size(row.name, row.bytes, sizes)
             check_size(row.index, row.index_bytes, sizes, f"{row.name}: its index ")
         self.fingerprint = fingerprint_of(self.manifest)
+        self.resized = "size" in self.manifest[0].environment
         self._index = open_index(self.storage, self.manifest, sizes)
         self._prepare()
 
@@ -209,9 +212,10 @@ class ShardReader:
         return leading(_digest(image)) if self._index.lookup == DIGEST else pixels_hash(image)
 
     def confirms(self, i: int, image: Picture) -> bool:
-        """Whether the source of sample `i` has exactly the pixels of `image`."""
+        """Whether the source of sample `i` has exactly the pixels of `image`, or had them after it was resized."""
         expected = self._index.entry(i).pixels
-        return leading(_digest(image)) == expected if self._index.lookup == DIGEST else has_pixels(image, expected)
+        same = leading(_digest(image)) == expected if self._index.lookup == DIGEST else has_pixels(image, expected)
+        return same or (self.resized and self.record(i).get("working_digest") == _digest(image))
 
     def where(self, i: int) -> str:
         """How an error names sample `i`: shard and key, or its number in the shard where the index file is gone too."""
@@ -259,7 +263,10 @@ class ShardReader:
     def _picture(self, i: int, entry: Entry, data: bytes) -> Image.Image:
         if not agrees(data, entry.image_check, bool(entry.flags & XXH3)):
             raise altered(data, entry.image_bytes, self.where(i))
-        return picture_of(data, partial(self.where, i), "webp" if entry.flags & WEBP else "png")
+        picture = picture_of(data, partial(self.where, i), "webp" if entry.flags & WEBP else "png")
+        if self.resized:
+            picture.info[RESIZED] = True
+        return picture
 
     def _shard_of(self, i: int) -> int:
         return bisect_right(self._starts, i) - 1

@@ -26,7 +26,7 @@ from cfaug.offline.commit import open_destination
 from cfaug.offline.decoders import decode_image
 from cfaug.offline.format import IMAGES, IndexRow, ManifestRow, Sample, planned
 from cfaug.offline.gate import Gate
-from cfaug.offline.make_shard import Model, ShardWork, environment_of
+from cfaug.offline.make_shard import Model, ShardWork, environment_of, working_size_of
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.read_committed import Committed
 from cfaug.offline.verify import VerifyReport
@@ -125,7 +125,7 @@ def regenerate(
     counts = {
         "samples": drawn, "identical": drawn - len(different), "different": len(different), "batches": batches
     }  # fmt: skip
-    return RegenerateReport(tuple(problems), counts, environment=tuple(_environment(first, model, gate, size)))
+    return RegenerateReport(tuple(problems), counts, environment=tuple(_environment(first, model, gate, size, dataset)))
 
 
 def _strangers(row: ManifestRow, plan: Plan, model: Model) -> list[str]:
@@ -136,9 +136,11 @@ def _strangers(row: ManifestRow, plan: Plan, model: Model) -> list[str]:
     ]
 
 
-def _environment(row: ManifestRow, model: Model, gate: Gate | None, batch_size: int) -> Iterator[str]:
+def _environment(
+    row: ManifestRow, model: Model, gate: Gate | None, batch_size: int, dataset: AttributeDataset
+) -> Iterator[str]:
     then: Mapping[str, Any] = {"image": "png", **row.environment}
-    now: Mapping[str, Any] = environment_of(model, batch_size, str(then["image"]), gate)
+    now: Mapping[str, Any] = environment_of(model, batch_size, str(then["image"]), gate, working_size_of(dataset))
     for name in sorted({*now, *then}):
         before, here = then.get(name, "none"), now.get(name, "none")
         if before != here:

@@ -129,7 +129,7 @@ def test_shards_are_read_wherever_they_are(tmp_path, image: str, place: str) -> 
         (sample(0, quality={"change_l1": float("nan")}), "finite"),
         (sample(0, seed=1.5), "seed"),
         (sample(0, schema=2), "upgrade"),
-        (sample(0, extra=1), "extra"),
+        (sample(0, extra=[1]), "extra"),
     ],
 )
 def test_what_cannot_be_stored_leaves_nothing(tmp_path, bad: Sample, message: str) -> None:
