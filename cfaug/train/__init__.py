@@ -5,8 +5,10 @@
 | ``methods`` | the rows of a results table: data, sampler and objective of each |
 | ``method_data``, ``in_memory`` | what a method trains on |
 | ``training_sets`` | where a batch comes from |
-| ``models`` | classifiers |
-| ``trainer`` | the training loop and the choice of the epoch |
+| ``models``, ``weights_file`` | classifiers and their pretrained weights |
+| ``trainer``, ``epochs`` | the stages of a method, and the loop over epochs |
+| ``validation`` | what a classifier says, and the choice of the epoch |
+| ``features``, ``frozen``, ``heads`` | a frozen net: features computed once, and linear heads on them |
 | ``objectives/`` | losses, sampling weights and schedules, usable in any loop |
 """
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from cfaug.train.method_data import validation_set as validation_set
     from cfaug.train.methods import METHODS as METHODS
     from cfaug.train.methods import Method as Method
-    from cfaug.train.models import MODELS as MODELS
+    from cfaug.train.models import Classifier as Classifier
     from cfaug.train.models import SmallCNN as SmallCNN
     from cfaug.train.objectives import GroupDRO as GroupDRO
     from cfaug.train.trainer import TrainedClassifier as TrainedClassifier
@@ -41,7 +43,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "method_data": "Mixture TrainingSets training_set validation_set",
         "methods": "METHODS Method",
-        "models": "MODELS SmallCNN",
+        "models": "Classifier SmallCNN",
         "objectives": "GroupDRO",
         "trainer": "TrainSettings TrainedClassifier Validation predict train_classifier",
         "training_sets": "MixedImages StreamedImages TensorImages TrainingSet",

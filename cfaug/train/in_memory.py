@@ -24,35 +24,45 @@ def materialise(
     groups: Callable[[pd.DataFrame], npt.NDArray[np.int64]] | None = None,
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None,
     held: MixedImages | None = None,
+    levels: Callable[[pd.DataFrame], npt.NDArray[np.int64]] | None = None,
+    paired: bool = False,
+    pool_of: Callable[[npt.NDArray[np.int64]], torch.Tensor] | None = None,
 ) -> MixedImages:
     """The mixture held in memory as uint8: one copy of every image and of every sample that can be drawn.
 
     The draw of (seed, epoch, index) is that of ``dataset[i]``; the base's transform is NOT applied, ``transform`` (on uint8 batches) is.
     ``groups`` maps an attribute table to group codes; with it a drawn counterfactual counts in the group of its own attributes, and the
-    base must be an AttributeDataset. ``held`` is what a different mixture of the same base, shards and groups gave: its images
-    are shared, not decoded again.
+    base must be an AttributeDataset; ``levels`` maps it to codes of the spurious attributes. ``held`` is what a different mixture of
+    the same base, shards and groups gave: its images are shared, not decoded again. ``paired``: the real image stands beside what is
+    drawn. ``pool_of``: in place of images, what stands for all real ones and then for the samples of the rows that it is given.
     """
     if dataset.policy not in IN_PLACE:
         raise UsageError(
             f"materialise: expected policy {' or '.join(IN_PLACE)}, got {dataset.policy!r}; read it item by item"
         )
     if held is not None and isinstance(held.draw, _PoolDraw):
-        return held.redrawn(replace(held.draw, dataset=dataset), transform)
+        return held.redrawn(replace(held.draw, dataset=dataset), transform, paired)
     base, reader, matches = dataset.opened, dataset.reader, dataset.matches
-    real = np.stack([as_pixels(base.picture(i)) for i in range(len(base))])
     spans = zip(matches.start.tolist(), matches.total.tolist())
     used = np.unique(np.concatenate([matches.rows[first : first + count] for first, count in spans])).astype(np.int64)
-    drawable = [_same_shape(reader.image(row), real[0], reader.where(row)) for row in used.tolist()]
-    pool = torch.from_numpy(np.concatenate([real, np.stack(drawable)])).permute(0, 3, 1, 2).contiguous()
+    pool = _pixels(dataset, used) if pool_of is None else pool_of(used)
     place = np.full(len(reader) + 1, -1, dtype=np.int64)
-    place[used] = len(real) + np.arange(len(used))
-    codes = None
-    if groups is not None:
+    place[used] = len(base) + np.arange(len(used))
+    codes = attributes = None
+    if groups is not None or levels is not None:
         drawn = pd.DataFrame([reader.record(row)["attributes"] for row in used.tolist()])
         table = pd.concat([table_of(dataset.base), drawn], ignore_index=True)
-        codes = torch.from_numpy(np.ascontiguousarray(groups(table)))
+        codes = None if groups is None else torch.from_numpy(np.ascontiguousarray(groups(table)))
+        attributes = None if levels is None else torch.from_numpy(levels(table))
     targets = torch.as_tensor(_targets(dataset), dtype=torch.int64)
-    return MixedImages(pool, targets, _PoolDraw(dataset, place), codes, transform)
+    return MixedImages(pool, targets, _PoolDraw(dataset, place), codes, transform, attributes, paired)
+
+
+def _pixels(dataset: CounterfactualDataset, used: npt.NDArray[np.int64]) -> torch.Tensor:
+    base, reader = dataset.opened, dataset.reader
+    real = np.stack([as_pixels(base.picture(i)) for i in range(len(base))])
+    drawable = [_same_shape(reader.image(row), real[0], reader.where(row)) for row in used.tolist()]
+    return torch.from_numpy(np.concatenate([real, np.stack(drawable)])).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)

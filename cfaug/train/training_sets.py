@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 from cfaug.errors import DataError
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
-"""images (B, C, H, W) uint8, targets (B,) int64, group codes (B,) or (B, A) int64 or None."""
+"""images uint8 (B, C, H, W), pairs of them (B, 2, C, H, W), or features (B, D) or (B, 2, D); targets (B,) int64, group codes (B,) or
+(B, A) int64 or None."""
 
 
 @runtime_checkable
@@ -31,9 +32,15 @@ class TrainingSet(Protocol):
     """channels, height, width"""
     group_count: int
     """number of group codes, 0 when there are none"""
+    shown: int
+    """positions of one epoch: N, or fewer where there are more images than others have"""
 
     def groups(self, epoch: int) -> Tensor | None:
         """Group codes (N,) or (N, A) of what the epoch shows at each position."""
+        ...
+
+    def attributes(self, epoch: int) -> Tensor | None:
+        """Codes (N, A) of the spurious attributes alone, not crossed with the target, of what the epoch shows at each position."""
         ...
 
     def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
@@ -50,8 +57,10 @@ class MixedImages:
     """A mixture in memory: a pool of uint8 images (P, C, H, W) and, for every epoch, which pool row stands at each position.
 
     ``draw(epoch)`` returns pool rows (N,) int64 (None: row i at position i); ``pool_groups`` are the group codes of the pool's
-    rows, (P,) or (P, A), so a drawn counterfactual counts in the group of its own attributes. ``transform`` maps an image batch
-    to an image batch (uint8 or float in [-1, 1]); nothing is added by default.
+    rows, (P,) or (P, A), so a drawn counterfactual counts in the group of its own attributes, and ``pool_attributes`` (P, A) those
+    of the spurious attributes alone. ``transform`` maps an image batch to an image batch (uint8 or float in [-1, 1]); nothing is
+    added by default. ``paired``: every batch has row i of position i, the real image, beside what is drawn. A pool of features,
+    float (P, D), is trained on in the same way.
     """
 
     def __init__(
@@ -61,23 +70,32 @@ class MixedImages:
         draw: Callable[[int], Tensor] | None,
         pool_groups: Tensor | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
+        pool_attributes: Tensor | None = None,
+        paired: bool = False,
     ) -> None:
         self.pool, self.targets, self.draw, self.transform = pool, targets.long(), draw, transform
         self._groups = None if pool_groups is None else pool_groups.long()
-        self.shape = (int(pool.shape[1]), int(pool.shape[2]), int(pool.shape[3]))
-        self.group_count = count_groups(self._groups)
+        self._attributes, self.paired = pool_attributes, paired
+        self.shape = (int(pool.shape[1]), *(map(int, pool.shape[2:4]) if pool.ndim == 4 else (1, 1)))  # type: ignore[assignment]
+        self.group_count, self.shown = count_groups(self._groups), len(self.targets)
 
     def redrawn(
-        self, draw: Callable[[int], Tensor], transform: Callable[[Tensor], Tensor] | None = None
+        self, draw: Callable[[int], Tensor], transform: Callable[[Tensor], Tensor] | None = None, paired: bool = False
     ) -> MixedImages:
         """The same pool, targets and groups under a different draw; nothing is copied."""
-        return MixedImages(self.pool, self.targets, draw, self._groups, transform)
+        return MixedImages(self.pool, self.targets, draw, self._groups, transform, self._attributes, paired)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def groups(self, epoch: int) -> Tensor | None:
-        return self._groups if self._groups is None or self.draw is None else self._groups[self.draw(epoch)]
+        return self._drawn(self._groups, epoch)
+
+    def attributes(self, epoch: int) -> Tensor | None:
+        return self._drawn(self._attributes, epoch)
+
+    def _drawn(self, codes: Tensor | None, epoch: int) -> Tensor | None:
+        return codes if codes is None or self.draw is None else codes[self.draw(epoch)]
 
     def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
         rows = None if self.draw is None else self.draw(epoch)
@@ -85,6 +103,8 @@ class MixedImages:
             chosen = positions if rows is None else rows[positions]
             images = self.pool[chosen]
             images = images if self.transform is None else self.transform(images)
+            if self.paired:
+                images = torch.stack([self.pool[positions], images], dim=1)
             yield images, self.targets[positions], None if self._groups is None else self._groups[chosen]
 
 
@@ -97,6 +117,7 @@ class TensorImages(MixedImages):
         targets: Tensor,
         groups: Tensor | None = None,
         transform: Callable[[Tensor], Tensor] | None = None,
+        attributes: Tensor | None = None,
     ) -> None:
         if images.ndim != 4 or images.dtype != torch.uint8:
             raise DataError(
@@ -106,7 +127,7 @@ class TensorImages(MixedImages):
             raise DataError(
                 f"targets and groups: expected {len(images)} of each, one per image, got a different number; drop or add some"
             )
-        super().__init__(images, targets, None, groups, transform)
+        super().__init__(images, targets, None, groups, transform, attributes)
         self.images = images
 
 
@@ -124,11 +145,11 @@ class _Ordered:
 
 
 class StreamedImages:
-    """A map-style dataset of (uint8 image (C, H, W), target[, group code]) that does not fit in memory.
+    """A map-style dataset of (uint8 image (C, H, W), target[, group code]) that does not fit in memory, or changes at every look.
 
-    Targets and group codes are given separately, so that sampling reads no image; ``groups`` may be a function of the epoch,
-    for a mixture whose drawn images change group. ``workers`` DataLoader processes read; the dataset's ``set_epoch`` is
-    called when it has one.
+    Targets and group codes are given separately, so that sampling reads no image; ``groups`` and ``attributes`` may be functions of
+    the epoch, for a mixture whose drawn images change group. ``workers`` DataLoader processes read; the dataset's ``set_epoch``
+    is called when it has one. An item of a paired mixture is ((image, target), (image, target)).
     """
 
     def __init__(
@@ -138,14 +159,16 @@ class StreamedImages:
         groups: Tensor | Callable[[int], Tensor] | None = None,
         group_count: int = 0,
         workers: int = 0,
+        attributes: Tensor | Callable[[int], Tensor] | None = None,
     ) -> None:
         self.dataset, self.targets, self.workers = dataset, targets.long(), workers
-        self._groups = groups
+        self._groups, self._attributes = groups, attributes
         first = dataset[0][0] if len(self.targets) else torch.zeros(3, 8, 8)
+        first = first[0] if isinstance(first, tuple | list) else first
         if not isinstance(first, Tensor) or first.ndim != 3:
             raise DataError(f"training images: expected a tensor (C, H, W), got {type(first).__name__}; transform them")
         self.shape = (int(first.shape[0]), int(first.shape[1]), int(first.shape[2]))
-        self.group_count = group_count or count_groups(self.groups(0))
+        self.group_count, self.shown = group_count or count_groups(self.groups(0)), len(self.targets)
 
     @classmethod
     def from_dataset(cls, dataset: Dataset[Any], workers: int = 0) -> StreamedImages:
@@ -167,10 +190,14 @@ class StreamedImages:
         codes = self._groups(epoch) if callable(self._groups) else self._groups
         return None if codes is None else codes.long()
 
+    def attributes(self, epoch: int) -> Tensor | None:
+        return self._attributes(epoch) if callable(self._attributes) else self._attributes
+
     def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
         codes = self.groups(epoch)
         loader = DataLoader(self.dataset, batch_sampler=_Ordered(order), num_workers=self.workers)
         for positions, item in zip(order, loader):
-            yield item[0], self.targets[positions], None if codes is None else codes[positions]
+            images = item[0] if isinstance(item[0], Tensor) else torch.stack([item[0][0], item[1][0]], dim=1)
+            yield images, self.targets[positions], None if codes is None else codes[positions]

@@ -1,6 +1,6 @@
 """Deep feature reweighting: the last layer is fitted again on group-balanced features, the rest stays as it is.
 
-    z = (phi - mean) / scale,     min_W  C sum_{i in balanced subsample} cross_entropy(W z_i + b, y_i) + |W|_1
+    z = (phi - mean) / scale,     min_W  C sum_{i in balanced subsample} cross_entropy(W z_i + b, y_i) + |W|_1   (or |W|^2 / 2)
 
 on several random subsamples with the same number of images from every group, W and b averaged over them. C is chosen by
 worst-group accuracy on one half of the data after fitting on the other. Kirichenko, Izmailov & Wilson 2023, Last Layer Re-Training is
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from cfaug.train.objectives.checks import Integers, as_codes, as_targets, as_ten
 
 Array = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
+Penalty = Literal["l1", "l2"]
 PAPER_C = (1.0, 0.7, 0.3, 0.1, 0.07, 0.03, 0.01)
 
 
@@ -65,13 +66,14 @@ def dfr(
     subsamples: int = 20,
     seed: int = 0,
     max_iter: int = 1000,
+    penalty: Penalty = "l1",
 ) -> LastLayer:
     """Fit the last layer again on held-out images: features (N, D) float, targets (N,), codes (N,) or (N, A) integer.
 
     Features are what goes into the last layer, of images that the net was NOT trained on (the validation split); the
     targets must show every class from 0 up. A group is a target with its codes; rows with a code of -1 are left out.
     ``c``: one inverse penalty, or those to choose from (the paper's by default); ``subsamples``: how many balanced subsamples
-    are averaged; ``max_iter``: the most passes of one fit. Group labels are needed of these images only, after training.
+    are averaged; ``max_iter``: the most passes of one fit; ``penalty``: l1 as in the paper, or l2. Group labels are needed of these images only, after training.
     UsageError where a group is too small to be in both halves. Everything is drawn from ``seed``.
     """
     features = as_tensor(features)
@@ -96,15 +98,20 @@ def dfr(
     _, groups = np.unique(np.column_stack([y, a]), axis=0, return_inverse=True)
     groups = groups.reshape(-1).astype(np.int64)
     rng = np.random.default_rng(seed)
-    chosen = choices[0] if len(choices) == 1 else _choose(x, y, groups, choices, rng, max_iter)
+    chosen = choices[0] if len(choices) == 1 else _choose(x, y, groups, choices, rng, max_iter, penalty)
     mean, scale = _standard(x)
-    fits = [_fit((x[rows] - mean) / scale, y[rows], chosen, max_iter) for rows in _balanced(groups, subsamples, rng)]
+    fits = [
+        _fit((x[rows] - mean) / scale, y[rows], chosen, max_iter, penalty)
+        for rows in _balanced(groups, subsamples, rng)
+    ]
     weight, bias = (np.mean(parts, axis=0) for parts in zip(*fits))
     raw = weight / scale
     return LastLayer(torch.from_numpy(raw), torch.from_numpy(bias - raw @ mean), chosen)
 
 
-def _choose(x: Array, y: Whole, groups: Whole, choices: Sequence[float], rng: np.random.Generator, steps: int) -> float:
+def _choose(
+    x: Array, y: Whole, groups: Whole, choices: Sequence[float], rng: np.random.Generator, steps: int, penalty: Penalty
+) -> float:
     """The c of the best worst-group accuracy on one half after fitting on the other; a tie goes to the first."""
     first = np.zeros(len(y), dtype=bool)
     for g in np.unique(groups):
@@ -118,7 +125,7 @@ def _choose(x: Array, y: Whole, groups: Whole, choices: Sequence[float], rng: np
     rows = np.flatnonzero(first)[_balanced(groups[first], 1, rng)[0]]
     z, worst = (x[~first] - mean) / scale, []
     for c in choices:
-        weight, bias = _fit((x[rows] - mean) / scale, y[rows], c, steps)
+        weight, bias = _fit((x[rows] - mean) / scale, y[rows], c, steps, penalty)
         right = (z @ weight.T + bias).argmax(axis=1) == y[~first]
         worst.append(min(right[groups[~first] == g].mean() for g in np.unique(groups)))
     return float(choices[int(np.argmax(worst))])
@@ -131,19 +138,24 @@ def _standard(x: Array) -> tuple[Array, Array]:
 
 
 def _balanced(groups: Whole, subsamples: int, rng: np.random.Generator) -> list[Whole]:
-    """Rows of each subsample: as many of every group as the smallest has, without replacement."""
+    """Rows of each subsample: as many of every group as the smallest has, without replacement. Equal groups have one subsample."""
     of = [np.flatnonzero(groups == g) for g in np.unique(groups)]
     size = min(len(rows) for rows in of)
+    if all(len(rows) == size for rows in of):
+        subsamples = 1
     return [np.concatenate([rng.permutation(rows)[:size] for rows in of]) for _ in range(subsamples)]
 
 
-def _fit(z: Array, y: Whole, c: float, max_iter: int) -> tuple[Array, Array]:
-    """(K, D) and (K,): L1 logistic regression; two classes become two rows of opposite sign."""
+def _fit(z: Array, y: Whole, c: float, max_iter: int, penalty: Penalty) -> tuple[Array, Array]:
+    """(K, D) and (K,): logistic regression; two classes become two rows of opposite sign."""
     from sklearn.linear_model import LogisticRegression
 
     # scikit-learn 1.8 took penalty= away in favour of l1_ratio=
     lasso: dict[str, Any] = {"penalty": "l1"} if LogisticRegression().l1_ratio is None else {"l1_ratio": 1.0}
-    model = LogisticRegression(C=c, solver="saga", max_iter=max_iter, tol=1e-3, random_state=0, **lasso)
+    if penalty == "l1":
+        model = LogisticRegression(C=c, solver="saga", max_iter=max_iter, tol=1e-3, random_state=0, **lasso)
+    else:
+        model = LogisticRegression(C=c, max_iter=max_iter)
     model.fit(z, y)
     weight, bias = np.asarray(model.coef_), np.asarray(model.intercept_)
     return (weight, bias) if len(weight) > 1 else (np.vstack([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2)
