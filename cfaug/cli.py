@@ -159,7 +159,9 @@ def _result(name: str, run: Run) -> tuple[str, Any]:
 
     if name in ("demo", "run"):
         page, rows = stages.run_recipe(run), stages.train(run)
-        return f"\n{format_table(rows)}\n\nresults  {run.out / 'results.jsonl'}\nreport   {page}", rows
+        found = stages.advice(run.inputs, rows)
+        told = "" if found is None else f"\n\n{found}"
+        return f"\n{format_table(rows)}{told}\n\nresults  {run.out / 'results.jsonl'}\nreport   {page}", rows
     if name == "diagnose":
         diagnosis = stages.diagnose(run)
         return "\n".join(diagnosis["text"]), diagnosis

@@ -67,12 +67,34 @@ Width = Annotated[int, Strict(), Field(ge=8, multiple_of=8)]
 class DataConfig:
     """Where the images come from."""
 
-    source: str = "digits"  # digits | double_colored_mnist | folder
-    root: str | None = None  # folder: the directory with metadata.csv; MNIST: torchvision's root
+    # digits | double_colored_mnist | morpho_mnist | folder | huggingface | webdataset | waterbirds | celeba | urbancars | metashift |
+    # wilds | spuco
+    source: str = "digits"
+    root: str | None = (
+        None  # folder: the directory with metadata.csv; huggingface: a hub id or a directory; MNIST: torchvision's root
+    )
+    # working size of stored images: one number or [height, width]; null: as they are, which must then be one size
+    size: Count | list[Count] | None = None
+    fit: Literal["crop", "pad", "stretch"] = "crop"  # crop resizes the short side and keeps the centre
+    # folder: a column of metadata.csv with file names, or a directory of PNGs named as the images; white is the object
+    masks: str | None = None
+    # stored images: a directory in the same layout whose training images have attributes independent of the target, for the oracle row
+    oracle: str | None = None
+    # decoded images that are held in memory, at most; larger splits are decoded again whenever they are needed
+    memory_gb: Annotated[Finite, Field(ge=0)] = 2.0
+    workers: Annotated[Number, Field(le=256)] = 2  # processes that decode images where these are not held
     rho: Share | dict[str, Share] | None = None  # synthetic families: P(attribute follows the class) in training
     train_images: Count | None = None  # synthetic families: training images used
     val_images: Count | None = None  # synthetic families: validation images used
     seed: Seed = 0  # of the construction (split, colours), not of the run
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a size that is not one or two numbers of at least 4."""
+        sides = [self.size] if isinstance(self.size, int) else self.size or [4]
+        if (isinstance(self.size, list) and len(sides) != 2) or min(sides) < 4:
+            raise UsageError(
+                f"data.size: expected one number of pixels of at least 4, or [height, width], got {self.size}; write for example 224"
+            )
 
 
 @settings("attributes")
@@ -198,11 +220,25 @@ class TrainConfig:
         default_factory=lambda: ["erm", "group_resampling", "group_dro", "null_control", "cfaug"]
     )
     seeds: Annotated[list[Seed], Field(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
+    # small_cnn, any classifier of torchvision.models, or timm:NAME
     model: str = "small_cnn"
+    # a local file (safetensors, or a state dict); torchvision: its own, downloaded; null: from scratch
+    weights: str | None = None
+    # what the weights expect: imagenet | symmetric | unit | lite, or {mean: [...], std: [...]} of values in [0, 1]; null: by the model
+    normalization: str | dict[str, list[Finite]] | None = None
+    mode: Literal["finetune", "frozen"] = "finetune"  # frozen: linear heads on features that are computed once
+    augment: Literal["none", "standard"] = "none"  # finetune: standard crops and flips at random
+    # by which figure of the validation split an epoch, or a head's penalty, is chosen; last: not chosen
+    selection: Literal["worst_group", "average", "last"] = "worst_group"
+    # of a method alone: {jtt: {upweight: 20}, cfaug+consistency: {weight: 1}}
+    method_settings: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
     epochs: Count = 25
     batch_size: Annotated[Count, Field(ge=2)] = 64
-    learning_rate: Rate = 2e-2  # peak of the one-cycle schedule
-    weight_decay: Annotated[Finite, Field(ge=0)] = 0.5  # decoupled (AdamW)
+    learning_rate: Rate = 2e-2  # peak of the schedule
+    optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov momentum of 0.9
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    clip: Annotated[Finite, Field(gt=0)] | None = None  # the largest norm of a gradient; null: any
+    weight_decay: Annotated[Finite, Field(ge=0)] = 0.5  # decoupled under adamw
     # what group methods balance: cross (target x all spurious) | each (one at a time)
     groups: Literal["each", "cross"] = "each"
     p: Share = 0.8  # cfaug: share of counterfactuals
@@ -255,7 +291,10 @@ class Recipe:
         ):  # a row of the results is one method with one seed: more of them only add rows
             content["train"].pop(free)
         content["decoder"].pop("checkpoint_seconds")
-        for group, place in (("data", "root"), ("decoder", "autoencoder")):  # runs are relocatable
+        for free in ("memory_gb", "workers"):
+            content["data"].pop(free)
+        # runs are relocatable
+        for group, place in (("data", "root"), ("data", "oracle"), ("decoder", "autoencoder"), ("train", "weights")):
             came = content[group][place]
             content[group][place] = Path(came).name if came else None
         return content

@@ -52,10 +52,10 @@ def mnist_root() -> Path:
 @pytest.fixture(scope="module")
 def narrow_classifier() -> Iterator[None]:
     """``small_cnn`` with a quarter of its channels: enough for painted shapes, at a quarter of the time."""
-    from cfaug.train.models import MODELS, SmallCNN
+    from cfaug.train import models
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(MODELS, "small_cnn", partial(SmallCNN, width=8))
+        patch.setattr(models, "SmallCNN", partial(models.SmallCNN, width=8))
         yield
 
 

@@ -114,7 +114,7 @@ BAD_RECIPES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "image has a child": ({"graph": "image -> species; background -> image"}, ("expected image as the last node",)),
     "graph that cannot be read": ({"graph": "species => image"}, ("species => image",)),
     "unknown key": ({"trian": {}}, ("'trian'", "did you mean train?")),
-    "unknown method": ({"train": {"methods": ["erm", "cfaugg"]}}, ("'cfaugg'", "did you mean cfaug?")),
+    "unknown method": ({"train": {"methods": ["erm", "cfaugg"]}}, ("'cfaugg'", "did you mean cfaug")),
     "unknown classifier": ({"train": {"model": "small_cn"}}, ("'small_cn'", "did you mean small_cnn?")),
     "unknown device": ({"decoder": {"device": "cpux"}}, ("decoder.device", "'cpux'")),
     "oracle of a folder": ({"train": {"methods": ["erm", "oracle"]}}, ("cannot be made unconfounded",)),

@@ -313,6 +313,8 @@ FREE = {
     "train.methods",
     "train.seeds",
     "decoder.checkpoint_seconds",
+    "data.memory_gb",
+    "data.workers",
 }  # of seeds and methods, more only add rows
 
 

@@ -23,10 +23,11 @@ import torch
 from torch import Tensor
 
 from cfaug.causal.intervention import Intervention, do
+from cfaug.data.loading import Images
 from cfaug.data.schema import Schema
 from cfaug.errors import UsageError
 
-Predictor = Callable[[Tensor], Tensor]
+Predictor = Callable[[Images], Tensor]
 
 
 class Acted(Protocol):
@@ -106,7 +107,7 @@ def reversibility(
 
 
 def effectiveness(
-    predictor: Predictor, images: Tensor, expected: Sequence[int] | npt.ArrayLike
+    predictor: Predictor, images: Images, expected: Sequence[int] | npt.ArrayLike
 ) -> npt.NDArray[np.bool_]:
     """(N,) whether the predictor reads the expected code off each image; its mean is the effectiveness."""
     said = predictor(images).cpu().numpy()
@@ -120,7 +121,7 @@ def effectiveness(
 
 
 def read_attributes(
-    predictors: Mapping[str, Predictor], images: Tensor, table: pd.DataFrame, schema: Schema
+    predictors: Mapping[str, Predictor], images: Images, table: pd.DataFrame, schema: Schema
 ) -> dict[str, npt.NDArray[np.bool_]]:
     """attribute -> (N,) whether its predictor finds the value that ``table`` (the counterfactual attributes) states.
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cfaug.stages.generation import generate as generate
     from cfaug.stages.generation import plan as plan
     from cfaug.stages.recipe_checks import check_recipe as check_recipe
+    from cfaug.stages.reporting import advice as advice
     from cfaug.stages.reporting import report as report
     from cfaug.stages.run import Run as Run
     from cfaug.stages.run import open_run as open_run
@@ -37,7 +38,7 @@ __getattr__, __dir__, __all__ = lazy(
         "fitting": "fit",
         "generation": "generate plan",
         "recipe_checks": "check_recipe",
-        "reporting": "report",
+        "reporting": "advice report",
         "run": "Run open_run",
         "training": "train",
         "verification": "regenerate_run verify_run",

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +20,25 @@ from torch import Tensor
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, load_images
 from cfaug.data.images import to_uint8
+from cfaug.data.loading import Images
 from cfaug.judge.probes import Fit
 from cfaug.stages.checked_inputs import Inputs
-from cfaug.train import TensorImages, TrainedClassifier, TrainSettings, train_classifier
+from cfaug.train import TensorImages, TrainSettings, train_classifier
+from cfaug.train.features import FeatureStore
+from cfaug.train.heads import FIXED, Weighted, fit_logistic
 from cfaug.train.method_data import group_codes
+from cfaug.train.models import build_model
+from cfaug.train.objectives import group_weights
+from cfaug.train.validation import outputs
 
 Pixels = npt.NDArray[np.uint8]
+
+
+class Reader(Protocol):
+    """What reads an attribute from images."""
+
+    def predict(self, images: Images, /) -> Tensor: ...
+
 
 MOST_PROBE_STEPS = 1000
 """Gradient steps of a probe, at most; a minute for 32 px on one core."""
@@ -37,10 +52,27 @@ def settings_of(recipe: Recipe) -> TrainSettings:
         batch_size=train.batch_size,
         lr=train.learning_rate,
         weight_decay=train.weight_decay,
+        optimizer=train.optimizer,
+        schedule=train.schedule,
+        clip=train.clip,
         model=train.model,
+        weights=train.weights,
+        normalization=train.normalization,
+        selection=train.selection,
+        method_settings=train.method_settings,
         device=train.device,
         threads=train.threads,
         bf16=train.bf16,
+    )
+
+
+def feature_store(recipe: Recipe, inputs: Inputs, place: Path | None, progress: bool = True) -> FeatureStore:
+    """The features of the recipe's net, frozen; kept in ``place``, or only in memory."""
+    train, (height, width, channels) = recipe.train, inputs.train.image(0).shape
+    classes = len(inputs.schema[inputs.target].categories)
+    net = build_model(train.model, channels, (height, width), classes, 0, train.weights, train.normalization)
+    return FeatureStore(
+        place, net, (height, width), recipe.data.workers, train.device, train.bf16, train.threads, progress
     )
 
 
@@ -76,17 +108,22 @@ def probe_fit(recipe: Recipe, sources: int, seed: int) -> Fit:
 
 def attribute_readers(
     recipe: Recipe, inputs: Inputs, judged: Collection[str], progress: bool
-) -> tuple[dict[str, TrainedClassifier], str]:
+) -> tuple[dict[str, Reader], str]:
     """A reader for each categorical parent of the image, trained on other sources than those judged, and on what."""
     source: AttributeDataset = inputs.oracle or inputs.train
     basis = (
         "unconfounded images" if inputs.oracle else "the confounded training images, groups resampled: a weaker witness"
     )
     kept = [i for i in range(len(source)) if source.key(i) not in judged]
+    most = max(1, int(recipe.data.memory_gb * 1e9 / source.image(0).nbytes))
+    if len(kept) > most:
+        kept = sorted(np.random.default_rng(recipe.seed).choice(kept, most, replace=False).tolist())
     table = source.table.iloc[kept]
+    if recipe.train.mode == "frozen":
+        return _frozen_readers(recipe, inputs, source, kept, progress), basis
     images = load_images(source, kept, progress=False)
     groups = torch.from_numpy(group_codes(table, inputs.grouper, "each"))
-    readers = {}
+    readers: dict[str, Reader] = {}
     for name in inputs.graph.parents("image"):
         attribute = inputs.schema[name]
         if attribute.kind == "categorical":
@@ -103,3 +140,38 @@ def attribute_readers(
                 progress=progress,
             )
     return readers, basis
+
+
+def _frozen_readers(
+    recipe: Recipe, inputs: Inputs, source: AttributeDataset, kept: list[int], progress: bool
+) -> dict[str, Reader]:
+    """Readers as linear heads on the recipe's frozen net; groups are re-weighted where the images are confounded."""
+    store = feature_store(recipe, inputs, None, progress)
+    features = store.of_dataset(source)[kept]
+    table = source.table.iloc[kept]
+    groups = torch.from_numpy(group_codes(table, inputs.grouper, "each"))
+    weights = torch.ones(len(kept)) if inputs.oracle else group_weights(groups) * len(kept)
+    readers: dict[str, Reader] = {}
+    for name in inputs.graph.parents("image"):
+        attribute = inputs.schema[name]
+        if attribute.kind == "categorical":
+            here = torch.from_numpy(np.flatnonzero(table[name].notna()))
+            codes = torch.from_numpy(np.asarray(inputs.schema.index(name, table[name].iloc[here.numpy()])))
+            data = Weighted(features[here], codes, weights[here])
+            _, weight, bias = fit_logistic(data, len(attribute.categories), (FIXED,))[0]
+            readers[name] = FrozenReader(store, weight, bias)
+    return readers
+
+
+@dataclass(frozen=True)
+class FrozenReader:
+    """A linear head and the frozen net below it."""
+
+    store: FeatureStore
+    weight: Tensor
+    bias: Tensor
+
+    def predict(self, images: Images) -> Tensor:
+        """Classes (N,) of uint8 images (N, C, H, W), in memory or a stream."""
+        features = outputs(self.store.model.embed, self.store.model, images, 64)
+        return (features.float() @ self.weight.T + self.bias).argmax(1)

@@ -6,6 +6,7 @@ columns, splits, values, methods, devices, every image. What only generating nee
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping
@@ -13,13 +14,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from tqdm.auto import tqdm
 
 from cfaug.causal import SCM, CausalGraph, missing_counts, refuse_if_ancestor
 from cfaug.config import Recipe
 from cfaug.data import (
+    ArrayDataset,
     AttributeDataset,
-    FolderDataset,
     Grouper,
     Schema,
     can_unconfound,
@@ -29,7 +32,8 @@ from cfaug.data import (
 )
 from cfaug.data.loading import SIDES
 from cfaug.data.sources import Measure
-from cfaug.errors import DataError, UsageError, near
+from cfaug.data.sources.stored_images import StoredImages
+from cfaug.errors import DataError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -72,16 +76,15 @@ def open_inputs(recipe: Recipe, progress: bool = True, fitted: bool = False) -> 
     _check_training_settings(recipe)
     train = _open(recipe, graph, "train")
     SCM(graph, train.schema, recipe.scm.mechanisms)  # names and kinds; nothing is fitted
-    _check_decoder(recipe, graph, train.schema, fitted)
+    _check_decoder(recipe, graph, train, fitted)
     val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
+    _check_classifier(recipe, train)
     content = hashlib.sha256(train.schema.digest.encode())
     for dataset in (train, val, test):
         content.update(dataset.table.to_csv().encode())
         content.update(_pixels(dataset, progress))
     _check_images(train, val, test)
-    oracle = (
-        _open(recipe, graph, "train", train.schema, confounded=False) if can_unconfound(recipe.data.source) else None
-    )
+    oracle = _oracle(recipe, graph, train.schema, progress)
     measures = {name: read for name, read in measures_of(recipe.data.source).items() if name in graph.parents("image")}
     grouper = Grouper.fit(train.table, train.schema)
     inputs = Inputs(train, val, test, oracle, graph, grouper, content.hexdigest(), measures)
@@ -91,6 +94,59 @@ def open_inputs(recipe: Recipe, progress: bool = True, fitted: bool = False) -> 
         log.warning("evaluate.loss_images is %d, but a %s source cannot be made unconfounded: no losses are measured",
                     recipe.evaluate.loss_images, recipe.data.source)  # fmt: skip
     return inputs
+
+
+def uses_counterfactuals(recipe: Recipe) -> bool:
+    """Whether any listed method needs generated images."""
+    from cfaug.train.methods import METHODS
+
+    return any(METHODS[name].needs_shards for name in recipe.train.methods)
+
+
+def has_oracle(recipe: Recipe) -> bool:
+    """Whether there are training images without the confounding: the source makes them, or ``data.oracle`` has them."""
+    return can_unconfound(recipe.data.source) or recipe.data.oracle is not None
+
+
+def training_oracle(recipe: Recipe, inputs: Inputs) -> AttributeDataset | None:
+    """The oracle's training images: as many different ones as cfaug shows, where the source can make them.
+
+    cfaug shows every real image and ``plan.per_image`` counterfactuals of it; so the oracle gets every source under as many draws of
+    its attributes. A folder has what it has.
+    """
+    oracle, copies = inputs.oracle, 1 + recipe.plan.per_image
+    if (
+        not isinstance(oracle, ArrayDataset)
+        or not can_unconfound(recipe.data.source)
+        or not uses_counterfactuals(recipe)
+    ):
+        return oracle
+    parts = [oracle]
+    for copy in range(1, copies):
+        other = dataclasses.replace(recipe.data, seed=recipe.data.seed + copy)
+        part = _open(dataclasses.replace(recipe, data=other), inputs.graph, "train", inputs.schema, confounded=False)
+        assert isinstance(part, ArrayDataset)
+        parts.append(
+            ArrayDataset(part.images, part.table.set_axis([f"{key}+{copy}" for key in part.table.index]), part.schema)
+        )
+    return ArrayDataset(
+        np.concatenate([part.images for part in parts]), pd.concat([part.table for part in parts]), oracle.schema
+    )
+
+
+def _oracle(recipe: Recipe, graph: CausalGraph, schema: Schema, progress: bool) -> AttributeDataset | None:
+    if not has_oracle(recipe):
+        return None
+    if recipe.data.oracle is None:
+        return _open(recipe, graph, "train", schema, confounded=False)
+    if can_unconfound(recipe.data.source):
+        raise UsageError(
+            f"data.oracle: a {recipe.data.source} source makes its own unconfounded images; remove data.oracle"
+        )
+    elsewhere = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=recipe.data.oracle, masks=None))
+    oracle = _open(elsewhere, graph, "train", schema)
+    _pixels(oracle, progress)
+    return oracle
 
 
 def _open(
@@ -112,13 +168,16 @@ def _open(
         schema=schema,
         seed=data.seed,
         confounded=confounded,
+        size=data.size,
+        fit=data.fit,
+        masks=data.masks,
         **options,
     )
 
 
 def _pixels(dataset: AttributeDataset, progress: bool) -> bytes:
-    """sha256 of all pixels; a folder's images are decoded here, so an unreadable one is named before any training."""
-    if isinstance(dataset, FolderDataset):
+    """sha256 of all pixels; stored images are decoded here, so an unreadable one is named before any training."""
+    if isinstance(dataset, StoredImages):
         bar = partial(
             tqdm, total=len(dataset), desc=f"check {dataset.split}", unit="img", disable=not progress, delay=2, leave=False
         )  # fmt: skip
@@ -159,17 +218,25 @@ def _check_training_settings(recipe: Recipe) -> None:
     """Refuse an unknown method, classifier or device before the decoder trains for minutes."""
     import torch
 
-    from cfaug.train.methods import method_named
-    from cfaug.train.models import MODELS
+    from cfaug.train.methods import check_method_settings, method_named
+    from cfaug.train.models import check_model
 
     for name in recipe.train.methods:
-        if method_named(name).data == "oracle" and not can_unconfound(recipe.data.source):
+        if method_named(name).data == "oracle" and not has_oracle(recipe):
             raise UsageError(
-                f"train.methods: got {name!r}, but a {recipe.data.source} source cannot be made unconfounded; remove it from the list"
+                f"train.methods: got {name!r}, but a {recipe.data.source} source cannot be made unconfounded; remove it from the list, or "
+                "name a directory of unconfounded images in data.oracle"
             )
-    if recipe.train.model not in MODELS:
+    check_method_settings(recipe.train.method_settings)
+    check_model(recipe.train.model)
+    if recipe.train.mode == "frozen" and recipe.train.weights is None:
         raise UsageError(
-            f"train.model: expected one of {', '.join(MODELS)}, got {recipe.train.model!r}; {near(recipe.train.model, MODELS)}"
+            f"train.mode is frozen, but train.weights names no file, and features of an untrained {recipe.train.model} say nothing; give "
+            "pretrained weights, or write mode: finetune"
+        )
+    if recipe.train.mode == "frozen" and recipe.train.augment != "none":
+        raise UsageError(
+            "train.mode is frozen, so features are computed once, and nothing is augmented; write augment: none"
         )
     for setting, device in (("decoder.device", recipe.decoder.device), ("train.device", recipe.train.device)):
         try:
@@ -180,12 +247,21 @@ def _check_training_settings(recipe: Recipe) -> None:
             ) from None
 
 
-def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: bool) -> None:
+def _check_classifier(recipe: Recipe, train: AttributeDataset) -> None:
+    """The net, its weights and its normalisation fit one another and the images."""
+    from cfaug.train.models import build_model
+
+    config, (height, width, channels) = recipe.train, train.image(0).shape
+    classes = len(train.schema[str(train.schema.target)].categories)
+    build_model(config.model, channels, (height, width), classes, 0, config.weights, config.normalization)
+
+
+def _check_decoder(recipe: Recipe, graph: CausalGraph, train: AttributeDataset, fitted: bool) -> None:
     """Refuse now what the decoder would refuse only after the SCM was fitted."""
     from cfaug.decode.diffusion.condition import check_depth
     from cfaug.decode.diffusion.image_space import autoencoder_class
 
-    config, parents = recipe.decoder, graph.parents("image")
+    config, parents, schema = recipe.decoder, graph.parents("image"), train.schema
     check_depth(config.depth, parents)
     if config.validate_every and not any(schema[name].kind == "categorical" for name in parents):
         raise UsageError(
@@ -194,23 +270,24 @@ def _check_decoder(recipe: Recipe, graph: CausalGraph, schema: Schema, fitted: b
         )
     if config.space == "latents" and not fitted:
         autoencoder_class(config.autoencoder)
+    height, width = train.image(0).shape[:2]
+    if uses_counterfactuals(recipe) and not (SIDES[0] <= min(height, width) and max(height, width) <= SIDES[1]):
+        raise DataError(
+            f"{train.key(0)}: expected sides of {SIDES[0]} to {SIDES[1]} px, got {width}x{height}; resize the images (data.size)"
+        )
 
 
 def _check_images(train: AttributeDataset, val: AttributeDataset, test: AttributeDataset) -> None:
-    """Refuse images of a size that decoder or classifiers do not take, and an image that is in two splits."""
-    height, width, channels = train.image(0).shape
+    """Refuse images of different sizes, and an image that is in two splits."""
+    height, width, channels = train.image(0).shape  # of a working size all are the same
     for dataset in (val, test):
         if (found := dataset.image(0).shape) != (height, width, channels):
             raise DataError(
                 f"expected images of one size and mode, but train has {(height, width, channels)} (height, width, channels) and "
                 f"{dataset.split} {found}; make them the same"
             )
-    if not (SIDES[0] <= min(height, width) and max(height, width) <= SIDES[1]):
-        raise DataError(
-            f"{train.key(0)}: expected sides of {SIDES[0]} to {SIDES[1]} px, got {width}x{height}; resize the images"
-        )
     # a generated source keeps its sources apart itself, and two digits that their colours hide are one image
-    own = isinstance(train, FolderDataset)
+    own = isinstance(train, StoredImages)
     if own and (shared := duplicates_across_splits((train, val, test))):
         (split, key), (other_split, other) = shared[0]
         raise DataError(

@@ -7,7 +7,8 @@ from typing import Any
 from cfaug.causal import SCM, falsify, forecast
 from cfaug.causal import diagnose as diagnose_table
 from cfaug.decode import CounterfactualModel
-from cfaug.stages.recipe_checks import draw_plan, fit_scm, uses_counterfactuals
+from cfaug.stages.checked_inputs import uses_counterfactuals
+from cfaug.stages.recipe_checks import draw_plan, fit_scm
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import whole_plan
 

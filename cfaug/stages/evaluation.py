@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from cfaug.causal import Intervention, do
 from cfaug.config import Recipe
 from cfaug.data import load_images
+from cfaug.data.loading import images_of
 from cfaug.decode import CounterfactualModel
 from cfaug.judge import axioms
 from cfaug.judge.probes import LEAST_SOURCES
@@ -117,7 +118,7 @@ def evaluate_counterfactuals(
     predictors = {name: reader.predict for name, reader in readers.items()}
     read = axioms.read_attributes(predictors, made, attributes, inputs.schema)
     _next(bar, "real test images")
-    test = load_images(inputs.test, progress=False)
+    test = images_of(inputs.test, None, recipe.data.memory_gb, recipe.data.workers, False)
     read_real = axioms.read_attributes(predictors, test, inputs.test.table, inputs.schema)
     figures["attributes"] = {}
     for name, agrees in read.items():
@@ -138,7 +139,8 @@ def evaluate_counterfactuals(
         }
         for i, row in enumerate(rows)
     ]
-    pixels, test_pixels = [to_pixels(each) for each in (images, rebuilt, made)], to_pixels(test)
+    pixels = [to_pixels(each) for each in (images, rebuilt, made)]
+    test_pixels = to_pixels(test) if inputs.measures and isinstance(test, torch.Tensor) else pixels[0]
     figures["measures"] = {
         name: measured_errors(inputs, name, acts, attributes, table, pixels[2], pixels[0], test_pixels)
         for name in inputs.measures

@@ -10,10 +10,9 @@ from cfaug.config import Recipe
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, make_engine, make_plan
 from cfaug.offline.commit import open_destination
-from cfaug.stages.checked_inputs import Inputs, open_inputs
+from cfaug.stages.checked_inputs import Inputs, open_inputs, uses_counterfactuals
 from cfaug.stages.ranks import SHARED
 from cfaug.stages.run_directory import local
-from cfaug.train.methods import METHODS
 
 
 def check_recipe(recipe: Recipe, progress: bool = False) -> Inputs:
@@ -28,11 +27,6 @@ def check_recipe(recipe: Recipe, progress: bool = False) -> Inputs:
         draw_plan(recipe, inputs)
     fit_scm(recipe, inputs)
     return inputs
-
-
-def uses_counterfactuals(recipe: Recipe) -> bool:
-    """Whether any listed method needs generated images."""
-    return any(METHODS[name].needs_shards for name in recipe.train.methods)
 
 
 def check_generation(recipe: Recipe, inputs: Inputs) -> None:

@@ -17,15 +17,15 @@ from cfaug.causal.audit.confounding import confounding
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.errors import CfaugError
+from cfaug.judge.advice import Advice, advise
 from cfaug.judge.axioms import worst_rows
 from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent, write_report
 from cfaug.offline import ShardReader
-from cfaug.stages.checked_inputs import Inputs
+from cfaug.stages.checked_inputs import Inputs, training_oracle, uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
 from cfaug.stages.generation import shards
-from cfaug.stages.recipe_checks import uses_counterfactuals
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import versions
 from cfaug.stages.training import train
@@ -76,13 +76,27 @@ def report_data(run: Run) -> ReportData:
         losses=_losses(evaluation.figures["losses"]) if evaluation and evaluation.figures["losses"] else None,
         leaks=_leaks(evaluation.figures) if evaluation else (),
         assumptions=_assumptions(recipe) if model else (),
-        notes=_notes(recipe, inputs, model),
+        notes=[*_advice(inputs, rows), *_notes(recipe, inputs, model)],
         run=_facts(run, len(generated) if generated is not None else None),
         diagnosis=found,
         falsification=found["falsification"],
         card=run.directory.read_json("assumptions.json"),
         discovery=run.directory.read_json("discovery.json"),
     )
+
+
+def advice(inputs: Inputs, rows: Sequence[dict[str, Any]]) -> Advice | None:
+    """Which method the rows speak for; None without rows of plain training."""
+    if not any(row["method"] == "erm" for row in rows):
+        return None
+    labels = inputs.grouper.labels(inputs.train.table, missing=True)
+    counts = {name: int((labels == name).sum().sum()) for name in inputs.grouper.all_names}
+    return advise(rows, counts)
+
+
+def _advice(inputs: Inputs, rows: Sequence[dict[str, Any]]) -> list[str]:
+    found = advice(inputs, rows)
+    return [] if found is None else [f"Do you need counterfactuals? {'; '.join(found.reasons)}."]
 
 
 def _facts(run: Run, generated: int | None) -> dict[str, str]:
@@ -273,6 +287,17 @@ def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) ->
         )
     if inputs.oracle is None:
         notes.append("There is no oracle: these images cannot be had without their confounding.")
+    elif uses_counterfactuals(recipe):
+        shown, own = len(inputs.train) * (1 + recipe.plan.per_image), len(training_oracle(recipe, inputs) or ())
+        more = ", so more than the oracle may come from more images" if own < shown else ""
+        notes.append(
+            f"The oracle has {own} different images, cfaug shows up to {shown}: the real ones and {recipe.plan.per_image} counterfactuals of each{more}."
+        )
+    size = getattr(inputs.train, "size", None)
+    if size is not None:
+        notes.append(
+            f"Every image is brought to {size[1]}x{size[0]} pixels ({recipe.data.fit}), by antialiased bilinear resampling."
+        )
     if model is not None and (fitted := model.decoder.report) is not None:
         notes.append(
             f"The decoder was trained on {fitted.images} images for {fitted.steps} steps in {fitted.seconds:.0f} s (final loss {fitted.loss:.4f})."

@@ -23,10 +23,9 @@ from cfaug.config import Recipe
 from cfaug.data import load_images
 from cfaug.decode import CounterfactualModel, ImageMechanism
 from cfaug.judge.axioms import counterfactuals
-from cfaug.stages.attribute_classifiers import attribute_readers, quantised
+from cfaug.stages.attribute_classifiers import Reader, attribute_readers, quantised
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.generated_sets import balanced_acts
-from cfaug.train import TrainedClassifier
 from cfaug.train.models import as_input
 
 IMAGES = 200
@@ -46,7 +45,7 @@ class ValidationScore:
     def __init__(self, recipe: Recipe, inputs: Inputs, scm: SCM, progress: bool = False) -> None:
         self.recipe, self.inputs, self.scm, self.progress = recipe, inputs, scm, progress
         self._acts = balanced_acts(inputs.val, IMAGES, recipe.seed)
-        self._readers: dict[str, TrainedClassifier] | None = None
+        self._readers: dict[str, Reader] | None = None
 
     def shares(self, decoder: ImageMechanism) -> dict[str, float]:
         """Attribute -> share of the counterfactuals in which it is read as intended."""

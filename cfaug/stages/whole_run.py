@@ -6,10 +6,11 @@ from pathlib import Path
 
 from cfaug.errors import ShardError
 from cfaug.offline import verify
+from cfaug.stages.checked_inputs import uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.fitting import fit
 from cfaug.stages.generation import plan
-from cfaug.stages.recipe_checks import check_generation, fit_scm, uses_counterfactuals
+from cfaug.stages.recipe_checks import check_generation, fit_scm
 from cfaug.stages.reporting import report
 from cfaug.stages.run import Run
 
