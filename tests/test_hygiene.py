@@ -18,6 +18,7 @@ FLOORS = {
     "lazy": 0,
     "data": 0,
     "config": 0,
+    "decoder_config": 0,
     "recipe_file": 0,
     "shipped_recipes": 0,
     "causal": 1,

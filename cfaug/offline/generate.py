@@ -22,11 +22,12 @@ from cfaug.data import AttributeDataset
 from cfaug.errors import DataError, StorageError, UsageError, described
 from cfaug.offline.commit import open_destination
 from cfaug.offline.engines import make_engine
+from cfaug.offline.environment import Environment, canvas_of, environment_of, working_size_of
 from cfaug.offline.format import CARD
 from cfaug.offline.gate import Gate
 from cfaug.offline.index import publish_index
 from cfaug.offline.inspect.card import card
-from cfaug.offline.make_shard import Environment, Model, ShardWork, canvas_of, environment_of, working_size_of
+from cfaug.offline.make_shard import Model, ShardWork
 from cfaug.offline.plan import Plan
 from cfaug.offline.progress import Progress
 from cfaug.offline.retry_shards import make_and_retry

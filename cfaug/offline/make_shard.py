@@ -11,7 +11,6 @@ cropped back, and the record says by how much.
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import features
 
 from cfaug.data import AttributeDataset, Schema, pixel_digest
 from cfaug.data.images import Pixels, to_float, to_uint8
@@ -30,6 +28,7 @@ from cfaug.data.micro_batch import Sources
 from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import CfaugError, DataError, UsageError, described, generating
 from cfaug.offline.commit import Destination
+from cfaug.offline.environment import Environment, canvas_of, working_size_of
 from cfaug.offline.format import FORMAT, ManifestRow, Sample, SourceHashes
 from cfaug.offline.gate import Gate
 from cfaug.offline.plan import Plan, PlanRow
@@ -38,7 +37,6 @@ from cfaug.offline.write_shard import stage_shard
 if TYPE_CHECKING:
     import torch
 
-Environment = dict[str, str | int]
 Values = dict[str, str | float | None]
 
 REMEMBERED = 50_000  # sources whose digests a process keeps, at 400 bytes each
@@ -241,40 +239,6 @@ class ShardWork:
         ):  # source_digest is of the image before it was resized, this of the one after
             record["working_digest"] = pixel_digest(source)
         return Sample(row.key, image, record, hashes)
-
-
-def working_size_of(dataset: AttributeDataset) -> str | None:
-    """The size to which a data set brings its images, and how ("224x224 crop", width first); None where they stay as they are."""
-    size = getattr(dataset, "size", None)
-    return None if size is None else f"{size[1]}x{size[0]} {dataset.fit}"  # type: ignore[attr-defined]
-
-
-def environment_of(
-    model: Model, batch_size: int, image: str = "png", gate: Gate | None = None, size: str | None = None
-) -> Environment:
-    """What the bytes depend on, beside plan and model: no path, no number of workers and no engine is among it."""
-    versions = {name: importlib.metadata.version(name) for name in ("diffusers", "numpy", "pillow", "torch", "zuko")}
-    codec = {"png": "zlib", "webp": "webp"}.get(image)  # stored PNGs need none
-    device = str(getattr(model, "device", "cpu")).split(":")[0]
-    canvas = canvas_of(model)
-    return {
-        **({} if canvas is None else {"canvas": f"{canvas[0]}x{canvas[1]}"}),
-        **({} if gate is None else {"gate": gate.digest}),
-        **({} if size is None else {"size": size}),
-        "batch_size": batch_size,
-        "image": image,
-        "threads": 1,
-        "device": device,
-        "dtype": str(getattr(model, "dtype", "float32")),
-        **versions,
-        **({} if codec is None else {codec: str(features.version(codec))}),
-    }
-
-
-def canvas_of(model: Model) -> tuple[int, int] | None:
-    """(height, width) that the model wants its sources padded to; None where they all have one size."""
-    canvas = getattr(model, "canvas", None)
-    return None if canvas is None else (int(canvas[0]), int(canvas[1]))
 
 
 def _pixels_of(made: Any, attributes: Any, sources: Sources, rows: Sequence[PlanRow]) -> Pixels:

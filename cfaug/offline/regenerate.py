@@ -24,9 +24,10 @@ from cfaug.data import AttributeDataset
 from cfaug.errors import ShardError, UsageError, shown
 from cfaug.offline.commit import open_destination
 from cfaug.offline.decoders import decode_image
+from cfaug.offline.environment import environment_of, working_size_of
 from cfaug.offline.format import IMAGES, IndexRow, ManifestRow, Sample, planned
 from cfaug.offline.gate import Gate
-from cfaug.offline.make_shard import Model, ShardWork, environment_of, working_size_of
+from cfaug.offline.make_shard import Model, ShardWork
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.read_committed import Committed
 from cfaug.offline.verify import VerifyReport
