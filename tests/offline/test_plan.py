@@ -130,7 +130,7 @@ def test_every_flipped_bit_of_the_rows_is_seen(name: str, tmp_path: Path) -> Non
             Plan.load(tmp_path)
         assert "\n" not in str(caught.value)
     file.unlink()
-    with pytest.raises(ShardError, match=rf"{name}: cannot read it: .*: plan first"):
+    with pytest.raises(ShardError, match=rf"{name}: cannot read it: .*; plan first"):
         Plan.load(tmp_path)
 
 

@@ -141,7 +141,7 @@ def test_every_method_runs_and_names_itself(data: tuple[TensorImages, Validation
     some = TensorImages(images, data[0].targets[:96], codes, attributes=levels)
     pairs = MixedImages(images, data[0].targets[:96], lambda epoch: torch.arange(96), codes, None, levels, paired=True)
     places = pd.Series(np.asarray(data[1].groups).ravel()).str.endswith("c=1").astype(int)
-    validation = dataclasses.replace(data[1], attributes=torch.from_numpy(places.to_numpy()[:, None]))
+    validation = dataclasses.replace(data[1], attributes=torch.tensor(places.tolist())[:, None])
     for name, method in METHODS.items():
         train = pairs if method.data == "pairs" else some
         run = train_classifier(name, train, validation, short, classes=2, synthetic=some)
