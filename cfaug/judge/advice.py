@@ -58,8 +58,8 @@ def advise(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> Advi
     )
     smallest = min((n for n in counts.values() if n), default=0)
     sizes = (
-        f"{len(counts)} groups, the smallest that has images has {smallest} of them; weighted evenly, {sum(counts.values())} images are "
-        f"worth {effective_size(list(counts.values())):.0f}"
+        f"{len(counts)} groups, {len(empty)} of them without a training image, the smallest of the others with {smallest}; weighted evenly, "
+        f"they count as {effective_size(list(counts.values())):.0f} images"
     )
     facts = [
         f"plain training: {_percent(erm.worst[0])} in the worst group, {_percent(erm.average[0])} on average; the gap to {measured} is "
