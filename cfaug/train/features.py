@@ -35,7 +35,7 @@ from cfaug.train.models import Classifier, SmallCNN, as_input, digest_of
 log = logging.getLogger(__name__)
 
 Floats = npt.NDArray[np.float32]
-BATCH = 64
+BATCH = 32  # at 224 px the first layers of 64 images would take half a gigabyte more
 PART = 4096  # images after which what is computed is written: so much can a kill cost
 
 
