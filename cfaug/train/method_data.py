@@ -103,7 +103,7 @@ class TrainingSets:
     """What every method of a table trains on; each image and each sample is decoded once, at its first use, where they fit in memory.
 
     ``dataset`` is the train split; ``shards`` are needed by methods with generated images, ``oracle`` (images
-    without confounding) by the oracle. ``augment``: seed -> an albumentations transform of uint8 images (H, W, C), drawn anew from
+    without confounding) by the oracle. ``augment``: makes an albumentations transform of uint8 images (H, W, C), drawn anew from
     (seed, epoch, index). Raises UsageError for a split other than train.
     """
 
@@ -152,13 +152,17 @@ class TrainingSets:
 
     def _drawn(self, method: str, p: float, null_p: float, seed: int, paired: bool) -> TrainingSet:
         base, shards = self._source(method, "real"), self._shards_for(method)
-        policy: Any = "pairs" if paired else "replace"
         if self.augment is None and self._fits(base, len(shards)):
             drawn = CounterfactualDataset(base, shards, p=p, null_p=null_p, seed=seed)
             self._mixed = materialise(drawn, self._codes, held=self._mixed, levels=self._levels, paired=paired)
             self._images.pop("real", None)  # from now on a view of the pool, which begins with the real images
             return self._mixed
-        shown = CounterfactualDataset(self._readable(base, seed), shards, p=p, null_p=null_p, seed=seed, policy=policy)
+        readable = self._readable(base)
+        # of a pair both images get one crop and one flip, which only the base of the mixture can do
+        readable = self._augmented(readable, seed) if paired else readable
+        shown = CounterfactualDataset(
+            readable, shards, p=p, null_p=null_p, seed=seed, key=base.key, policy="pairs" if paired else "replace"
+        )
         if self._generated is None:
             self._generated = pd.DataFrame([shards.record(i)["attributes"] for i in range(len(shards))])
         table = pd.concat([base.table, self._generated], ignore_index=True)
@@ -169,7 +173,7 @@ class TrainingSets:
             return torch.from_numpy(np.where(own < 0, np.arange(len(own)), len(base) + own))
 
         return StreamedImages(
-            self._augmented(shown, seed), target_tensor(base), lambda e: codes[rows(e)], int(codes.max()) + 1,
+            shown if paired else self._augmented(shown, seed), target_tensor(base), lambda e: codes[rows(e)], int(codes.max()) + 1,
             self.memory.workers, lambda e: levels[rows(e)],
         )  # fmt: skip
 
@@ -184,7 +188,7 @@ class TrainingSets:
             images = load_images(source) if pool is None else pool[: len(source)]
             self._images[kind] = TensorImages(images, target_tensor(source), codes, attributes=levels)
         else:
-            shown = self._augmented(self._readable(source, seed), seed)
+            shown = self._augmented(self._readable(source), seed)
             self._images[kind] = StreamedImages(shown, target_tensor(source), codes, 0, self.memory.workers, levels)
         # an oracle of more images takes no more steps than any other method
         self._images[kind].shown = min(len(source), self._shown)
@@ -208,7 +212,7 @@ class TrainingSets:
     def _fits(self, dataset: AttributeDataset, more: int = 0) -> bool:
         return (len(dataset) + more) * dataset.image(0).nbytes <= self.memory.gigabytes * 1e9
 
-    def _readable(self, dataset: AttributeDataset, seed: int) -> Any:
+    def _readable(self, dataset: AttributeDataset) -> Any:
         """The data set with images as uint8 tensors (C, H, W), or untransformed where they are augmented afterwards."""
         shown: Any = copy.copy(dataset)
         shown.transform = None if self.augment is not None else _as_tensor

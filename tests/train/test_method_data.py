@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,15 @@ from cfaug.data import ArrayDataset, Grouper
 from cfaug.errors import UsageError
 from cfaug.offline import ShardReader
 from cfaug.train import METHODS, TrainSettings, train_classifier
-from cfaug.train.method_data import Mixture, TrainingSets, group_codes, training_set, validation_set
+from cfaug.train.method_data import (
+    Memory,
+    Mixture,
+    TrainingSets,
+    group_codes,
+    standard_augmentation,
+    training_set,
+    validation_set,
+)
 from cfaug.train.training_sets import TrainingSet
 
 
@@ -130,3 +139,21 @@ def test_trains_end_to_end(base: ArrayDataset, shards: Path, grouper: Grouper) -
             method, sets.of(method), validation, settings, classes=["0", "1"], synthetic=sets.synthetic(method)
         )
         assert run.best_epoch in (0, 1)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+@pytest.mark.parametrize("method", ["erm", "cfaug", "cfaug+consistency"])
+def test_what_is_not_held_is_read_and_augmented(
+    base: ArrayDataset, shards: Path, grouper: Grouper, method: str, augment: bool
+) -> None:
+    """Pairs too; the same look gives the same images."""
+    size = base.images.shape[1:3]
+    make = partial(standard_augmentation, size) if augment else None
+    sets = TrainingSets(base, grouper, shards, memory=Memory(0.0, 0), augment=make)
+    made = sets.of(method, Mixture(0.5, 0.1), seed=2)
+    ((images, targets, _),) = made.batches(0, [torch.arange(N)])
+    pairs = (2,) if method == "cfaug+consistency" else ()
+    assert images.shape == (N, *pairs, 3, *size)
+    assert targets.tolist() == [base[i][1] for i in range(N)]
+    ((again, _, _),) = made.batches(0, [torch.arange(N)])
+    assert torch.equal(images, again)
