@@ -107,7 +107,7 @@ def probe_fit(recipe: Recipe, sources: int, seed: int) -> Fit:
 
 
 def attribute_readers(
-    recipe: Recipe, inputs: Inputs, judged: Collection[str], progress: bool
+    recipe: Recipe, inputs: Inputs, judged: Collection[str], progress: bool, features: Path | None = None
 ) -> tuple[dict[str, Reader], str]:
     """A reader for each categorical parent of the image, trained on other sources than those judged, and on what."""
     source: AttributeDataset = inputs.oracle or inputs.train
@@ -120,7 +120,7 @@ def attribute_readers(
         kept = sorted(np.random.default_rng(recipe.seed).choice(kept, most, replace=False).tolist())
     table = source.table.iloc[kept]
     if recipe.train.mode == "frozen":
-        return _frozen_readers(recipe, inputs, source, kept, progress), basis
+        return _frozen_readers(recipe, inputs, source, kept, progress, features), basis
     images = load_images(source, kept, progress=False)
     groups = torch.from_numpy(group_codes(table, inputs.grouper, "each"))
     readers: dict[str, Reader] = {}
@@ -143,10 +143,10 @@ def attribute_readers(
 
 
 def _frozen_readers(
-    recipe: Recipe, inputs: Inputs, source: AttributeDataset, kept: list[int], progress: bool
+    recipe: Recipe, inputs: Inputs, source: AttributeDataset, kept: list[int], progress: bool, place: Path | None
 ) -> dict[str, Reader]:
     """Readers as linear heads on the recipe's frozen net; groups are re-weighted where the images are confounded."""
-    store = feature_store(recipe, inputs, None, progress)
+    store = feature_store(recipe, inputs, place, progress)
     features = store.of_dataset(source)[kept]
     table = source.table.iloc[kept]
     groups = torch.from_numpy(group_codes(table, inputs.grouper, "each"))

@@ -108,18 +108,20 @@ def has_oracle(recipe: Recipe) -> bool:
     return can_unconfound(recipe.data.source) or recipe.data.oracle is not None
 
 
+def oracle_copies(recipe: Recipe) -> int:
+    """Draws of the attributes under which the oracle has every source: as many images as cfaug shows of it, where they can be made."""
+    made = can_unconfound(recipe.data.source) and uses_counterfactuals(recipe)
+    return 1 + recipe.plan.per_image if made else 1
+
+
 def training_oracle(recipe: Recipe, inputs: Inputs) -> AttributeDataset | None:
     """The oracle's training images: as many different ones as cfaug shows, where the source can make them.
 
     cfaug shows every real image and ``plan.per_image`` counterfactuals of it; so the oracle gets every source under as many draws of
     its attributes. A folder has what it has.
     """
-    oracle, copies = inputs.oracle, 1 + recipe.plan.per_image
-    if (
-        not isinstance(oracle, ArrayDataset)
-        or not can_unconfound(recipe.data.source)
-        or not uses_counterfactuals(recipe)
-    ):
+    oracle, copies = inputs.oracle, oracle_copies(recipe)
+    if copies == 1 or not isinstance(oracle, ArrayDataset):
         return oracle
     parts = [oracle]
     for copy in range(1, copies):

@@ -10,6 +10,7 @@ import io
 import zipfile
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ def evaluate(run: Run) -> Evaluation:
         generated = generation.shards(run)
         with run.timed("evaluate"):
             found = evaluate_counterfactuals(
-                run.recipe, run.inputs, fit(run), generation.plan(run), generated, run.progress
+                run.recipe, run.inputs, fit(run), generation.plan(run), generated, run.progress, run.out / "features"
             )
             images = io.BytesIO()
             np.savez(images, **{name: getattr(found, name) for name in _ARRAYS})
@@ -81,7 +82,13 @@ def _saved(run: Run) -> Evaluation | None:
 
 
 def evaluate_counterfactuals(
-    recipe: Recipe, inputs: Inputs, model: CounterfactualModel, plan: Plan, shards: ShardReader, progress: bool
+    recipe: Recipe,
+    inputs: Inputs,
+    model: CounterfactualModel,
+    plan: Plan,
+    shards: ShardReader,
+    progress: bool,
+    features: Path | None = None,
 ) -> Evaluation:
     """Measure composition, reversibility, effectiveness, preservation, the leak probes and the three losses."""
     bar = tqdm(total=5, desc="evaluate", disable=not progress, bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]")
@@ -112,7 +119,9 @@ def evaluate_counterfactuals(
         "reversibility_n": len(undone),
     }
     _next(bar, "readers")
-    readers, figures["reader_basis"] = attribute_readers(recipe, inputs, {row.source_key for row in rows}, progress)
+    readers, figures["reader_basis"] = attribute_readers(
+        recipe, inputs, {row.source_key for row in rows}, progress, features
+    )
     known = {*readers, *inputs.measures}
     figures["not_measured"] = [name for name in inputs.graph.parents("image") if name not in known]
     predictors = {name: reader.predict for name, reader in readers.items()}

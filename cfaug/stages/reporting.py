@@ -21,7 +21,7 @@ from cfaug.judge.advice import Advice, advise
 from cfaug.judge.axioms import worst_rows
 from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent, write_report
 from cfaug.offline import ShardReader
-from cfaug.stages.checked_inputs import Inputs, training_oracle, uses_counterfactuals
+from cfaug.stages.checked_inputs import Inputs, oracle_copies, uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
@@ -288,7 +288,7 @@ def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) ->
     if inputs.oracle is None:
         notes.append("There is no oracle: these images cannot be had without their confounding.")
     elif uses_counterfactuals(recipe):
-        shown, own = len(inputs.train) * (1 + recipe.plan.per_image), len(training_oracle(recipe, inputs) or ())
+        shown, own = len(inputs.train) * (1 + recipe.plan.per_image), len(inputs.oracle) * oracle_copies(recipe)
         more = ", so more than the oracle may come from more images" if own < shown else ""
         notes.append(
             f"The oracle has {own} different images, cfaug shows up to {shown}: the real ones and {recipe.plan.per_image} counterfactuals of each{more}."

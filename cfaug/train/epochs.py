@@ -162,11 +162,11 @@ def _loss(
     robust: GroupDRO | None,
 ) -> Tensor:
     settings, objective, device = loop.settings, loop.method.objective, loop.settings.device
-    inputs, targets = _inputs(images, device), targets.to(device)
+    inputs, targets = as_input(images.to(device)), targets.to(device)
     if objective == "consistency":
         pairs = inputs.flatten(0, 1)  # factual and counterfactual in turns
         with autocast(device, settings.bf16):
-            logits = model(as_input(pairs) if pairs.ndim == 4 else pairs).float()
+            logits = model(as_input(pairs)).float()
         loss: Tensor = erm_loss(logits, targets.repeat_interleave(2))
         return loss + float(loop.own["weight"]) * paired_consistency_loss(logits[0::2], logits[1::2], targets)
     if objective == "lisa":
@@ -220,14 +220,6 @@ def balanced_subset(codes: Tensor, generator: torch.Generator) -> Tensor:
     places, least = known.nonzero()[:, 0], int(count.min())
     chosen = [places[own == g][torch.randperm(int(count[g]), generator=generator)[:least]] for g in range(len(count))]
     return torch.cat(chosen).sort().values
-
-
-def _inputs(images: Tensor, device: str) -> Tensor:
-    """Images as floats in [-1, 1], pairs of them (B, 2, C, H, W) too; features as they are."""
-    moved = images.to(device)
-    if moved.ndim == 5:
-        return as_input(moved.flatten(0, 1)).reshape(moved.shape)
-    return as_input(moved) if moved.ndim == 4 else moved.float()
 
 
 def _split_batches(order: Tensor, batch_size: int) -> list[Tensor]:

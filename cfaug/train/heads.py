@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,8 @@ from cfaug.train.training_sets import MixedImages, TrainingSet
 from cfaug.train.validation import SAID, Scorer, Validation, rank_of
 
 Floats = npt.NDArray[np.float32]
+Candidate = tuple[float, Tensor, Tensor]
+"""Penalty or decay, weight (K, D), bias (K,) of a head on raw features."""
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """C of the convex heads to choose from, ascending; the fourth is used where nothing is selected."""
 FIXED = 1e-1
@@ -96,12 +98,12 @@ def train_head(
     if not isinstance(train, MixedImages):
         raise UsageError(f"method {method}: expected features in memory, got {type(train).__name__}")
     if chosen.last_layer:
-        weight, bias, best = _last_layer(chosen, validation, synthetic, method_settings(chosen, given, 1), seed)
+        best, weight, bias = _last_layer(chosen, validation, synthetic, method_settings(chosen, given, 1), seed)
     elif chosen.objective == "erm" and not chosen.fake_first:
-        weight, bias, best = _convex(chosen, train, validation, scorer, settings, seed, len(classes))
+        best, weight, bias = _convex(chosen, train, validation, scorer, settings, seed, len(classes))
     else:
-        weight, bias, best = _by_steps(chosen, train, validation, scorer, settings, seed, classes, synthetic)
-    said = SAID["last" if settings.selection == "last" else settings.selection].replace("last epoch", "fixed penalty")
+        best, weight, bias = _by_steps(chosen, train, validation, scorer, settings, seed, classes, synthetic)
+    said = "fixed penalty" if settings.selection == "last" else SAID[settings.selection]
     return Head(weight, bias, best, time.perf_counter() - started, said)
 
 
@@ -120,7 +122,7 @@ def _convex(
     settings: TrainSettings,
     seed: int,
     classes: int,
-) -> tuple[Tensor, Tensor, float]:
+) -> Candidate:
     own = (settings.method_settings or {}).get(method.name, {})
     data = weighted(train)
     if method.sampler == "subset":
@@ -139,16 +141,23 @@ def _convex(
             replace(data, weights=jtt_weights(first, data.targets, upweight) * len(data.targets))
             for first in _first_heads(data, classes, settings)
         ]
-    best: tuple[Any, ...] | None = None
-    for one in candidates:
-        for c, weight, bias in fit_logistic(one, classes, np.atleast_1d(penalties).tolist()):
-            said = (validation.images @ weight.T + bias).argmax(1)  # type: ignore[operator]
-            average, worst = scorer(said)
-            rank = rank_of(average, worst, settings.selection)
-            if best is None or rank > best[0]:
-                best = rank, weight, bias, c
-    assert best is not None
-    return best[1], best[2], best[3]
+    strengths = np.atleast_1d(penalties).tolist()
+    found = (head for one in candidates for head in fit_logistic(one, classes, strengths))
+    return _preferred(found, validation, scorer, settings)
+
+
+def _preferred(
+    found: Iterable[Candidate], validation: Validation, scorer: Scorer, settings: TrainSettings
+) -> Candidate:
+    """The head that the selection prefers on the validation features; among equals the first."""
+    seen: Any = validation.images
+
+    def rank(head: Candidate) -> tuple[float, float]:
+        _, weight, bias = head
+        average, worst = scorer((seen @ weight.T + bias).argmax(1))
+        return rank_of(average, worst, settings.selection)
+
+    return max(found, key=rank)
 
 
 def _first_heads(data: Weighted, classes: int, settings: TrainSettings) -> list[Tensor]:
@@ -184,7 +193,7 @@ def weighted(train: MixedImages) -> Weighted:
     return Weighted(train.pool[rows], torch.tensor(targets), torch.tensor(weights))
 
 
-def fit_logistic(data: Weighted, classes: int, penalties: Sequence[float]) -> list[tuple[float, Tensor, Tensor]]:
+def fit_logistic(data: Weighted, classes: int, penalties: Sequence[float]) -> list[Candidate]:
     """(C, weight (K, D), bias (K,)) of raw features for each C, each fit started from the one before. DataError for one class alone."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -227,7 +236,7 @@ def _codes(train: MixedImages, method: Method) -> Tensor:
 
 def _last_layer(
     method: Method, validation: Validation, synthetic: TrainingSet | None, own: Mapping[str, Any], seed: int
-) -> tuple[Tensor, Tensor, float]:
+) -> Candidate:
     if validation.attributes is None:
         raise UsageError(
             f"method {method.name}: expected the spurious attributes of the validation images, got none; pass attributes="
@@ -242,7 +251,7 @@ def _last_layer(
     layer = dfr(
         torch.cat(features), torch.cat(targets), torch.cat(levels), own["c"], int(own["subsamples"]), seed, penalty=own["penalty"]
     )  # fmt: skip
-    return layer.weight.float(), layer.bias.float(), layer.c
+    return layer.c, layer.weight.float(), layer.bias.float()
 
 
 class LinearHead(nn.Module):
@@ -274,15 +283,15 @@ def _by_steps(
     seed: int,
     classes: Sequence[str],
     synthetic: TrainingSet | None,
-) -> tuple[Tensor, Tensor, float]:
+) -> Candidate:
     given = dict((settings.method_settings or {}).get(method.name, {}))
     decays = [given.pop("weight_decay")] if "weight_decay" in given else list(DECAYS)
     if settings.selection == "last":
         decays = decays[:1]
     mean, scale = train.pool.mean(0), train.pool.std(0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    best: tuple[Any, ...] | None = None
-    for decay in decays:
+
+    def head(decay: float) -> Candidate:
         own = replace(
             STEPS,
             weight_decay=decay,
@@ -290,22 +299,9 @@ def _by_steps(
             threads=settings.threads,
             method_settings={method.name: given},
         )
-        trained = train_classifier(
-            method.name,
-            train,
-            validation,
-            own,
-            seed,
-            classes,
-            synthetic=synthetic,
-            model=LinearHead(mean, scale, len(classes)),
-        )
-        head: Any = trained.model
-        raw = head.last.weight.detach() / scale
-        bias = head.last.bias.detach() - raw @ mean
-        average, worst = scorer((validation.images @ raw.T + bias).argmax(1))  # type: ignore[operator]
-        rank = rank_of(average, worst, settings.selection)
-        if best is None or rank > best[0]:
-            best = rank, raw, bias, decay
-    assert best is not None
-    return best[1], best[2], best[3]
+        model = LinearHead(mean, scale, len(classes))
+        train_classifier(method.name, train, validation, own, seed, classes, synthetic=synthetic, model=model)
+        raw = model.last.weight.detach() / scale
+        return decay, raw, model.last.bias.detach() - raw @ mean
+
+    return _preferred(map(head, decays), validation, scorer, settings)

@@ -187,12 +187,12 @@ def digest_of(model: nn.Module) -> str:
 
 
 def as_input(images: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) in 0..255 -> float32 in [-1, 1]; float images are taken to be ready and keep their values.
+    """uint8 (B, C, H, W) in 0..255 -> float32 in [-1, 1]; float images, and features (B, D), are taken to be ready and keep their values.
 
-    The result is channels_last: measured a tenth to a fifth faster in training, nearly twice as fast in prediction.
+    Images come out as channels_last: measured a tenth to a fifth faster in training, nearly twice as fast in prediction.
     """
     floats = to_float(images) if images.dtype == torch.uint8 else images.float()
-    return floats.contiguous(memory_format=torch.channels_last)
+    return floats.contiguous(memory_format=torch.channels_last) if floats.ndim == 4 else floats
 
 
 def _torchvision(name: str) -> nn.Module:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +169,7 @@ class _Job:
         )  # fmt: skip
         net = self.net(source).to(self.settings.device)
         fit_epochs(net, source, loop, None, None)
-        said = torch.cat([net_says for net_says in self._says(net, source)])
+        said = torch.cat(self._says(net, source))
         return jtt_weights(said, source.targets, self.own["upweight"])
 
     def _says(self, net: nn.Module, source: TrainingSet) -> list[Tensor]:
@@ -177,7 +177,7 @@ class _Job:
         net.eval()
         with torch.inference_mode():
             return [
-                net(as_input(images.to(self.settings.device)) if images.ndim == 4 else images).argmax(1).cpu()
+                net(as_input(images.to(self.settings.device))).argmax(1).cpu()
                 for images, _, _ in source.batches(0, order)
             ]
 
@@ -191,15 +191,14 @@ class _Job:
             raise UsageError(
                 f"method {self.method.name}: expected the spurious attributes of the validation images; pass attributes="
             )
-        found = [outputs(net.embed, net, validation.images, bf16=self.settings.bf16).float()]
+        found = [outputs(cast(Any, net).embed, net, validation.images, bf16=self.settings.bf16).float()]
         targets, levels = [validation.targets], [validation.attributes]
         if synthetic is not None and self.method.needs_shards:
             order = list(torch.split(torch.arange(len(synthetic.targets)), 500))
             net.eval()
             with torch.inference_mode():
                 for images, labels, _ in synthetic.batches(0, order):
-                    shown = images.to(self.settings.device)
-                    found.append(net.embed(as_input(shown) if shown.ndim == 4 else shown).float().cpu())  # type: ignore[operator]
+                    found.append(net.embed(as_input(images.to(self.settings.device))).float().cpu())  # type: ignore[operator]
                     targets.append(labels)
             levels.append(needed(synthetic.attributes(0), self.method))
         c, subsamples = self.own["c"], int(self.own["subsamples"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,7 +45,9 @@ def predict(model: nn.Module, images: Images, batch_size: int = 500, bf16: bool 
     return outputs(lambda batch: model(batch).argmax(1), model, images, batch_size, bf16)
 
 
-def outputs(call: object, model: nn.Module, images: Images, batch_size: int = 500, bf16: bool = False) -> Tensor:
+def outputs(
+    call: Callable[[Tensor], Tensor], model: nn.Module, images: Images, batch_size: int = 500, bf16: bool = False
+) -> Tensor:
     """``call`` of every batch of images on the model's device, in eval mode, concatenated on the CPU."""
     was_training = model.training
     model.eval()
@@ -53,8 +55,7 @@ def outputs(call: object, model: nn.Module, images: Images, batch_size: int = 50
     parts = []
     with torch.inference_mode(), autocast(device, bf16):
         for part in batches_of(images, batch_size):
-            part = part.to(device)
-            parts.append(call(as_input(part) if part.ndim == 4 else part.float()).cpu())  # type: ignore[operator]
+            parts.append(call(as_input(part.to(device))).cpu())
     model.train(was_training)
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
 

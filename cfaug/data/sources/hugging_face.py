@@ -63,9 +63,11 @@ class HuggingFaceImages(StoredImages):
         wanted = list(
             dict.fromkeys([*([target] if target else []), *spurious, *(kinds or {}), *(values or {}), *attributes])
         )
-        tables = {name: _table(part, wanted, name, self.name) for name, part in parts.items()}
-        whole = pd.concat([table.assign(split=name) for name, table in tables.items()])
+        tables = {
+            name: _table(parts[name], wanted, name, self.name) for name in (SPLITS if schema is None else (split,))
+        }
         if schema is None:
+            whole = pd.concat([table.assign(split=name) for name, table in tables.items()])
             schema = column_schema(whole, target, spurious, kinds or {}, values or {}, attributes, self.name)
         image = _image_column(parts[split], self.name)
         self._images = (
