@@ -70,14 +70,14 @@ class TrainSettings:
 
 @dataclass
 class Loop:
-    """One stage of training. ``order``: (targets, group codes, generator) -> the positions of an epoch. ``own``: the method's settings."""
+    """One stage of training. ``order``: (images, epoch, generator) -> the positions of that epoch. ``own``: the method's settings."""
 
     method: Method
     settings: TrainSettings
     own: Mapping[str, Any]
     classes: int
     epochs: int
-    order: Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
+    order: Callable[[TrainingSet, int, torch.Generator], Tensor]
     generator: torch.Generator
     first_epoch: int = 0
     checkpoint: Path | None = None
@@ -118,7 +118,7 @@ def fit_epochs(
     for epoch in tqdm(range(start, loop.epochs), desc=method.name, disable=not loop.progress, leave=False):
         model.train()
         number = loop.first_epoch + epoch
-        order = loop.order(source.targets, source.groups(number), loop.generator)[: source.shown]
+        order = loop.order(source, number, loop.generator)[: source.shown]
         levels = source.attributes(number) if method.objective == "lisa" else None
         total = torch.zeros(())
         batches = _split_batches(order, settings.batch_size)
@@ -196,20 +196,28 @@ def needed(codes: Tensor | None, method: Method) -> Tensor:
     return codes
 
 
-def epoch_order(method: Method, targets: Tensor, codes: Tensor | None, generator: torch.Generator) -> Tensor:
+def epoch_order(method: Method, source: TrainingSet, epoch: int, generator: torch.Generator) -> Tensor:
     """An epoch's N positions: a permutation, N draws with replacement under balancing weights, or N of a balanced subset.
 
     The subset has as many images of every group as the smallest has (of the cross of all columns of codes); it is the same in every
     epoch, and is gone through as often as N asks for.
     """
+    count = len(source.targets)
     if method.sampler == "subset":
-        rows = balanced_subset(needed(codes, method), torch.Generator().manual_seed(generator.initial_seed()))
-        rounds = -(-len(targets) // len(rows))
-        return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])[: len(targets)]
-    if method.sampler in ("shuffle", "errors"):  # where a first net's errors count, its weights are given instead
-        return torch.randperm(len(targets), generator=generator)
-    weights = class_weights(targets) if method.sampler == "class" else group_weights(needed(codes, method))
-    return torch.multinomial(weights, len(targets), replacement=True, generator=generator)
+        codes = needed(source.groups(epoch), method)
+        rows = balanced_subset(codes, torch.Generator().manual_seed(generator.initial_seed()))
+        rounds = -(-count // len(rows))
+        return torch.cat([rows[torch.randperm(len(rows), generator=generator)] for _ in range(rounds)])[:count]
+    weights = None
+    if method.sampler == "class":
+        weights = class_weights(source.targets)
+    elif method.sampler == "group":
+        weights = group_weights(needed(source.groups(epoch), method))
+    elif method.sampler == "origin":
+        weights = source.balance(epoch)
+    if weights is None:  # where a first net's errors count, its weights are given instead
+        return torch.randperm(count, generator=generator)
+    return torch.multinomial(weights, count, replacement=True, generator=generator)
 
 
 def balanced_subset(codes: Tensor, generator: torch.Generator) -> Tensor:

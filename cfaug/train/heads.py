@@ -111,7 +111,7 @@ def is_deterministic(method: str) -> bool:
     """Whether no seed changes the head of a method."""
     chosen = method_named(method)
     convex = chosen.objective == "erm" and not chosen.fake_first and not chosen.last_layer
-    return convex and chosen.sampler in ("shuffle", "class", "group", "errors")
+    return convex and chosen.sampler != "subset"
 
 
 def _convex(
@@ -131,6 +131,8 @@ def _convex(
         data = Weighted(data.features[rows], data.targets[rows], torch.ones(len(rows)))
     elif method.sampler == "class":
         data = replace(data, weights=class_weights(data.targets) * len(data.targets))
+    elif method.sampler == "origin":
+        data = weighted(train, balanced=True)
     elif method.sampler == "group":
         data = replace(data, weights=group_weights(_codes(train, method)) * len(data.targets))
     penalties = own.get("penalties", PENALTIES) if settings.selection != "last" else (FIXED,)
@@ -167,10 +169,14 @@ def _first_heads(data: Weighted, classes: int, settings: TrainSettings) -> list[
     ]
 
 
-def weighted(train: MixedImages) -> Weighted:
-    """Every row that an epoch can show, with the share of epochs in which it does: the expectation of the mixture's draw."""
+def weighted(train: MixedImages, balanced: bool = False) -> Weighted:
+    """Every row that an epoch can show, with the share of epochs in which it does: the expectation of the mixture's draw.
+
+    ``balanced``: within each origin every group counts the same.
+    """
     if train.draw is None:
         return Weighted(train.pool, train.targets, torch.ones(len(train.targets)))
+    relative = train.pool_balance if balanced and train.pool_balance is not None else torch.ones(len(train.pool))
     drawn: Any = train.draw
     dataset, place = drawn.dataset, drawn.place
     matches, p, null_p = dataset.matches, dataset.p, dataset.null_p
@@ -190,7 +196,10 @@ def weighted(train: MixedImages) -> Weighted:
                 rows.extend(where.tolist())
                 targets.extend([label] * len(where))
                 weights.extend([each] * len(where))
-    return Weighted(train.pool[rows], torch.tensor(targets), torch.tensor(weights))
+    shares = torch.tensor(weights) * relative[rows]
+    kept = shares > 0
+    shares = shares[kept] * (len(train.targets) / float(shares.sum()))
+    return Weighted(train.pool[rows][kept], torch.tensor(targets)[kept], shares)
 
 
 def fit_logistic(data: Weighted, classes: int, penalties: Sequence[float]) -> list[Candidate]:

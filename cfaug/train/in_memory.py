@@ -41,7 +41,7 @@ def materialise(
             f"materialise: expected policy {' or '.join(IN_PLACE)}, got {dataset.policy!r}; read it item by item"
         )
     if held is not None and isinstance(held.draw, _PoolDraw):
-        return held.redrawn(replace(held.draw, dataset=dataset), transform, paired)
+        return held.redrawn(replace(held.draw, dataset=dataset), transform, paired, shown_origins(dataset))
     base, reader, matches = dataset.opened, dataset.reader, dataset.matches
     spans = zip(matches.start.tolist(), matches.total.tolist())
     used = np.unique(np.concatenate([matches.rows[first : first + count] for first, count in spans])).astype(np.int64)
@@ -55,7 +55,20 @@ def materialise(
         codes = None if groups is None else torch.from_numpy(np.ascontiguousarray(groups(table)))
         attributes = None if levels is None else torch.from_numpy(levels(table))
     targets = torch.as_tensor(_targets(dataset), dtype=torch.int64)
-    return MixedImages(pool, targets, _PoolDraw(dataset, place), codes, transform, attributes, paired)
+    origins = torch.from_numpy(origins_of(len(base), reader.nulls[used]))
+    draw = _PoolDraw(dataset, place)
+    return MixedImages(pool, targets, draw, codes, transform, attributes, paired, origins, shown_origins(dataset))
+
+
+def origins_of(real: int, nulls: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """Origins of ``real`` images followed by samples: 0 real, 1 counterfactual, 2 reconstruction."""
+    return np.concatenate([np.zeros(real, np.int64), np.where(nulls, 2, 1)])
+
+
+def shown_origins(dataset: CounterfactualDataset) -> list[int]:
+    """The origins that a mixture draws: of 0 real, 1 counterfactual, 2 reconstruction those with a share."""
+    shares = (1 - dataset.p - dataset.null_p, dataset.p, dataset.null_p)
+    return [origin for origin, share in enumerate(shares) if share > 1e-9]
 
 
 def _pixels(dataset: CounterfactualDataset, used: npt.NDArray[np.int64]) -> torch.Tensor:

@@ -27,8 +27,9 @@ from cfaug.data.loading import images_of, load_images
 from cfaug.errors import UsageError
 from cfaug.learn.dataset import CounterfactualDataset
 from cfaug.offline.read import TRAIN, ShardReader
-from cfaug.train.in_memory import materialise
+from cfaug.train.in_memory import materialise, origins_of, shown_origins
 from cfaug.train.methods import method_named
+from cfaug.train.objectives.weights import origin_weights
 from cfaug.train.training_sets import MixedImages, StreamedImages, TensorImages, TrainingSet
 from cfaug.train.validation import Validation
 
@@ -167,6 +168,7 @@ class TrainingSets:
             self._generated = pd.DataFrame([shards.record(i)["attributes"] for i in range(len(shards))])
         table = pd.concat([base.table, self._generated], ignore_index=True)
         codes, levels = torch.from_numpy(self._codes(table)), torch.from_numpy(self._levels(table))
+        balance = origin_weights(codes, origins_of(len(base), shards.nulls), shown_origins(shown))
 
         def rows(epoch: int) -> Tensor:
             own = shown.draws(epoch)[1]
@@ -174,7 +176,7 @@ class TrainingSets:
 
         return StreamedImages(
             shown if paired else self._augmented(shown, seed), target_tensor(base), lambda e: codes[rows(e)], int(codes.max()) + 1,
-            self.memory.workers, lambda e: levels[rows(e)],
+            self.memory.workers, lambda e: levels[rows(e)], lambda e: balance[rows(e)],
         )  # fmt: skip
 
     def _real(self, method: str, kind: str, seed: int) -> TrainingSet:

@@ -12,11 +12,11 @@ jtt                   real            errors    erm          Liu et al. 2021: a 
 lisa                  real            shuffle   lisa         Yao et al. 2022: mixing within a label, or within an attribute
 dfr                   real            shuffle   erm          Kirichenko et al. 2023: then the last layer on validation images
 ffr                   counterfactual  shuffle   erm          Qraitem et al. 2024: counterfactuals first, then real images
-null_control          real + null     shuffle   erm          is it only "synthetic images help"?
+null_control          real + null     origin    erm          is it only "synthetic images help"?
 counterfactuals_only  counterfactual  shuffle   erm          does the real image help or hurt?
-cfaug                 mixed           shuffle   erm          ours
+cfaug                 mixed           origin    erm          ours: within each origin every group counts the same
 cfaug+group_dro       mixed           group     group_dro    ours with a robust objective
-cfaug+dfr             mixed           shuffle   erm          ours, then the last layer on validation images and counterfactuals
+cfaug+dfr             mixed           origin    erm          ours, then the last layer on validation images and counterfactuals
 cfaug+consistency     pairs           shuffle   consistency  ours, with the logits of each pair drawn together
 oracle                oracle          shuffle   erm          the ceiling: attributes drawn independently of the target
 ====================  ==============  ========  ===========  ================================================================
@@ -31,7 +31,7 @@ from typing import Any, Literal
 from cfaug.errors import UsageError, near, shown
 
 Data = Literal["real", "null", "counterfactual", "mixed", "pairs", "oracle"]
-Sampler = Literal["shuffle", "class", "group", "subset", "errors"]
+Sampler = Literal["shuffle", "class", "group", "subset", "errors", "origin"]
 Objective = Literal["erm", "group_dro", "lisa", "consistency"]
 
 
@@ -74,11 +74,11 @@ METHODS: dict[str, Method] = {
         Method("lisa", "real", objective="lisa", settings={"alpha": 2.0, "p_sel": 0.5}),
         Method("dfr", "real", last_layer=True, settings=_DFR),
         Method("ffr", "real", fake_first=True, settings={"synthetic_epochs": None}),
-        Method("null_control", "null"),
+        Method("null_control", "null", sampler="origin"),
         Method("counterfactuals_only", "counterfactual"),
-        Method("cfaug", "mixed"),
+        Method("cfaug", "mixed", sampler="origin"),
         Method("cfaug+group_dro", "mixed", sampler="group", objective="group_dro", settings=_DRO),
-        Method("cfaug+dfr", "mixed", last_layer=True, settings=_DFR),
+        Method("cfaug+dfr", "mixed", sampler="origin", last_layer=True, settings=_DFR),
         Method("cfaug+consistency", "pairs", objective="consistency", settings={"weight": 1.0}),
         Method("oracle", "oracle"),
     )

@@ -137,13 +137,13 @@ class _Job:
         method, epochs = self.method, self.settings.epochs
         loop = Loop(
             method, self.settings, self.own, self.classes, epochs,
-            lambda targets, codes, g: epoch_order(method, targets, codes, g), generator,
+            lambda images, epoch, g: epoch_order(method, images, epoch, g), generator,
             checkpoint=self._file("main"), progress=self.progress,
         )  # fmt: skip
         if method.sampler == "errors":
             weights = self._errors(source)
-            loop.order = lambda targets, codes, g: torch.multinomial(
-                weights, len(targets), replacement=True, generator=g
+            loop.order = lambda images, epoch, g: torch.multinomial(
+                weights, len(weights), replacement=True, generator=g
             )
         before: list[Mapping[str, float]] = []
         if method.fake_first and synthetic is not None:
@@ -164,7 +164,7 @@ class _Job:
         plain = method_named("erm")
         loop = Loop(
             plain, self.settings, {}, self.classes, self.own["identification_epochs"],
-            lambda targets, codes, g: epoch_order(plain, targets, codes, g), torch.Generator().manual_seed(self.seed),
+            lambda images, epoch, g: epoch_order(plain, images, epoch, g), torch.Generator().manual_seed(self.seed),
             checkpoint=self._file("first"), progress=self.progress,
         )  # fmt: skip
         net = self.net(source).to(self.settings.device)

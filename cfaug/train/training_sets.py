@@ -7,8 +7,9 @@ draws a different image, hence a different group, at the same position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cfaug.errors import DataError
+from cfaug.train.objectives.weights import origin_weights
 
 Batch = tuple[Tensor, Tensor, Tensor | None]
 """images uint8 (B, C, H, W), pairs of them (B, 2, C, H, W), or features (B, D) or (B, 2, D); targets (B,) int64, group codes (B,) or
@@ -43,6 +45,10 @@ class TrainingSet(Protocol):
         """Codes (N, A) of the spurious attributes alone, not crossed with the target, of what the epoch shows at each position."""
         ...
 
+    def balance(self, epoch: int) -> Tensor | None:
+        """Relative weights (N,) under which groups are even within each origin (see ``origin_weights``); None: all have one origin."""
+        ...
+
     def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
         """The epoch's batches; ``order`` is a sequence of int64 position tensors."""
         ...
@@ -58,7 +64,8 @@ class MixedImages:
 
     ``draw(epoch)`` returns pool rows (N,) int64 (None: row i at position i); ``pool_groups`` are the group codes of the pool's
     rows, (P,) or (P, A), so a drawn counterfactual counts in the group of its own attributes, and ``pool_attributes`` (P, A) those
-    of the spurious attributes alone. ``transform`` maps an image batch to an image batch (uint8 or float in [-1, 1]); nothing is
+    of the spurious attributes alone; ``pool_origins`` (P,) say where rows
+    come from, and ``shown`` which origins are drawn. ``transform`` maps an image batch to an image batch (uint8 or float in [-1, 1]); nothing is
     added by default. ``paired``: every batch has row i of position i, the real image, beside what is drawn. A pool of features,
     float (P, D), is trained on in the same way.
     """
@@ -72,18 +79,27 @@ class MixedImages:
         transform: Callable[[Tensor], Tensor] | None = None,
         pool_attributes: Tensor | None = None,
         paired: bool = False,
+        pool_origins: Tensor | None = None,
+        shown: Collection[int] = (),
     ) -> None:
         self.pool, self.targets, self.draw, self.transform = pool, targets.long(), draw, transform
         self._groups = None if pool_groups is None else pool_groups.long()
-        self._attributes, self.paired = pool_attributes, paired
+        self._attributes, self._origins, self.paired = pool_attributes, pool_origins, paired
+        self._drawn_origins = tuple(shown)
         self.shape = (int(pool.shape[1]), *(map(int, pool.shape[2:4]) if pool.ndim == 4 else (1, 1)))  # type: ignore[assignment]
         self.group_count, self.shown = count_groups(self._groups), len(self.targets)
 
     def redrawn(
-        self, draw: Callable[[int], Tensor], transform: Callable[[Tensor], Tensor] | None = None, paired: bool = False
+        self,
+        draw: Callable[[int], Tensor],
+        transform: Callable[[Tensor], Tensor] | None = None,
+        paired: bool = False,
+        shown: Collection[int] = (),
     ) -> MixedImages:
-        """The same pool, targets and groups under a different draw; nothing is copied."""
-        return MixedImages(self.pool, self.targets, draw, self._groups, transform, self._attributes, paired)
+        """The same pool, targets and groups under a different draw, of the origins ``shown``; nothing is copied."""
+        return MixedImages(
+            self.pool, self.targets, draw, self._groups, transform, self._attributes, paired, self._origins, shown
+        )
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -93,6 +109,16 @@ class MixedImages:
 
     def attributes(self, epoch: int) -> Tensor | None:
         return self._drawn(self._attributes, epoch)
+
+    @cached_property
+    def pool_balance(self) -> Tensor | None:
+        """Relative weights (P,) of the pool's rows (see ``origin_weights``); None without groups or origins."""
+        if self._groups is None or self._origins is None:
+            return None
+        return origin_weights(self._groups, self._origins, self._drawn_origins)
+
+    def balance(self, epoch: int) -> Tensor | None:
+        return self._drawn(self.pool_balance, epoch)
 
     def _drawn(self, codes: Tensor | None, epoch: int) -> Tensor | None:
         return codes if codes is None or self.draw is None else codes[self.draw(epoch)]
@@ -147,7 +173,7 @@ class _Ordered:
 class StreamedImages:
     """A map-style dataset of (uint8 image (C, H, W), target[, group code]) that does not fit in memory, or changes at every look.
 
-    Targets and group codes are given separately, so that sampling reads no image; ``groups`` and ``attributes`` may be functions of
+    Targets and group codes are given separately, so that sampling reads no image; ``groups``, ``attributes`` and ``balance`` may be functions of
     the epoch, for a mixture whose drawn images change group. ``workers`` DataLoader processes read; the dataset's ``set_epoch``
     is called when it has one. An item of a paired mixture is ((image, target), (image, target)).
     """
@@ -160,7 +186,9 @@ class StreamedImages:
         group_count: int = 0,
         workers: int = 0,
         attributes: Tensor | Callable[[int], Tensor] | None = None,
+        balance: Callable[[int], Tensor] | None = None,
     ) -> None:
+        self._balance = balance
         self.dataset, self.targets, self.workers = dataset, targets.long(), workers
         self._groups, self._attributes = groups, attributes
         first = dataset[0][0] if len(self.targets) else torch.zeros(3, 8, 8)
@@ -192,6 +220,9 @@ class StreamedImages:
 
     def attributes(self, epoch: int) -> Tensor | None:
         return self._attributes(epoch) if callable(self._attributes) else self._attributes
+
+    def balance(self, epoch: int) -> Tensor | None:
+        return None if self._balance is None else self._balance(epoch)
 
     def batches(self, epoch: int, order: Sequence[Tensor]) -> Iterator[Batch]:
         if hasattr(self.dataset, "set_epoch"):

@@ -7,6 +7,7 @@ erm_loss                mean cross-entropy                                   lab
 GroupDRO                worst mixture of groups (Sagawa et al. 2020)         groups of the training images, each step
 class_weights           classes drawn evenly                                 labels, once
 group_weights           groups drawn evenly                                  groups of the training images, once
+origin_weights          groups drawn evenly within real and generated images groups and origins of a mixture, once
 jtt_weights             errors of a first model drawn more (Liu et al. 2021) predictions on the training images, once
 lisa_mix                selective mixup (Yao et al. 2022)                    attributes of the training images, each step
 paired_consistency_loss counterfactual pairs agree (Reddy et al. 2023)       pairs of factual and counterfactual
@@ -28,7 +29,7 @@ from cfaug.train.objectives.last_layer import LastLayer, dfr
 from cfaug.train.objectives.lisa import lisa_mix
 from cfaug.train.objectives.losses import erm_loss, paired_consistency_loss
 from cfaug.train.objectives.schedule import Epoch, from_fake_to_real
-from cfaug.train.objectives.weights import class_weights, group_weights, jtt_weights
+from cfaug.train.objectives.weights import class_weights, group_weights, jtt_weights, origin_weights
 
 __all__ = [
     "Epoch",
@@ -42,5 +43,6 @@ __all__ = [
     "group_weights",
     "jtt_weights",
     "lisa_mix",
+    "origin_weights",
     "paired_consistency_loss",
 ]

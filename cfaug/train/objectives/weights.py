@@ -6,6 +6,8 @@ tensors, arrays or lists (``ImageFolder.targets``) of whole numbers, and are on 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,36 @@ def group_weights(codes: Integers) -> Tensor:
         share = torch.full((len(column),), 1.0 / len(column), dtype=torch.float64)
         share[known] = known.double().mean() / (count[own].double() * len(groups))
         weights += share
+    return weights / columns.shape[1]
+
+
+def origin_weights(codes: Integers, origins: Integers, shown: Collection[int] | None = None) -> Tensor:
+    """Relative weights (N,) float64 under which the group is independent of the origin; their mean is 1 within each origin.
+
+        w_i = n_o / (G n_(o, g)),      o: where image i comes from (real, counterfactual, reconstruction), g: its group, of G
+
+    Real images of confounded data, beside counterfactuals that are not, leave the mixture confounded, and where only some groups
+    have real images, the origin tells the group. So within each origin every group counts the same. An origin that lacks a group
+    which another origin has is left out (weight 0), as real images are at a correlation of 1; if all lack one, none is.
+
+    codes (N,) or (N, A), origins (N,) whole numbers; ``shown``: the origins that take part, all unless given. An image of no group (-1) has weight 1; with A columns the mean of theirs counts.
+    """
+    columns = as_columns(as_codes(codes)).cpu()
+    kinds = as_targets(origins, len(columns), name="origins").cpu()
+    part = torch.ones(len(kinds), dtype=torch.bool) if shown is None else torch.isin(kinds, torch.tensor(sorted(shown)))
+    weights = torch.zeros(len(columns), dtype=torch.float64)
+    for column in columns.T:
+        groups = torch.unique(column[(column >= 0) & part])
+        own = torch.ones(len(column), dtype=torch.float64)
+        lacking = torch.zeros(len(column), dtype=torch.bool)
+        for kind in torch.unique(kinds[part]):
+            here = (kinds == kind) & (column >= 0)
+            found, place, count = torch.unique(column[here], return_inverse=True, return_counts=True)
+            own[here] = int(here.sum()) / (len(found) * count[place].double())
+            lacking[here] = len(found) < len(groups)
+        if not bool(lacking[(column >= 0) & part].all()):
+            own[lacking] = 0.0
+        weights += own
     return weights / columns.shape[1]
 
 
