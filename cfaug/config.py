@@ -64,7 +64,7 @@ Rate = Annotated[Finite, Field(ge=1e-9, le=100)]
 class DataConfig:
     """Where the images come from."""
 
-    # digits | double_colored_mnist | morpho_mnist | folder | huggingface | webdataset | waterbirds | celeba | urbancars | metashift |
+    # digits | colored_mnist | double_colored_mnist | wildlife_mnist | morpho_mnist | folder | huggingface | webdataset | waterbirds | celeba | urbancars | metashift |
     # wilds | spuco
     source: str = "digits"
     root: str | None = (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import field
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, Strict
+from pydantic import Field, JsonValue, Strict
 
 from cfaug.errors import UsageError
-from cfaug.recipe_file import Count, Finite, Flag, Share, settings
+from cfaug.recipe_file import Count, Finite, Flag, Number, Share, settings
 
 Sampler = Literal["reversible", "reversible_euler", "midpoint"]
 SAMPLERS: tuple[str, ...] = get_args(Sampler)
@@ -17,14 +17,44 @@ NO_AUTOENCODER = (
     "directory of diffusers in decoder.autoencoder, or write space: pixels"
 )
 
+Kind = Literal["diffusion", "layered", "functional", "composed"]
 Width = Annotated[int, Strict(), Field(ge=8, multiple_of=8)]
+
+
+@settings("decoder.composite")
+class CompositeConfig:
+    """How layers are put together (kind: layered)."""
+
+    bank: Count = 500  # training images, at most, that lend a layer for each combination of its values
+    # of the candidates drawn for a source: cover (the donor's hole is hidden best by the source's object), light (nearest mean), random
+    partner: Literal["cover", "light", "random"] = "cover"
+    partners: Annotated[Count, Field(le=1000)] = (
+        16  # candidates; more cover better and repeat the same donors more often
+    )
+    fill: Literal["telea", "nearest", "texture"] = "telea"  # of the donor's hole; texture: a patch from beside it
+    margin: Annotated[Number, Field(le=50)] = (
+        2  # pixels around a donor's object that are filled too: masks are rarely wide enough
+    )
+    feather: Annotated[Finite, Field(ge=0, le=50)] = 0.0  # pixels over which a hard mask fades inwards
+    # of the foreground: transfer (its colours shifted to the donor's) | surface (the donor's surface in its outline)
+    redraw: Literal["transfer", "surface"] = "transfer"
 
 
 @settings("decoder")
 class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
-    kind: Literal["diffusion"] = "diffusion"
+    # diffusion (trained) | layered (regions) | functional (closed form) | composed (one for each attribute)
+    kind: Kind = "diffusion"
+    # layered: which attribute lives where: {background: [place], foreground: [colour]}
+    layers: dict[str, list[str]] = field(default_factory=dict)
+    # layered: where the object's mask comes from: {from: given | grabcut | onnx | attribution | threshold, ...}
+    mask: dict[str, JsonValue] = field(default_factory=lambda: {"from": "given"})
+    composite: CompositeConfig = field(default_factory=CompositeConfig)
+    # functional: attribute -> value -> what shows it: {marker: {marker: {stamp: L.png}, plain: {remove: marker}}}
+    functions: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
+    # composed: attribute -> its mechanism: {place: layered, marker: functional, colour: diffusion}
+    mechanisms: dict[str, Literal["diffusion", "layered", "functional"]] = field(default_factory=dict)
     # what the network sees: pixels | latents (of a variational autoencoder, for photographs)
     space: Literal["pixels", "latents"] = "pixels"
     autoencoder: str | None = None  # latents: a local directory of a diffusers autoencoder

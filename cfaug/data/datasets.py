@@ -119,7 +119,8 @@ class Indexed:
 class ArrayDataset(Indexed):
     """Images in memory: uint8 (N, H, W, C), C in {1, 3}, in the order of the N rows of ``table``. Picklable.
 
-    Raises UsageError when images and table do not fit together, DataError for a table outside the schema.
+    ``masks``: of the object in each image, uint8 (N, H, W), 255 on the object. Raises UsageError when images, masks and table do not fit
+    together, DataError for a table outside the schema.
     """
 
     def __init__(
@@ -129,6 +130,7 @@ class ArrayDataset(Indexed):
         schema: Schema,
         split: str = "train",
         transform: Callable[[Any], Any] | None = None,
+        masks: Pixels | None = None,
     ) -> None:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
@@ -139,14 +141,22 @@ class ArrayDataset(Indexed):
             raise UsageError(
                 f"expected one table row per image, got {len(images)} images and {len(table)} rows; give the table of these images"
             )
+        if masks is not None and (masks.dtype != np.uint8 or masks.shape != images.shape[:3]):
+            raise UsageError(
+                f"expected uint8 masks {images.shape[:3]}, one for each image, got {masks.dtype} {masks.shape}; convert them"
+            )
         self.images: Pixels = images
-        self.transform = transform
+        self.masks, self.transform = masks, transform
         self._prepare(table, schema, split)
 
     def image(self, i: int, /) -> Pixels:
         """Image ``i``: uint8 (H, W, C)."""
         picture: Pixels = self.images[i]
         return picture
+
+    def mask(self, i: int, /) -> Pixels | None:
+        """The object in image ``i``: uint8 (H, W), 255 on the object; None where there are no masks."""
+        return None if self.masks is None else self.masks[i]
 
 
 def duplicates_across_splits(datasets: Iterable[AttributeDataset]) -> list[tuple[SplitKey, SplitKey]]:

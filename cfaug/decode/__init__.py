@@ -1,25 +1,37 @@
 """Image mechanisms, and the model that joins one to an SCM. The only room that imports diffusers.
 
 mechanism       the protocol of every decoder, and its capabilities as data
-diffusion/      the default: a conditional flow-matching U-Net, trained on the user's images
+diffusion/      a conditional flow-matching U-Net, trained on the user's images
+layered/        an object over a background: the layer of another training image takes the place of one
+functional/     closed-form functions: stamps, frames, transforms
+composed        several mechanisms, each for its own attributes
 model           CounterfactualModel: SCM and decoder with the three verbs; loading by kind
-storage         a decoder's two files on disk
+save_decoder    a decoder's two files on disk
 """
 
 from __future__ import annotations
 
+from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.diffusion.decoder import DiffusionDecoder, ImageNoise
+from cfaug.decode.functional.decoder import FunctionalDecoder
+from cfaug.decode.layered.decoder import LayeredDecoder
+from cfaug.decode.layered.masked import MaskedDataset
 from cfaug.decode.mechanism import Capabilities, FitReport, ImageMechanism
 from cfaug.decode.model import ActedModel, CounterfactualModel, ModelNoise, load_decoder
 
 __all__ = [
     "ActedModel",
     "Capabilities",
+    "ComposedDecoder",
     "CounterfactualModel",
     "DiffusionDecoder",
     "FitReport",
+    "FunctionalDecoder",
     "ImageMechanism",
     "ImageNoise",
+    "LayeredDecoder",
+    "MaskedDataset",
     "ModelNoise",
+    "Part",
     "load_decoder",
 ]

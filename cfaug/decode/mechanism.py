@@ -29,6 +29,7 @@ class Capabilities:
             back makes of it (``round_trip``).
         needs_masks: whether ``abduct`` needs ``sources.masks``.
         keeps_outside_mask: whether pixels outside the mask stay as they are.
+        redraws_own_value: whether an intervention to the value that the image has makes another image of it, as any value does.
         mixed_batches: whether the rows of one batch may have different interventions; otherwise one intervention at a time.
         min_side: the smallest height or width that it takes, in pixels.
         max_side: the largest one.
@@ -38,6 +39,7 @@ class Capabilities:
     null: Literal["exact", "round_trip"]
     needs_masks: bool = False
     keeps_outside_mask: bool = False
+    redraws_own_value: bool = False
     mixed_batches: bool = True
     min_side: int = 1
     max_side: int = 4096

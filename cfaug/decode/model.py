@@ -29,13 +29,14 @@ from cfaug.data import Schema
 from cfaug.data.files import expand, replace_file
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
+from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
+from cfaug.decode.functional.decoder import FunctionalDecoder
+from cfaug.decode.layered.decoder import LayeredDecoder
 from cfaug.decode.mechanism import Capabilities, ImageMechanism
 from cfaug.errors import ShardError, UsageError, near, one_line
 
 _AGAIN = "run `cfaug fit` again with --overwrite"
-_KINDS: dict[str, Callable[[str | Path, str], ImageMechanism]] = {"diffusion": DiffusionDecoder.load}
-"""How to read each kind of decoder: (directory, device) -> mechanism."""
 
 
 def load_decoder(directory: str | Path, device: str = "cpu") -> ImageMechanism:
@@ -49,6 +50,28 @@ def load_decoder(directory: str | Path, device: str = "cpu") -> ImageMechanism:
     if kind not in _KINDS:
         raise save_decoder.corrupt(directory, f"a decoder of kind {kind!r} ({near(kind, _KINDS)})")
     return _KINDS[kind](directory, device)
+
+
+def _load_composed(directory: str | Path, device: str) -> ComposedDecoder:
+    try:
+        content = json.loads((expand(directory) / "decoder.json").read_text(encoding="utf-8"))
+        named = [tuple(map(str, names)) for names in content["attributes"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise save_decoder.corrupt(directory, error) from None
+    parts = [Part(load_decoder(expand(directory) / f"part-{i}", device), names) for i, names in enumerate(named)]
+    decoder = ComposedDecoder(parts)
+    if decoder.digest != content.get("digest"):
+        raise save_decoder.corrupt(directory, "mechanisms of another model")
+    return decoder
+
+
+_KINDS: dict[str, Callable[[str | Path, str], ImageMechanism]] = {
+    "diffusion": DiffusionDecoder.load,
+    "layered": LayeredDecoder.load,
+    "functional": FunctionalDecoder.load,
+    "composed": _load_composed,
+}
+"""How to read each kind of decoder: (directory, device) -> mechanism."""
 
 
 @dataclass(frozen=True)
@@ -216,8 +239,13 @@ class ActedModel:
         ``strength`` of the intervention in the image: 1 is the decoder's own answer, more exaggerates, None is as configured.
         """
         table = self._acted.predict(noise.attributes)
-        # intervened attributes and their descendants, where they differ: do(a = its own value) must be no intervention
-        affected = _differing(noise.attributes.factual, table, self.model.decoder.parents)
+        # intervened attributes and their descendants, where they differ: do(a = its own value) is no intervention, unless the
+        # mechanism makes another image of that too
+        parents = self.model.decoder.parents
+        affected = _differing(noise.attributes.factual, table, parents)
+        if self.model.capabilities.redraws_own_value:
+            for i, names in enumerate(affected):
+                names |= set(self._acted.at(i).names) & set(parents)
         return self.model.decoder.predict(noise.image, table, affected, strength), table
 
 

@@ -39,7 +39,7 @@ class Acted(Protocol):
 class Model(Protocol):
     """The part of ``CounterfactualModel`` that the axioms use."""
 
-    def abduct(self, images: Tensor, attributes: pd.DataFrame, seed: Sequence[int]) -> Any: ...
+    def abduct(self, images: Tensor, attributes: pd.DataFrame, /, seed: Any, **masks: Any) -> Any: ...
 
     def act(self, interventions: Sequence[Intervention], /) -> Acted: ...
 
@@ -61,8 +61,12 @@ def counterfactuals(
     interventions: Sequence[Intervention],
     seed: int = 0,
     batch: int = 128,
+    masks: Tensor | None = None,
 ) -> tuple[Tensor, pd.DataFrame]:
-    """(images, attributes) after the interventions, one per row; row i abducts with seed ``seed + i``."""
+    """(images, attributes) after the interventions, one per row; row i abducts with seed ``seed + i``.
+
+    ``masks``: (N, 1, H, W) in [0, 1], for a mechanism that needs them.
+    """
     if not len(images) == len(table) == len(interventions) or not len(images):
         raise UsageError(
             f"expected as many images as rows and interventions, at least one; got {len(images)}, {len(table)}, "
@@ -72,7 +76,8 @@ def counterfactuals(
     for start in range(0, len(images), batch):
         part = slice(start, start + batch)
         rows = table.iloc[part]
-        noise = model.abduct(images[part], rows, seed=[seed + start + i for i in range(len(rows))])
+        more = {} if masks is None else {"masks": masks[part]}
+        noise = model.abduct(images[part], rows, seed=[seed + start + i for i in range(len(rows))], **more)
         picture, attributes = model.act(list(interventions[part])).predict(noise)
         pictures.append(picture)
         tables.append(attributes)
@@ -80,28 +85,33 @@ def counterfactuals(
 
 
 def composition(
-    model: Model, images: Tensor, table: pd.DataFrame, cycles: int = 1, seed: int = 0
+    model: Model, images: Tensor, table: pd.DataFrame, cycles: int = 1, seed: int = 0, masks: Tensor | None = None
 ) -> npt.NDArray[np.float64]:
     """(N,) L1 in [0, 1] between the images and themselves after ``cycles`` null interventions; 0 is perfect."""
     if cycles < 1:
         raise UsageError(f"cycles: expected 1 or more, got {cycles}; write 1")
     current = images
     for _ in range(cycles):
-        current, _ = counterfactuals(model, current, table, [do()] * len(images), seed)
+        current, _ = counterfactuals(model, current, table, [do()] * len(images), seed, masks=masks)
     return l1(images, current)
 
 
 def reversibility(
-    model: Model, images: Tensor, table: pd.DataFrame, interventions: Sequence[Intervention], seed: int = 0
+    model: Model,
+    images: Tensor,
+    table: pd.DataFrame,
+    interventions: Sequence[Intervention],
+    seed: int = 0,
+    masks: Tensor | None = None,
 ) -> npt.NDArray[np.float64]:
     """(N,) L1 in [0, 1] between the images and themselves after the intervention and its undoing; 0 is perfect.
 
     NaN where the value before the intervention is not known, because it cannot be restored.
     """
-    there, attributes = counterfactuals(model, images, table, interventions, seed)
+    there, attributes = counterfactuals(model, images, table, interventions, seed, masks=masks)
     before = [{name: table.iloc[i][name] for name in act.names} for i, act in enumerate(interventions)]
     back = [do({name: value for name, value in row.items() if not pd.isna(value)}) for row in before]
-    again, _ = counterfactuals(model, there, attributes, back, seed)
+    again, _ = counterfactuals(model, there, attributes, back, seed, masks=masks)
     known = [len(undone.assignments) == len(row) for undone, row in zip(back, before, strict=True)]
     return np.where(known, l1(images, again), np.nan)
 

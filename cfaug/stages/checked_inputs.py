@@ -30,10 +30,10 @@ from cfaug.data import (
     measures_of,
     open_source,
 )
-from cfaug.data.loading import SIDES
 from cfaug.data.sources import Measure
 from cfaug.data.sources.stored_images import StoredImages
 from cfaug.errors import DataError, UsageError
+from cfaug.stages.image_mechanism import check_mechanism, needs_masks
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,16 @@ class Inputs:
     """sha256 (hex) over the attribute tables and pixels of the three splits: what a run directory is bound to."""
     measures: Mapping[str, Measure] = field(default_factory=dict)
     """Attributes that the source can read from pixels: uint8 images (N, H, W, C) to (N,) in the attribute's unit."""
+    sources: AttributeDataset = field(default=None)  # type: ignore[assignment]
+    """The training images as the image mechanism takes them: with masks, where it needs them."""
+    clean: AttributeDataset | None = None
+    """The unconfounded training images likewise; None where there are none, or none with masks."""
+
+    def __post_init__(self) -> None:
+        """Without masks, sources are the images themselves."""
+        if self.sources is None:
+            object.__setattr__(self, "sources", self.train)
+            object.__setattr__(self, "clean", self.oracle)
 
     @property
     def schema(self) -> Schema:
@@ -76,7 +86,7 @@ def open_inputs(recipe: Recipe, progress: bool = True, fitted: bool = False) -> 
     _check_training_settings(recipe)
     train = _open(recipe, graph, "train")
     SCM(graph, train.schema, recipe.scm.mechanisms)  # names and kinds; nothing is fitted
-    _check_decoder(recipe, graph, train, fitted)
+    check_mechanism(recipe, graph, train, uses_counterfactuals(recipe), fitted)
     val, test = (_open(recipe, graph, split, train.schema) for split in ("val", "test"))
     _check_classifier(recipe, train)
     content = hashlib.sha256(train.schema.digest.encode())
@@ -145,7 +155,8 @@ def _oracle(recipe: Recipe, graph: CausalGraph, schema: Schema, progress: bool) 
         raise UsageError(
             f"data.oracle: a {recipe.data.source} source makes its own unconfounded images; remove data.oracle"
         )
-    elsewhere = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=recipe.data.oracle, masks=None))
+    masks = recipe.data.masks if needs_masks(recipe) and recipe.decoder.mask.get("from", "given") == "given" else None
+    elsewhere = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=recipe.data.oracle, masks=masks))
     oracle = _open(elsewhere, graph, "train", schema)
     _pixels(oracle, progress)
     return oracle
@@ -256,27 +267,6 @@ def _check_classifier(recipe: Recipe, train: AttributeDataset) -> None:
     config, (height, width, channels) = recipe.train, train.image(0).shape
     classes = len(train.schema[str(train.schema.target)].categories)
     build_model(config.model, channels, (height, width), classes, 0, config.weights, config.normalization)
-
-
-def _check_decoder(recipe: Recipe, graph: CausalGraph, train: AttributeDataset, fitted: bool) -> None:
-    """Refuse now what the decoder would refuse only after the SCM was fitted."""
-    from cfaug.decode.diffusion.condition import check_depth
-    from cfaug.decode.diffusion.image_space import autoencoder_class
-
-    config, parents, schema = recipe.decoder, graph.parents("image"), train.schema
-    check_depth(config.depth, parents)
-    if config.validate_every and not any(schema[name].kind == "categorical" for name in parents):
-        raise UsageError(
-            "decoder.validate_every needs a categorical attribute that is a parent of the image, but all are continuous; "
-            "set decoder.validate_every to null"
-        )
-    if config.space == "latents" and not fitted:
-        autoencoder_class(config.autoencoder)
-    height, width = train.image(0).shape[:2]
-    if uses_counterfactuals(recipe) and not (SIDES[0] <= min(height, width) and max(height, width) <= SIDES[1]):
-        raise DataError(
-            f"{train.key(0)}: expected sides of {SIDES[0]} to {SIDES[1]} px, got {width}x{height}; resize the images (data.size)"
-        )
 
 
 def _check_images(train: AttributeDataset, val: AttributeDataset, test: AttributeDataset) -> None:

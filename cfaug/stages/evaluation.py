@@ -31,7 +31,7 @@ from cfaug.stages import generation
 from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, to_pixels
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.fitting import fit
-from cfaug.stages.generated_sets import balanced_acts, make_pool
+from cfaug.stages.generated_sets import balanced_acts, make_pool, masks_of
 from cfaug.stages.leak_probes import leak_figures, shortcut_probe
 from cfaug.stages.loss_breakdown import three_losses
 from cfaug.stages.run import Run
@@ -105,11 +105,12 @@ def evaluate_counterfactuals(
     acts: list[Intervention] = [row.do for row in rows]
     cycles = recipe.evaluate.cycles
     bar.set_postfix_str(f"{cycles} null cycles")
-    rebuilt, _ = axioms.counterfactuals(model, factual, table, [do()] * len(acts), recipe.seed)
+    masks = masks_of(model, inputs.sources, wanted)
+    rebuilt, _ = axioms.counterfactuals(model, factual, table, [do()] * len(acts), recipe.seed, masks=masks)
     rebuilt = torch.from_numpy(to_pixels(rebuilt)).permute(0, 3, 1, 2)
     errors = axioms.l1(factual, as_input(rebuilt))
-    composed = axioms.composition(model, factual, table, cycles, recipe.seed)
-    undone = axioms.reversibility(model, factual, table, acts, recipe.seed)
+    composed = axioms.composition(model, factual, table, cycles, recipe.seed, masks)
+    undone = axioms.reversibility(model, factual, table, acts, recipe.seed, masks)
     undone = undone[~np.isnan(undone)]  # an unknown factual value cannot be restored
     figures: dict[str, Any] = {
         "images": len(rows),
@@ -192,8 +193,8 @@ def _on_pools(
     recipe: Recipe, inputs: Inputs, model: CounterfactualModel, progress: bool, bar: tqdm[Any]
 ) -> dict[str, Any]:
     """The figures that need sources beyond the judged ones: leak probes and losses; None where they are not measured."""
-    wanted = recipe.evaluate.loss_images if inputs.oracle is not None else 0
-    source = inputs.oracle or inputs.train
+    wanted = recipe.evaluate.loss_images if inputs.clean is not None else 0
+    source = inputs.clean or inputs.sources
     pool = None
     if wanted or len(source) >= LEAST_SOURCES:
         acts = balanced_acts(inputs.train, wanted or PROBED, recipe.seed)
@@ -201,7 +202,7 @@ def _on_pools(
     found: dict[str, Any] = {"leaks": leak_figures(recipe, inputs, model, pool, progress), "losses": None}
     _next(bar, "losses" if wanted else "")
     if wanted and pool is not None:
-        confounded = make_pool(model, inputs.train, acts, recipe.seed, recipe.generate.batch_size, progress)
+        confounded = make_pool(model, inputs.sources, acts, recipe.seed, recipe.generate.batch_size, progress)
         found["losses"] = three_losses(recipe, inputs, pool, confounded, progress)
     return found
 

@@ -89,6 +89,7 @@ def make_pool(
     rows = [position[key] for key in acts]
     factual = load_images(dataset, rows, progress=False)
     table = dataset.table.iloc[rows]
+    masks = masks_of(model, dataset, rows)
     interventions = list(acts.values())
     null: list[Tensor] = []
     real: list[Tensor] = []
@@ -98,10 +99,19 @@ def make_pool(
         seeds = [seed + start + i for i in range(len(factual[part]))]
         # one abduction for both, so that a reconstruction and its counterfactual differ only in the intervention
         with generating(batch, len(seeds)):
-            noise = model.abduct(as_input(factual[part]), table.iloc[part], seed=seeds)
+            more = {} if masks is None else {"masks": masks[part]}
+            noise = model.abduct(as_input(factual[part]), table.iloc[part], seed=seeds, **more)
             null.append(_made(model, noise, [do()] * len(seeds), table.index[start]))
             real.append(_made(model, noise, interventions[part], table.index[start]))
     return Pool(table, factual, torch.cat(null), torch.cat(real))
+
+
+def masks_of(model: Model, dataset: AttributeDataset, rows: Sequence[int]) -> Tensor | None:
+    """(N, 1, H, W) in [0, 1], 1 on the object, for a model that needs masks; else None."""
+    needed = getattr(model, "capabilities", None)
+    if needed is None or not needed.needs_masks:
+        return None
+    return torch.stack([torch.from_numpy(np.asarray(dataset.mask(i))) for i in rows])[:, None].float() / 255
 
 
 def _made(model: Model, noise: object, acts: Sequence[Intervention], first: str) -> Tensor:

@@ -43,7 +43,7 @@ def generate(run: Run) -> GenerateReport:
     with nullcontext() if there else run.timed("generate"):
         return write_shards(
             model,
-            run.inputs.train,
+            run.inputs.sources,
             rows,
             run.place,
             engine=config.engine,

@@ -27,7 +27,7 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
     Without a pool, or with too few sources in it, every figure is None.
     """
     seed, names = recipe.seed, inputs.schema.spurious
-    clean = inputs.oracle is not None
+    clean = inputs.clean is not None
     found: dict[str, Any] = {
         "sources": "unconfounded" if clean else "confounded",
         "original_attribute": dict.fromkeys(names),
@@ -51,7 +51,7 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
     alike = pool.counterfactual
     if not clean:  # balanced counterfactuals would differ from confounded reconstructions in their attributes, not only in their origin
         acts = exchanged_acts(pool.table, inputs.schema, seed)
-        alike = make_pool(model, inputs.train, acts, seed, recipe.generate.batch_size, progress).counterfactual
+        alike = make_pool(model, inputs.sources, acts, seed, recipe.generate.batch_size, progress).counterfactual
     found["provenance"] = {
         "counterfactual_or_reconstruction": leaks.provenance(fit, alike, pool.reconstruction, pool.sources, seed),
         "reconstruction_or_real": leaks.provenance(fit, pool.reconstruction, pool.factual, pool.sources, seed),

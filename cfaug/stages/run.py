@@ -14,6 +14,7 @@ from cfaug.config import Recipe
 from cfaug.data.files import expand
 from cfaug.decode.diffusion import distributed
 from cfaug.stages.checked_inputs import Inputs, open_inputs
+from cfaug.stages.masks import with_masks
 from cfaug.stages.ranks import rank_of, with_own_device
 from cfaug.stages.run_directory import RunDirectory, local, recorded_destination
 from cfaug.stages.run_lock import LOCK, run_lock
@@ -114,7 +115,7 @@ def open_run(
         if early:  # before the images are looked at, which may take minutes
             held.enter_context(lock)
         fitted = not overwrite and (place / "model" / "model.json").exists()
-        inputs = open_inputs(recipe, progress, fitted)
+        inputs = with_masks(recipe, open_inputs(recipe, progress, fitted), place / "masks")
         directory = RunDirectory(place, recipe, overwrite, keep_model) if writes else None
         if directory is not None:
             if not early:

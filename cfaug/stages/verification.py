@@ -18,6 +18,7 @@ from cfaug.offline.format import PLAN_HEADER
 from cfaug.offline.regenerate import RegenerateReport, regenerate
 from cfaug.stages.checked_inputs import open_inputs
 from cfaug.stages.fitting import refuse_other_model
+from cfaug.stages.masks import with_masks
 from cfaug.stages.run_directory import saved_plan, shards_of
 
 _NEEDED = {"config.yaml": "its configuration", "model/model.json": "its model", f"plan/{PLAN_HEADER}": "its plan"}
@@ -39,13 +40,13 @@ def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: 
     """
     run = _run(directory)
     recipe = load_recipe(run / "config.yaml")
-    inputs = open_inputs(recipe, progress, fitted=True)
+    inputs = with_masks(recipe, open_inputs(recipe, progress, fitted=True), run / "masks")
     _refuse_other_data(run, inputs.digest)
     model = CounterfactualModel.load(run / "model", recipe.decoder.device)
     refuse_other_model(inputs, model.scm.graph, model.schema, run / "model")
     plan = Plan.load(run / "plan")
     place = shards_of(str(run))
-    return regenerate(model, inputs.train, plan, place, n, seed, progress)
+    return regenerate(model, inputs.sources, plan, place, n, seed, progress)
 
 
 def _run(directory: str | Path) -> Path:

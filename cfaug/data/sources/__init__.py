@@ -8,7 +8,8 @@
 | ``web_dataset`` | shards in WebDataset's format |
 | ``stored_images`` | what these have in common: decoding, the working size, the check of all images |
 | ``digits`` | scikit-learn's digits in colours |
-| ``mnist`` | double-colored MNIST |
+| ``mnist`` | MNIST in one colour, and in two |
+| ``wildlife`` | MNIST in textures |
 | ``morpho`` | Morpho-MNIST, an SCM with known mechanisms |
 | ``colouring`` | the confounding common to the coloured digits |
 
@@ -55,6 +56,8 @@ class Source:
 SOURCES: dict[str, Source] = {
     "digits": Source("cfaug.data.sources.digits:digits", True),
     "double_colored_mnist": Source("cfaug.data.sources.mnist:double_colored_mnist", True),
+    "colored_mnist": Source("cfaug.data.sources.mnist:colored_mnist", True),
+    "wildlife_mnist": Source("cfaug.data.sources.wildlife:wildlife_mnist", True),
     "morpho_mnist": Source("cfaug.data.sources.morpho:morpho_mnist", False, "cfaug.data.sources.morpho:MEASURES"),
     "folder": Source("cfaug.data.sources.folder:FolderDataset", stored=True),
     "huggingface": Source("cfaug.data.sources.hugging_face:HuggingFaceImages", stored=True),
@@ -106,7 +109,7 @@ def open_source(
 ) -> AttributeDataset:
     """Open one split of a named source.
 
-    A generated source (digits, double_colored_mnist, morpho_mnist) has its own attributes and values: ``target`` and
+    A generated source (digits, the MNIST family) has its own attributes and values: ``target`` and
     ``spurious`` default to its own and may select among them; ``seed`` draws its other attributes, and ``options``
     are its own (``rho``, ...). Where ``can_unconfound`` says so, ``confounded=False`` gives the same source images with
     attributes drawn independently of the target.
@@ -155,4 +158,6 @@ def open_source(
     if schema is None and (target is not None or spurious is not None):
         chosen = own.target if target is None else target
         schema = Schema(own, chosen, [s for s in own.spurious if s != chosen] if spurious is None else spurious)
-    return dataset if schema is None else ArrayDataset(dataset.images, dataset.table, schema, split)
+    return (
+        dataset if schema is None else ArrayDataset(dataset.images, dataset.table, schema, split, masks=dataset.masks)
+    )

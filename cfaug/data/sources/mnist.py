@@ -1,6 +1,7 @@
-"""Double-colored MNIST (Sauer and Geiger 2021, Counterfactual Generative Networks) with adjustable correlation.
+"""Coloured MNIST in one colour and in two (Sauer and Geiger 2021, Counterfactual Generative Networks), with adjustable correlation.
 
-A digit is resized to 32x32 (nearest), binarised at 0.1, and painted: the object in one colour, the background in a second.
+Colored MNIST paints a grey digit (32x32, nearest) on black: its colour is the class's mean colour plus N(0, 0.02) per channel.
+Double-colored: a digit is resized to 32x32 (nearest), binarised at 0.1, and painted: the object in one colour, the background in a second.
 Background colour of class i is COLOURS[i], object colour is COLOURS[i - 6]; in training each holds with
 probability rho, else uniform over the ten; val and test are unconfounded. uint8 (32, 32, 3).
 
@@ -43,6 +44,7 @@ COLOURS = {  # matplotlib's values; "maroon" is X11's #b03060, as published
     "cornflower": (0x64, 0x95, 0xED),
 }
 JITTER = 0.01  # standard deviation, colours in [0, 1]
+COLOUR_JITTER = 0.02**0.5  # of the one colour of Colored MNIST, whose published variance is 0.02
 SIZE = 32
 OBJECT_SHIFT = 6  # object colour of class i is the background colour of class i - 6
 
@@ -84,13 +86,45 @@ def double_colored_mnist(
     rng = np.random.default_rng([seed, SPLITS.index(split), int(confounded or split != "train")])
     fore = draw_colours((own - OBJECT_SHIFT) % 10, rho_now["foreground"], rng)
     back = draw_colours(own, rho_now["background"], rng)
-    images = _paint(_binary(grey), _jittered(fore, rng), _jittered(back, rng))
+    shown = _binary(grey)
+    images = _paint(shown, _jittered(fore, rng), _jittered(back, rng))
     names = np.array(list(COLOURS), dtype=object)
     table = pd.DataFrame(
         {"digit": own.astype(str).astype(object), "foreground": names[fore], "background": names[back]},
         index=keys,
     )
-    return ArrayDataset(images, table, schema(), split)
+    return ArrayDataset(images, table, schema(), split, masks=as_mask(shown))
+
+
+def colored_mnist(
+    split: str = "train",
+    *,
+    root: str | Path | None = None,
+    rho: float | Mapping[str, float] = 1.0,
+    seed: int = 0,
+    confounded: bool = True,
+    train_images: int = 50_000,
+    val_images: int = 2_000,
+) -> ArrayDataset:
+    """Grey digits in one of ten colours on black; arguments, keys and errors as :func:`double_colored_mnist`.
+
+    The colour of a digit follows its class with probability ``rho`` in training, else it is uniform over the ten.
+    """
+    strength = correlations(rho, ("colour",), default=1.0)
+    grey, own, keys = choose_digits("colored_mnist", split, root, train_images, val_images)
+    rng = np.random.default_rng([seed, SPLITS.index(split), int(confounded or split != "train"), 1])
+    codes = draw_colours(own, strength["colour"] if confounded and split == "train" else 0.0, rng)
+    means = np.array(list(COLOURS.values()))[codes] / 255.0
+    colours = np.clip(means + rng.normal(0.0, COLOUR_JITTER, size=means.shape), 0, 1)
+    wide = enlarged(grey)
+    images = np.round(wide[..., None] * colours[:, None, None, :]).astype(np.uint8)
+    table = pd.DataFrame(
+        {"digit": own.astype(str).astype(object), "colour": np.array(list(COLOURS), dtype=object)[codes]}, index=keys
+    )
+    attributes = [Attribute("digit", values=tuple(map(str, range(10)))), Attribute("colour", values=tuple(COLOURS))]
+    return ArrayDataset(
+        images, table, Schema(attributes, target="digit", spurious=["colour"]), split, masks=as_mask(_binary(grey))
+    )
 
 
 def choose_digits(
@@ -120,10 +154,20 @@ def choose_digits(
     return grey[rows], labels[rows], keys
 
 
-def _binary(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """(N, 28, 28) grey -> (N, 32, 32): nearest as in torch's interpolate (floor), then > 0.1 of full white."""
+def enlarged(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """(N, 28, 28) -> (N, 32, 32): nearest as in torch's interpolate (floor)."""
     source = np.arange(SIZE) * grey.shape[1] // SIZE
-    return grey[:, source[:, None], source[None, :]] > 0.1 * 255
+    return grey[:, source[:, None], source[None, :]]
+
+
+def _binary(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """(N, 28, 28) grey -> (N, 32, 32): enlarged, then > 0.1 of full white."""
+    return enlarged(grey) > 0.1 * 255
+
+
+def as_mask(shown: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """Where the digit is painted, as masks: uint8, 255 on the object."""
+    return np.where(shown, 255, 0).astype(np.uint8)
 
 
 def _jittered(codes: Codes, rng: np.random.Generator) -> npt.NDArray[np.uint8]:

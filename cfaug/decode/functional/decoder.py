@@ -1,0 +1,290 @@
+"""An image mechanism of closed-form functions: every value of an attribute is shown by functions of the recipe.
+
+    abduct:   n = (x, seed)
+    predict:  x' = put(a', undo(a, x))        a: the factual value, a': the counterfactual one, parameters drawn from the seed
+
+An intervention to the value that the image has is a sample too: what shows the value is taken away and put in again elsewhere, and
+where the value shows nothing, the traces that taking away leaves are put in (a decoy). So traces do not say "is counterfactual".
+Only do() leaves the image as it is. Of a value that cannot be undone no source may be taken; the plan is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from cfaug.config import DecoderConfig
+from cfaug.data import AttributeDataset, Schema
+from cfaug.data.images import Pixels, to_float, to_uint8
+from cfaug.data.micro_batch import Sources
+from cfaug.decode import save_decoder
+from cfaug.decode.functional.functions import Function, MaskRemoved, functions_of
+from cfaug.decode.mechanism import Capabilities, FitReport
+from cfaug.errors import UsageError, near
+
+_DRAWN = 0x46554E  # sets these draws apart from others with the row's seed
+
+
+@dataclass(frozen=True)
+class FunctionNoise:
+    """What abduction returns: uint8 images (B, H, W, C), masks (B, H, W) or None, seeds and factual values."""
+
+    images: Pixels
+    masks: Pixels | None
+    seeds: Sequence[int]
+    table: pd.DataFrame
+    device: torch.device | str = "cpu"
+
+
+class FunctionalDecoder:
+    """Functions for the values of attributes.
+
+    Args:
+        schema: the attributes.
+        parents: the image's parents in the causal graph.
+        config: ``config.functions`` maps attribute -> value -> functions (:mod:`cfaug.decode.functional.functions`).
+        functions: in place of ``config.functions``, and may hold Python functions (image, Generator) -> image as well; a decoder with
+            such functions cannot be saved.
+
+    Raises:
+        UsageError: an attribute that is no parent, a value without functions, or settings that do not fit.
+    """
+
+    kind = "functional"
+
+    def __init__(
+        self,
+        schema: Schema,
+        parents: Collection[str],
+        config: DecoderConfig | None = None,
+        functions: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.config = config or DecoderConfig(kind="functional")
+        self._schema, self._parents = schema, tuple(name for name in schema.names if name in parents)
+        self._given: Mapping[str, Mapping[str, Any]] = self.config.functions if functions is None else functions
+        self.functions = _checked(self._given, self._parents, schema)
+        self.report: FitReport | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """The attributes, with statistics once fitted."""
+        return self._schema
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The image's parents, in the schema's order."""
+        return self._parents
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that it can change."""
+        return tuple(self.functions)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Masks only where a value is removed by them; null interventions are exact."""
+        removes = any(isinstance(f, MaskRemoved) for own in self.functions.values() for fs in own.values() for f in fs)
+        return Capabilities("exact", needs_masks=removes, redraws_own_value=True)
+
+    @property
+    def canvas(self) -> None:
+        """All images have one size."""
+        return None
+
+    @property
+    def device(self) -> str:
+        """It computes on the CPU."""
+        return "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """Whole numbers, and the version of OpenCV, whose fillings may differ between versions."""
+        return f"uint8, OpenCV {cv2.__version__}"
+
+    def fit(self, dataset: AttributeDataset, seed: int = 0, progress: bool = True) -> FunctionalDecoder:
+        """Nothing is learned but the statistics of the attributes; a value that training images have must have functions."""
+        missing = [name for name in self.schema.names if name != self.schema.target]
+        self._schema = self.schema.fit(dataset.table, missing)
+        self.functions = _checked(self._given, self._parents, self._schema)
+        return self
+
+    def check_plan(self, names: Iterable[str], factual: pd.DataFrame) -> None:
+        """UsageError where an intervention on ``names`` would have to undo what cannot be undone in some source."""
+        for name in set(names) & set(self.functions):
+            for value, functions in self.functions[name].items():
+                fixed = [f for f in functions if not f.invertible]
+                if fixed and (factual[name] == value).any():
+                    other = next((v for v in self.functions[name] if v != value), "another value")
+                    raise UsageError(
+                        f"decoder.functions.{name}.{value}: expected functions that can be undone, because sources with {name}={value} would "
+                        f"become {name}={other}; plan only the other direction, or take a stamp, a frame, or a layered decoder"
+                    )
+
+    def abduct(self, sources: Sources) -> FunctionNoise:
+        """Keep the images."""
+        images = to_uint8(sources.images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        masks = None if sources.masks is None else (sources.masks[:, 0] * 255).round().byte().cpu().numpy()
+        return FunctionNoise(images, masks, sources.seeds, sources.table, sources.images.device)
+
+    def predict(
+        self,
+        noise: FunctionNoise,
+        attributes: pd.DataFrame,
+        affected: Sequence[Collection[str]] | None = None,
+        strength: float | None = None,
+    ) -> torch.Tensor:
+        """The images with the affected attributes shown anew; of ``affected`` None, those that differ.
+
+        Raises:
+            UsageError: an affected attribute without functions, a value that cannot be undone, a strength.
+        """
+        if strength not in (None, 1):
+            raise UsageError(f"expected no strength for functions, got {strength}; give ranges in decoder.functions")
+        if affected is None:
+            affected = [
+                {name for name in self.parents if noise.table.iloc[i][name] != attributes.iloc[i][name]}
+                for i in range(len(attributes))
+            ]
+        made = [self._shown(noise, i, attributes, names) for i, names in enumerate(affected)]
+        pixels = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
+        return to_float(pixels).to(noise.device)
+
+    def _shown(self, noise: FunctionNoise, i: int, attributes: pd.DataFrame, names: Collection[str]) -> Pixels:
+        image = noise.images[i]
+        mask = None if noise.masks is None else noise.masks[i]
+        if unknown := sorted(set(names) - set(self.functions)):
+            raise UsageError(
+                f"expected an intervention on {', '.join(self.functions)}, got one that changes {unknown[0]}; say in decoder.functions what it does"
+            )
+        rng = np.random.default_rng([noise.seeds[i], _DRAWN])
+        for name in (name for name in self.functions if name in names):  # in the schema's order
+            before, after = noise.table[name].iloc[i], attributes[name].iloc[i]
+            own = self.functions[name]
+            undone = own.get(before, ())
+            for function in reversed(undone):
+                if not function.invertible:
+                    raise UsageError(
+                        f"decoder.functions.{name}.{before}: cannot be undone in a source; plan only the other direction"
+                    )
+                image = function.undo(image, mask, rng)
+            if not undone:  # what taking another value away would leave
+                traces = [f for value, functions in own.items() if value != before for f in functions if f.invertible]
+                if traces:
+                    image = traces[int(rng.integers(len(traces)))].decoy(image, rng)
+            for function in own.get(after, ()):
+                image = function.put(image, rng)
+        return image
+
+    # -- disk ----------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over the description and the stamps' files."""
+        return save_decoder.digest(self._description(), self._weights())
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``decoder.json``, and the stamps' pictures in ``decoder.safetensors``. UsageError with Python functions."""
+        if not _is_plain(self._given):
+            raise UsageError(
+                "expected functions by name, got a Python function, which cannot be saved; use the model in this process"
+            )
+        save_decoder.save(directory, self._description(), self._weights(), self.report)
+
+    def _description(self) -> dict[str, Any]:
+        given = json.loads(json.dumps(self._given, default=_named))
+        return {
+            "format": save_decoder.FORMAT, "kind": self.kind, "functions": given, "schema": self.schema.to_json(),
+            "parents": list(self.parents),
+        }  # fmt: skip
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        found = {}
+        for name, values in self.functions.items():
+            for value, functions in values.items():
+                for i, function in enumerate(functions):
+                    stamp = getattr(function, "stamp", None)
+                    if stamp is not None and stamp.image is not None:
+                        found[f"{name}.{value}.{i}"] = torch.from_numpy(np.ascontiguousarray(stamp.picture))
+        return found
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu") -> FunctionalDecoder:
+        """Read what :meth:`save` wrote. ShardError for damaged files, UsageError for those of a different version."""
+        content, weights, report = save_decoder.load(directory)
+        schema = Schema.from_json(content["schema"])
+        decoder = cls.__new__(cls)
+        decoder.config = DecoderConfig(kind="functional", functions=content["functions"])
+        decoder._schema, decoder._parents, decoder.report = schema, tuple(content["parents"]), report
+        decoder._given = content["functions"]
+        pictures = {name: tensor.numpy() for name, tensor in weights.items()}
+        decoder.functions = _checked(content["functions"], decoder._parents, schema, pictures)
+        return decoder
+
+
+def _checked(
+    given: Mapping[str, Mapping[str, Any]],
+    parents: Collection[str],
+    schema: Schema,
+    pictures: Mapping[str, Any] | None = None,
+) -> dict[str, dict[str, tuple[Function, ...]]]:
+    found: dict[str, dict[str, tuple[Function, ...]]] = {}
+    for name in (*(n for n in schema.names if n in given), *(n for n in given if n not in schema.names)):
+        values = given[name]
+        if name not in parents:
+            raise UsageError(
+                f"decoder.functions: expected parents of the image, got {name!r}; {near(name, list(parents))}"
+            )
+        if name == schema.target:
+            raise UsageError(f"decoder.functions: {name!r} is the target, which no intervention changes; remove it")
+        if schema[name].kind == "continuous":
+            raise UsageError(
+                f"decoder.functions: expected attributes of categories, got {name!r}, which is continuous; bin its column"
+            )
+        if not isinstance(values, Mapping):
+            raise UsageError(
+                f"decoder.functions.{name}: expected a group of values, got {values!r}; indent them below it"
+            )
+        known = schema[name].categories if schema[name].values else tuple(map(str, values))
+        for value in values:
+            if str(value) not in known:
+                raise UsageError(
+                    f"decoder.functions.{name}: expected values of {name}, got {value!r}; {near(str(value), known)}"
+                )
+        for value in known:
+            if value not in {str(v) for v in values}:
+                raise UsageError(
+                    f"decoder.functions.{name}: expected functions for every value, got none for {value!r}; write {value}: [] where nothing shows it"
+                )
+        found[name] = {}
+        for value, functions in values.items():
+            made = functions_of(functions, f"decoder.functions.{name}.{value}")
+            for i, function in enumerate(made):
+                stamp = getattr(function, "stamp", None)
+                key = f"{name}.{value}.{i}"
+                if pictures is not None and stamp is not None and key in pictures:
+                    stamp.keep(pictures[key])
+            found[name][str(value)] = made
+    absent = [name for name in parents if name not in found and name != schema.target]
+    if absent:
+        raise UsageError(
+            f"decoder.functions: expected functions for {absent[0]!r}, a parent of the image, got none; say what its values do"
+        )
+    return found
+
+
+def _named(value: Any) -> str:
+    return f"function {getattr(value, '__qualname__', value)}"
+
+
+def _is_plain(given: Any) -> bool:
+    if isinstance(given, Mapping):
+        return all(map(_is_plain, given.values()))
+    return not callable(given)

@@ -1,0 +1,391 @@
+"""An image mechanism of layers, which needs no training: x = m f + (1 - m) b, and an intervention redraws its own layer only.
+
+    abduct:   n = (x, m, seed): the image itself, the mask of its object, and the seed of the draws to come
+    predict:  the background of a training image with the wanted value replaces b; the colours or the surface of one replace f
+
+What is not redrawn stays bit by bit, so nothing leaks through the noise, and a null intervention returns the image. Nothing here
+looks at the target: by construction p(layer given its attributes) is the same for every class, at any confounding. What remains
+to be measured are the seam, the rim, the outline of the mask and the fillings (``cfaug evaluate``). Independent mechanisms of
+shape, object and background are those of Counterfactual Generative Networks (Sauer & Geiger, 2021, arXiv 2101.06046), which learn them.
+
+A composite whose wanted value is the one that the image has is redrawn too, from another image: so "has a seam" does not say
+"is counterfactual". Only do() leaves an image as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from cfaug.config import DecoderConfig
+from cfaug.data import AttributeDataset, Schema
+from cfaug.data.images import Pixels, to_float, to_uint8
+from cfaug.data.micro_batch import Sources
+from cfaug.decode import save_decoder
+from cfaug.decode.layered import compositing
+from cfaug.decode.layered.bank import Bank
+from cfaug.decode.layered.recolour import object_statistics, transferred
+from cfaug.decode.mechanism import Capabilities, FitReport
+from cfaug.errors import DataError, UsageError, near
+
+LAYERS = ("background", "foreground")
+MOST_OBJECT = 0.95
+"""A mask that covers more of its image than this leaves no background to take."""
+
+
+@dataclass(frozen=True)
+class LayerNoise:
+    """What abduction returns: uint8 images (B, H, W, C), masks (B, H, W), and each row's key, seed and factual values."""
+
+    images: Pixels
+    masks: Pixels
+    keys: Sequence[str]
+    seeds: Sequence[int]
+    table: pd.DataFrame
+    device: torch.device | str = "cpu"
+
+
+class LayeredDecoder:
+    """Layers of training images, composed.
+
+    Args:
+        schema: the attributes.
+        parents: the image's parents in the causal graph.
+        config: the settings; ``config.layers`` says which attribute lives in which layer.
+        settings: single fields of ``config`` to change.
+
+    Raises:
+        UsageError: an attribute that is in two layers or not a parent, an unknown layer or setting.
+    """
+
+    kind = "layered"
+
+    def __init__(
+        self, schema: Schema, parents: Collection[str], config: DecoderConfig | None = None, **settings: Any
+    ) -> None:
+        config = config or DecoderConfig(kind="layered")
+        self.config = dataclasses.replace(config, **settings)
+        self._schema = schema
+        self._parents = tuple(name for name in schema.names if name in parents)
+        self.layers = check_layers(self.config.layers, self._parents, schema)
+        self.report: FitReport | None = None
+        self.masks = ""
+        """Digest of the source of the masks that the bank was made with."""
+        self._banks: dict[str, Bank] = {}
+
+    @property
+    def schema(self) -> Schema:
+        """The attributes, with statistics once fitted."""
+        return self._schema
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """The image's parents, in the schema's order."""
+        return self._parents
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The attributes that it can redraw."""
+        return tuple(self.layers)
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """It needs masks, redraws an intervention to the factual value too, and returns the image under none."""
+        return Capabilities("exact", needs_masks=True, redraws_own_value=True)
+
+    @property
+    def canvas(self) -> None:
+        """All images have one size."""
+        return None
+
+    @property
+    def device(self) -> str:
+        """It computes on the CPU."""
+        return "cpu"
+
+    @property
+    def dtype(self) -> str:
+        """Whole numbers, and the version of OpenCV, whose fillings may differ between versions."""
+        return f"uint8, OpenCV {cv2.__version__}"
+
+    # -- the bank ------------------------------------------------------------------------------------------------
+
+    def fit(self, dataset: AttributeDataset, seed: int = 0, progress: bool = True) -> LayeredDecoder:
+        """Collect the banks: at most ``composite.bank`` training images for each combination of a layer's values.
+
+        Args:
+            dataset: the training images, with masks.
+            seed: which images are kept where there are more.
+            progress: show a bar.
+
+        Raises:
+            DataError: no masks, images of different sizes, or no image with a value whose mask leaves its layer to be seen.
+        """
+        missing = [name for name in self.schema.names if name != self.schema.target]
+        self._schema = self.schema.fit(dataset.table, missing)
+        self.masks = str(getattr(dataset, "mask_digest", "given"))
+        table = self._schema.canonical(dataset.table)
+        for layer in LAYERS:
+            own = [name for name, place in self.layers.items() if place == layer]
+            if own:
+                rows = self._chosen(table, own, seed, self.config.composite.bank)
+                self._banks[layer] = self._bank(layer, own, dataset, table, rows, progress)
+        return self
+
+    @staticmethod
+    def _chosen(table: pd.DataFrame, own: Sequence[str], seed: int, most: int) -> list[int]:
+        known = np.flatnonzero(table[list(own)].notna().all(axis=1).to_numpy())
+        cells = table[list(own)].iloc[known].astype(str).agg("\0".join, axis=1).to_numpy()
+        order = np.random.default_rng([seed, 0x42414E]).permutation(len(known))
+        kept: dict[str, int] = {}
+        rows = []
+        for place in order.tolist():
+            if kept.setdefault(cells[place], 0) < most:
+                kept[cells[place]] += 1
+                rows.append(int(known[place]))
+        return sorted(rows)
+
+    def _bank(
+        self,
+        layer: str,
+        own: Sequence[str],
+        dataset: AttributeDataset,
+        table: pd.DataFrame,
+        rows: Sequence[int],
+        progress: bool,
+    ) -> Bank:
+        images, holes, light, colours, kept = [], [], [], [], []
+        composite, shape = self.config.composite, dataset.image(0).shape
+        for i in tqdm(rows, desc=layer, unit="img", disable=not progress, delay=2, leave=False):
+            image, mask = dataset.image(i), dataset.mask(i)
+            if mask is None:
+                raise DataError(
+                    f"{dataset.key(i)}: expected a mask of its object, got none; name the masks in data.masks, or say how to make "
+                    "them in decoder.mask"
+                )
+            if image.shape != shape:
+                raise DataError(
+                    f"{dataset.key(i)}: expected {shape[1]}x{shape[0]} px as in {dataset.key(0)}, got {image.shape[1]}x{image.shape[0]}; "
+                    "give a working size (data.size)"
+                )
+            sure = mask >= compositing.SURE
+            hole = compositing.hole_of(mask, composite.margin) if layer == "background" else ~sure
+            if hole.mean() > MOST_OBJECT:  # next to nothing of the layer is seen
+                continue
+            images.append(compositing.FILLS[composite.fill](image, hole))
+            colours.append(
+                object_statistics(image, mask) if layer == "foreground" else np.zeros((2, image.shape[2]), np.float32)
+            )
+            holes.append(hole)
+            light.append(image[~hole].mean())
+            kept.append(i)
+        wanted = set(table[list(own)].dropna().itertuples(index=False, name=None))
+        shown = set(table[list(own)].iloc[kept].itertuples(index=False, name=None))
+        if absent := sorted(map(str, wanted - shown)):
+            raise DataError(
+                f"expected a training image whose {layer} can be seen for each value of {', '.join(own)}, got none for {absent[0]}: its "
+                f"masks cover {'all' if layer == 'background' else 'nothing'}; look at the masks (decoder.mask)"
+            )
+        return Bank(
+            np.stack(images),
+            np.stack(holes),
+            np.array(light, np.float32),
+            np.stack(colours),
+            np.array([dataset.key(i) for i in kept], dtype=object),
+            {name: table[name].iloc[kept].to_numpy(dtype=object) for name in own},
+        )
+
+    # -- abduction and prediction --------------------------------------------------------------------------------
+
+    def abduct(self, sources: Sources) -> LayerNoise:
+        """Keep the images with their masks. UsageError without masks, or for images of another size than the bank's."""
+        if sources.masks is None:
+            raise UsageError(
+                "expected masks (B, 1, H, W) for this decoder, got none; pass masks=..., or name them in data.masks"
+            )
+        bank = next(iter(self._fitted().values()))
+        if tuple(sources.images.shape[2:]) != bank.images.shape[1:3] or sources.images.shape[1] != bank.images.shape[3]:
+            raise UsageError(
+                f"expected images of {bank.images.shape[3]} channels and {bank.images.shape[2]}x{bank.images.shape[1]} px, as the decoder was "
+                f"fitted on, got {sources.images.shape[1]} channels and {sources.images.shape[3]}x{sources.images.shape[2]}"
+            )
+        images = to_uint8(sources.images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        masks = (sources.masks[:, 0] * 255).round().byte().cpu().numpy()
+        return LayerNoise(images, masks, sources.keys, sources.seeds, sources.table, sources.images.device)
+
+    def predict(
+        self,
+        noise: LayerNoise,
+        attributes: pd.DataFrame,
+        affected: Sequence[Collection[str]] | None = None,
+        strength: float | None = None,
+    ) -> torch.Tensor:
+        """The images with the layers of the affected attributes redrawn; of ``affected`` None, those that differ.
+
+        Raises:
+            UsageError: a strength other than 1, or an affected attribute that lives in no layer.
+            CfaugError: no training image has the wanted values.
+        """
+        if strength not in (None, 1):
+            raise UsageError(
+                f"expected no strength for layers, which are exchanged as a whole, got {strength}; leave it out"
+            )
+        if affected is None:
+            affected = [
+                {name for name in self.parents if noise.table.iloc[i][name] != attributes.iloc[i][name]}
+                for i in range(len(attributes))
+            ]
+        made = [self._redrawn(noise, i, attributes, names) for i, names in enumerate(affected)]
+        pixels = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
+        return to_float(pixels).to(noise.device)
+
+    def _redrawn(self, noise: LayerNoise, i: int, attributes: pd.DataFrame, names: Collection[str]) -> Pixels:
+        image, mask, composite = noise.images[i], noise.masks[i], self.config.composite
+        if unknown := sorted(set(names) - set(self.layers)):
+            raise UsageError(
+                f"expected an intervention on {', '.join(self.layers)}, got one that changes {unknown[0]}, which lives in no layer; name "
+                "its layer in decoder.layers"
+            )
+        places = {self.layers[name] for name in names}
+        if not places:
+            return image
+        row = {name: attributes[name].iloc[i] for name in self.layers}
+        mask = compositing.softened(mask, composite.feather)
+        original = image
+        if "foreground" in places and (mask >= compositing.SURE).any():
+            image = self._recoloured(image, mask, noise, i, row)
+        if "background" not in places:
+            return compositing.on_background(image, mask, original) if image is not original else image
+        bank = self._banks["background"]
+        seen = mask < compositing.SURE
+        light = float(original[seen].mean()) if seen.any() else 0.0
+        donor = bank.donor(
+            self._wanted("background", row),
+            noise.keys[i],
+            mask,
+            light,
+            composite.partner,
+            composite.partners,
+            noise.seeds[i],
+        )
+        return compositing.on_background(image, mask, bank.images[donor])
+
+    def _recoloured(self, image: Pixels, mask: Pixels, noise: LayerNoise, i: int, row: Mapping[str, Any]) -> Pixels:
+        bank, composite = self._banks["foreground"], self.config.composite
+        sure = mask >= compositing.SURE
+        light = float(image[sure].mean())
+        wanted = self._wanted("foreground", row)
+        # the donor's object has to cover ours: its hole is what it is not
+        partner = composite.partner if composite.redraw == "surface" else "random"
+        donor = bank.donor(wanted, noise.keys[i], 255 - mask, light, partner, composite.partners, noise.seeds[i] + 1)
+        if composite.redraw == "surface":
+            return bank.images[donor]
+        return transferred(image, mask, bank.colours[donor])
+
+    def _wanted(self, layer: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The values that a donor must have; one that the row does not know is left to chance."""
+        return {name: row[name] for name, place in self.layers.items() if place == layer and not pd.isna(row[name])}
+
+    def _fitted(self) -> dict[str, Bank]:
+        if not self._banks:
+            raise UsageError("this decoder has no bank yet; call fit(dataset) or load a saved model first")
+        return self._banks
+
+    # -- disk ----------------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """sha256 (hex) over the description and the banks."""
+        return save_decoder.digest(self._description(), self._weights())
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``decoder.safetensors`` (the banks) and ``decoder.json``."""
+        save_decoder.save(directory, self._description(), self._weights(), self.report)
+
+    def _description(self) -> dict[str, Any]:
+        return {
+            "format": save_decoder.FORMAT,
+            "kind": self.kind,
+            "layers": dict(self.layers),
+            "composite": dataclasses.asdict(self.config.composite),
+            "mask": {**self.config.mask, "path": None},
+            "masks": self.masks,
+            "schema": self.schema.to_json(),
+            "parents": list(self.parents),
+            "banks": {
+                layer: {"keys": bank.keys.tolist(), "values": {name: v.tolist() for name, v in bank.values.items()}}
+                for layer, bank in self._fitted().items()
+            },
+        }
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        found = {}
+        for layer, bank in self._fitted().items():
+            for name in ("images", "light", "colours"):
+                found[f"{layer}.{name}"] = torch.from_numpy(getattr(bank, name))
+            found[f"{layer}.holes"] = torch.from_numpy(np.packbits(bank.holes, axis=None))
+        return found
+
+    @classmethod
+    def load(cls, directory: str | Path, device: str = "cpu") -> LayeredDecoder:
+        """Read what :meth:`save` wrote. ShardError for damaged files, UsageError for those of a different version."""
+        content, weights, report = save_decoder.load(directory)
+        layers: dict[str, list[str]] = {}
+        for name, layer in content["layers"].items():
+            layers.setdefault(layer, []).append(name)
+        schema = Schema.from_json(content["schema"])
+        config = DecoderConfig(kind="layered", layers=layers, composite=content["composite"], mask=content["mask"])
+        decoder = cls(schema, content["parents"], config)
+        decoder.masks, decoder.report = content["masks"], report
+        for layer, said in content["banks"].items():
+            images = weights[f"{layer}.images"].numpy()
+            holes = np.unpackbits(weights[f"{layer}.holes"].numpy(), count=int(np.prod(images.shape[:3])))
+            decoder._banks[layer] = Bank(
+                images,
+                holes.reshape(images.shape[:3]).astype(bool),
+                weights[f"{layer}.light"].numpy(),
+                weights[f"{layer}.colours"].numpy(),
+                np.array(said["keys"], dtype=object),
+                {name: np.array(values, dtype=object) for name, values in said["values"].items()},
+            )
+        return decoder
+
+
+def check_layers(layers: Mapping[str, Sequence[str]], parents: Collection[str], schema: Schema) -> dict[str, str]:
+    """Attribute -> its layer. UsageError for an unknown layer, and an attribute in two layers, in none, or not of categories."""
+    found: dict[str, str] = {}
+    for layer, names in layers.items():
+        if layer not in LAYERS:
+            raise UsageError(f"decoder.layers: expected {' and '.join(LAYERS)}, got {layer!r}; {near(layer, LAYERS)}")
+        for name in names:
+            if name not in parents:
+                raise UsageError(
+                    f"decoder.layers.{layer}: expected parents of the image, got {name!r}; {near(name, list(parents))}"
+                )
+            if name in found:
+                raise UsageError(f"decoder.layers: {name!r} is in two layers; leave it in one")
+            if name == schema.target:
+                raise UsageError(
+                    f"decoder.layers: {name!r} is the target, which no intervention changes; remove it from the layers"
+                )
+            if schema[name].kind == "continuous":
+                raise UsageError(
+                    f"decoder.layers: expected attributes of categories, got {name!r}, which is continuous: no two images share a value; "
+                    "bin its column"
+                )
+            found[name] = layer
+    absent = [name for name in parents if name not in found and name != schema.target]
+    if absent:
+        raise UsageError(
+            f"decoder.layers: {absent[0]!r} is in no layer; write for example layers: {{background: [{absent[0]}]}}"
+        )
+    return found
