@@ -244,10 +244,14 @@ def _doctor(arguments: argparse.Namespace) -> int:
     }
     if arguments.recipe:
         from cfaug.config import load_recipe
-        from cfaug.stages import check_recipe
+        from cfaug.stages import advise_decoder, check_recipe
 
-        inputs = check_recipe(load_recipe(arguments.recipe))
+        recipe = load_recipe(arguments.recipe)
+        inputs = check_recipe(recipe)
         content["recipe"] = {split: len(getattr(inputs, split)) for split in ("train", "val", "test")}
+        content |= {
+            f"decoder for {line.split(':')[0]}": line.partition(": ")[2] for line in advise_decoder(recipe, inputs)
+        }
     _print("\n".join(f"{name}: {value}" for name, value in content.items()) + "\nall good", content, arguments.json)
     return 0
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from cfaug.lazy import lazy
 
 if TYPE_CHECKING:
+    from cfaug.stages.decoder_advice import advise_decoder as advise_decoder
     from cfaug.stages.diagnosis import diagnose as diagnose
     from cfaug.stages.discovery import discover as discover
     from cfaug.stages.evaluation import evaluate as evaluate
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
+        "decoder_advice": "advise_decoder",
         "diagnosis": "diagnose",
         "discovery": "discover",
         "evaluation": "evaluate",

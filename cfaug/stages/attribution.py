@@ -5,6 +5,7 @@ heat = relu(sum_k mean_xy(d logit_y / d A_k) A_k)       A: the last feature map 
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import cv2
@@ -20,6 +21,8 @@ from cfaug.stages.checked_inputs import Inputs
 from cfaug.train import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.train.models import as_input
 
+_LOCK = threading.Lock()
+
 
 class Attributed:
     """Image uint8 (H, W, C) -> heat (H, W), of the recipe's net trained with groups resampled; it is trained at the first call.
@@ -33,9 +36,10 @@ class Attributed:
         self._net: nn.Module | None = None
 
     def __call__(self, image: Pixels) -> npt.NDArray[np.float32]:
-        if self._net is None:
-            self._net = self._trained()
-        return grad_cam(self._net, image)
+        with _LOCK:  # masks are made by several threads, and a net's hooks are its own
+            if self._net is None:
+                self._net = self._trained()
+            return grad_cam(self._net, image)
 
     def _trained(self) -> nn.Module:
         recipe, inputs = self.recipe, self.inputs

@@ -100,7 +100,7 @@ def open_inputs(recipe: Recipe, progress: bool = True, fitted: bool = False) -> 
     inputs = Inputs(train, val, test, oracle, graph, grouper, content.hexdigest(), measures)
     _check_values(inputs)
     _check_groups(inputs)
-    if oracle is None and recipe.evaluate.loss_images:
+    if (oracle is None or recipe.data.oracle) and recipe.evaluate.loss_images:
         log.warning("evaluate.loss_images is %d, but a %s source cannot be made unconfounded: no losses are measured",
                     recipe.evaluate.loss_images, recipe.data.source)  # fmt: skip
     return inputs

@@ -8,6 +8,7 @@ from cfaug.causal import SCM, falsify, forecast
 from cfaug.causal import diagnose as diagnose_table
 from cfaug.decode import CounterfactualModel
 from cfaug.stages.checked_inputs import uses_counterfactuals
+from cfaug.stages.decoder_advice import advise_decoder
 from cfaug.stages.recipe_checks import draw_plan, fit_scm
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import whole_plan
@@ -32,6 +33,10 @@ def diagnose(run: Run, scm: SCM | None = None) -> dict[str, Any]:
         acts = [(row.source_key, row.do) for row in rows.sample(MOST_PLANNED)]
         found["forecast"] = forecast(table, schema, scm or _scm(run), acts, shares, of=len(rows))
         parts.append(found["forecast"]["text"])
+        found["decoder"] = advise_decoder(run.recipe, run.inputs)
+        parts.append(
+            ["which mechanism suits an attribute (decoder.kind):", *(f"  {line}" for line in found["decoder"])]
+        )
     if graph.unconfirmed:
         parts.append([f"nobody has confirmed {'; '.join(graph.unconfirmed)}: nothing is generated until then"])
     text = [*parts[0]]

@@ -34,6 +34,7 @@ from cfaug.stages.fitting import fit
 from cfaug.stages.generated_sets import balanced_acts, make_pool, masks_of
 from cfaug.stages.leak_probes import leak_figures, shortcut_probe
 from cfaug.stages.loss_breakdown import three_losses
+from cfaug.stages.masks import mask_figures
 from cfaug.stages.run import Run
 from cfaug.train.models import as_input
 
@@ -156,6 +157,8 @@ def evaluate_counterfactuals(
         for name in inputs.measures
     }
     _next(bar, "leak probes")
+    if (of_masks := mask_figures(inputs, recipe.seed)) is not None:
+        figures["masks"] = of_masks
     figures["shortcut_probe"] = shortcut_probe(inputs, shards, recipe.seed)
     figures |= _on_pools(recipe, inputs, model, progress, bar)
     _next(bar, "")
@@ -193,11 +196,13 @@ def _on_pools(
     recipe: Recipe, inputs: Inputs, model: CounterfactualModel, progress: bool, bar: tqdm[Any]
 ) -> dict[str, Any]:
     """The figures that need sources beyond the judged ones: leak probes and losses; None where they are not measured."""
-    wanted = recipe.evaluate.loss_images if inputs.clean is not None else 0
     source = inputs.clean or inputs.sources
+    # the losses compare the same sources with and without confounding, which a folder of other images does not have
+    paired = inputs.clean is not None and inputs.clean.key(0) in inputs.train.table.index
+    wanted = recipe.evaluate.loss_images if paired else 0
     pool = None
     if wanted or len(source) >= LEAST_SOURCES:
-        acts = balanced_acts(inputs.train, wanted or PROBED, recipe.seed)
+        acts = balanced_acts(inputs.train if paired else source, wanted or PROBED, recipe.seed)
         pool = make_pool(model, source, acts, recipe.seed, recipe.generate.batch_size, progress)
     found: dict[str, Any] = {"leaks": leak_figures(recipe, inputs, model, pool, progress), "losses": None}
     _next(bar, "losses" if wanted else "")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cfaug.causal import SCM, CausalGraph, assumption_card
 from cfaug.data import Attribute, Schema
-from cfaug.decode import ComposedDecoder, CounterfactualModel, DiffusionDecoder, MaskedDataset
+from cfaug.decode import CounterfactualModel, DiffusionDecoder, MaskedDataset
 from cfaug.decode.diffusion import distributed
 from cfaug.errors import CfaugError, ShardError
 from cfaug.stages.checked_inputs import Inputs
-from cfaug.stages.image_mechanism import make_mechanism
+from cfaug.stages.image_mechanism import make_mechanism, mechanisms_of
 from cfaug.stages.recipe_checks import fit_scm
 from cfaug.stages.run import Run
 from cfaug.stages.validation_score import ValidationScore
@@ -49,7 +49,7 @@ def _fit(run: Run, scm: SCM, folder: Path) -> None:
     images = inputs.sources
     if isinstance(images, MaskedDataset) and run.leads:
         images.make(recipe.data.workers or 1, run.progress)
-    for part in [p.mechanism for p in decoder.parts] if isinstance(decoder, ComposedDecoder) else [decoder]:
+    for part in mechanisms_of(decoder):
         if isinstance(part, DiffusionDecoder):
             score = ValidationScore(recipe, inputs, scm, run.progress) if recipe.decoder.validate_every else None
             part.fit(inputs.train, recipe.seed, run.progress, checkpoint=partial / "diffusion", score=score)

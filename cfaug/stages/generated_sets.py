@@ -35,6 +35,8 @@ class Pool:
     reconstruction: Tensor
     """The images after a null intervention."""
     counterfactual: Tensor
+    masks: Tensor | None = None
+    """Of the objects, float (N, 1, H, W) in [0, 1], for a model that needs them."""
 
     @property
     def sources(self) -> list[str]:
@@ -103,7 +105,7 @@ def make_pool(
             noise = model.abduct(as_input(factual[part]), table.iloc[part], seed=seeds, **more)
             null.append(_made(model, noise, [do()] * len(seeds), table.index[start]))
             real.append(_made(model, noise, interventions[part], table.index[start]))
-    return Pool(table, factual, torch.cat(null), torch.cat(real))
+    return Pool(table, factual, torch.cat(null), torch.cat(real), masks)
 
 
 def masks_of(model: Model, dataset: AttributeDataset, rows: Sequence[int]) -> Tensor | None:

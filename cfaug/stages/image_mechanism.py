@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+
+import pandas as pd
 
 from cfaug.causal import CausalGraph
 from cfaug.config import Recipe
@@ -14,7 +17,8 @@ from cfaug.decode.layered.mask_sources import GivenMasks, OnnxMasks, mask_source
 from cfaug.decode.mechanism import ImageMechanism
 from cfaug.errors import DataError, UsageError, near
 
-Mechanism = DiffusionDecoder | LayeredDecoder | FunctionalDecoder | ComposedDecoder
+Simple = DiffusionDecoder | LayeredDecoder | FunctionalDecoder
+Mechanism = Simple | ComposedDecoder
 
 
 def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechanism:
@@ -30,7 +34,7 @@ def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechan
         return LayeredDecoder(schema, parents, config)
     if config.kind == "functional":
         return FunctionalDecoder(schema, parents, config)
-    free = [name for name in graph.topological_order() if name in parents and name != schema.target]
+    free = [name for name in parents if name != schema.target]
     for name in config.mechanisms:
         if name not in free:
             raise UsageError(
@@ -40,10 +44,29 @@ def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechan
         raise UsageError(
             f"decoder.mechanisms: expected a mechanism for {absent[0]!r}, got none; write {absent[0]}: layered, functional or diffusion"
         )
-    kinds = dict.fromkeys(config.mechanisms[name] for name in free)  # in the graph's order
+    kinds = dict.fromkeys(config.mechanisms[name] for name in _ordered(graph, list(config.mechanisms)))
     return ComposedDecoder(
         [_part(recipe, graph, schema, kind, [n for n in free if config.mechanisms[n] == kind]) for kind in kinds]
     )
+
+
+def mechanisms_of(mechanism: Mechanism) -> list[Simple]:
+    """The mechanisms that a composed one has, in their order; itself alone for any other."""
+    if not isinstance(mechanism, ComposedDecoder):
+        return [mechanism]
+    return [part.mechanism for part in mechanism.parts if isinstance(part.mechanism, Simple)]
+
+
+def _ordered(graph: CausalGraph, names: list[str]) -> list[str]:
+    """Causes before what they cause; where the graph leaves it open, as the recipe lists them."""
+    left, found = list(names), []
+    while left:
+        first = next(
+            name for name in left if not any(name in graph.descendants(other) for other in left if other != name)
+        )
+        left.remove(first)
+        found.append(first)
+    return found
 
 
 def _part(recipe: Recipe, graph: CausalGraph, schema: Schema, kind: str, names: list[str]) -> Part:
@@ -58,6 +81,15 @@ def _part(recipe: Recipe, graph: CausalGraph, schema: Schema, kind: str, names: 
     else:  # what it draws depends on everything that shows
         mechanism = DiffusionDecoder(schema, graph.parents("image"), recipe.decoder)
     return Part(mechanism, tuple(names))
+
+
+def check_interventions(
+    recipe: Recipe, graph: CausalGraph, schema: Schema, table: pd.DataFrame, names: Iterable[str]
+) -> None:
+    """UsageError where some source would need an intervention on ``names`` that its mechanism cannot make."""
+    for part in mechanisms_of(make_mechanism(recipe, graph, schema)):
+        if isinstance(part, FunctionalDecoder):
+            part.check_plan(names, schema.canonical(table))
 
 
 def needs_masks(recipe: Recipe) -> bool:

@@ -1,4 +1,4 @@
-"""The leak probes of :mod:`cfaug.judge.probes` on a run's images.
+"""The leak probes of :mod:`cfaug.judge.probes` on a run's images; of a model of layers on its masks' outlines and rims too.
 
 The original-attribute probe reads counterfactuals of unconfounded sources, so that the target does not reveal the original
 value. Where a data set cannot be made unconfounded, the figure stands beside the accuracy that the target alone gives.
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset
@@ -37,17 +40,22 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
         return found
     fit = probe_fit(recipe, len(inputs.train), seed)
     targets = None if clean else [str(value) for value in pool.table[inputs.target]]
-    for name in names:
-        levels = inputs.grouper.levels(pool.table, name, missing=True)
-        known = np.flatnonzero(levels.notna())  # a missing original value cannot leak
-        found["original_attribute"][name] = leaks.original_attribute(
-            fit,
-            pool.counterfactual[known],
-            [str(value) for value in levels.iloc[known]],
-            [pool.sources[i] for i in known],
-            seed,
-            None if targets is None else [targets[i] for i in known],
-        )
+    shown = {"original_attribute": pool.counterfactual}
+    if pool.masks is not None:
+        shown |= {"outline": (pool.masks * 255).round().byte(), "rim": rims(pool.counterfactual, pool.masks)}
+    for what, images in shown.items():
+        found[what] = {}
+        for name in names:
+            levels = inputs.grouper.levels(pool.table, name, missing=True)
+            known = np.flatnonzero(levels.notna())  # a missing original value cannot leak
+            found[what][name] = leaks.original_attribute(
+                fit,
+                images[known],
+                [str(value) for value in levels.iloc[known]],
+                [pool.sources[i] for i in known],
+                seed,
+                None if targets is None else [targets[i] for i in known],
+            )
     alike = pool.counterfactual
     if not clean:  # balanced counterfactuals would differ from confounded reconstructions in their attributes, not only in their origin
         acts = exchanged_acts(pool.table, inputs.schema, seed)
@@ -57,6 +65,17 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
         "reconstruction_or_real": leaks.provenance(fit, pool.reconstruction, pool.factual, pool.sources, seed),
     }
     return found
+
+
+RIM = 3
+"""Pixels on each side of an object's outline that count as its rim."""
+
+
+def rims(images: Tensor, masks: Tensor) -> Tensor:
+    """The images, uint8 (N, C, H, W), with everything but the rims of their masks (N, 1, H, W) made grey."""
+    wide = functional.max_pool2d(masks, 2 * RIM + 1, 1, RIM)
+    narrow = -functional.max_pool2d(-masks, 2 * RIM + 1, 1, RIM)
+    return torch.where((wide > 0.5) & (narrow < 0.5), images, torch.full_like(images, 127))
 
 
 def shortcut_probe(inputs: Inputs, shards: ShardReader, seed: int, most: int = 2000) -> dict[str, float | None]:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def report_data(run: Run) -> ReportData:
         rows=rows,
         target=inputs.target,
         spurious=inputs.schema.spurious,
-        grids=_grids(evaluation) if evaluation else {},
+        grids={**_grids(evaluation), **_mask_grid(run, evaluation)} if evaluation else {},
         confounding_before=confounding(inputs.train.table, inputs.schema),
         confounding_after=after,
         nodes=inputs.graph.nodes,
@@ -76,7 +77,11 @@ def report_data(run: Run) -> ReportData:
         losses=_losses(evaluation.figures["losses"]) if evaluation and evaluation.figures["losses"] else None,
         leaks=_leaks(evaluation.figures) if evaluation else (),
         assumptions=_assumptions(recipe) if model else (),
-        notes=[*_advice(inputs, rows), *_notes(recipe, inputs, model)],
+        notes=[
+            *_advice(inputs, rows),
+            *_mask_notes(evaluation.figures if evaluation else {}),
+            *_notes(recipe, inputs, model),
+        ],
         run=_facts(run, len(generated) if generated is not None else None),
         diagnosis=found,
         falsification=found["falsification"],
@@ -206,9 +211,17 @@ def _losses(found: dict[str, Any]) -> LossTable:
     return LossTable(measures, rows, losses, found["images"], found["seeds"])
 
 
+_SEEN = {
+    "original_attribute": "counterfactuals",
+    "outline": "the masks' outlines alone, of the objects",
+    "rim": "the rims of the objects alone, in counterfactuals",
+}
+
+
 def _leaks(figures: dict[str, Any]) -> list[Axiom]:
     leaks, found = figures["leaks"], []
-    for name, row in leaks["original_attribute"].items():
+    for (what, words), name in product(_SEEN.items(), leaks["original_attribute"]):
+        row = leaks.get(what, {}).get(name)
         if row is not None:
             against = f"chance {percent(row['chance'])}"
             if "given_target" in row:
@@ -216,8 +229,11 @@ def _leaks(figures: dict[str, Any]) -> list[Axiom]:
                     f"; because these sources are confounded, the target alone tells {percent(row['given_target'])}, and only what "
                     "is above that is a leak"
                 )
-            meaning = f"the value before do(...), from counterfactuals of {leaks['sources']} sources ({_interval(row)}); {against}"
-            found.append(Axiom(f"original {name}", percent(row["accuracy"]), meaning))
+            meaning = (
+                f"the value before do(...), from {words} of {leaks['sources']} sources ({_interval(row)}); {against}"
+            )
+            label = f"original {name}" + ("" if what == "original_attribute" else f", by the {what}")
+            found.append(Axiom(label, percent(row["accuracy"]), meaning))
     for kind, row in leaks["provenance"].items():
         if row is not None:
             meaning = (
@@ -260,6 +276,41 @@ def _grids(evaluation: Evaluation) -> dict[str, list[Example]]:
             example(i, "misread: " + ", ".join(rows[i]["misread"])) for i in misread[:_ROWS]
         ]
     return grids
+
+
+def _mask_grid(run: Run, evaluation: Evaluation) -> dict[str, list[Example]]:
+    """The masks that look worst, each beside its image and what the mask cuts out."""
+    found = evaluation.figures.get("masks")
+    if not found:
+        return {}
+    sources = run.inputs.sources
+    place = {sources.key(i): i for i in range(len(sources))}
+    examples = []
+    for key in found["worst"]:
+        image, mask = sources.image(place[key]), sources.mask(place[key])
+        if mask is not None:
+            cut = np.where(mask[..., None] > 127, image, np.uint8(127))
+            examples.append(
+                Example(image, key, [np.repeat(mask[..., None], image.shape[2], 2), cut], ["mask", "what it cuts out"])
+            )
+    return {"The masks that look worst": examples}
+
+
+def _mask_notes(figures: dict[str, Any]) -> list[str]:
+    found = figures.get("masks")
+    if not found:
+        return []
+    low, middle, high = found["area"]
+    agreement = (
+        ""
+        if "agreement" not in found
+        else f" They agree with GrabCut's in {percent(found['agreement'])} (intersection over union)."
+    )
+    return [
+        f"Masks ({found['source']}), {found['masks']} looked at: the object covers {percent(middle)} of an image (5 to 95 % of them: "
+        f"{percent(low)} to {percent(high)}); {found['empty']} are empty, {found['full']} cover nearly all, and {percent(found['border'])} of the "
+        f"border is object.{agreement}"
+    ]
 
 
 def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) -> list[str]:

@@ -158,7 +158,7 @@ class FunctionalDecoder:
         return to_float(pixels).to(noise.device)
 
     def _shown(self, noise: FunctionNoise, i: int, attributes: pd.DataFrame, names: Collection[str]) -> Pixels:
-        image = noise.images[i]
+        image: Pixels = noise.images[i]
         mask = None if noise.masks is None else noise.masks[i]
         if unknown := sorted(set(names) - set(self.functions)):
             raise UsageError(

@@ -29,16 +29,22 @@ Draw = np.random.Generator
 class Function(Protocol):
     """Shows a value in an image uint8 (H, W, C), and takes it away again where it can."""
 
-    invertible: bool
+    @property
+    def invertible(self) -> bool:
+        """Whether what is shown can be taken away again."""
+        ...
 
     def put(self, image: Pixels, rng: Draw) -> Pixels:
         """The image with the value shown; parameters are drawn from ``rng``."""
+        ...
 
     def undo(self, image: Pixels, mask: Pixels | None, rng: Draw) -> Pixels:
         """The image without it; asked only where ``invertible``."""
+        ...
 
     def decoy(self, image: Pixels, rng: Draw) -> Pixels:
         """The traces that undoing leaves, on an image that has nothing to undo."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Framed:
                 f"frame: expected images of more than {2 * wide} px, got {image.shape[1]}x{image.shape[0]}"
             )
         inside = image[wide : image.shape[0] - wide, wide : image.shape[1] - wide]
-        return np.asarray(cv2.copyMakeBorder(inside, wide, wide, wide, wide, cv2.BORDER_REFLECT_101)).reshape(
+        return np.asarray(cv2.copyMakeBorder(inside, wide, wide, wide, wide, cv2.BORDER_REFLECT_101), np.uint8).reshape(
             image.shape
         )
 

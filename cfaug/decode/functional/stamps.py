@@ -103,7 +103,8 @@ class Stamp:
                     continue
                 wanted = without_light(alpha)
                 # brighter or darker than what lies below, channel by channel
-                score = sum(np.abs(cv2.matchTemplate(one, wanted, cv2.TM_CCOEFF_NORMED)) for one in flats)
+                found = [np.abs(cv2.matchTemplate(one, wanted, cv2.TM_CCOEFF_NORMED)) for one in flats]
+                score = np.sum(found, axis=0)
                 _, high, _, (x, y) = cv2.minMaxLoc(score)
                 if high > best:
                     best = high
@@ -119,7 +120,7 @@ class Stamp:
         width = max(1, round(height * picture.shape[1] / picture.shape[0]))
         scaled = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
         colours = scaled[..., :3] if channels == 3 else scaled[..., :3].mean(2, keepdims=True)
-        return scaled[..., 3] / 255, np.ascontiguousarray(colours)
+        return np.asarray(scaled[..., 3] / 255, np.float32), np.ascontiguousarray(colours, np.float32)
 
     @property
     def picture(self) -> Floats:
@@ -144,7 +145,7 @@ def _read(place: Path) -> Floats:
         ) from None
     if not transparent:  # black is what is not there
         picture = np.dstack([picture[..., :3], picture[..., :3].max(2)])
-    return picture
+    return np.asarray(picture, np.float32)
 
 
 def laid(image: Pixels, place: Place, opacity: float) -> Pixels:
@@ -161,7 +162,7 @@ def removed(image: Pixels, hole: Bools, margin: int = 1) -> Pixels:
     """The image with a hole (H, W), widened by ``margin`` pixels, filled from around it."""
     wide = cv2.dilate(hole.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
     pixels = np.ascontiguousarray(image if image.shape[2] == 3 else image[..., 0])
-    return np.asarray(cv2.inpaint(pixels, wide, 3, cv2.INPAINT_TELEA)).reshape(image.shape)
+    return np.asarray(cv2.inpaint(pixels, wide, 3, cv2.INPAINT_TELEA), np.uint8).reshape(image.shape)
 
 
 def framed(grey: Floats, size: tuple[int, int]) -> Bools:
@@ -236,7 +237,7 @@ def _text(text: str, height: int, box: bool) -> Floats:
     if box:
         cv2.rectangle(canvas, (0, 0), (wide - 1, fine - 1), 255, round(stroke * 3))
     small = cv2.resize(canvas, (max(1, round(wide / _FINE)), height), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32) / 255
+    return np.asarray(small / 255, np.float32)
 
 
 def stamp_of(given: Any, where: str) -> Stamp:

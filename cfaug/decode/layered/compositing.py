@@ -82,7 +82,8 @@ def hole_of(mask: Pixels, margin: int) -> Bools:
     """Where the object is not to be seen any more: its mask, widened by ``margin`` pixels, because masks are rarely wide enough."""
     shown = (mask > 8).astype(np.uint8)
     if margin > 0:
-        shown = cv2.dilate(shown, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1)))
+        element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * margin + 1, 2 * margin + 1))
+        shown = np.asarray(cv2.dilate(shown, element), np.uint8)
     return np.asarray(shown.astype(bool))
 
 
@@ -92,14 +93,14 @@ def filled(image: Pixels, hole: Bools, radius: float = 3.0) -> Pixels:
         return image
     pixels = image if image.shape[2] == 3 else image[..., 0]
     made = cv2.inpaint(np.ascontiguousarray(pixels), hole.astype(np.uint8), radius, cv2.INPAINT_TELEA)
-    return np.asarray(made).reshape(image.shape)
+    return np.asarray(made, np.uint8).reshape(image.shape)
 
 
 def patched(image: Pixels, hole: Bools, most: int = 200) -> Pixels:
     """The image with its hole filled by a copy of another part of itself, which keeps the grain of a texture.
 
-    Of up to ``most`` shifts, tried from small to large, the copy is the one that covers the hole with known pixels and differs least in
-    the ring around it; where none covers all of it, the rest is filled as by :func:`filled`.
+    Of about ``most`` shifts the one is taken that covers most of the hole with known pixels and differs least in the ring around it;
+    what it does not cover is filled as by :func:`filled`.
     """
     if not hole.any() or hole.all():
         return image

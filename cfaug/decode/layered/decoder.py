@@ -249,7 +249,9 @@ class LayeredDecoder:
         return to_float(pixels).to(noise.device)
 
     def _redrawn(self, noise: LayerNoise, i: int, attributes: pd.DataFrame, names: Collection[str]) -> Pixels:
-        image, mask, composite = noise.images[i], noise.masks[i], self.config.composite
+        composite = self.config.composite
+        image: Pixels = noise.images[i]
+        mask: Pixels = noise.masks[i]
         if unknown := sorted(set(names) - set(self.layers)):
             raise UsageError(
                 f"expected an intervention on {', '.join(self.layers)}, got one that changes {unknown[0]}, which lives in no layer; name "
@@ -288,7 +290,8 @@ class LayeredDecoder:
         partner = composite.partner if composite.redraw == "surface" else "random"
         donor = bank.donor(wanted, noise.keys[i], 255 - mask, light, partner, composite.partners, noise.seeds[i] + 1)
         if composite.redraw == "surface":
-            return bank.images[donor]
+            redrawn: Pixels = bank.images[donor]
+            return redrawn
         return transferred(image, mask, bank.colours[donor])
 
     def _wanted(self, layer: str, row: Mapping[str, Any]) -> dict[str, Any]:

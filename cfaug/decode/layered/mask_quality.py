@@ -33,7 +33,7 @@ class MaskQuality:
         """The masks that look worst: (nearly) empty or full, then by the border, then by disagreement."""
         failed = (self.area < EMPTY) | (self.area > FULL)
         doubt = self.border if self.agreement is None else self.border + 1 - self.agreement
-        return np.argsort(-(10.0 * failed + doubt), kind="stable")[:count].tolist()
+        return [int(i) for i in np.argsort(-(10.0 * failed + doubt), kind="stable")[:count]]
 
     def summary(self) -> dict[str, Any]:
         """Plain figures for the report."""

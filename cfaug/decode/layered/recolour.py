@@ -37,7 +37,7 @@ def transferred(image: Pixels, mask: Pixels, wanted: Statistics) -> Pixels:
 
 def _lab(image: Pixels) -> npt.NDArray[np.float32]:
     scaled = image.astype(np.float32) / 255
-    return scaled * 100 if image.shape[2] == 1 else np.asarray(cv2.cvtColor(scaled, cv2.COLOR_RGB2LAB), np.float32)
+    return np.asarray(scaled * 100 if image.shape[2] == 1 else cv2.cvtColor(scaled, cv2.COLOR_RGB2LAB), np.float32)
 
 
 def _from_lab(values: npt.NDArray[np.float32], channels: int) -> Pixels:
