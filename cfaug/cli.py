@@ -129,10 +129,11 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
     name = arguments.command
     sharing = name == "generate" and recipe.generate.engine in SHARED
-    if distributed.several() and name != "fit" and not sharing:
+    together = name == "fit" or (name == "train" and recipe.train.mode == "finetune") or sharing
+    if distributed.several() and not together:
         raise UsageError(
-            f"`cfaug {name}` is one process, but torchrun started several; start `cfaug fit`, or `cfaug generate` "
-            "with --generate.engine=torchrun, with it, and the rest without"
+            f"`cfaug {name}` is one process, but torchrun started several; start `cfaug fit`, `cfaug train` with train.mode finetune, or "
+            "`cfaug generate` with --generate.engine=torchrun, with it, and the rest without"
         )
     with open_run(
         recipe,

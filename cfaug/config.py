@@ -244,6 +244,8 @@ class Recipe:
         for group, place in (("data", "root"), ("data", "oracle"), ("decoder", "autoencoder"), ("train", "weights")):
             came = content[group][place]
             content[group][place] = Path(came).name if came else None
+        if "path" in content["decoder"]["mask"]:
+            content["decoder"]["mask"]["path"] = Path(str(content["decoder"]["mask"]["path"])).name
         return content
 
     def model_identity(self) -> dict[str, Any]:

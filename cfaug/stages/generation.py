@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 
+from cfaug.decode.diffusion import distributed
 from cfaug.errors import UsageError
 from cfaug.offline import GenerateReport, Plan, ShardReader
 from cfaug.offline import generate as write_shards
@@ -65,6 +66,10 @@ def shards(run: Run) -> ShardReader:
     if not _finished(run, rows):
         missing = [rows.shard_name(number) for number in rows.missing(open_destination(run.place).committed())]
         if engine not in SHARED:
+            if distributed.several():  # they train together; each would generate on its own
+                raise UsageError(
+                    f"expected finished shards in {run.place} before several processes train together, got none; run `cfaug generate` first"
+                )
             generate(run)
         elif missing:
             raise UsageError(

@@ -183,3 +183,30 @@ def test_other_statistics_are_a_different_run_a_digit_is_not(birds: Path, tmp_pa
     refuse_other_model(inputs, inputs.graph, model(1 + 1e-13), tmp_path)
     with pytest.raises(ShardError, match="expected glow: mean"):
         refuse_other_model(inputs, inputs.graph, model(1.01), tmp_path)
+
+
+def test_two_processes_train_one_table(birds: Path, tmp_path: Path) -> None:
+    """Each sees its part of every batch; the rows are written once, and a single process goes on from them."""
+    recipe, out = (
+        folder_recipe(tmp_path / "r.yaml", birds, train={"methods": ["erm", "group_dro"], "epochs": 2}),
+        tmp_path / "out",
+    )
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "cfaug"]
+    words = [*together, "train", str(recipe), "--out", str(out), "--no-progress"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["erm", "group_dro"]
+    assert done.stdout.count("erm") == 1
+
+
+def test_two_processes_do_not_generate_on_their_own(birds: Path, tmp_path: Path) -> None:
+    recipe, out = folder_recipe(tmp_path / "r.yaml", birds), tmp_path / "out"
+    together = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "cfaug"]
+    done = subprocess.run(
+        [*together, "train", str(recipe), "--out", str(out)], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=180, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "run `cfaug generate` first" in done.stderr

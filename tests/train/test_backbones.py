@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
@@ -92,7 +94,6 @@ MESSAGES = {
     "no such normalisation": ("resnet18", "net.pth", "imagenett", "train.normalization: expected one of"),
     "half a normalisation": ("resnet18", "net.pth", {"mean": [0.5, 0.5, 0.5]}, "mean and std"),
     "weights of the small net": ("small_cnn", "net.pth", None, "small_cnn is trained from scratch"),
-    "no timm": ("timm:resnet18", None, None, "timm"),
 }
 
 
@@ -104,6 +105,30 @@ def test_what_does_not_fit_is_one_line(name: str, weights: dict[str, Path]) -> N
         build_model(model, *SHAPE, weights=path, normalization=normalization)  # type: ignore[arg-type]
     assert fragment in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_net_of_timm_has_its_own_weights_and_normalisation(tmp_path: Path) -> None:
+    name, size = "resnet10t.c3_in1k", (32, 32)
+    net = timm.create_model(name, pretrained=False)
+    torch.save(net.state_dict(), tmp_path / "timm.pth")
+    made = build_model(f"timm:{name}", 3, size, 4, weights=str(tmp_path / "timm.pth")).eval()
+    images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = (torch.tensor(net.default_cfg[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        expected = net.eval().forward_head(net.forward_features(((images + 1) / 2 - mean) / std), pre_logits=True)
+        torch.testing.assert_close(made.embed(images), expected)
+        assert made(images).shape == (2, 4)
+
+
+def test_without_timm_the_pip_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UsageError, match=r'pip install "cfaug\[timm\]"'):
+        build_model("timm:resnet18", 3, (32, 32), 2)
+
+
+def test_an_unknown_net_of_timm_names_a_near_one() -> None:
+    with pytest.raises(UsageError, match="resnet18"):
+        build_model("timm:resnet_18", 3, (32, 32), 2)
 
 
 def test_too_small_an_image_names_the_least_size() -> None:

@@ -79,7 +79,7 @@ class StoredImages(Indexed):
         return self.decoded(i).pixels
 
     def check_images(self, progress: Callable[[Iterator[int]], Iterator[int]] = iter) -> str:
-        """Decode every image, and look at every mask; sha256 (hex) of all pixels in order.
+        """Decode every image, and look at every mask; sha256 (hex) of all pixels in order, masks included.
 
         ``progress`` wraps the iterator over indices (for instance ``functools.partial(tqdm, total=len(dataset))``). The log
         says how many images have transparency or 16 bits, and to what size they are brought. Raises DataError naming the
@@ -87,6 +87,7 @@ class StoredImages(Indexed):
         """
         first: tuple[int, ...] = ()
         digests: list[str] = []
+        masks: list[str] = []
         shapes: Counter[tuple[int, ...]] = Counter()
         transparent: list[str] = []
         deep: list[str] = []
@@ -102,6 +103,7 @@ class StoredImages(Indexed):
                         f"{'x'.join(map(str, look.shape))}; give a working size (data.size), or make all images the same"
                     )
                 digests.append(look.digest)
+                masks += [look.mask] if look.mask else []
                 shapes[look.shape[:2]] += 1
                 transparent += [self._keys[i]] if look.transparent else []
                 deep += [self._keys[i]] if look.deep else []
@@ -125,15 +127,16 @@ class StoredImages(Indexed):
             )  # fmt: skip
         self.digests = tuple(digests)
         channels = first[2:] if self.size is None else (3,)
-        return hashlib.sha256(f"{channels} {' '.join(digests)}".encode()).hexdigest()
+        return hashlib.sha256(" ".join([str(channels), *digests, *masks]).encode()).hexdigest()
 
     def _look(self, i: int) -> _Look:
-        self.mask(i)
+        mask = self.mask(i)
+        drawn = "" if mask is None else hashlib.sha256(mask.tobytes()).hexdigest()
         if type(self).image is not StoredImages.image:  # a subclass of the user's is checked by its own pixels
             pixels = self.image(i)
-            return _Look(pixels.shape, pixel_digest(pixels), False, False)
+            return _Look(pixels.shape, pixel_digest(pixels), False, False, drawn)
         found = self.decoded(i)
-        return _Look(found.pixels.shape, pixel_digest(found.pixels), found.transparent, found.deep)
+        return _Look(found.pixels.shape, pixel_digest(found.pixels), found.transparent, found.deep, drawn)
 
 
 class _Look(NamedTuple):
@@ -143,6 +146,8 @@ class _Look(NamedTuple):
     digest: str
     transparent: bool
     deep: bool
+    mask: str
+    """sha256 of its mask; empty without one."""
 
 
 def column_schema(
