@@ -24,7 +24,7 @@ from cfaug.data.loading import Images
 from cfaug.judge.probes import Fit
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.train import TensorImages, TrainSettings, train_classifier
-from cfaug.train.features import FeatureStore
+from cfaug.train.features import BATCH, FeatureStore
 from cfaug.train.heads import FIXED, Weighted, fit_logistic
 from cfaug.train.method_data import group_codes
 from cfaug.train.models import build_model
@@ -86,6 +86,24 @@ def quantised(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
     return to_uint8(images)
+
+
+def probe_of(recipe: Recipe, inputs: Inputs, seed: int) -> Fit:
+    """What a probe is: the kind of classifier that the recipe trains, because what it cannot read does no harm to it."""
+    if recipe.train.mode == "frozen":
+        return _frozen_probe(feature_store(recipe, inputs, None, False))
+    return probe_fit(recipe, len(inputs.train), seed)
+
+
+def _frozen_probe(store: FeatureStore) -> Fit:
+    """A linear head on the frozen net."""
+
+    def fit(images: Tensor, codes: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
+        features = outputs(store.model.embed, store.model, images, BATCH).float()
+        _, weight, bias = fit_logistic(Weighted(features, codes, torch.ones(len(codes))), classes, (FIXED,))[0]
+        return FrozenReader(store, weight, bias).predict
+
+    return fit
 
 
 def probe_fit(recipe: Recipe, sources: int, seed: int) -> Fit:

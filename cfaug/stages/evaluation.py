@@ -38,8 +38,9 @@ from cfaug.stages.masks import mask_figures
 from cfaug.stages.run import Run
 from cfaug.train.models import as_input
 
-PROBED = 2000
-"""The leak probes use at most this many sources where the losses are not measured; otherwise both use the pool of the losses."""
+PROBED, PROBED_FROZEN = 2000, 800
+"""The leak probes use at most this many sources where the losses are not measured (fewer where each costs features of a large net);
+otherwise both use the pool of the losses."""
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,11 @@ def _on_pools(
     wanted = recipe.evaluate.loss_images if paired else 0
     pool = None
     if wanted or len(source) >= LEAST_SOURCES:
-        acts = balanced_acts(inputs.train if paired else source, wanted or PROBED, recipe.seed)
+        acts = balanced_acts(
+            inputs.train if paired else source,
+            wanted or (PROBED_FROZEN if recipe.train.mode == "frozen" else PROBED),
+            recipe.seed,
+        )
         pool = make_pool(model, source, acts, recipe.seed, recipe.generate.batch_size, progress)
     found: dict[str, Any] = {"leaks": leak_figures(recipe, inputs, model, pool, progress), "losses": None}
     _next(bar, "losses" if wanted else "")

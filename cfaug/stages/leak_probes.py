@@ -19,7 +19,7 @@ from cfaug.data import AttributeDataset
 from cfaug.judge import probes as leaks
 from cfaug.judge.axioms import Model
 from cfaug.offline import ShardReader
-from cfaug.stages.attribute_classifiers import probe_fit
+from cfaug.stages.attribute_classifiers import probe_of
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.generated_sets import Pool, exchanged_acts, make_pool
 
@@ -38,7 +38,7 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
     }
     if pool is None or len(pool.sources) < leaks.LEAST_SOURCES:
         return found
-    fit = probe_fit(recipe, len(inputs.train), seed)
+    fit = probe_of(recipe, inputs, seed)
     targets = None if clean else [str(value) for value in pool.table[inputs.target]]
     shown = {"original_attribute": pool.counterfactual}
     if pool.masks is not None:

@@ -73,7 +73,7 @@ def test_a_stamp_is_found_where_it_was_put_and_taken_away() -> None:
     for i, image in enumerate(clean):
         marked = stamp.put(image, np.random.default_rng(i))
         before = np.abs(marked.astype(int) - image).max()
-        after = np.abs(removed(marked, stamp.find(marked)).astype(int) - image)
+        after = np.abs(removed(marked, stamp.find(marked)[0]).astype(int) - image)
         assert before > 60
         assert after.max() < 25, i
 
@@ -88,6 +88,21 @@ def test_a_picture_is_found_and_taken_away(tmp_path: Path) -> None:
         again = function.undo(marked, None, np.random.default_rng(0))
         assert np.abs(marked.astype(int) - image).max() > 100
         assert np.abs(again.astype(int) - image).max() < 25
+
+
+def test_stamps_are_taken_from_the_images_that_have_them(data: ArrayDataset, tmp_path: Path) -> None:
+    settings = {"plain": [], "marked": {"stamp": {"text": "none", "box": True, "size": [14, 18], "taken": 4}}}
+    one = decoder(settings).fit(data)
+    (stamp,) = [stamp for *_, stamp in one._stamps()]
+    assert len(stamp.examples) == 3  # of four, the least sure is left out
+    marked = shown(one, data, "marked")[::2].astype(int)
+    added = marked - smooth(8)[::2]
+    assert (added.reshape(4, -1).max(1) > 60).all()
+    scm = SCM(CausalGraph("finding <-> marker; finding -> image; marker -> image"), schema()).fit(data.table)
+    CounterfactualModel(scm, one).save(tmp_path)
+    again = CounterfactualModel.load(tmp_path).decoder
+    assert again.digest == one.digest
+    assert np.array_equal(shown(again, data, "marked"), shown(one, data, "marked"))  # type: ignore[arg-type]
 
 
 def test_both_directions_and_the_factual_value(data: ArrayDataset) -> None:

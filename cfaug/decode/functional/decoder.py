@@ -11,7 +11,7 @@ Only do() leaves the image as it is. Of a value that cannot be undone no source 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from cfaug.data import AttributeDataset, Schema
 from cfaug.data.images import Pixels, to_float, to_uint8
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
-from cfaug.decode.functional.functions import Function, MaskRemoved, functions_of
+from cfaug.decode.functional.functions import Function, MaskRemoved, Stamped, functions_of
+from cfaug.decode.functional.stamps import Place, Stamp
 from cfaug.decode.mechanism import Capabilities, FitReport
 from cfaug.errors import UsageError, near
 
@@ -114,7 +115,21 @@ class FunctionalDecoder:
         missing = [name for name in self.schema.names if name != self.schema.target]
         self._schema = self.schema.fit(dataset.table, missing)
         self.functions = _checked(self._given, self._parents, self._schema)
+        table = self._schema.canonical(dataset.table)
+        for name, value, _, stamp in self._stamps():
+            if stamp.taken:
+                rows = np.flatnonzero((table[name] == value).to_numpy())
+                rows = np.sort(np.random.default_rng([seed, _DRAWN]).permutation(rows)[: stamp.taken])
+                stamp.learn(dataset.image(int(i)) for i in rows)
         return self
+
+    def _stamps(self) -> Iterator[tuple[str, str, str, Stamp]]:
+        """(attribute, value, a name for its arrays, stamp) of every stamp."""
+        for name, values in self.functions.items():
+            for value, functions in values.items():
+                for i, function in enumerate(functions):
+                    if isinstance(function, Stamped):
+                        yield name, value, f"{name}.{value}.{i}", function.stamp
 
     def check_plan(self, names: Iterable[str], factual: pd.DataFrame) -> None:
         """UsageError where an intervention on ``names`` would have to undo what cannot be undone in some source."""
@@ -207,12 +222,13 @@ class FunctionalDecoder:
 
     def _weights(self) -> dict[str, torch.Tensor]:
         found = {}
-        for name, values in self.functions.items():
-            for value, functions in values.items():
-                for i, function in enumerate(functions):
-                    stamp = getattr(function, "stamp", None)
-                    if stamp is not None and stamp.image is not None:
-                        found[f"{name}.{value}.{i}"] = torch.from_numpy(np.ascontiguousarray(stamp.picture))
+        for _, _, key, stamp in self._stamps():
+            if stamp.image is not None:
+                found[key] = torch.from_numpy(np.ascontiguousarray(stamp.picture))
+            for k, example in enumerate(stamp.examples):
+                found[f"{key}.taken.{k:04d}.{example.top}.{example.left}"] = torch.from_numpy(
+                    np.ascontiguousarray(example.alpha)
+                )
         return found
 
     @classmethod
@@ -224,8 +240,16 @@ class FunctionalDecoder:
         decoder.config = DecoderConfig(kind="functional", functions=content["functions"])
         decoder._schema, decoder._parents, decoder.report = schema, tuple(content["parents"]), report
         decoder._given = content["functions"]
-        pictures = {name: tensor.numpy() for name, tensor in weights.items()}
-        decoder.functions = _checked(content["functions"], decoder._parents, schema, pictures)
+        decoder.functions = _checked(content["functions"], decoder._parents, schema)
+        for _, _, key, stamp in decoder._stamps():
+            if stamp.image is not None:
+                stamp.keep(weights[key].numpy())
+            taken = sorted(name for name in weights if name.startswith(f"{key}.taken."))
+            examples = []
+            for name in taken:
+                alpha, (top, left) = weights[name].numpy(), map(int, name.split(".")[-2:])
+                examples.append(Place(alpha, stamp.flat(alpha), top, left))
+            stamp.keep_examples(examples)
         return decoder
 
 
@@ -233,7 +257,6 @@ def _checked(
     given: Mapping[str, Mapping[str, Any]],
     parents: Collection[str],
     schema: Schema,
-    pictures: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, tuple[Function, ...]]]:
     found: dict[str, dict[str, tuple[Function, ...]]] = {}
     for name in (*(n for n in schema.names if n in given), *(n for n in given if n not in schema.names)):
@@ -266,11 +289,6 @@ def _checked(
         found[name] = {}
         for value, functions in values.items():
             made = functions_of(functions, f"decoder.functions.{name}.{value}")
-            for i, function in enumerate(made):
-                stamp = getattr(function, "stamp", None)
-                key = f"{name}.{value}.{i}"
-                if pictures is not None and stamp is not None and key in pictures:
-                    stamp.keep(pictures[key])
             found[name][str(value)] = made
     absent = [name for name in parents if name not in found and name != schema.target]
     if absent:

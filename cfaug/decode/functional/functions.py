@@ -58,7 +58,7 @@ class Stamped:
         return self.stamp.put(image, rng)
 
     def undo(self, image: Pixels, mask: Pixels | None, rng: Draw) -> Pixels:
-        return removed(image, self.stamp.find(image))
+        return removed(image, self.stamp.find(image)[0])
 
     def decoy(self, image: Pixels, rng: Draw) -> Pixels:
         place, _ = self.stamp.draw(image, rng)

@@ -1,6 +1,7 @@
 """Stamps: a text or a picture that lies on an image, drawn, found again and taken away.
 
     put:      x' = (1 - o a) x + o a c          a in [0, 1]: the stamp's alpha, c: its colour, o: its opacity
+    take:     o a = (x - filled x) / (c - filled x) where a stamp was found: stamps as the training images have them
     find:     a frame: the rectangle whose weakest side is the brightest ridge; without one, the place at which the image correlates
               best with the alpha, where both are freed of slow changes of light
     remove:   what was found is filled from around it (Telea, 2004): the alpha, or a frame with the bright strokes inside it
@@ -10,7 +11,7 @@ Pixels are uint8 (H, W, C). Text is drawn by OpenCV in a Hershey font, which nee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ SIZES = 12  # sizes of a stamp that is looked for, evenly over its range
 
 @dataclass(frozen=True)
 class Place:
-    """Where a stamp is put: its alpha (h, w) in [0, 1], colours (h, w, C), and the top left pixel."""
+    """Where a stamp is put: its alpha (h, w) in [0, 1], colours (h, w, C or 1), and the top left pixel."""
 
     alpha: Floats
     colours: Floats
@@ -53,6 +54,7 @@ class Stamp:
         places: boxes (left, top, right, bottom) as shares of the image, inside which a stamp lies.
         opacity: from and to, in (0, 1].
         level: grey level of a text in [0, 255].
+        taken: how many training images, at most, lend their stamps; then these are drawn, at their places, in place of rendered ones.
     """
 
     texts: tuple[str, ...] = ()
@@ -62,9 +64,41 @@ class Stamp:
     places: tuple[tuple[float, float, float, float], ...] = ((0.0, 0.0, 1.0, 1.0),)
     opacity: tuple[float, float] = (0.8, 1.0)
     level: float = 255.0
+    taken: int = 0
+
+    def learn(self, images: Iterable[Pixels]) -> None:
+        """Take the stamps of these images, which all have one; the quarter that was found least surely is left out."""
+        found = []
+        for image in images:
+            hole, score = self.find(image)
+            rows, columns = np.flatnonzero(hole.any(1)), np.flatnonzero(hole.any(0))
+            if not len(rows):
+                continue
+            part = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
+            below = removed(image, hole).astype(np.float32)[part]
+            alpha = ((image[part] - below) / np.maximum(self.level - below, 1.0)).max(2)
+            alpha = np.where(hole[part], np.clip(alpha, 0, 1), 0).astype(np.float32)
+            found.append((score, Place(alpha, self.flat(alpha), int(rows[0]), int(columns[0]))))
+        found.sort(key=lambda pair: -pair[0])
+        self.keep_examples([place for _, place in found[: max(1, 3 * len(found) // 4)]])
+
+    def flat(self, alpha: Floats) -> Floats:
+        """Colours (h, w, 1) of the level everywhere."""
+        return np.full((*alpha.shape, 1), self.level, np.float32)
+
+    @property
+    def examples(self) -> list[Place]:
+        """The stamps that were taken."""
+        return self.__dict__.get("_examples", [])  # type: ignore[no-any-return]
+
+    def keep_examples(self, examples: list[Place]) -> None:
+        """Draw these from now on."""
+        self.__dict__["_examples"] = examples
 
     def draw(self, image: Pixels, rng: np.random.Generator) -> tuple[Place, float]:
         """A stamp at its place on an image, and its opacity."""
+        if self.examples:
+            return self.examples[int(rng.integers(len(self.examples)))], 1.0
         height = int(rng.integers(self.size[0], self.size[1] + 1))
         which = int(rng.integers(max(1, len(self.texts))))
         left, top, right, bottom = self.places[int(rng.integers(len(self.places)))]
@@ -83,8 +117,8 @@ class Stamp:
         place, opacity = self.draw(image, rng)
         return laid(image, place, opacity)
 
-    def find(self, image: Pixels) -> Bools:
-        """The pixels (H, W) of the stamp of this family that fits best. It is there or not: that is for the caller to know."""
+    def find(self, image: Pixels) -> tuple[Bools, float]:
+        """The pixels (H, W) of the stamp of this family that fits best, and how well. It is there or not: that is for the caller to know."""
         grey = image.astype(np.float32).mean(2)
         if min(grey.shape) < self.size[0]:
             raise UsageError(
@@ -92,7 +126,7 @@ class Stamp:
             )
         return framed(grey, self.size) if self.box else self._matched(image)
 
-    def _matched(self, image: Pixels) -> Bools:
+    def _matched(self, image: Pixels) -> tuple[Bools, float]:
         flats = [without_light(image[..., c].astype(np.float32)) for c in range(image.shape[2])]
         flat, best = flats[0], -np.inf
         hole = np.zeros(flat.shape, bool)
@@ -110,12 +144,12 @@ class Stamp:
                     best = high
                     hole[:] = False
                     hole[y : y + alpha.shape[0], x : x + alpha.shape[1]] = alpha > 0.05
-        return hole
+        return hole, float(best)
 
     def _drawn(self, which: int, height: int, channels: int) -> tuple[Floats, Floats]:
         if self.texts:
             alpha = _text(self.texts[which], height, self.box)
-            return alpha, np.full((*alpha.shape, channels), self.level, np.float32)
+            return alpha, self.flat(alpha)
         picture = self.picture
         width = max(1, round(height * picture.shape[1] / picture.shape[0]))
         scaled = cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
@@ -165,8 +199,8 @@ def removed(image: Pixels, hole: Bools, margin: int = 1) -> Pixels:
     return np.asarray(cv2.inpaint(pixels, wide, 3, cv2.INPAINT_TELEA), np.uint8).reshape(image.shape)
 
 
-def framed(grey: Floats, size: tuple[int, int]) -> Bools:
-    """The pixels (H, W) of the frame that stands out most, and of the bright strokes inside it.
+def framed(grey: Floats, size: tuple[int, int]) -> tuple[Bools, float]:
+    """The pixels (H, W) of the frame that stands out most, and of the bright strokes inside it; and the brightness of its weakest side.
 
     Of all rectangles of ``size`` (from and to, in pixels, each side) it is the one whose weakest side is the brightest thin line.
     """
@@ -200,7 +234,7 @@ def framed(grey: Floats, size: tuple[int, int]) -> Bools:
         (slice(y, y + h), x + w - 1),
     ):
         hole[part] = True
-    return hole[1:-1, 1:-1]
+    return hole[1:-1, 1:-1], best
 
 
 def strokes(grey: Floats) -> Floats:
@@ -246,7 +280,7 @@ def stamp_of(given: Any, where: str) -> Stamp:
         given = {"image": given} if given.lower().endswith(".png") else {"text": given}
     if not isinstance(given, dict):
         raise UsageError(f"{where}: expected a text, a PNG file or a group of settings, got {shown(given)}; correct it")
-    known = ("text", "image", "box", "size", "places", "opacity", "level")
+    known = ("text", "image", "box", "size", "places", "opacity", "level", "taken")
     for name in given:
         if name not in known:
             raise UsageError(f"unknown setting {where}.{name}; expected one of {', '.join(known)}")
@@ -268,9 +302,14 @@ def stamp_of(given: Any, where: str) -> Stamp:
     level = given.get("level", 255)
     if isinstance(level, bool) or not isinstance(level, int | float) or not 0 <= level <= 255:
         raise UsageError(f"{where}.level: expected a grey level from 0 to 255, got {shown(level)}; correct it")
+    taken = given.get("taken", 0)
+    if type(taken) is not int or taken < 0:
+        raise UsageError(
+            f"{where}.taken: expected a number of training images from 0 up, got {shown(taken)}; correct it"
+        )
     return Stamp(
         tuple(texts), image, bool(given.get("box", False)), (int(size[0]), int(size[1])),
-        tuple(tuple(map(float, box)) for box in boxes), opacity, float(level),  # type: ignore[arg-type, misc]
+        tuple(tuple(map(float, box)) for box in boxes), opacity, float(level), taken,  # type: ignore[arg-type, misc]
     )  # fmt: skip
 
 
