@@ -36,8 +36,9 @@ class CompositeConfig:
         2  # pixels around a donor's object that are filled too: masks are rarely wide enough
     )
     feather: Annotated[Finite, Field(ge=0, le=50)] = 0.0  # pixels over which a hard mask fades inwards
-    # of the foreground: transfer (its colours shifted to the donor's) | surface (the donor's surface in its outline)
-    redraw: Literal["transfer", "surface"] = "transfer"
+    # of the foreground: transfer (its colours shifted to the donor's) | surface (the donor's surface in its outline) | diffusion (a
+    # decoder, with the settings above, that is trained on objects alone)
+    redraw: Literal["transfer", "surface", "diffusion"] = "transfer"
 
 
 @settings("decoder")

@@ -42,7 +42,9 @@ class ActedSCM:
     def check_length(self, rows: int) -> None:
         """UsageError unless there is an intervention for each of ``rows`` rows."""
         if not self.shared and len(self.interventions) != rows:
-            raise UsageError(f"expected one intervention per row, got {len(self.interventions)} for {rows} rows")
+            raise UsageError(
+                f"expected one intervention per row, got {len(self.interventions)} for {rows} rows; pass one do(...) for all"
+            )
 
     def recomputed(self) -> set[str]:
         """The attributes whose mechanisms may have to answer anew; only their noise is needed."""
@@ -151,7 +153,7 @@ def _moved(what: Change, attribute: Attribute, values: npt.NDArray[Any]) -> npt.
             numbers = np.asarray(values + what.amount if what.kind == "shift" else values * what.amount)
         if not np.isfinite(numbers).all():
             raise UsageError(
-                f"do({attribute.name}={what}): expected finite numbers, got {numbers[~np.isfinite(numbers)][0]}"
+                f"do({attribute.name}={what}): expected finite numbers, got {numbers[~np.isfinite(numbers)][0]}; choose a smaller amount"
             )
         return numbers
     texts = np.array(attribute.categories, dtype=object)

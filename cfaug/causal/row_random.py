@@ -34,7 +34,7 @@ def _mix(z: Seeds) -> Seeds:
 def natural(seed: object) -> int:
     """``seed`` as an int in [0, 2^64); UsageError for anything else."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
-        raise UsageError(f"a seed: expected a whole number from 0 to 2**64 - 1, got {seed!r}")
+        raise UsageError(f"a seed: expected a whole number from 0 to 2**64 - 1, got {seed!r}; write for example 0")
     return int(seed)
 
 
@@ -51,7 +51,9 @@ def row_seeds(seed: int | Sequence[int] | Seeds, keys: pd.Index) -> Seeds:
     else:
         seeds = np.array([natural(s) for s in seed], dtype=np.uint64)
     if len(seeds) != len(keys):
-        raise UsageError(f"expected one seed per row, got {len(seeds)} seeds for {len(keys)} rows")
+        raise UsageError(
+            f"expected one seed per row, got {len(seeds)} seeds for {len(keys)} rows; give one number for all"
+        )
     return seeds
 
 

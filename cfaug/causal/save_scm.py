@@ -107,7 +107,9 @@ def load(directory: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
             raise ValueError("not a JSON object")
         form, expected = data.pop("format", None), data.pop("digest", None)
     except FileNotFoundError as error:
-        raise ShardError(f"{path}: not found; expected a model directory written by save()") from error
+        raise ShardError(
+            f"{path}: expected a model directory that save() has written, got no such file; fit the model, or correct the path"
+        ) from error
     except (ValueError, OSError) as error:
         raise ShardError(f"{path}: corrupt ({one_line(error, 120)}); fit the model again") from error
     if form != FORMAT:

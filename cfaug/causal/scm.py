@@ -202,7 +202,7 @@ class SCM:
         The table is worked through ``chunk`` rows at a time; their number changes nothing but the memory that it takes.
         """
         if not isinstance(chunk, int) or chunk < 1:
-            raise UsageError(f"expected chunks of at least 1 row, got {chunk!r}")
+            raise UsageError(f"expected chunks of at least 1 row, got {chunk!r}; leave it out")
         acted = self.act(intervention)
         acted.check_length(len(table))
         seeds = row_seeds(seed, table.index) if isinstance(seed, Sequence | np.ndarray) else None

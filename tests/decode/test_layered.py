@@ -151,6 +151,29 @@ def test_both_ways_to_redraw_give_the_wanted_colour(data: ArrayDataset, redraw: 
     assert on[0] < 90
 
 
+def test_a_diffusion_decoder_of_objects_alone(data: ArrayDataset, tmp_path: Path) -> None:
+    """The background stays; the decoder knows neither the target nor the ground."""
+    settings = {"channels": [8, 16], "max_steps": 3, "batch_size": 8, "sampler": "reversible_euler", "steps": 2}
+    decoder = LayeredDecoder(schema(), PARENTS, layers=LAYERS, composite={"redraw": "diffusion"}, **settings).fit(
+        data, progress=False
+    )
+    assert decoder._objects is not None
+    assert decoder._objects.decoder.parents == ("colour",)
+    assert decoder.report is not None
+    rows = list(range(6))
+    assert data.masks is not None
+    outside, on = data.masks[rows] == 0, data.masks[rows] == 255
+    names = [{"colour"}] * 6
+    table = asked(data.table.iloc[rows], colour="blue")
+    made = decoder.predict(decoder.abduct(batch(data, rows)), table, names)
+    assert np.array_equal(pixels(made)[outside], data.images[rows][outside])
+    assert not np.array_equal(pixels(made)[on], data.images[rows][on])
+    decoder.save(tmp_path)
+    again = LayeredDecoder.load(tmp_path)
+    assert again.digest == decoder.digest
+    assert torch.equal(again.predict(again.abduct(batch(data, rows)), table, names), made)
+
+
 def test_the_draw_is_the_rows_own(data: ArrayDataset, decoder: LayeredDecoder) -> None:
     rows = [3, 1, 5]
     table, names = asked(data.table, ground="lines"), [{"ground"}]

@@ -56,7 +56,7 @@ def refuse_unsuited(kind: str, attribute: Attribute) -> None:
         )
     if kind not in suited:
         raise UsageError(
-            f"attribute {name!r} is {attribute.kind}: expected the mechanism {' or '.join(suited)}, got {kind!r}"
+            f"attribute {name!r} is {attribute.kind}: expected the mechanism {' or '.join(suited)}, got {kind!r}; correct scm.mechanisms, or its kind"
         )
 
 

@@ -3,6 +3,7 @@
 decoder        LayeredDecoder
 bank           layers of training images, found by the values of their attributes
 compositing    the equation of layers: rims, holes, fillings
+object_decoder an object redrawn by a diffusion decoder of objects alone
 recolour       an object in the colours, or with the surface, of another
 mask_sources   where masks come from: given, GrabCut, a salient-object net, attribution, a function
 masked         a data set with such masks, computed once

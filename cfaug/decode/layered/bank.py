@@ -7,20 +7,29 @@ nearest to the source's (``light``). The target is never looked at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from tqdm.auto import tqdm
 
+from cfaug.data import AttributeDataset
 from cfaug.data.images import Pixels
+from cfaug.decode.layered import compositing
 from cfaug.decode.layered.compositing import SURE
-from cfaug.errors import CfaugError
+from cfaug.decode.layered.recolour import object_statistics
+from cfaug.decoder_config import CompositeConfig
+from cfaug.errors import CfaugError, DataError
 
 Partner = Literal["random", "cover", "light"]
 PARTNERS: tuple[str, ...] = get_args(Partner)
 
+MOST_HIDDEN = 0.95
+"""An image in which more than this share of a layer is hidden lends none."""
 _DONOR = 0x444F4E  # sets these draws apart from others with the row's seed
 
 
@@ -72,3 +81,74 @@ class Bank:
             return int(drawn[np.argmin(np.abs(self.light[drawn] - light))])
         shown = (self.holes[drawn] & (mask < SURE)).reshape(len(drawn), -1).sum(1)
         return int(drawn[np.argmin(shown)])
+
+
+def make_bank(
+    layer: str,
+    own: Sequence[str],
+    dataset: AttributeDataset,
+    table: pd.DataFrame,
+    composite: CompositeConfig,
+    seed: int,
+    progress: bool,
+) -> Bank:
+    """The bank of a layer, ``background`` or ``foreground``, whose attributes are ``own``; ``table``: canonical, of the data set.
+
+    At most ``composite.bank`` images, drawn by ``seed``, for each combination of values.
+
+    Raises:
+        DataError: no masks, images of different sizes, or no image with a value whose mask leaves the layer to be seen.
+    """
+    images, holes, light, colours, kept = [], [], [], [], []
+    shape = dataset.image(0).shape
+    for i in tqdm(
+        _chosen(table, own, seed, composite.bank), desc=layer, unit="img", disable=not progress, delay=2, leave=False
+    ):
+        image, mask = dataset.image(i), dataset.mask(i)
+        if mask is None:
+            raise DataError(
+                f"{dataset.key(i)}: expected a mask of its object, got none; name the masks in data.masks, or say how to make them in "
+                "decoder.mask"
+            )
+        if image.shape != shape:
+            raise DataError(
+                f"{dataset.key(i)}: expected {shape[1]}x{shape[0]} px as in {dataset.key(0)}, got {image.shape[1]}x{image.shape[0]}; "
+                "give a working size (data.size)"
+            )
+        hole = compositing.hole_of(mask, composite.margin) if layer == "background" else mask < SURE
+        if hole.mean() > MOST_HIDDEN:
+            continue
+        images.append(compositing.FILLS[composite.fill](image, hole))
+        colours.append(
+            object_statistics(image, mask) if layer == "foreground" else np.zeros((2, image.shape[2]), np.float32)
+        )
+        holes.append(hole)
+        light.append(image[~hole].mean())
+        kept.append(i)
+    wanted = set(table[list(own)].dropna().itertuples(index=False, name=None))
+    shown = set(table[list(own)].iloc[kept].itertuples(index=False, name=None))
+    if absent := sorted(", ".join(map(str, values)) for values in wanted - shown):
+        raise DataError(
+            f"expected a training image whose {layer} can be seen for each value of {', '.join(own)}, got none for {absent[0]}: its "
+            f"masks cover {'all' if layer == 'background' else 'nothing'}; look at the masks (decoder.mask)"
+        )
+    return Bank(
+        np.stack(images),
+        np.stack(holes),
+        np.array(light, np.float32),
+        np.stack(colours),
+        np.array([dataset.key(i) for i in kept], dtype=object),
+        {name: table[name].iloc[kept].to_numpy(dtype=object) for name in own},
+    )
+
+
+def _chosen(table: pd.DataFrame, own: Sequence[str], seed: int, most: int) -> list[int]:
+    known = np.flatnonzero(table[list(own)].notna().all(axis=1).to_numpy())
+    cells = table[list(own)].iloc[known].astype(str).agg("\0".join, axis=1).to_numpy()
+    taken: Counter[str] = Counter()
+    rows = []
+    for place in np.random.default_rng([seed, 0x42414E]).permutation(len(known)).tolist():
+        if taken[cells[place]] < most:
+            taken[cells[place]] += 1
+            rows.append(int(known[place]))
+    return sorted(rows)

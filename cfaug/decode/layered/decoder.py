@@ -24,22 +24,22 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
+from cfaug.data.files import expand
 from cfaug.data.images import Pixels, to_float, to_uint8
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
+from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.layered import compositing
-from cfaug.decode.layered.bank import Bank
-from cfaug.decode.layered.recolour import object_statistics, transferred
+from cfaug.decode.layered.bank import Bank, make_bank
+from cfaug.decode.layered.object_decoder import ObjectDecoder
+from cfaug.decode.layered.recolour import transferred
 from cfaug.decode.mechanism import Capabilities, FitReport
-from cfaug.errors import DataError, UsageError, near
+from cfaug.errors import UsageError, near
 
 LAYERS = ("background", "foreground")
-MOST_OBJECT = 0.95
-"""A mask that covers more of its image than this leaves no background to take."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,10 @@ class LayeredDecoder:
         self.masks = ""
         """Digest of the source of the masks that the bank was made with."""
         self._banks: dict[str, Bank] = {}
+        own = [name for name, layer in self.layers.items() if layer == "foreground"]
+        self._objects = (
+            ObjectDecoder(schema, own, self.config) if own and self.config.composite.redraw == "diffusion" else None
+        )
 
     @property
     def schema(self) -> Schema:
@@ -137,72 +141,11 @@ class LayeredDecoder:
         for layer in LAYERS:
             own = [name for name, place in self.layers.items() if place == layer]
             if own:
-                rows = self._chosen(table, own, seed, self.config.composite.bank)
-                self._banks[layer] = self._bank(layer, own, dataset, table, rows, progress)
+                self._banks[layer] = make_bank(layer, own, dataset, table, self.config.composite, seed, progress)
+        if self._objects is not None:
+            self._objects.fit(dataset, seed, progress)
+            self.report = self._objects.report
         return self
-
-    @staticmethod
-    def _chosen(table: pd.DataFrame, own: Sequence[str], seed: int, most: int) -> list[int]:
-        known = np.flatnonzero(table[list(own)].notna().all(axis=1).to_numpy())
-        cells = table[list(own)].iloc[known].astype(str).agg("\0".join, axis=1).to_numpy()
-        order = np.random.default_rng([seed, 0x42414E]).permutation(len(known))
-        kept: dict[str, int] = {}
-        rows = []
-        for place in order.tolist():
-            if kept.setdefault(cells[place], 0) < most:
-                kept[cells[place]] += 1
-                rows.append(int(known[place]))
-        return sorted(rows)
-
-    def _bank(
-        self,
-        layer: str,
-        own: Sequence[str],
-        dataset: AttributeDataset,
-        table: pd.DataFrame,
-        rows: Sequence[int],
-        progress: bool,
-    ) -> Bank:
-        images, holes, light, colours, kept = [], [], [], [], []
-        composite, shape = self.config.composite, dataset.image(0).shape
-        for i in tqdm(rows, desc=layer, unit="img", disable=not progress, delay=2, leave=False):
-            image, mask = dataset.image(i), dataset.mask(i)
-            if mask is None:
-                raise DataError(
-                    f"{dataset.key(i)}: expected a mask of its object, got none; name the masks in data.masks, or say how to make "
-                    "them in decoder.mask"
-                )
-            if image.shape != shape:
-                raise DataError(
-                    f"{dataset.key(i)}: expected {shape[1]}x{shape[0]} px as in {dataset.key(0)}, got {image.shape[1]}x{image.shape[0]}; "
-                    "give a working size (data.size)"
-                )
-            sure = mask >= compositing.SURE
-            hole = compositing.hole_of(mask, composite.margin) if layer == "background" else ~sure
-            if hole.mean() > MOST_OBJECT:  # next to nothing of the layer is seen
-                continue
-            images.append(compositing.FILLS[composite.fill](image, hole))
-            colours.append(
-                object_statistics(image, mask) if layer == "foreground" else np.zeros((2, image.shape[2]), np.float32)
-            )
-            holes.append(hole)
-            light.append(image[~hole].mean())
-            kept.append(i)
-        wanted = set(table[list(own)].dropna().itertuples(index=False, name=None))
-        shown = set(table[list(own)].iloc[kept].itertuples(index=False, name=None))
-        if absent := sorted(map(str, wanted - shown)):
-            raise DataError(
-                f"expected a training image whose {layer} can be seen for each value of {', '.join(own)}, got none for {absent[0]}: its "
-                f"masks cover {'all' if layer == 'background' else 'nothing'}; look at the masks (decoder.mask)"
-            )
-        return Bank(
-            np.stack(images),
-            np.stack(holes),
-            np.array(light, np.float32),
-            np.stack(colours),
-            np.array([dataset.key(i) for i in kept], dtype=object),
-            {name: table[name].iloc[kept].to_numpy(dtype=object) for name in own},
-        )
 
     # -- abduction and prediction --------------------------------------------------------------------------------
 
@@ -244,11 +187,29 @@ class LayeredDecoder:
                 {name for name in self.parents if noise.table.iloc[i][name] != attributes.iloc[i][name]}
                 for i in range(len(attributes))
             ]
-        made = [self._redrawn(noise, i, attributes, names) for i, names in enumerate(affected)]
+        redrawn = self._redrawn_objects(noise, attributes, affected)
+        made = [self._redrawn(noise, i, attributes, names, redrawn.get(i)) for i, names in enumerate(affected)]
         pixels = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
         return to_float(pixels).to(noise.device)
 
-    def _redrawn(self, noise: LayerNoise, i: int, attributes: pd.DataFrame, names: Collection[str]) -> Pixels:
+    def _redrawn_objects(
+        self, noise: LayerNoise, attributes: pd.DataFrame, affected: Sequence[Collection[str]]
+    ) -> dict[int, Pixels]:
+        """Row -> its object as the diffusion decoder redraws it; empty where objects are redrawn from the bank."""
+        if self._objects is None:
+            return {}
+        own = [{name for name in names if self.layers.get(name) == "foreground"} for names in affected]
+        rows = [i for i, names in enumerate(own) if names]
+        if not rows:
+            return {}
+        made = self._objects.redrawn(
+            noise.images[rows], noise.masks[rows], noise.table.iloc[rows], attributes.iloc[rows], [own[i] for i in rows]
+        )
+        return dict(zip(rows, made, strict=True))
+
+    def _redrawn(
+        self, noise: LayerNoise, i: int, attributes: pd.DataFrame, names: Collection[str], object_: Pixels | None
+    ) -> Pixels:
         composite = self.config.composite
         image: Pixels = noise.images[i]
         mask: Pixels = noise.masks[i]
@@ -264,7 +225,7 @@ class LayeredDecoder:
         mask = compositing.softened(mask, composite.feather)
         original = image
         if "foreground" in places and (mask >= compositing.SURE).any():
-            image = self._recoloured(image, mask, noise, i, row)
+            image = self._recoloured(image, mask, noise, i, row) if object_ is None else object_
         if "background" not in places:
             return compositing.on_background(image, mask, original) if image is not original else image
         bank = self._banks["background"]
@@ -311,7 +272,9 @@ class LayeredDecoder:
         return save_decoder.digest(self._description(), self._weights())
 
     def save(self, directory: str | Path) -> None:
-        """Write ``decoder.safetensors`` (the banks) and ``decoder.json``."""
+        """Write ``decoder.safetensors`` (the banks) and ``decoder.json``; a diffusion decoder of the objects into ``objects``."""
+        if self._objects is not None:
+            self._objects.decoder.save(expand(directory) / "objects")
         save_decoder.save(directory, self._description(), self._weights(), self.report)
 
     def _description(self) -> dict[str, Any]:
@@ -324,6 +287,7 @@ class LayeredDecoder:
             "masks": self.masks,
             "schema": self.schema.to_json(),
             "parents": list(self.parents),
+            "objects": None if self._objects is None else self._objects.decoder.digest,
             "banks": {
                 layer: {"keys": bank.keys.tolist(), "values": {name: v.tolist() for name, v in bank.values.items()}}
                 for layer, bank in self._fitted().items()
@@ -349,6 +313,10 @@ class LayeredDecoder:
         config = DecoderConfig(kind="layered", layers=layers, composite=content["composite"], mask=content["mask"])
         decoder = cls(schema, content["parents"], config)
         decoder.masks, decoder.report = content["masks"], report
+        if decoder._objects is not None:
+            decoder._objects.decoder = DiffusionDecoder.load(expand(directory) / "objects", device)
+            if decoder._objects.decoder.digest != content["objects"]:
+                raise save_decoder.corrupt(directory, "a decoder of objects of another model")
         for layer, said in content["banks"].items():
             images = weights[f"{layer}.images"].numpy()
             holes = np.unpackbits(weights[f"{layer}.holes"].numpy(), count=int(np.prod(images.shape[:3])))
