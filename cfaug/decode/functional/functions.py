@@ -61,11 +61,7 @@ class Stamped:
         return removed(image, self.stamp.find(image)[0])
 
     def decoy(self, image: Pixels, rng: Draw) -> Pixels:
-        place, _ = self.stamp.draw(image, rng)
-        hole = np.zeros(image.shape[:2], bool)
-        h, w = place.alpha.shape
-        hole[place.top : place.top + h, place.left : place.left + w] = place.alpha > 0.05
-        return removed(image, hole)
+        return self.stamp.decoy(image, rng)
 
 
 @dataclass(frozen=True)

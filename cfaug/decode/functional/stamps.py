@@ -11,6 +11,7 @@ Pixels are uint8 (H, W, C). Text is drawn by OpenCV in a Hershey font, which nee
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from cfaug.data.files import expand
-from cfaug.data.images import Pixels
+from cfaug.data.images import Pixels, decode, to_pil
 from cfaug.errors import UsageError, one_line, shown
 
 Floats = npt.NDArray[np.float32]
@@ -54,6 +55,8 @@ class Stamp:
         places: boxes (left, top, right, bottom) as shares of the image, inside which a stamp lies.
         opacity: from and to, in (0, 1].
         level: grey level of a text in [0, 255].
+        jpeg: quality at which the image is encoded and decoded after a stamp was put, as the training images were: a real stamp has the
+            codec's ripples around it, and they stay when it is taken away.
         taken: how many training images, at most, lend their stamps; then these are drawn, at their places, in place of rendered ones.
     """
 
@@ -65,6 +68,7 @@ class Stamp:
     opacity: tuple[float, float] = (0.8, 1.0)
     level: float = 255.0
     taken: int = 0
+    jpeg: int | None = None
 
     def learn(self, images: Iterable[Pixels]) -> None:
         """Take the stamps of these images, which all have one; the quarter that was found least surely is left out."""
@@ -115,7 +119,22 @@ class Stamp:
     def put(self, image: Pixels, rng: np.random.Generator) -> Pixels:
         """The image with a stamp."""
         place, opacity = self.draw(image, rng)
-        return laid(image, place, opacity)
+        return self._encoded(laid(image, place, opacity))
+
+    def decoy(self, image: Pixels, rng: np.random.Generator) -> Pixels:
+        """The image after a stamp was put and taken away again."""
+        place, opacity = self.draw(image, rng)
+        hole = np.zeros(image.shape[:2], bool)
+        h, w = place.alpha.shape
+        hole[place.top : place.top + h, place.left : place.left + w] = place.alpha > 0.05
+        return removed(self._encoded(laid(image, place, opacity)), hole)
+
+    def _encoded(self, image: Pixels) -> Pixels:
+        if self.jpeg is None:
+            return image
+        stream = io.BytesIO()
+        to_pil(image).save(stream, "JPEG", quality=self.jpeg)
+        return np.asarray(decode(stream.getvalue()).pixels)
 
     def find(self, image: Pixels) -> tuple[Bools, float]:
         """The pixels (H, W) of the stamp of this family that fits best, and how well. It is there or not: that is for the caller to know."""
@@ -280,7 +299,7 @@ def stamp_of(given: Any, where: str) -> Stamp:
         given = {"image": given} if given.lower().endswith(".png") else {"text": given}
     if not isinstance(given, dict):
         raise UsageError(f"{where}: expected a text, a PNG file or a group of settings, got {shown(given)}; correct it")
-    known = ("text", "image", "box", "size", "places", "opacity", "level", "taken")
+    known = ("text", "image", "box", "size", "places", "opacity", "level", "taken", "jpeg")
     for name in given:
         if name not in known:
             raise UsageError(f"unknown setting {where}.{name}; expected one of {', '.join(known)}")
@@ -307,9 +326,12 @@ def stamp_of(given: Any, where: str) -> Stamp:
         raise UsageError(
             f"{where}.taken: expected a number of training images from 0 up, got {shown(taken)}; correct it"
         )
+    jpeg = given.get("jpeg")
+    if jpeg is not None and (type(jpeg) is not int or not 1 <= jpeg <= 100):
+        raise UsageError(f"{where}.jpeg: expected a quality from 1 to 100, got {shown(jpeg)}; correct it")
     return Stamp(
         tuple(texts), image, bool(given.get("box", False)), (int(size[0]), int(size[1])),
-        tuple(tuple(map(float, box)) for box in boxes), opacity, float(level), taken,  # type: ignore[arg-type, misc]
+        tuple(tuple(map(float, box)) for box in boxes), opacity, float(level), taken, jpeg,  # type: ignore[arg-type, misc]
     )  # fmt: skip
 
 
