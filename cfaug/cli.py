@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
     doctor.add_argument("recipe", metavar="RECIPE.yaml", nargs="?")
+    doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
     compare = command("compare", "the results of several runs side by side")
     compare.add_argument("runs", metavar="RUN", nargs="+")
     recipes = command("recipes", "list the shipped recipes, or copy one here to change it")
@@ -247,7 +248,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         from cfaug.config import load_recipe
         from cfaug.stages import advise_decoder, check_recipe
 
-        recipe = load_recipe(arguments.recipe)
+        recipe = load_recipe(arguments.recipe, arguments.overrides)
         inputs = check_recipe(recipe)
         content["recipe"] = {split: len(getattr(inputs, split)) for split in ("train", "val", "test")}
         content |= {
@@ -310,10 +311,12 @@ def _command(argv: Sequence[str] | None) -> int:
     try:
         arguments, rest = _parser().parse_known_args(argv)
         if arguments.command in _OTHERS:
-            if rest:
+            checks = arguments.command == "doctor" and arguments.recipe is not None
+            if rest and not checks:
                 raise UsageError(
                     f"`cfaug {arguments.command}` does not take {rest[0]!r}; see `cfaug {arguments.command} --help`"
                 )
+            arguments.overrides = _overrides(rest)
             return _OTHERS[arguments.command](arguments)
         return _stage(arguments, rest)
     except CfaugError as error:

@@ -333,6 +333,9 @@ def test_doctor(finished: Path, recipe: Path, capsys: Any) -> None:
     found = json.loads(call(capsys, "doctor", recipe, "--json").out)
     assert found["recipe"] == {"train": 36, "val": 12, "test": 12}
     assert "all good" in call(capsys, "doctor").out
+    refused = call(capsys, "doctor", recipe, "--train.epochs=0")
+    assert refused.code == 2
+    assert "train.epochs" in refused.complaint
 
 
 def test_recipes(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

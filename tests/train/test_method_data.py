@@ -130,6 +130,18 @@ def test_images_without_a_value_train_in_no_group(base: ArrayDataset, shards: Pa
         assert run.history[0]["loss"] > 0
 
 
+def test_within_each_origin_a_mixture_shows_groups_evenly(base: ArrayDataset, shards: Path, grouper: Grouper) -> None:
+    """Held in memory and read from the shards alike; a real set has one origin and no weights."""
+    held = training_set("cfaug", base, grouper, shards, Mixture(0.6, 0.0))
+    read = TrainingSets(base, grouper, shards, memory=Memory(0.0, 0)).of("cfaug", Mixture(0.6, 0.0))
+    for epoch in range(3):
+        weights, again = held.balance(epoch), read.balance(epoch)
+        assert weights is not None
+        assert again is not None
+        assert torch.equal(weights, again)
+    assert training_set("erm", base, grouper).balance(0) is None
+
+
 def test_trains_end_to_end(base: ArrayDataset, shards: Path, grouper: Grouper) -> None:
     settings = TrainSettings(epochs=2, batch_size=16, method_settings={"dfr": {"c": 1.0}, "cfaug+dfr": {"c": 1.0}})
     sets = TrainingSets(base, grouper, shards, oracle=source(seed=7))

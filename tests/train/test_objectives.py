@@ -22,6 +22,7 @@ from cfaug.train.objectives import (
     group_weights,
     jtt_weights,
     lisa_mix,
+    origin_weights,
     paired_consistency_loss,
 )
 
@@ -66,6 +67,35 @@ def frozen(values: list[int], dtype: str = "int64") -> npt.NDArray[Any]:
 
 
 @pytest.mark.filterwarnings("error")
+@quick
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 3)), min_size=1, max_size=40))
+def test_the_group_is_independent_of_the_origin(rows: list[tuple[int, int]]) -> None:
+    """Within each origin that takes part every group weighs the same, and each origin keeps its share."""
+    origins, codes = (torch.tensor(column) for column in zip(*rows))
+    weights = origin_weights(codes, origins)
+    groups = set(codes[codes >= 0].tolist())
+    complete = [o for o in set(origins.tolist()) if set(codes[(origins == o) & (codes >= 0)].tolist()) == groups]
+    for origin in set(origins.tolist()):
+        own, known = origins == origin, (origins == origin) & (codes >= 0)
+        if origin in complete:
+            assert float(weights[own].mean()) == pytest.approx(1.0)
+            found = [float(weights[known & (codes == g)].sum()) for g in groups]
+            assert found == pytest.approx([float(known.sum()) / max(1, len(groups))] * len(found))
+        elif complete and known.any():
+            assert not weights[known].any()
+
+
+def test_real_images_of_one_group_a_class_are_left_out() -> None:
+    """At a correlation of 1 a real image would tell its group; with nothing beside them nothing is left out."""
+    codes, origins = torch.tensor([0, 3, 0, 1, 2, 3]), torch.tensor([0, 0, 1, 1, 1, 1])
+    assert origin_weights(codes, origins).tolist() == [0, 0, 1, 1, 1, 1]
+    assert origin_weights(codes, origins, shown=[0]).tolist()[:2] == [1, 1]
+    both = origin_weights(
+        torch.stack([codes, codes % 2], dim=1), origins
+    )  # of the second attribute the real images have all groups
+    assert both.tolist() == pytest.approx([0.5, 0.5, 1, 1, 1, 1])
+
+
 @pytest.mark.parametrize("weigh", [class_weights, group_weights, lambda c: jtt_weights(c, c[::-1])])
 def test_weights_of_lists_and_arrays_are_those_of_tensors(weigh: Callable[[Any], torch.Tensor]) -> None:
     codes = [1, 2, 2, 0, 7, 2]
