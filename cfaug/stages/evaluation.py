@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -94,13 +95,13 @@ def evaluate_counterfactuals(
 ) -> Evaluation:
     """Measure composition, reversibility, effectiveness, preservation, the leak probes and the three losses."""
     bar = tqdm(total=5, desc="evaluate", disable=not progress, bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]")
-    rows = judged_rows(plan, recipe.evaluate.images, len(inputs.train) // 2)
+    place = {entry.key: i for i, entry in enumerate(shards.index)}
+    rows = judged_rows(plan, recipe.evaluate.images, len(inputs.train) // 2, place)
     position = {inputs.train.key(i): i for i in range(len(inputs.train))}
     wanted = [position[row.source_key] for row in rows]
     images = load_images(inputs.train, wanted, progress=False)
     factual = as_input(images)
     table = inputs.train.table.iloc[wanted].set_axis([row.key for row in rows])  # a source may have several rows
-    place = {entry.key: i for i, entry in enumerate(shards.index)}
     made = torch.from_numpy(np.stack([shards.image(place[row.key]) for row in rows])).permute(0, 3, 1, 2)
     records = pd.DataFrame([shards.record(place[row.key])["attributes"] for row in rows], index=table.index)
     attributes = inputs.schema.canonical(records)
@@ -171,7 +172,7 @@ MOST_READ = 1_000_000
 """At most this many rows of a plan are searched for those to judge; a plan may have a hundred million."""
 
 
-def judged_rows(plan: Plan, most: int, sources: int) -> list[PlanRow]:
+def judged_rows(plan: Plan, most: int, sources: int, kept: Container[str] | None = None) -> list[PlanRow]:
     """The first ``most`` real interventions of the (shuffled) plan, on at most ``sources`` different images.
 
     The readers are trained on the other images, so that no reader has seen a judged image.
@@ -179,7 +180,9 @@ def judged_rows(plan: Plan, most: int, sources: int) -> list[PlanRow]:
     rows: list[PlanRow] = []
     known: set[str] = set()
     for row in islice(plan, MOST_READ):
-        if row.do.is_null or (row.source_key not in known and len(known) >= max(sources, 1)):
+        if row.do.is_null or (kept is not None and row.key not in kept):  # the gate may have rejected it
+            continue
+        if row.source_key not in known and len(known) >= max(sources, 1):
             continue
         known.add(row.source_key)
         rows.append(row)

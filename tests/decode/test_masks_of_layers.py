@@ -9,11 +9,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from helpers.layered import scenes, schema
 from onnx import TensorProto, helper
 
 from cfaug.data import ArrayDataset
+from cfaug.data.micro_batch import Sources
 from cfaug.decode import MaskedDataset
+from cfaug.decode.layered.bank import make_bank
+from cfaug.decode.layered.mask_gate import MaskGate
 from cfaug.decode.layered.mask_quality import overlap, quality
 from cfaug.decode.layered.mask_sources import (
     CalledMasks,
@@ -23,6 +27,7 @@ from cfaug.decode.layered.mask_sources import (
     by_threshold,
     mask_source,
 )
+from cfaug.decoder_config import CompositeConfig
 from cfaug.errors import UsageError
 
 
@@ -174,3 +179,20 @@ def test_quality_names_the_masks_that_failed() -> None:
     assert found.agreement is not None
     assert found.agreement[0] == 1
     assert ArrayDataset(np.zeros((1, 4, 4, 3), np.uint8), scenes(2).table[:1], schema()).mask(0) is None
+
+
+def test_no_composite_of_an_image_whose_object_was_not_found() -> None:
+    masks = torch.zeros(3, 1, 20, 20)
+    masks[0, :, 5:15, 5:15], masks[2] = 1, 1
+    sources = Sources(torch.zeros(3, 3, 20, 20), scenes(4).table.iloc[:3], ["a", "b", "c"], [0, 1, 2], masks)
+    assert MaskGate()([], [], sources) == [True, False, False]
+
+
+def test_an_image_whose_object_was_not_found_lends_no_background() -> None:
+    data = scenes(12)
+    assert data.masks is not None
+    masks = data.masks.copy()
+    masks[:4] = 0
+    blind = ArrayDataset(data.images, data.table, schema(), masks=masks)
+    bank = make_bank("background", ["ground"], blind, blind.table, CompositeConfig(), 0, False)
+    assert not set(bank.keys) & {data.key(i) for i in range(4)}

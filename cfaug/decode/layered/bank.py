@@ -21,6 +21,7 @@ from cfaug.data import AttributeDataset
 from cfaug.data.images import Pixels
 from cfaug.decode.layered import compositing
 from cfaug.decode.layered.compositing import SURE
+from cfaug.decode.layered.mask_sources import EMPTY
 from cfaug.decode.layered.recolour import object_statistics
 from cfaug.decoder_config import CompositeConfig
 from cfaug.errors import CfaugError, DataError
@@ -116,7 +117,9 @@ def make_bank(
                 "give a working size (data.size)"
             )
         hole = compositing.hole_of(mask, composite.margin) if layer == "background" else mask < SURE
-        if hole.mean() > MOST_HIDDEN:
+        if (
+            hole.mean() > MOST_HIDDEN or (mask > 127).mean() < EMPTY
+        ):  # hidden, or the object was not found and is still in it
             continue
         images.append(compositing.FILLS[composite.fill](image, hole))
         colours.append(

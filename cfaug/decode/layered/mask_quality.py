@@ -10,9 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data.images import Pixels
-
-EMPTY, FULL = 0.005, 0.9
-"""Shares of the image below and above which a mask is taken for a failure."""
+from cfaug.decode.layered.mask_sources import EMPTY, FULL
 
 
 @dataclass(frozen=True)

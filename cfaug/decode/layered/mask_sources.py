@@ -22,6 +22,9 @@ from cfaug.data.files import expand
 from cfaug.data.images import Pixels
 from cfaug.errors import CfaugError, UsageError, described, near, one_line, shown
 
+EMPTY, FULL = 0.005, 0.9
+"""Shares of the image below and above which a mask is taken for a failure."""
+_SMALLER = (1.0, 0.75, 0.5)
 Heat = Callable[[Pixels], npt.NDArray[np.floating[Any]]]
 """Image uint8 (H, W, C) -> how much each pixel speaks for the target, (H, W), any scale."""
 
@@ -57,14 +60,14 @@ class GrabCut:
 
     Attributes:
         margin: without ``heat``: the share of each side that is background for certain; what is inside may be object.
-        centre: the share of each side around the middle that is probably object.
+        centre: the share of each side around the middle that is probably object; where nothing is left of that, a smaller one is tried.
         iterations: of GrabCut.
         heat: an attribution; where it is high is probably object, in place of the middle.
         name: names ``heat`` in the digest.
     """
 
     margin: float = 0.05
-    centre: float = 0.5
+    centre: float = 0.9
     iterations: int = 5
     heat: Heat | None = None
     name: str = ""
@@ -74,13 +77,22 @@ class GrabCut:
         return f"grabcut {self.margin:g} {self.centre:g} {self.iterations} {self.name} opencv {cv2.__version__}"
 
     def mask(self, image: Pixels, given: Pixels | None) -> Pixels:
+        if self.heat is not None:
+            return self._cut(image, by_threshold(self.heat(image)))
+        found = np.zeros(image.shape[:2], np.uint8)
+        for share in _SMALLER:
+            prior = np.zeros(image.shape[:2], bool)
+            prior[_inner(image.shape[0], image.shape[1], (1 - share * self.centre) / 2)] = True
+            found = self._cut(image, prior)
+            if (found > 127).mean() >= EMPTY:
+                break
+        return found
+
+    def _cut(self, image: Pixels, prior: npt.NDArray[np.bool_]) -> Pixels:
+        """The object, where ``prior`` is probably object and the rest probably background."""
         pixels = np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
         height, width = pixels.shape[:2]
-        trimap = np.full((height, width), cv2.GC_PR_BGD, np.uint8)
-        if self.heat is None:
-            trimap[_inner(height, width, (1 - self.centre) / 2)] = cv2.GC_PR_FGD
-        else:
-            trimap[by_threshold(self.heat(image))] = cv2.GC_PR_FGD
+        trimap = np.where(prior, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         border = np.ones((height, width), bool)
         border[_inner(height, width, self.margin)] = False
         trimap[border] = cv2.GC_BGD
