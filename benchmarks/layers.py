@@ -42,7 +42,17 @@ METHODS = "[erm, group_resampling, group_dro, dfr, counterfactuals_only, cfaug, 
 
 def run(given: argparse.Namespace, recipe: str, out: Path, options: list[str], what: dict[str, Any]) -> None:
     """`cfaug run`, and one row for each method."""
-    command = [sys.executable, "-m", "cfaug", "run", str(RECIPES / f"{recipe}.yaml"), "--out", str(out), "--no-progress", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "cfaug",
+        "run",
+        str(RECIPES / f"{recipe}.yaml"),
+        "--out",
+        str(out),
+        "--no-progress",
+        *options,
+    ]
     before = time.perf_counter()
     subprocess.run(command, check=True)
     seconds = round(time.perf_counter() - before, 1)
@@ -78,10 +88,17 @@ def garments(given: argparse.Namespace) -> None:
     options = [f"--data.root={root}", f"--data.oracle={given.data / 'photos' / 'garments_oracle'}", *photographs(given)]
     if given.mask == "onnx":
         net = given.data.parent / "weights" / "isnet_small_512.onnx"
-        options += ["--decoder.mask.from=onnx", f"--decoder.mask.path={net}", "--decoder.mask.mean=128", "--decoder.mask.scale=256"]
+        options += [
+            "--decoder.mask.from=onnx",
+            f"--decoder.mask.path={net}",
+            "--decoder.mask.mean=128",
+            "--decoder.mask.scale=256",
+        ]
     elif given.mask != "given":
         options.append(f"--decoder.mask.from={given.mask}")
-    if given.rho == 1:  # no group of one class is missing on validation, but nothing may be selected by groups there either
+    if (
+        given.rho == 1
+    ):  # no group of one class is missing on validation, but nothing may be selected by groups there either
         options += ["--train.selection=average"]
     run(given, "photos_layered", out, options, {"what": "garments", "mask": given.mask, "rho": given.rho})
 
@@ -102,7 +119,11 @@ def diagonal(root: Path, made: Path) -> Path:
 
 def xray(given: argparse.Namespace) -> None:
     photos = given.data / "photos"
-    options = [f"--data.root={photos / 'xray_marker'}", f"--data.oracle={photos / 'xray_marker_oracle'}", *photographs(given)]
+    options = [
+        f"--data.root={photos / 'xray_marker'}",
+        f"--data.oracle={photos / 'xray_marker_oracle'}",
+        *photographs(given),
+    ]
     run(given, "photos_functional", given.out / "xray", options, {"what": "xray_marker"})
 
 
@@ -157,14 +178,20 @@ def textured_folder(root: Path, data: Path, rho: float, train: int = 4000, val: 
             Image.fromarray(image).save(root / "images" / file)
             Image.fromarray(np.round(alpha[..., 0] * 255).astype(np.uint8)).save(root / "masks" / file)
             rows.append((f"images/{file}", split, int(labels[i]), name, f"texture{codes[1]}", f"masks/{file}"))
-    pd.DataFrame(rows, columns=["file_name", "split", "digit", "colour", "ground", "mask"]).to_csv(root / "metadata.csv", index=False)
+    pd.DataFrame(rows, columns=["file_name", "split", "digit", "colour", "ground", "mask"]).to_csv(
+        root / "metadata.csv", index=False
+    )
     return root
 
 
 def truth(given: argparse.Namespace) -> None:
     """The object of a garment on a scene of another image of the test split, where the true composite is known: every object stands on each."""
     data = FolderDataset(given.data / "photos" / "garments", "test", "garment", ["scene"], masks="mask")
-    table = pd.read_csv(given.data / "photos" / "garments" / "metadata.csv").set_index("file_name").loc[list(data.table.index)]
+    table = (
+        pd.read_csv(given.data / "photos" / "garments" / "metadata.csv")
+        .set_index("file_name")
+        .loc[list(data.table.index)]
+    )
     inside, rim, outside = [], [], []
     for _, same in table.reset_index().groupby("object"):
         places = same.index.to_numpy()
@@ -194,11 +221,22 @@ def speed(given: argparse.Namespace, images: int = 200, turns: int = 7) -> None:
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
     rng = np.random.default_rng(0)
-    pictures = [cv2.GaussianBlur(rng.integers(0, 255, (128, 128, 3)).astype(np.uint8), (0, 0), 3) for _ in range(images)]
+    pictures = [
+        cv2.GaussianBlur(rng.integers(0, 255, (128, 128, 3)).astype(np.uint8), (0, 0), 3) for _ in range(images)
+    ]
     masks = []
     for _ in range(images):
         mask = np.zeros((128, 128), np.uint8)
-        cv2.ellipse(mask, (int(rng.integers(40, 90)), int(rng.integers(40, 90))), (30, 22), int(rng.integers(180)), 0, 360, 255, -1)
+        cv2.ellipse(
+            mask,
+            (int(rng.integers(40, 90)), int(rng.integers(40, 90))),
+            (30, 22),
+            int(rng.integers(180)),
+            0,
+            360,
+            255,
+            -1,
+        )
         masks.append(cv2.GaussianBlur(mask, (0, 0), 1.0))
     holes = [hole_of(mask, 2) for mask in masks]
     bank = Bank(
@@ -228,7 +266,7 @@ def speed(given: argparse.Namespace, images: int = 200, turns: int = 7) -> None:
             call()
             pair.append(time.perf_counter() - began)
         times.append(pair)
-    mine, bare = np.median(times, axis=0)
+    mine, _bare = np.median(times, axis=0)
     record(
         RESULTS,
         {
@@ -248,7 +286,9 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--mask", default="given", choices=["given", "grabcut", "onnx"])
     parser.add_argument("--rho", type=float, default=0.95, choices=[0.95, 1.0])
-    parser.add_argument("--source", default="double_colored_mnist", choices=["colored_mnist", "double_colored_mnist", "wildlife_mnist"])
+    parser.add_argument(
+        "--source", default="double_colored_mnist", choices=["colored_mnist", "double_colored_mnist", "wildlife_mnist"]
+    )
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     parts[given.part](given)

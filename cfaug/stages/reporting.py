@@ -27,6 +27,7 @@ from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
 from cfaug.stages.generation import shards
+from cfaug.stages.masks import mask_grid, mask_notes
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import versions
 from cfaug.stages.training import train
@@ -66,7 +67,7 @@ def report_data(run: Run) -> ReportData:
         rows=rows,
         target=inputs.target,
         spurious=inputs.schema.spurious,
-        grids={**_grids(evaluation), **_mask_grid(run, evaluation)} if evaluation else {},
+        grids={**_grids(evaluation), **mask_grid(run.inputs, evaluation.figures)} if evaluation else {},
         confounding_before=confounding(inputs.train.table, inputs.schema),
         confounding_after=after,
         nodes=inputs.graph.nodes,
@@ -79,7 +80,7 @@ def report_data(run: Run) -> ReportData:
         assumptions=_assumptions(recipe) if model else (),
         notes=[
             *_advice(inputs, rows),
-            *_mask_notes(evaluation.figures if evaluation else {}),
+            *mask_notes(evaluation.figures if evaluation else {}),
             *_notes(recipe, inputs, model),
         ],
         run=_facts(run, len(generated) if generated is not None else None),
@@ -276,41 +277,6 @@ def _grids(evaluation: Evaluation) -> dict[str, list[Example]]:
             example(i, "misread: " + ", ".join(rows[i]["misread"])) for i in misread[:_ROWS]
         ]
     return grids
-
-
-def _mask_grid(run: Run, evaluation: Evaluation) -> dict[str, list[Example]]:
-    """The masks that look worst, each beside its image and what the mask cuts out."""
-    found = evaluation.figures.get("masks")
-    if not found:
-        return {}
-    sources = run.inputs.sources
-    place = {sources.key(i): i for i in range(len(sources))}
-    examples = []
-    for key in found["worst"]:
-        image, mask = sources.image(place[key]), sources.mask(place[key])
-        if mask is not None:
-            cut = np.where(mask[..., None] > 127, image, np.uint8(127))
-            examples.append(
-                Example(image, key, [np.repeat(mask[..., None], image.shape[2], 2), cut], ["mask", "what it cuts out"])
-            )
-    return {"The masks that look worst": examples}
-
-
-def _mask_notes(figures: dict[str, Any]) -> list[str]:
-    found = figures.get("masks")
-    if not found:
-        return []
-    low, middle, high = found["area"]
-    agreement = (
-        ""
-        if "agreement" not in found
-        else f" They agree with GrabCut's in {percent(found['agreement'])} (intersection over union)."
-    )
-    return [
-        f"Masks ({found['source']}), {found['masks']} looked at: the object covers {percent(middle)} of an image (5 to 95 % of them: "
-        f"{percent(low)} to {percent(high)}); {found['empty']} are empty, {found['full']} cover nearly all, and {percent(found['border'])} of the "
-        f"border is object.{agreement}"
-    ]
 
 
 def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) -> list[str]:

@@ -1,6 +1,7 @@
 """Counterfactuals by layers: an object, a background, and a mask between them.
 
 decoder        LayeredDecoder
+layers         which attribute lives in which layer
 bank           layers of training images, found by the values of their attributes
 compositing    the equation of layers: rims, holes, fillings
 object_decoder an object redrawn by a diffusion decoder of objects alone

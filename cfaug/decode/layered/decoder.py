@@ -34,12 +34,11 @@ from cfaug.decode import save_decoder
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.layered import compositing
 from cfaug.decode.layered.bank import Bank, make_bank
+from cfaug.decode.layered.layers import LAYERS, check_layers
 from cfaug.decode.layered.object_decoder import ObjectDecoder
 from cfaug.decode.layered.recolour import transferred
 from cfaug.decode.mechanism import Capabilities, FitReport
-from cfaug.errors import UsageError, near
-
-LAYERS = ("background", "foreground")
+from cfaug.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -329,34 +328,3 @@ class LayeredDecoder:
                 {name: np.array(values, dtype=object) for name, values in said["values"].items()},
             )
         return decoder
-
-
-def check_layers(layers: Mapping[str, Sequence[str]], parents: Collection[str], schema: Schema) -> dict[str, str]:
-    """Attribute -> its layer. UsageError for an unknown layer, and an attribute in two layers, in none, or not of categories."""
-    found: dict[str, str] = {}
-    for layer, names in layers.items():
-        if layer not in LAYERS:
-            raise UsageError(f"decoder.layers: expected {' and '.join(LAYERS)}, got {layer!r}; {near(layer, LAYERS)}")
-        for name in names:
-            if name not in parents:
-                raise UsageError(
-                    f"decoder.layers.{layer}: expected parents of the image, got {name!r}; {near(name, list(parents))}"
-                )
-            if name in found:
-                raise UsageError(f"decoder.layers: {name!r} is in two layers; leave it in one")
-            if name == schema.target:
-                raise UsageError(
-                    f"decoder.layers: {name!r} is the target, which no intervention changes; remove it from the layers"
-                )
-            if schema[name].kind == "continuous":
-                raise UsageError(
-                    f"decoder.layers: expected attributes of categories, got {name!r}, which is continuous: no two images share a value; "
-                    "bin its column"
-                )
-            found[name] = layer
-    absent = [name for name in parents if name not in found and name != schema.target]
-    if absent:
-        raise UsageError(
-            f"decoder.layers: {absent[0]!r} is in no layer; write for example layers: {{background: [{absent[0]}]}}"
-        )
-    return found
