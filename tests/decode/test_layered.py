@@ -272,10 +272,10 @@ def test_layers_that_cannot_be(layers: dict[str, list[str]], said: str) -> None:
 
 def test_a_mask_that_covers_all_or_nothing_leaves_no_layer(data: ArrayDataset) -> None:
     full = ArrayDataset(data.images, data.table, schema(), masks=np.full(data.images.shape[:3], 255, np.uint8))
-    with pytest.raises(DataError, match="masks cover all"):
+    with pytest.raises(DataError, match="masks cover all or nothing"):
         LayeredDecoder(schema(), PARENTS, layers=LAYERS).fit(full, progress=False)
     none = ArrayDataset(data.images, data.table, schema(), masks=np.zeros(data.images.shape[:3], np.uint8))
-    with pytest.raises(DataError, match="masks cover nothing"):
+    with pytest.raises(DataError, match="masks cover all or nothing"):
         LayeredDecoder(schema(), PARENTS, layers=LAYERS).fit(none, progress=False)
 
 

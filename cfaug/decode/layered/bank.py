@@ -133,7 +133,7 @@ def make_bank(
     if absent := sorted(", ".join(map(str, values)) for values in wanted - shown):
         raise DataError(
             f"expected a training image whose {layer} can be seen for each value of {', '.join(own)}, got none for {absent[0]}: its "
-            f"masks cover {'all' if layer == 'background' else 'nothing'}; look at the masks (decoder.mask)"
+            "masks cover all or nothing; look at the masks (decoder.mask)"
         )
     return Bank(
         np.stack(images),
