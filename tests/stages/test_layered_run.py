@@ -99,7 +99,11 @@ def test_diagnose_advises_a_mechanism_for_each_attribute(finished: Path) -> None
 
 
 def test_masks_that_are_made_are_kept(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = recipe(tmp_path / "r.yaml", scenes, decoder={"mask": {"from": "threshold", "level": 90}})
+    made = recipe(
+        tmp_path / "r.yaml",
+        scenes,
+        decoder={"mask": {"from": "grabcut"}, "layers": {"background": ["ground", "colour"], "foreground": []}},
+    )
     answer = call(capsys, "generate", made, "--out", tmp_path / "out")
     assert answer.code == 0, answer.err
     assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 32

@@ -7,8 +7,9 @@ may fill it at once. A file that cannot be read is made again.
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
+import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from cfaug.data import AttributeDataset, pixel_digest
-from cfaug.data.files import replace_file
 from cfaug.data.images import Pixels, read_mask
-from cfaug.decode.layered.mask_sources import GivenMasks, MaskSource
+from cfaug.decode.layered.mask_sources import GivenMasks, MaskSource, Threshold
 from cfaug.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ class MaskedDataset:
     """
 
     def __init__(self, dataset: AttributeDataset, source: MaskSource, directory: Path | None = None) -> None:
-        self.dataset, self.source, self.directory = dataset, source, directory
+        quick = isinstance(source, GivenMasks | Threshold)  # quicker to make again than to look up
+        self.dataset, self.source, self.directory = dataset, source, None if quick else directory
         self.mask_digest = source.digest
         self._remembered: dict[int, Pixels] = {}
 
@@ -82,11 +83,12 @@ class MaskedDataset:
             except DataError:
                 log.warning("%s: a kept mask cannot be read; it is made again", place)
         made = self.source.mask(image, given)
-        stream = io.BytesIO()
-        Image.fromarray(made).save(stream, "PNG")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            replace_file(place, stream.getvalue())
+            # not synced: what a lost machine takes with it is made again
+            begun = place.with_name(f".{place.name}.{os.getpid()}.{threading.get_ident()}")
+            Image.fromarray(made).save(begun, "PNG")
+            os.replace(begun, place)
         except OSError as error:
             log.warning(
                 "%s: masks cannot be kept there (%s); they are made again next time", self.directory, error.strerror
