@@ -152,7 +152,7 @@ class OnnxMasks:
     @cached_property
     def _session(self) -> Any:
         try:
-            import onnxruntime  # type: ignore[import-untyped]
+            import onnxruntime
         except ImportError:
             raise UsageError(
                 "decoder.mask: an ONNX file needs onnxruntime, which is not installed; run pip install 'cfaug[onnx]'"
