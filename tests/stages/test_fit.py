@@ -114,7 +114,7 @@ def test_a_fit_that_diverges_says_a_command_that_works(
 
 
 WRONG = {
-    "depth": (["--decoder.depth.remark=0.5"], "decoder.depth: expected parents of the image in the graph (background, glow, species), got 'remark'"),
+    "depth": (["--decoder.depth.remark=0.5"], "decoder.depth: expected parents of the image in the graph (species, background, glow), got 'remark'"),
     "autoencoder": (["--decoder.space=latents", "--decoder.autoencoder=nowhere"], "in nowhere, but it has no config.json"),
     "score": (
         ["--decoder.validate_every=2", "--graph=species; background -> glow; glow -> image"],
