@@ -59,6 +59,7 @@ def run(given: argparse.Namespace, recipe: str, out: Path, options: list[str], w
     rows = read_results(out / "results.jsonl")
     figures = json.loads((out / "evaluation" / "figures.json").read_text())
     asked = [option for option in options if str(given.data) not in option and str(given.weights) not in option]
+    asked = [option.replace(str(given.out), "OUT") for option in asked]
     for item in summarise(rows):
         own = [row for row in rows if row["method"] == item.method]
         groups = [np.mean([g["accuracy"] for g in row["groups"].values() if g["n"]]) for row in own]
