@@ -122,7 +122,7 @@ class Known:
         grey, labels = mnist._read(Path(root), train=True)
         rows = np.random.default_rng(0).permutation(len(grey))[-count:]  # the data set takes them from the front
         rng = np.random.default_rng([seed, 99])
-        mask, digits = mnist._binary(grey[rows]), labels[rows]
+        mask, digits = mnist.binary(grey[rows]), labels[rows]
         shades = rng.normal(0, mnist.JITTER, (2, count, 1, 3))
         codes = rng.integers(0, 10, (4, count))
         self.images = self._paint(mask, codes[0], codes[1], shades)

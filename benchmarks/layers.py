@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
+from photos import mean_of_groups
 from PIL import Image
 from rows import cpu, record
 
@@ -61,13 +62,11 @@ def run(given: argparse.Namespace, recipe: str, out: Path, options: list[str], w
     asked = [option for option in options if str(given.data) not in option and str(given.weights) not in option]
     asked = [option.replace(str(given.out), "OUT") for option in asked]
     for item in summarise(rows):
-        own = [row for row in rows if row["method"] == item.method]
-        groups = [np.mean([g["accuracy"] for g in row["groups"].values() if g["n"]]) for row in own]
         record(
             RESULTS,
             {
                 **what, "method": item.method, "seeds": len(item.seeds), "worst_group": [round(v, 4) for v in item.worst],
-                "mean_of_groups": round(float(np.mean(groups)), 4), "average": [round(v, 4) for v in item.average], "seconds": seconds,
+                "mean_of_groups": round(mean_of_groups(rows, item.method), 4), "average": [round(v, 4) for v in item.average], "seconds": seconds,
             },
             cpu=cpu(), command=f"cfaug run recipes/{recipe}.yaml {' '.join(asked)}",
         )  # fmt: skip
@@ -156,9 +155,12 @@ def textured_folder(root: Path, data: Path, rho: float, train: int = 4000, val: 
     if (root / "metadata.csv").exists():
         return root
     from cfaug.data.sources.mnist import COLOURS, choose_digits
-    from cfaug.data.sources.wildlife import _textures
+    from cfaug.data.sources.wildlife import read_textures
 
-    textures, rng = _textures(data / "wildlife_textures" / "background"), np.random.default_rng([0, round(100 * rho)])
+    textures, rng = (
+        read_textures(data / "wildlife_textures" / "background"),
+        np.random.default_rng([0, round(100 * rho)]),
+    )
     colours = list(COLOURS.items())
     (root / "images").mkdir(parents=True)
     (root / "masks").mkdir()

@@ -18,6 +18,7 @@ NO_AUTOENCODER = (
 )
 
 Kind = Literal["diffusion", "layered", "functional", "composed"]
+Partner = Literal["cover", "light", "random"]
 Width = Annotated[int, Strict(), Field(ge=8, multiple_of=8)]
 
 
@@ -27,7 +28,7 @@ class CompositeConfig:
 
     bank: Count = 500  # training images, at most, that lend a layer for each combination of its values
     # of the candidates drawn for a source: cover (the donor's hole is hidden best by the source's object), light (nearest mean), random
-    partner: Literal["cover", "light", "random"] = "cover"
+    partner: Partner = "cover"
     partners: Annotated[Count, Field(le=1000)] = (
         16  # candidates; more cover better and repeat the same donors more often
     )

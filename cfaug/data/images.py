@@ -50,10 +50,14 @@ def pixel_digest(image: Pixels) -> str:
         pixels = pixels[..., None]
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
         raise UsageError(f"expected a uint8 image (H, W, 1 or 3), got {pixels.dtype} {pixels.shape}")
-    if pixels.shape[2] == 1:
-        pixels = np.repeat(pixels, 3, axis=2)
+    pixels = as_rgb(pixels)
     h, w, _ = pixels.shape
     return hashlib.sha256(f"{h}x{w}x3:".encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def as_rgb(image: Pixels) -> Pixels:
+    """A uint8 image (H, W, 1 or 3) with three channels; grey counts as R = G = B."""
+    return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
 def to_pil(image: Pixels) -> Image.Image:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from cfaug.data.images import Pixels, to_uint8
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +31,17 @@ class Sources:
     keys: Sequence[str]
     seeds: Sequence[int]
     masks: torch.Tensor | None = None
+
+    @property
+    def pixels(self) -> Pixels:
+        """The images as they are stored: uint8 (B, H, W, C)."""
+        found: Pixels = to_uint8(self.images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+        return found
+
+    @property
+    def mask_pixels(self) -> Pixels | None:
+        """The masks as they are stored: uint8 (B, H, W), 255 on the object."""
+        return None if self.masks is None else (self.masks[:, 0] * 255).round().byte().cpu().numpy()
 
     def __len__(self) -> int:
         return len(self.table)

@@ -4,6 +4,7 @@ mechanism       the protocol of every decoder, and its capabilities as data
 diffusion/      a conditional flow-matching U-Net, trained on the user's images
 layered/        an object over a background: the layer of another training image takes the place of one
 functional/     closed-form functions: stamps, frames, transforms
+pixel_mechanism what layers and functions have in common
 composed        several mechanisms, each for its own attributes
 model           CounterfactualModel: SCM and decoder with the three verbs; loading by kind
 save_decoder    a decoder's two files on disk

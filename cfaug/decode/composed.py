@@ -22,7 +22,7 @@ from cfaug.data import Schema
 from cfaug.data.files import expand, replace_file
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
-from cfaug.decode.mechanism import Capabilities, FitReport, ImageMechanism
+from cfaug.decode.mechanism import Capabilities, FitReport, ImageMechanism, differing
 from cfaug.errors import UsageError
 
 
@@ -66,11 +66,6 @@ class ComposedDecoder:
         """The image's parents: those of all mechanisms."""
         wanted = {name for part in self.parts for name in part.mechanism.parents}
         return tuple(name for name in self.schema.names if name in wanted)
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """The attributes that can be changed."""
-        return tuple(name for part in self.parts for name in part.attributes)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -119,10 +114,7 @@ class ComposedDecoder:
     ) -> torch.Tensor:
         """Images of the sources under the attributes; rows that no attribute of a mechanism affects do not pass through it."""
         if affected is None:
-            affected = [
-                {name for name in self.attributes if noise.table.iloc[i][name] != attributes.iloc[i][name]}
-                for i in range(len(attributes))
-            ]
+            affected = differing(noise.table, attributes, [name for part in self.parts for name in part.attributes])
         images, table = noise.images.clone(), noise.table.copy()
         for part in self.parts:
             rows, names = [], []

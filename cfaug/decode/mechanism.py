@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -122,3 +123,14 @@ class ImageMechanism(Protocol):
 
     def save(self, directory: str | Path) -> None:
         """Write ``decoder.json``, whose ``kind`` says how to read it, and the files beside it."""
+
+
+def differing(factual: pd.DataFrame, counterfactual: pd.DataFrame, parents: Sequence[str]) -> list[set[str]]:
+    """For each row the attributes that differ; a missing value differs from any value and not from itself."""
+    found: list[set[str]] = [set() for _ in range(len(factual))]
+    for name in parents:
+        first, second = factual[name], counterfactual[name]
+        differs = (first.to_numpy() != second.to_numpy()) & ~(first.isna() & second.isna()).to_numpy()
+        for row in np.flatnonzero(differs):
+            found[row].add(name)
+    return found

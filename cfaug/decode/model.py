@@ -33,7 +33,7 @@ from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.functional.decoder import FunctionalDecoder
 from cfaug.decode.layered.decoder import LayeredDecoder
-from cfaug.decode.mechanism import Capabilities, ImageMechanism
+from cfaug.decode.mechanism import Capabilities, ImageMechanism, differing
 from cfaug.errors import ShardError, UsageError, near, one_line
 
 _AGAIN = "run `cfaug fit` again with --overwrite"
@@ -242,19 +242,8 @@ class ActedModel:
         # intervened attributes and their descendants, where they differ: do(a = its own value) is no intervention, unless the
         # mechanism makes another image of that too
         parents = self.model.decoder.parents
-        affected = _differing(noise.attributes.factual, table, parents)
+        affected = differing(noise.attributes.factual, table, parents)
         if self.model.capabilities.redraws_own_value:
             for i, names in enumerate(affected):
                 names |= set(self._acted.at(i).names) & set(parents)
         return self.model.decoder.predict(noise.image, table, affected, strength), table
-
-
-def _differing(factual: pd.DataFrame, counterfactual: pd.DataFrame, parents: Sequence[str]) -> list[set[str]]:
-    """For each row the attributes that differ; a missing value differs from any value and not from itself."""
-    found: list[set[str]] = [set() for _ in range(len(factual))]
-    for name in parents:
-        first, second = factual[name], counterfactual[name]
-        differs = (first.to_numpy() != second.to_numpy()) & ~(first.isna() & second.isna()).to_numpy()
-        for row in np.flatnonzero(differs):
-            found[row].add(name)
-    return found

@@ -100,8 +100,7 @@ def _frozen_probe(store: FeatureStore) -> Fit:
 
     def fit(images: Tensor, codes: Tensor, classes: int) -> Callable[[Tensor], Tensor]:
         features = outputs(store.model.embed, store.model, images, BATCH).float()
-        _, weight, bias = fit_logistic(Weighted(features, codes, torch.ones(len(codes))), classes, (FIXED,))[0]
-        return FrozenReader(store, weight, bias).predict
+        return _frozen_head(store, Weighted(features, codes, torch.ones(len(codes))), classes).predict
 
     return fit
 
@@ -176,9 +175,13 @@ def _frozen_readers(
             here = torch.from_numpy(np.flatnonzero(table[name].notna()))
             codes = torch.from_numpy(np.asarray(inputs.schema.index(name, table[name].iloc[here.numpy()])))
             data = Weighted(features[here], codes, weights[here])
-            _, weight, bias = fit_logistic(data, len(attribute.categories), (FIXED,))[0]
-            readers[name] = FrozenReader(store, weight, bias)
+            readers[name] = _frozen_head(store, data, len(attribute.categories))
     return readers
+
+
+def _frozen_head(store: FeatureStore, data: Weighted, classes: int) -> FrozenReader:
+    _, weight, bias = fit_logistic(data, classes, (FIXED,))[0]
+    return FrozenReader(store, weight, bias)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from cfaug.autocast import autocast
 from cfaug.data.datasets import AttributeDataset
 from cfaug.data.files import replace_file
-from cfaug.data.images import pixel_digest
+from cfaug.data.images import as_rgb, pixel_digest
 from cfaug.data.loading import ImageStream
 from cfaug.errors import CfaugError
 from cfaug.offline.read import ShardReader
@@ -192,4 +192,4 @@ class _Samples:
 
     def image(self, i: int) -> npt.NDArray[np.uint8]:
         pixels = self.reader.image(self.rows[i])
-        return pixels if pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
+        return as_rgb(pixels)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -137,7 +138,7 @@ class _Job:
         method, epochs = self.method, self.settings.epochs
         loop = Loop(
             method, self.settings, self.own, self.classes, epochs,
-            lambda images, epoch, g: epoch_order(method, images, epoch, g), generator,
+            partial(epoch_order, method), generator,
             checkpoint=self._file("main"), progress=self.progress,
         )  # fmt: skip
         if method.sampler == "errors":
@@ -164,7 +165,7 @@ class _Job:
         plain = method_named("erm")
         loop = Loop(
             plain, self.settings, {}, self.classes, self.own["identification_epochs"],
-            lambda images, epoch, g: epoch_order(plain, images, epoch, g), torch.Generator().manual_seed(self.seed),
+            partial(epoch_order, plain), torch.Generator().manual_seed(self.seed),
             checkpoint=self._file("first"), progress=self.progress,
         )  # fmt: skip
         net = self.net(source).to(self.settings.device)

@@ -98,7 +98,7 @@ def test_mnist_is_resized_and_binarised_as_torch_would(mnist_root: Path) -> None
     import torch
 
     grey, _ = mnist._read(mnist_root, train=False)
-    ours = mnist._binary(grey[:20])
+    ours = mnist.binary(grey[:20])
     theirs = torch.nn.functional.interpolate(torch.from_numpy(grey[:20, None]) / 255.0, size=32)[:, 0] > 0.1
     assert np.array_equal(ours, theirs.numpy())
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -51,15 +51,22 @@ OBJECT_SHIFT = 6  # object colour of class i is the background colour of class i
 
 def schema() -> Schema:
     """digit (target), foreground and background (spurious), all categorical, with their values."""
+    return digit_schema(foreground=COLOURS, background=COLOURS)
+
+
+def digit_schema(**values: Iterable[str]) -> Schema:
+    """digit (target), and spurious attributes with their values, all categorical."""
+    spurious = [Attribute(name, values=tuple(known)) for name, known in values.items()]
     return Schema(
-        [
-            Attribute("digit", values=tuple(map(str, range(10)))),
-            Attribute("foreground", values=tuple(COLOURS)),
-            Attribute("background", values=tuple(COLOURS)),
-        ],
-        target="digit",
-        spurious=["foreground", "background"],
+        [Attribute("digit", values=tuple(map(str, range(10)))), *spurious], target="digit", spurious=list(values)
     )
+
+
+def digit_table(labels: Codes, keys: pd.Index, known: Iterable[str], **codes: Codes) -> pd.DataFrame:
+    """The table of digits whose spurious attributes have ``codes`` among the values ``known``."""
+    names = np.array(list(known), dtype=object)
+    columns = {name: names[own] for name, own in codes.items()}
+    return pd.DataFrame({"digit": labels.astype(str).astype(object), **columns}, index=keys)
 
 
 def double_colored_mnist(
@@ -86,13 +93,9 @@ def double_colored_mnist(
     rng = np.random.default_rng([seed, SPLITS.index(split), int(confounded or split != "train")])
     fore = draw_colours((own - OBJECT_SHIFT) % 10, rho_now["foreground"], rng)
     back = draw_colours(own, rho_now["background"], rng)
-    shown = _binary(grey)
+    shown = binary(grey)
     images = _paint(shown, _jittered(fore, rng), _jittered(back, rng))
-    names = np.array(list(COLOURS), dtype=object)
-    table = pd.DataFrame(
-        {"digit": own.astype(str).astype(object), "foreground": names[fore], "background": names[back]},
-        index=keys,
-    )
+    table = digit_table(own, keys, COLOURS, foreground=fore, background=back)
     return ArrayDataset(images, table, schema(), split, masks=as_mask(shown))
 
 
@@ -118,13 +121,8 @@ def colored_mnist(
     colours = np.clip(means + rng.normal(0.0, COLOUR_JITTER, size=means.shape), 0, 1)
     wide = enlarged(grey)
     images = np.round(wide[..., None] * colours[:, None, None, :]).astype(np.uint8)
-    table = pd.DataFrame(
-        {"digit": own.astype(str).astype(object), "colour": np.array(list(COLOURS), dtype=object)[codes]}, index=keys
-    )
-    attributes = [Attribute("digit", values=tuple(map(str, range(10)))), Attribute("colour", values=tuple(COLOURS))]
-    return ArrayDataset(
-        images, table, Schema(attributes, target="digit", spurious=["colour"]), split, masks=as_mask(_binary(grey))
-    )
+    table = digit_table(own, keys, COLOURS, colour=codes)
+    return ArrayDataset(images, table, digit_schema(colour=COLOURS), split, masks=as_mask(binary(grey)))
 
 
 def choose_digits(
@@ -160,7 +158,7 @@ def enlarged(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return grey[:, source[:, None], source[None, :]]
 
 
-def _binary(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+def binary(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     """(N, 28, 28) grey -> (N, 32, 32): enlarged, then > 0.1 of full white."""
     return enlarged(grey) > 0.1 * 255
 

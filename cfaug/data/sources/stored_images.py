@@ -9,11 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 from cfaug.data.datasets import Indexed
-from cfaug.data.images import FITS, Decoded, Fit, Pixels, pixel_digest, resize
+from cfaug.data.images import FITS, Decoded, Fit, Pixels, as_rgb, pixel_digest, resize
 from cfaug.data.schema import Attribute, Schema
 from cfaug.errors import DataError, UsageError, near, shown
 
@@ -72,7 +71,7 @@ class StoredImages(Indexed):
         if self.size is None:
             return pixels
         sized = resize(pixels, self.size, self.fit)
-        return sized if sized.shape[2] == 3 else np.repeat(sized, 3, axis=2)
+        return as_rgb(sized)
 
     def original(self, i: int, /) -> Pixels:
         """Image ``i`` before it is brought to the working size: what a data set sees that reads the file itself."""

@@ -15,15 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from PIL import Image
 
 from cfaug.data.datasets import SPLITS, ArrayDataset
 from cfaug.data.files import expand
 from cfaug.data.images import read_image
-from cfaug.data.schema import Attribute, Schema
+from cfaug.data.schema import Schema
 from cfaug.data.sources.colouring import Codes, correlations, draw_colours
-from cfaug.data.sources.mnist import SIZE, as_mask, choose_digits, enlarged
+from cfaug.data.sources.mnist import SIZE, as_mask, binary, choose_digits, digit_schema, digit_table
 from cfaug.errors import DataError, UsageError
 
 SIDE, PADDING = 150, 3
@@ -34,15 +33,7 @@ Textures = list[npt.NDArray[np.uint8]]
 
 def schema() -> Schema:
     """digit (target), foreground and background (spurious): the textures, by their number."""
-    return Schema(
-        [
-            Attribute("digit", values=tuple(map(str, range(10)))),
-            Attribute("foreground", values=NAMES),
-            Attribute("background", values=NAMES),
-        ],
-        target="digit",
-        spurious=["foreground", "background"],
-    )
+    return digit_schema(foreground=NAMES, background=NAMES)
 
 
 def wildlife_mnist(
@@ -62,25 +53,22 @@ def wildlife_mnist(
     if root is None:
         raise UsageError("wildlife_mnist needs a root; give the directory that holds wildlife_textures and MNIST")
     place = expand(root)
-    textures = {layer: _textures(place / "wildlife_textures" / layer) for layer in LAYERS}
+    textures = {layer: read_textures(place / "wildlife_textures" / layer) for layer in LAYERS}
     digits = place / "mnist" if (place / "mnist").is_dir() else place
     strength = correlations(rho, ("foreground", "background"), default=1.0)
     grey, own, keys = choose_digits("wildlife_mnist", split, digits, train_images, val_images)
     rho_now = strength if confounded and split == "train" else dict.fromkeys(strength, 0.0)
     rng = np.random.default_rng([seed, SPLITS.index(split), int(confounded or split != "train"), 2])
     fore, back = (draw_colours(own, rho_now[name], rng) for name in ("foreground", "background"))
-    shown = enlarged(grey) > 0.1 * 255
+    shown = binary(grey)
     images = np.where(
         shown[..., None], _windows(textures["object"], fore, rng), _windows(textures["background"], back, rng)
     )
-    names = np.array(NAMES, dtype=object)
-    table = pd.DataFrame(
-        {"digit": own.astype(str).astype(object), "foreground": names[fore], "background": names[back]}, index=keys
-    )
+    table = digit_table(own, keys, NAMES, foreground=fore, background=back)
     return ArrayDataset(images, table, schema(), split, masks=as_mask(shown))
 
 
-def _textures(place: Path) -> Textures:
+def read_textures(place: Path) -> Textures:
     found: Textures = []
     for i in range(10):
         files = sorted(place.glob(f"{i}_*.jpg"))

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
 
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
-from cfaug.data.images import Pixels, to_float, to_uint8
+from cfaug.data.images import Pixels
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
 from cfaug.decode.functional.functions import Function, MaskRemoved, Stamped, functions_of
 from cfaug.decode.functional.stamps import Place, Stamp
-from cfaug.decode.mechanism import Capabilities, FitReport
+from cfaug.decode.mechanism import Capabilities, differing
+from cfaug.decode.pixel_mechanism import PixelMechanism, as_images
 from cfaug.errors import UsageError, near
 
 _DRAWN = 0x46554E  # sets these draws apart from others with the row's seed
@@ -45,7 +45,7 @@ class FunctionNoise:
     device: torch.device | str = "cpu"
 
 
-class FunctionalDecoder:
+class FunctionalDecoder(PixelMechanism):
     """Functions for the values of attributes.
 
     Args:
@@ -69,25 +69,9 @@ class FunctionalDecoder:
         functions: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         self.config = config or DecoderConfig(kind="functional")
-        self._schema, self._parents = schema, tuple(name for name in schema.names if name in parents)
+        super().__init__(schema, parents)
         self._given: Mapping[str, Mapping[str, Any]] = self.config.functions if functions is None else functions
-        self.functions = _checked(self._given, self._parents, schema)
-        self.report: FitReport | None = None
-
-    @property
-    def schema(self) -> Schema:
-        """The attributes, with statistics once fitted."""
-        return self._schema
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The image's parents, in the schema's order."""
-        return self._parents
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """The attributes that it can change."""
-        return tuple(self.functions)
+        self.functions = _checked(self._given, self.parents, schema)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -95,27 +79,11 @@ class FunctionalDecoder:
         removes = any(isinstance(f, MaskRemoved) for own in self.functions.values() for fs in own.values() for f in fs)
         return Capabilities("exact", needs_masks=removes, redraws_own_value=True)
 
-    @property
-    def canvas(self) -> None:
-        """All images have one size."""
-        return None
-
-    @property
-    def device(self) -> str:
-        """It computes on the CPU."""
-        return "cpu"
-
-    @property
-    def dtype(self) -> str:
-        """Whole numbers, and the version of OpenCV, whose fillings may differ between versions."""
-        return f"uint8, OpenCV {cv2.__version__}"
-
     def fit(self, dataset: AttributeDataset, seed: int = 0, progress: bool = True) -> FunctionalDecoder:
         """Nothing is learned but the statistics of the attributes; a value that training images have must have functions."""
-        missing = [name for name in self.schema.names if name != self.schema.target]
-        self._schema = self.schema.fit(dataset.table, missing)
-        self.functions = _checked(self._given, self._parents, self._schema)
-        table = self._schema.canonical(dataset.table)
+        self._fit_schema(dataset)
+        self.functions = _checked(self._given, self.parents, self.schema)
+        table = self.schema.canonical(dataset.table)
         for name, value, _, stamp in self._stamps():
             if stamp.taken:
                 rows = np.flatnonzero((table[name] == value).to_numpy())
@@ -145,9 +113,7 @@ class FunctionalDecoder:
 
     def abduct(self, sources: Sources) -> FunctionNoise:
         """Keep the images."""
-        images = to_uint8(sources.images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        masks = None if sources.masks is None else (sources.masks[:, 0] * 255).round().byte().cpu().numpy()
-        return FunctionNoise(images, masks, sources.seeds, sources.table, sources.images.device)
+        return FunctionNoise(sources.pixels, sources.mask_pixels, sources.seeds, sources.table, sources.images.device)
 
     def predict(
         self,
@@ -164,13 +130,9 @@ class FunctionalDecoder:
         if strength not in (None, 1):
             raise UsageError(f"expected no strength for functions, got {strength}; give ranges in decoder.functions")
         if affected is None:
-            affected = [
-                {name for name in self.parents if noise.table.iloc[i][name] != attributes.iloc[i][name]}
-                for i in range(len(attributes))
-            ]
+            affected = differing(noise.table, attributes, self.parents)
         made = [self._shown(noise, i, attributes, names) for i, names in enumerate(affected)]
-        pixels = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
-        return to_float(pixels).to(noise.device)
+        return as_images(made, noise.device)
 
     def _shown(self, noise: FunctionNoise, i: int, attributes: pd.DataFrame, names: Collection[str]) -> Pixels:
         image: Pixels = noise.images[i]
@@ -234,13 +196,9 @@ class FunctionalDecoder:
     @classmethod
     def load(cls, directory: str | Path, device: str = "cpu") -> FunctionalDecoder:
         """Read what :meth:`save` wrote. ShardError for damaged files, UsageError for those of a different version."""
-        content, weights, report = save_decoder.load(directory)
-        schema = Schema.from_json(content["schema"])
-        decoder = cls.__new__(cls)
-        decoder.config = DecoderConfig(kind="functional", functions=content["functions"])
-        decoder._schema, decoder._parents, decoder.report = schema, tuple(content["parents"]), report
-        decoder._given = content["functions"]
-        decoder.functions = _checked(content["functions"], decoder._parents, schema)
+        content, weights, _ = save_decoder.load(directory)
+        config = DecoderConfig(kind="functional", functions=content["functions"])
+        decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
         for _, _, key, stamp in decoder._stamps():
             if stamp.image is not None:
                 stamp.keep(weights[key].numpy())

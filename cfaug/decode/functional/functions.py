@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 
-from cfaug.data.images import Pixels
+from cfaug.data.images import Pixels, as_rgb
 from cfaug.decode.functional.stamps import Stamp, removed, stamp_of
 from cfaug.errors import UsageError, near, shown
 
@@ -125,8 +125,7 @@ class Augmented:
     def put(self, image: Pixels, rng: Draw) -> Pixels:
         transform = _TRANSFORMS[self.name](self.low, self.high)
         transform.set_random_seed(int(rng.integers(2**31)))
-        wide = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-        made = np.asarray(transform(image=np.ascontiguousarray(wide))["image"], np.uint8)
+        made = np.asarray(transform(image=np.ascontiguousarray(as_rgb(image)))["image"], np.uint8)
         return made if image.shape[2] == 3 else made[..., :1]
 
     def undo(self, image: Pixels, mask: Pixels | None, rng: Draw) -> Pixels:

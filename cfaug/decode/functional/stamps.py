@@ -24,6 +24,7 @@ from PIL import Image
 
 from cfaug.data.files import expand
 from cfaug.data.images import Pixels, decode, to_pil
+from cfaug.decode.layered.compositing import filled
 from cfaug.errors import UsageError, one_line, shown
 
 Floats = npt.NDArray[np.float32]
@@ -214,8 +215,7 @@ def laid(image: Pixels, place: Place, opacity: float) -> Pixels:
 def removed(image: Pixels, hole: Bools, margin: int = 1) -> Pixels:
     """The image with a hole (H, W), widened by ``margin`` pixels, filled from around it."""
     wide = cv2.dilate(hole.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
-    pixels = np.ascontiguousarray(image if image.shape[2] == 3 else image[..., 0])
-    return np.asarray(cv2.inpaint(pixels, wide, 3, cv2.INPAINT_TELEA), np.uint8).reshape(image.shape)
+    return filled(image, wide.astype(bool))
 
 
 def framed(grey: Floats, size: tuple[int, int]) -> tuple[Bools, float]:

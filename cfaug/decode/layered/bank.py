@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +22,8 @@ from cfaug.decode.layered import compositing
 from cfaug.decode.layered.compositing import SURE
 from cfaug.decode.layered.mask_sources import EMPTY
 from cfaug.decode.layered.recolour import object_statistics
-from cfaug.decoder_config import CompositeConfig
+from cfaug.decoder_config import CompositeConfig, Partner
 from cfaug.errors import CfaugError, DataError
-
-Partner = Literal["random", "cover", "light"]
-PARTNERS: tuple[str, ...] = get_args(Partner)
 
 MOST_HIDDEN = 0.95
 """An image in which more than this share of a layer is hidden lends none."""

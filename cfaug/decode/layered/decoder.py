@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -28,7 +27,7 @@ import torch
 from cfaug.config import DecoderConfig
 from cfaug.data import AttributeDataset, Schema
 from cfaug.data.files import expand
-from cfaug.data.images import Pixels, to_float, to_uint8
+from cfaug.data.images import Pixels
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
@@ -37,7 +36,8 @@ from cfaug.decode.layered.bank import Bank, make_bank
 from cfaug.decode.layered.layers import LAYERS, check_layers
 from cfaug.decode.layered.object_decoder import ObjectDecoder
 from cfaug.decode.layered.recolour import transferred
-from cfaug.decode.mechanism import Capabilities, FitReport
+from cfaug.decode.mechanism import Capabilities, differing
+from cfaug.decode.pixel_mechanism import PixelMechanism, as_images
 from cfaug.errors import UsageError
 
 
@@ -53,7 +53,7 @@ class LayerNoise:
     device: torch.device | str = "cpu"
 
 
-class LayeredDecoder:
+class LayeredDecoder(PixelMechanism):
     """Layers of training images, composed.
 
     Args:
@@ -73,10 +73,8 @@ class LayeredDecoder:
     ) -> None:
         config = config or DecoderConfig(kind="layered")
         self.config = dataclasses.replace(config, **settings)
-        self._schema = schema
-        self._parents = tuple(name for name in schema.names if name in parents)
-        self.layers = check_layers(self.config.layers, self._parents, schema)
-        self.report: FitReport | None = None
+        super().__init__(schema, parents)
+        self.layers = check_layers(self.config.layers, self.parents, schema)
         self.masks = ""
         """Digest of the source of the masks that the bank was made with."""
         self._banks: dict[str, Bank] = {}
@@ -86,39 +84,9 @@ class LayeredDecoder:
         )
 
     @property
-    def schema(self) -> Schema:
-        """The attributes, with statistics once fitted."""
-        return self._schema
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The image's parents, in the schema's order."""
-        return self._parents
-
-    @property
-    def attributes(self) -> tuple[str, ...]:
-        """The attributes that it can redraw."""
-        return tuple(self.layers)
-
-    @property
     def capabilities(self) -> Capabilities:
         """It needs masks, redraws an intervention to the factual value too, and returns the image under none."""
         return Capabilities("exact", needs_masks=True, redraws_own_value=True)
-
-    @property
-    def canvas(self) -> None:
-        """All images have one size."""
-        return None
-
-    @property
-    def device(self) -> str:
-        """It computes on the CPU."""
-        return "cpu"
-
-    @property
-    def dtype(self) -> str:
-        """Whole numbers, and the version of OpenCV, whose fillings may differ between versions."""
-        return f"uint8, OpenCV {cv2.__version__}"
 
     # -- the bank ------------------------------------------------------------------------------------------------
 
@@ -133,10 +101,9 @@ class LayeredDecoder:
         Raises:
             DataError: no masks, images of different sizes, or no image with a value whose mask leaves its layer to be seen.
         """
-        missing = [name for name in self.schema.names if name != self.schema.target]
-        self._schema = self.schema.fit(dataset.table, missing)
+        self._fit_schema(dataset)
         self.masks = str(getattr(dataset, "mask_digest", "given"))
-        table = self._schema.canonical(dataset.table)
+        table = self.schema.canonical(dataset.table)
         for layer in LAYERS:
             own = [name for name, place in self.layers.items() if place == layer]
             if own:
@@ -150,7 +117,8 @@ class LayeredDecoder:
 
     def abduct(self, sources: Sources) -> LayerNoise:
         """Keep the images with their masks. UsageError without masks, or for images of another size than the bank's."""
-        if sources.masks is None:
+        masks = sources.mask_pixels
+        if masks is None:
             raise UsageError(
                 "expected masks (B, 1, H, W) for this decoder, got none; pass masks=..., or name them in data.masks"
             )
@@ -160,9 +128,7 @@ class LayeredDecoder:
                 f"expected images of {bank.images.shape[3]} channels and {bank.images.shape[2]}x{bank.images.shape[1]} px, as the decoder was "
                 f"fitted on, got {sources.images.shape[1]} channels and {sources.images.shape[3]}x{sources.images.shape[2]}"
             )
-        images = to_uint8(sources.images).permute(0, 2, 3, 1).contiguous().cpu().numpy()
-        masks = (sources.masks[:, 0] * 255).round().byte().cpu().numpy()
-        return LayerNoise(images, masks, sources.keys, sources.seeds, sources.table, sources.images.device)
+        return LayerNoise(sources.pixels, masks, sources.keys, sources.seeds, sources.table, sources.images.device)
 
     def predict(
         self,
@@ -182,14 +148,10 @@ class LayeredDecoder:
                 f"expected no strength for layers, which are exchanged as a whole, got {strength}; leave it out"
             )
         if affected is None:
-            affected = [
-                {name for name in self.parents if noise.table.iloc[i][name] != attributes.iloc[i][name]}
-                for i in range(len(attributes))
-            ]
+            affected = differing(noise.table, attributes, self.parents)
         redrawn = self._redrawn_objects(noise, attributes, affected)
         made = [self._redrawn(noise, i, attributes, names, redrawn.get(i)) for i, names in enumerate(affected)]
-        pixels = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).contiguous()
-        return to_float(pixels).to(noise.device)
+        return as_images(made, noise.device)
 
     def _redrawn_objects(
         self, noise: LayerNoise, attributes: pd.DataFrame, affected: Sequence[Collection[str]]

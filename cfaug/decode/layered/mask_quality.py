@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data.images import Pixels
-from cfaug.decode.layered.mask_sources import EMPTY, FULL
+from cfaug.decode.layered.mask_sources import EMPTY, FULL, outermost
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class MaskQuality:
 def quality(masks: Sequence[Pixels], others: Sequence[Pixels] | None = None) -> MaskQuality:
     """The figures of masks, uint8 (H, W) each; ``others``: those of a second source for the same images."""
     area = np.array([(mask > 127).mean() for mask in masks])
-    border = np.array([_border(mask) for mask in masks])
+    border = np.array([outermost(mask > 127).mean() for mask in masks])
     if others is None:
         return MaskQuality(area, border)
     return MaskQuality(area, border, np.array([overlap(a, b) for a, b in zip(masks, others, strict=True)]))
@@ -61,8 +61,3 @@ def overlap(one: Pixels, other: Pixels) -> float:
     a, b = one > 127, other > 127
     union = int((a | b).sum())
     return 1.0 if union == 0 else int((a & b).sum()) / union
-
-
-def _border(mask: Pixels) -> float:
-    on = mask > 127
-    return float(np.concatenate([on[0], on[-1], on[1:-1, 0], on[1:-1, -1]]).mean())

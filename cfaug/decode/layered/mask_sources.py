@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data.files import expand
-from cfaug.data.images import Pixels
+from cfaug.data.images import Pixels, as_rgb
 from cfaug.errors import CfaugError, UsageError, described, near, one_line, shown
 
 EMPTY, FULL = 0.005, 0.9
@@ -90,7 +90,7 @@ class GrabCut:
 
     def _cut(self, image: Pixels, prior: npt.NDArray[np.bool_]) -> Pixels:
         """The object, where ``prior`` is probably object and the rest probably background."""
-        pixels = np.ascontiguousarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
+        pixels = np.ascontiguousarray(as_rgb(image))
         height, width = pixels.shape[:2]
         trimap = np.where(prior, cv2.GC_PR_FGD, cv2.GC_PR_BGD).astype(np.uint8)
         border = np.ones((height, width), bool)
@@ -200,8 +200,7 @@ class OnnxMasks:
 
     def mask(self, image: Pixels, given: Pixels | None) -> Pixels:
         session, side = self._session, self.side
-        pixels = np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
-        scaled = cv2.resize(pixels, (side, side), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+        scaled = cv2.resize(as_rgb(image), (side, side), interpolation=cv2.INTER_LINEAR).astype(np.float32)
         fed = ((scaled - self.mean) / self.scale).transpose(2, 0, 1)[None]
         try:
             made = np.asarray(session.run(None, {session.get_inputs()[0].name: fed})[0], np.float32)
@@ -272,10 +271,14 @@ class Threshold:
 
     def mask(self, image: Pixels, given: Pixels | None) -> Pixels:
         pixels = image.astype(np.float32)
-        edge = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-        differs = np.abs(pixels - np.median(edge, axis=0)).mean(2)
+        differs = np.abs(pixels - np.median(outermost(pixels), axis=0)).mean(2)
         over = by_threshold(differs) if self.level is None else differs > self.level
         return np.where(over, 255, 0).astype(np.uint8)
+
+
+def outermost(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The values of the outermost pixels of an array (H, W, ...), each once."""
+    return np.concatenate([values[0], values[-1], values[1:-1, 0], values[1:-1, -1]])
 
 
 def by_threshold(heat: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.bool_]:

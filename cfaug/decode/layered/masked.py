@@ -14,7 +14,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -105,8 +104,3 @@ class MaskedDataset:
             rows = tqdm(range(len(self)), desc="masks", unit="img", disable=not progress, delay=2, leave=False)
             for _ in pool.map(self._found, rows):
                 pass
-
-
-def covered(mask: Pixels) -> float:
-    """The share of the image that a mask covers, in [0, 1]."""
-    return float(np.mean(mask, dtype=np.float64) / 255)

@@ -12,15 +12,15 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import torch
 
 from cfaug.config import DecoderConfig
 from cfaug.data import ArrayDataset, AttributeDataset, Schema
-from cfaug.data.images import Pixels, to_float, to_uint8
+from cfaug.data.images import Pixels, to_uint8
 from cfaug.data.micro_batch import Sources
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.layered.compositing import blended
 from cfaug.decode.mechanism import FitReport
+from cfaug.decode.pixel_mechanism import as_images
 from cfaug.errors import DataError
 
 GREY = 127
@@ -51,8 +51,7 @@ class ObjectDecoder:
         affected: Sequence[Collection[str]],
     ) -> npt.NDArray[np.uint8]:
         """The objects of images uint8 (B, H, W, C) under other attributes; around them is grey."""
-        cut = np.stack([cut_out(image, mask) for image, mask in zip(images, masks, strict=True)])
-        floats = to_float(torch.from_numpy(cut).permute(0, 3, 1, 2).contiguous())
+        floats = as_images([cut_out(image, mask) for image, mask in zip(images, masks, strict=True)], "cpu")
         names = [str(key) for key in table.index]
         noise = self.decoder.abduct(Sources(floats, table, names, [0] * len(names)))
         made = to_uint8(self.decoder.predict(noise, attributes, affected))
