@@ -159,6 +159,29 @@ class GenerateConfig:
     tensorboard: Flag = False  # also write images/s, rejected and retried for TensorBoard
 
 
+@settings("gate")
+class GateConfig:
+    """Which counterfactuals are good enough to be written."""
+
+    enabled: Flag | None = None  # null: on for layers, functions and what is composed of them
+    care: list[str] = field(default_factory=list)  # attributes, beside the target, that must not change
+    # of real images, the share that all criteria together would reject; every threshold follows from it
+    false_rejections: Annotated[Finite, Field(gt=0, le=0.5)] = 0.05
+    criteria: list[Literal["shown", "kept", "unchanged", "trace", "near", "copy"]] = field(
+        default_factory=lambda: ["shown", "kept", "unchanged", "trace", "near", "copy"]
+    )
+    # where an intervention may change pixels: {background: [place], object: [colour]}; by decoder.layers unless said
+    regions: dict[Literal["background", "object"], list[str]] = field(default_factory=dict)
+    outside: Share | None = (
+        None  # share of the pixels outside the region that may change; null: as under null interventions
+    )
+    retries: Annotated[Number, Field(le=100)] = 2  # how often a rejected image is drawn again, where the decoder draws
+    # a reader judges only images of folds that it was not trained on; null: 5 of heads on pretrained weights, 2 of whole nets
+    folds: Annotated[Count, Field(ge=2, le=20)] | None = None
+    # real images that must show a value apart from what usually goes with it, or nothing is judged by it
+    least: Annotated[Count, Field(ge=2)] = 10
+
+
 @settings("train")
 class TrainConfig:
     """The classifiers that are compared. The same settings for every method."""
@@ -218,6 +241,7 @@ class Recipe:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     plan: PlanConfig = field(default_factory=PlanConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     seed: Seed = 0

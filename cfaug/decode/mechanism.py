@@ -31,6 +31,7 @@ class Capabilities:
         needs_masks: whether ``abduct`` needs ``sources.masks``.
         keeps_outside_mask: whether pixels outside the mask stay as they are.
         redraws_own_value: whether an intervention to the value that the image has makes another image of it, as any value does.
+        stochastic: whether another seed makes another image of the same intervention.
         mixed_batches: whether the rows of one batch may have different interventions; otherwise one intervention at a time.
         min_side: the smallest height or width that it takes, in pixels.
         max_side: the largest one.
@@ -41,6 +42,7 @@ class Capabilities:
     needs_masks: bool = False
     keeps_outside_mask: bool = False
     redraws_own_value: bool = False
+    stochastic: bool = False
     mixed_batches: bool = True
     min_side: int = 1
     max_side: int = 4096

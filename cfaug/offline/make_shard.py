@@ -11,10 +11,12 @@ cropped back, and the record says by how much.
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,7 +31,7 @@ from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import CfaugError, DataError, UsageError, described, generating
 from cfaug.offline.commit import Destination
 from cfaug.offline.environment import Environment, canvas_of, working_size_of
-from cfaug.offline.format import FORMAT, ManifestRow, Sample, SourceHashes
+from cfaug.offline.format import FORMAT, MAX_SEED, ManifestRow, Sample, SourceHashes
 from cfaug.offline.gate import Gate
 from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.write_shard import stage_shard
@@ -64,12 +66,16 @@ class Model(Protocol):
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A committed shard: its manifest `row`, how many `images` it has, how many were `rejected`, and the `seconds` it took."""
+    """A committed shard: its manifest `row`, how many `images` it has, how many were `rejected`, and the `seconds` it took.
+
+    `reasons`: key of each rejected row -> why.
+    """
 
     row: ManifestRow
     images: int
     rejected: int
     seconds: float
+    reasons: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -110,44 +116,102 @@ class ShardWork:
 
     def __call__(self, shard: int) -> ShardDone:
         started, name = time.perf_counter(), self.plan.shard_name(shard)
-        rows = self.plan.rows_of(shard)
+        rows, lost = self.plan.rows_of(shard), dict[str, str]()
         with self.destination.staging() as folder:
             staged = stage_shard(
-                folder, name, self._samples(name, rows), self.plan.digest, self.model_digest, self.environment,
+                folder, name, self._samples(name, rows, lost), self.plan.digest, self.model_digest, self.environment,
                 image=self.image,
             )  # fmt: skip
             row = self.destination.commit(staged)
-        return ShardDone(row, row.count, len(rows) - row.count, time.perf_counter() - started)
+        return ShardDone(row, row.count, len(rows) - row.count, time.perf_counter() - started, lost)
 
-    def _samples(self, name: str, rows: Sequence[PlanRow]) -> Iterator[Sample]:
+    def _samples(self, name: str, rows: Sequence[PlanRow], lost: dict[str, str]) -> Iterator[Sample]:
+        """The samples of a shard; rows that the gate rejects for good are added to `lost`, with the reason."""
         kept = 0
         for start in range(0, len(rows), self.batch_size):
-            for sample in self.batch(rows[start : start + self.batch_size]):
+            for sample in self.batch(rows[start : start + self.batch_size], lost):
                 kept += 1
                 yield sample
         if not kept:
+            (reason, count), *_ = Counter(lost.values()).most_common(1)
+            why = f" ({count} for: {reason})" if reason else ""
             raise CfaugError(
-                f"{name}: expected the gate to keep an image, got all {len(rows)} rejected; loosen it, or fit a better model"
+                f"{name}: expected the gate to keep an image, got all {len(rows)} rejected{why}; loosen it, or fit a better model"
             )
 
-    def batch(self, rows: Sequence[PlanRow]) -> list[Sample]:
+    def batch(self, rows: Sequence[PlanRow], lost: dict[str, str] | None = None) -> list[Sample]:
         """The samples of one micro-batch: at most `batch_size` consecutive rows of a shard, from its beginning or a multiple.
+
+        What the gate rejects is drawn again with a seed that follows from the row's, where that can change the image, and at last
+        with another source of the batch and of the same class. What it rejects for good is left out, and added to `lost` with the
+        reason.
 
         Raises:
             DataError: a source that is not in the data set, or whose size or mask does not fit.
             CfaugError: the model's images are not finite or not of the sources' shape; too little memory.
         """
+        if self.gate is None:
+            return self._made(rows, self.batch_size)[0]
+        retries = int(getattr(self.gate, "retries", 0))
+        kept: dict[str, Sample] = {}
+        why: dict[str, str] = {}
+        left, size = list(rows), self.batch_size
+        for attempt in self._attempts(retries):
+            asked = [_redrawn(row, attempt) for row in left]
+            if attempt > retries:  # another source stands in, so that each cell gets the count that the plan asked for
+                asked = self._stood_in(asked, [row for row in rows if row.key in kept])
+            if not asked:
+                break
+            samples, answers = self._made(asked, size)
+            for sample, answer in zip(samples, answers):
+                if answer is not True:
+                    why.setdefault(sample.key, str(answer or ""))
+                    continue
+                if retries:  # in every sample or in none: readers infer the fields from the first few
+                    quality = {**sample.record["quality"], "attempt": attempt}
+                    sample = replace(sample, record={**sample.record, "quality": quality})
+                kept[sample.key] = sample
+            left = [row for row in rows if row.key not in kept and not row.do.is_null]
+            size = len(left)  # few rows: their number follows from the plan, so they need not be padded
+        if lost is not None:
+            lost.update({key: reason for key, reason in why.items() if key not in kept})
+        return [kept[row.key] for row in rows if row.key in kept]
+
+    def _attempts(self, retries: int) -> list[int]:
+        """The numbers of the attempts: those in between only where another seed makes another image, the last with other sources."""
+        capabilities = getattr(self.model, "capabilities", None)
+        again = range(1, retries + 1) if getattr(capabilities, "stochastic", False) else ()
+        return [0, *again, *([retries + 1] if retries else [])]
+
+    def _stood_in(self, rows: Sequence[PlanRow], kept: Sequence[PlanRow]) -> list[PlanRow]:
+        """`rows` with other sources of the same class, of those whose own rows were `kept`; rows without one are left out."""
+        target = str(self.model.schema.target)
+        labels = self.table[target]
+        found = []
+        for row in rows:
+            spare = [
+                one.source_key
+                for one in kept
+                if one.source_key != row.source_key
+                and labels.iloc[self.positions[one.source_key]] == labels.iloc[self.positions[row.source_key]]
+            ]
+            if spare:
+                found.append(replace(row, source_key=spare[row.seed % len(spare)]))
+        return found
+
+    def _made(self, rows: Sequence[PlanRow], size: int) -> tuple[list[Sample], Sequence[bool | str]]:
+        """The samples of `rows`, made in a batch of `size`, and the gate's answers."""
         import torch
 
-        with _one_thread(), generating(self.batch_size, self.batch_size), torch.inference_mode():
+        with _one_thread(), generating(size, size), torch.inference_mode():
             places = self._places(rows)
             pixels = {place: self.dataset.image(place) for place in dict.fromkeys(places)}
-            sources = self._sources(rows, places, pixels)
+            sources = self._sources(rows, places, pixels, size)
             noise = self.model.abduct(
                 sources.images, sources.table, seed=sources.seeds, keys=sources.keys, masks=sources.masks
             )
             acts = [row.do for row in rows]
-            made, attributes = self.model.act(acts + acts[-1:] * (self.batch_size - len(rows))).predict(noise)
+            made, attributes = self.model.act(acts + acts[-1:] * (size - len(rows))).predict(noise)
             images = _pixels_of(made, attributes, sources, rows)
             factual = _plain(sources.table)
             counterfactual = _plain(self.model.schema.canonical(attributes))
@@ -156,9 +220,9 @@ class ShardWork:
                 height, width = pixels[place].shape[:2]
                 image = images[i, :height, :width]
                 samples.append(self._sample(row, place, pixels[place], image, factual[i], counterfactual[i]))
-            return samples if self.gate is None else self._kept(self.gate, samples, sources)
+            return samples, () if self.gate is None else self._answers(self.gate, samples, sources)
 
-    def _kept(self, gate: Gate, samples: list[Sample], sources: Sources) -> list[Sample]:
+    def _answers(self, gate: Gate, samples: list[Sample], sources: Sources) -> Sequence[bool | str]:
         n = len(samples)
         mine = replace(
             sources, images=sources.images[:n], table=sources.table.iloc[:n], keys=sources.keys[:n],
@@ -167,7 +231,7 @@ class ShardWork:
         answers = list(gate([sample.image for sample in samples], [sample.record for sample in samples], mine))
         if len(answers) != n:
             raise UsageError(f"expected {n} answers from the gate, one per image, got {len(answers)}; correct it")
-        return [sample for sample, keep in zip(samples, answers) if keep]
+        return [answer if isinstance(answer, str) else bool(answer) for answer in answers]
 
     def _places(self, rows: Sequence[PlanRow]) -> list[int]:
         try:
@@ -175,8 +239,10 @@ class ShardWork:
         except KeyError as missing:
             raise DataError(f"source {missing} of the plan is not in the data set; plan again") from None
 
-    def _sources(self, rows: Sequence[PlanRow], places: Sequence[int], pixels: Mapping[int, Pixels]) -> Sources:
-        """The micro-batch, padded to `batch_size` by its last row: the bytes of a row may depend on the batch's size."""
+    def _sources(
+        self, rows: Sequence[PlanRow], places: Sequence[int], pixels: Mapping[int, Pixels], size: int
+    ) -> Sources:
+        """The micro-batch, padded to `size` by its last row: the bytes of a row may depend on the batch's size."""
         import torch
 
         from cfaug.data.loading import pad_to  # needs torch
@@ -184,7 +250,7 @@ class ShardWork:
         canvas = canvas_of(self.model)
         _check_images(pixels, self.dataset, canvas)
         framed = {place: image if canvas is None else pad_to(image, canvas) for place, image in pixels.items()}
-        rows = [*rows, *[rows[-1]] * (self.batch_size - len(rows))]
+        rows = [*rows, *[rows[-1]] * (size - len(rows))]
         places = [*places, *[places[-1]] * (len(rows) - len(places))]
         table = self.table.iloc[places]
         table.index = pd.Index([f"{row.key}~{i}" for i, row in enumerate(rows)])  # unique, as a table's keys must be
@@ -239,6 +305,14 @@ class ShardWork:
         ):  # source_digest is of the image before it was resized, this of the one after
             record["working_digest"] = pixel_digest(source)
         return Sample(row.key, image, record, hashes)
+
+
+def _redrawn(row: PlanRow, attempt: int) -> PlanRow:
+    """The row with the seed of an attempt, which follows from the row's own; the first attempt has that."""
+    if not attempt:
+        return row
+    content = hashlib.sha256(f"{row.seed} {attempt}".encode()).digest()
+    return replace(row, seed=int.from_bytes(content[:8], "big") % MAX_SEED)
 
 
 def _pixels_of(made: Any, attributes: Any, sources: Sources, rows: Sequence[PlanRow]) -> Pixels:

@@ -14,6 +14,8 @@ import json
 import logging
 import math
 import time
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,8 +106,12 @@ class Progress:
         bytes: int = 0,
         attempt: int = 1,
         worker: str = "",
+        reasons: Mapping[str, str] | None = None,
     ) -> None:
-        """A shard is committed: `images` in it, `rejected` ones, the worker's `seconds`, `bytes` of the tar."""
+        """A shard is committed: `images` in it, `rejected` ones, the worker's `seconds`, `bytes` of the tar.
+
+        `reasons`: key of each rejected row -> why the gate rejected it for good.
+        """
         self.images += images
         self.done += images
         self.shards += 1
@@ -114,7 +120,7 @@ class Progress:
         rate = round(images / seconds, 3) if seconds > 0 else None
         self._append(
             "shard", name=name, images=images, rejected=rejected, bytes=bytes, seconds=round(seconds, 3),
-            images_per_second=rate, attempt=attempt, worker=worker,
+            images_per_second=rate, attempt=attempt, worker=worker, **({"reasons": dict(reasons)} if reasons else {}),
         )  # fmt: skip
         overall = self.images / max(1e-9, time.monotonic() - self._since)
         self._show(images, images_per_second=overall, images_per_second_of_a_worker=rate, rejected=self.rejected)
@@ -188,6 +194,7 @@ class Stats:
         workers: worker -> (images, seconds of work).
         slowest: (name, seconds) of the slowest shards, slowest first; at most five.
         retried: how often a shard was tried again.
+        reasons: criterion of the gate -> rows that it rejected for good.
         failed: name -> reason of the shards that were given up and not made later.
         errors: what ended runs early, the last five.
         torn: lines that are not events, where a process was killed while it wrote.
@@ -202,6 +209,7 @@ class Stats:
     workers: dict[str, tuple[int, float]] = field(default_factory=dict)
     slowest: tuple[tuple[str, float], ...] = ()
     retried: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     torn: int = 0
@@ -226,6 +234,7 @@ class Stats:
         if self.slowest:
             lines.append("slowest: " + ", ".join(f"{name} {seconds:.1f} s" for name, seconds in self.slowest))
         lines.append(f"rejected {self.rejected}, retried {self.retried}, failed {len(self.failed)}")
+        lines += [f"rejected by the gate: {name} {count}" for name, count in self.reasons.items()]
         lines += [f"failed: {name}: {reason}" for name, reason in sorted(self.failed.items())[:_MOST]]
         return "\n".join([*lines, *(f"ended early: {error}" for error in self.errors[-1:])])
 
@@ -265,10 +274,16 @@ def read_stats(place: str | Path) -> Stats | None:
     return Stats(
         runs=len(events["start"]), shards=len(events["shard"]), retried=len(events["retry"]), torn=torn,
         **{name: sum(row[name] for row in events["shard"]) for name in ("images", "rejected", "bytes", "seconds")},
-        workers=workers, slowest=tuple(slowest[:_MOST]),
+        workers=workers, slowest=tuple(slowest[:_MOST]), reasons=_reasons(events["shard"]),
         failed={r["name"]: r["reason"] for r in events["failed"] if made.get(r["name"], "") <= r["time"]},
         errors=tuple(str(row["error"]) for row in events["end"] if "error" in row)[-_MOST:],
     )  # fmt: skip
+
+
+def _reasons(shards: list[dict[str, Any]]) -> dict[str, int]:
+    """How many rows each criterion rejected, the most first; a row may fail several."""
+    said = [reason for row in shards for reason in row.get("reasons", {}).values()]
+    return dict(Counter(name for reason in said for name in str(reason).split(", ") if name).most_common())
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -45,7 +45,14 @@ def make_and_retry(engine: Engine, work: ShardWork, shards: list[int], retries: 
                     in_a_row = 0
                     if (done := outcome.result) is not None:
                         progress.shard(
-                            name, done.images, done.rejected, done.seconds, done.row.bytes, attempt, outcome.worker
+                            name,
+                            done.images,
+                            done.rejected,
+                            done.seconds,
+                            done.row.bytes,
+                            attempt,
+                            outcome.worker,
+                            done.reasons,
                         )
                     continue
                 in_a_row += 1

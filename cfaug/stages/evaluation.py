@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Container
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -28,11 +28,16 @@ from cfaug.decode import CounterfactualModel
 from cfaug.judge import axioms
 from cfaug.judge.probes import LEAST_SOURCES
 from cfaug.offline import Plan, PlanRow, ShardReader
+from cfaug.offline.gate import CriteriaGate
 from cfaug.stages import generation
 from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, to_pixels
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.fitting import fit
+from cfaug.stages.gate import gate_is_on, make_gate
+from cfaug.stages.gate_figures import acceptance
+from cfaug.stages.gate_soundness import gate_soundness
 from cfaug.stages.generated_sets import balanced_acts, make_pool, masks_of
+from cfaug.stages.image_sets import compared_sets
 from cfaug.stages.leak_probes import leak_figures, shortcut_probe
 from cfaug.stages.loss_breakdown import three_losses
 from cfaug.stages.masks import mask_figures
@@ -59,9 +64,11 @@ def evaluate(run: Run) -> Evaluation:
     if (found := _saved(run)) is None:
         generated = generation.shards(run)
         with run.timed("evaluate"):
+            model = fit(run)
             found = evaluate_counterfactuals(
-                run.recipe, run.inputs, fit(run), generation.plan(run), generated, run.progress, run.out / "features"
-            )
+                run.recipe, run.inputs, model, generation.plan(run), generated, run.progress, run.out / "features",
+                make_gate(run.recipe, run.inputs, model, run.out) if gate_is_on(run.recipe) else None,
+            )  # fmt: skip
             images = io.BytesIO()
             np.savez(images, **{name: getattr(found, name) for name in _ARRAYS})
             run.directory.write("evaluation/images.npz", images.getvalue())
@@ -92,11 +99,13 @@ def evaluate_counterfactuals(
     shards: ShardReader,
     progress: bool,
     features: Path | None = None,
+    gate: CriteriaGate | None = None,
 ) -> Evaluation:
-    """Measure composition, reversibility, effectiveness, preservation, the leak probes and the three losses."""
+    """Measure composition, reversibility, effectiveness, preservation, realism, the gate, the leak probes and the three losses."""
     bar = tqdm(total=5, desc="evaluate", disable=not progress, bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]")
     place = {entry.key: i for i, entry in enumerate(shards.index)}
-    rows = judged_rows(plan, recipe.evaluate.images, len(inputs.train) // 2, place)
+    made_of = {entry.key: entry.source_key for entry in shards.index}
+    rows = judged_rows(plan, recipe.evaluate.images, len(inputs.train) // 2, made_of)
     position = {inputs.train.key(i): i for i in range(len(inputs.train))}
     wanted = [position[row.source_key] for row in rows]
     images = load_images(inputs.train, wanted, progress=False)
@@ -159,10 +168,22 @@ def evaluate_counterfactuals(
         for name in inputs.measures
     }
     _next(bar, "leak probes")
+    figures["sets"] = compared_sets(
+        recipe,
+        inputs,
+        readers,
+        {"factual": images, "null": rebuilt, "counterfactual": made},
+        table,
+        attributes,
+        wanted,
+        features,
+    )
     if (of_masks := mask_figures(inputs, recipe.seed)) is not None:
         figures["masks"] = of_masks
     figures["shortcut_probe"] = shortcut_probe(inputs, shards, recipe.seed)
-    figures |= _on_pools(recipe, inputs, model, progress, bar)
+    figures |= _on_pools(recipe, inputs, model, progress, bar, gate)
+    sound = figures.pop("soundness")
+    figures["gate"] = None if gate is None else {"acceptance": acceptance(inputs, plan, shards), "soundness": sound}
     _next(bar, "")
     bar.close()
     return Evaluation(figures, *pixels)
@@ -172,7 +193,7 @@ MOST_READ = 1_000_000
 """At most this many rows of a plan are searched for those to judge; a plan may have a hundred million."""
 
 
-def judged_rows(plan: Plan, most: int, sources: int, kept: Container[str] | None = None) -> list[PlanRow]:
+def judged_rows(plan: Plan, most: int, sources: int, made_of: Mapping[str, str] | None = None) -> list[PlanRow]:
     """The first ``most`` real interventions of the (shuffled) plan, on at most ``sources`` different images.
 
     The readers are trained on the other images, so that no reader has seen a judged image.
@@ -180,8 +201,8 @@ def judged_rows(plan: Plan, most: int, sources: int, kept: Container[str] | None
     rows: list[PlanRow] = []
     known: set[str] = set()
     for row in islice(plan, MOST_READ):
-        if row.do.is_null or (kept is not None and row.key not in kept):  # the gate may have rejected it
-            continue
+        if row.do.is_null or (made_of is not None and made_of.get(row.key) != row.source_key):
+            continue  # the gate has rejected it, or another source stands in for it
         if row.source_key not in known and len(known) >= max(sources, 1):
             continue
         known.add(row.source_key)
@@ -197,9 +218,14 @@ def _next(bar: tqdm[Any], what: str) -> None:
 
 
 def _on_pools(
-    recipe: Recipe, inputs: Inputs, model: CounterfactualModel, progress: bool, bar: tqdm[Any]
+    recipe: Recipe,
+    inputs: Inputs,
+    model: CounterfactualModel,
+    progress: bool,
+    bar: tqdm[Any],
+    gate: CriteriaGate | None,
 ) -> dict[str, Any]:
-    """The figures that need sources beyond the judged ones: leak probes and losses; None where they are not measured."""
+    """The figures that need sources beyond the judged ones: leak probes, losses and the gate's soundness; None where not measured."""
     source = inputs.clean or inputs.sources
     # the losses compare the same sources with and without confounding, which a folder of other images does not have
     paired = inputs.clean is not None and inputs.clean.key(0) in inputs.train.table.index
@@ -212,7 +238,13 @@ def _on_pools(
             recipe.seed,
         )
         pool = make_pool(model, source, acts, recipe.seed, recipe.generate.batch_size, progress)
-    found: dict[str, Any] = {"leaks": leak_figures(recipe, inputs, model, pool, progress), "losses": None}
+    found: dict[str, Any] = {
+        "leaks": leak_figures(recipe, inputs, model, pool, progress),
+        "losses": None,
+        "soundness": None,
+    }
+    if gate is not None:
+        found["soundness"] = gate_soundness(recipe, inputs, model, gate, paired, progress)
     _next(bar, "losses" if wanted else "")
     if wanted and pool is not None:
         confounded = make_pool(model, inputs.sources, acts, recipe.seed, recipe.generate.batch_size, progress)

@@ -6,14 +6,13 @@ import shutil
 from contextlib import nullcontext
 
 from cfaug.decode.diffusion import distributed
-from cfaug.decode.layered.mask_gate import MaskGate
 from cfaug.errors import UsageError
 from cfaug.offline import GenerateReport, Plan, ShardReader
 from cfaug.offline import generate as write_shards
 from cfaug.offline.commit import RUN, open_destination
 from cfaug.offline.format import MANIFEST, PLAN_HEADER
 from cfaug.stages.fitting import fit
-from cfaug.stages.image_mechanism import needs_masks
+from cfaug.stages.gate import make_gate
 from cfaug.stages.ranks import SHARED
 from cfaug.stages.recipe_checks import check_generation, draw_plan, engine_options
 from cfaug.stages.run import Run
@@ -57,7 +56,7 @@ def generate(run: Run) -> GenerateReport:
             image=config.image,
             retries=config.retries,
             options=engine_options(run.recipe, str(out / "jobs")),
-            gate=MaskGate() if needs_masks(run.recipe) else None,
+            gate=make_gate(run.recipe, run.inputs, model, out, run.progress and not there),
             log_to=out / f"stats{suffix}.jsonl",
             tensorboard=out / "tensorboard" if config.tensorboard else None,
         )

@@ -93,8 +93,8 @@ def check_interventions(
 
 
 def needs_masks(recipe: Recipe) -> bool:
-    """Whether the recipe's mechanism works on layers."""
-    return "layered" in {recipe.decoder.kind, *recipe.decoder.mechanisms.values()}
+    """Whether objects are masked: for a mechanism of layers, or for a gate that is told the regions of attributes."""
+    return "layered" in {recipe.decoder.kind, *recipe.decoder.mechanisms.values()} or bool(recipe.gate.regions)
 
 
 def check_mechanism(recipe: Recipe, graph: CausalGraph, train: AttributeDataset, generates: bool, fitted: bool) -> None:
@@ -104,8 +104,12 @@ def check_mechanism(recipe: Recipe, graph: CausalGraph, train: AttributeDataset,
 
     config, parents, schema = recipe.decoder, graph.parents("image"), train.schema
     if generates:
-        make_mechanism(recipe, graph, schema)
+        made = make_mechanism(recipe, graph, schema)
         _check_masks(recipe, train)
+        if made.capabilities.needs_masks and not needs_masks(recipe) and train.mask(0) is None:
+            raise UsageError(
+                "decoder.functions: remove_mask takes masks of the data, got none; name them in data.masks"
+            )
     if "diffusion" not in {config.kind, *config.mechanisms.values()}:
         return
     check_depth(config.depth, parents)

@@ -11,6 +11,7 @@ from cfaug.errors import UsageError
 from cfaug.offline import Plan, make_engine, make_plan
 from cfaug.offline.commit import open_destination
 from cfaug.stages.checked_inputs import Inputs, open_inputs, uses_counterfactuals
+from cfaug.stages.gate import check_gate
 from cfaug.stages.image_mechanism import check_interventions
 from cfaug.stages.ranks import SHARED
 from cfaug.stages.run_directory import local
@@ -40,6 +41,7 @@ def check_generation(recipe: Recipe, inputs: Inputs) -> None:
     check_interventions(
         recipe, inputs.graph, inputs.schema, inputs.train.table, recipe.plan.attributes or inputs.schema.spurious
     )
+    check_gate(recipe, inputs)
     config = recipe.generate
     if config.image == "webp" and inputs.train.image(0).shape[2] == 1:
         raise UsageError("generate.image: expected png or png-stored for grey images, got 'webp'; write image: png")

@@ -26,6 +26,7 @@ from cfaug.stages.checked_inputs import Inputs, oracle_copies, uses_counterfactu
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
+from cfaug.stages.gate_figures import acceptance_notes
 from cfaug.stages.generation import shards
 from cfaug.stages.masks import mask_grid, mask_notes
 from cfaug.stages.run import Run
@@ -81,6 +82,7 @@ def report_data(run: Run) -> ReportData:
         notes=[
             *_advice(inputs, rows),
             *mask_notes(evaluation.figures if evaluation else {}),
+            *acceptance_notes(evaluation.figures if evaluation else {}),
             *_notes(recipe, inputs, model),
         ],
         run=_facts(run, len(generated) if generated is not None else None),
@@ -175,8 +177,44 @@ def _axioms(figures: dict[str, Any]) -> list[Axiom]:
             f"{unchanged}; {row['mae_real']:.3g} on the real test images"
         )
         found.append(Axiom(_property(name, row), said(row["mae"], ".3g"), meaning))
+    found += _sets(figures.get("sets"))
     unread = "there is no reader of a continuous or ordinal attribute, unless its source can measure it"
     return found + [Axiom(f"effectiveness: {name}", "not measured", unread) for name in figures["not_measured"]]
+
+
+_SETS = {"factual": "real images", "null": "null interventions", "counterfactual": "counterfactuals"}
+
+
+def _sets(found: dict[str, Any] | None) -> list[Axiom]:
+    """Realism, memorisation and diversity of each set of images, and minimality."""
+    if not found:
+        return []
+    rows = []
+    for name, words in _SETS.items():
+        low, high = found[name]["mmd2_interval"]
+        rows.append(
+            Axiom(
+                f"realism: {words}",
+                f"{found[name]['mmd2']:.4f}",
+                f"squared maximum mean discrepancy from validation images on features of {found['features']} ({low:.4f} to {high:.4f} over "
+                f"random subsets of {found['n']} images); 0: no difference",
+            )
+        )
+    for name, words in _SETS.items():
+        rows.append(
+            Axiom(
+                f"memorisation: {words}",
+                percent(found[name]["memorised"]),
+                "nearer to a training image that is not their source than 1 % of the validation images are",
+            )
+        )
+        if found[name]["diversity"] is not None:
+            meaning = "mean distance within a class, of that between real images"
+            rows.append(Axiom(f"diversity: {words}", percent(found[name]["diversity"]), meaning))
+    if found["minimality"] is not None:
+        meaning = "distance to the source, of that to another real image with the class and values that were wanted; 0 is no change, 1 no source kept"
+        rows.append(Axiom("minimality", f"{found['minimality']:.2f}", meaning))
+    return rows
 
 
 def _property(name: str, row: dict[str, Any]) -> str:

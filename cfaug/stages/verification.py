@@ -12,14 +12,13 @@ from pathlib import Path
 from cfaug.config import load_recipe
 from cfaug.data.files import expand
 from cfaug.decode import CounterfactualModel
-from cfaug.decode.layered.mask_gate import MaskGate
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, VerifyReport, verify
 from cfaug.offline.format import PLAN_HEADER
 from cfaug.offline.regenerate import RegenerateReport, regenerate
 from cfaug.stages.checked_inputs import open_inputs
 from cfaug.stages.fitting import refuse_other_model
-from cfaug.stages.image_mechanism import needs_masks
+from cfaug.stages.gate import make_gate
 from cfaug.stages.masks import with_masks
 from cfaug.stages.run_directory import saved_plan, shards_of
 
@@ -48,7 +47,7 @@ def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: 
     refuse_other_model(inputs, model.scm.graph, model.schema, run / "model")
     plan = Plan.load(run / "plan")
     place = shards_of(str(run))
-    gate = MaskGate() if needs_masks(recipe) else None
+    gate = make_gate(recipe, inputs, model, run, progress)
     return regenerate(model, inputs.sources, plan, place, n, seed, progress, gate=gate)
 
 

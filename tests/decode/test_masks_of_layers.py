@@ -17,7 +17,7 @@ from cfaug.data import ArrayDataset
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import MaskedDataset
 from cfaug.decode.layered.bank import make_bank
-from cfaug.decode.layered.mask_gate import MaskGate
+from cfaug.decode.layered.mask_gate import ObjectFound
 from cfaug.decode.layered.mask_quality import overlap, quality
 from cfaug.decode.layered.mask_sources import (
     CalledMasks,
@@ -29,6 +29,7 @@ from cfaug.decode.layered.mask_sources import (
 )
 from cfaug.decoder_config import CompositeConfig
 from cfaug.errors import UsageError
+from cfaug.offline.gate import Candidates
 
 
 def net(path: Path, side: int | str = 16, channels: int = 3) -> str:
@@ -185,7 +186,8 @@ def test_no_composite_of_an_image_whose_object_was_not_found() -> None:
     masks = torch.zeros(3, 1, 20, 20)
     masks[0, :, 5:15, 5:15], masks[2] = 1, 1
     sources = Sources(torch.zeros(3, 3, 20, 20), scenes(4).table.iloc[:3], ["a", "b", "c"], [0, 1, 2], masks)
-    assert MaskGate()([], [], sources) == [True, False, False]
+    seen = Candidates([], [], sources)
+    assert (ObjectFound().margins(seen) >= 0).tolist() == [True, False, False]
 
 
 def test_an_image_whose_object_was_not_found_lends_no_background() -> None:

@@ -29,8 +29,11 @@ def scenes(n: int = 24, side: int = 24, rho: float = 0.8, seed: int = 0, split: 
     ground, colour = (np.where(rng.random(n) < rho, shape, 1 - shape) for _ in range(2))
     images, masks = np.empty((n, side, side, 3), np.uint8), np.zeros((n, side, side), np.uint8)
     y, x = np.mgrid[:side, :side]
+    phase = np.random.default_rng([seed, n, side, 1]).integers(
+        4, size=n
+    )  # with i in its place, it would tell the shape
     for i in range(n):
-        pattern = (y + i) % 4 < 2 if ground[i] == 0 else ((y + i) % 4 < 2) & (x % 4 < 2)
+        pattern = (y + phase[i]) % 4 < 2 if ground[i] == 0 else ((y + phase[i]) % 4 < 2) & (x % 4 < 2)
         images[i] = np.where(pattern[..., None], (200, 200, 120), (60, 110, 60)) + rng.integers(-8, 8, (side, side, 3))
         cy, cx, r = side // 2 + rng.integers(-3, 4), side // 2 + rng.integers(-3, 4), side // 4
         inside = (y - cy) ** 2 + (x - cx) ** 2 <= r * r if shape[i] == 0 else (abs(y - cy) < r) & (abs(x - cx) < r)

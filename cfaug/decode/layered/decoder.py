@@ -86,7 +86,7 @@ class LayeredDecoder(PixelMechanism):
     @property
     def capabilities(self) -> Capabilities:
         """It needs masks, redraws an intervention to the factual value too, and returns the image under none."""
-        return Capabilities("exact", needs_masks=True, redraws_own_value=True)
+        return Capabilities("exact", needs_masks=True, redraws_own_value=True, stochastic=True)
 
     # -- the bank ------------------------------------------------------------------------------------------------
 
