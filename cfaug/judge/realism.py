@@ -85,4 +85,4 @@ def _spread(features: Floats) -> float:
 
 def _distances(a: Floats, b: Floats) -> Floats:
     squared = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(np.maximum(squared, 0))
+    return np.asarray(np.sqrt(np.maximum(squared, 0)))

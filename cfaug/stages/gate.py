@@ -178,8 +178,11 @@ def _measured(
             thresholds[name][value] = threshold(said[here, code], weights[here], share)
         for other in schema.spurious if name == inputs.target else [inputs.target]:
             levels = inputs.grouper.levels(table, other, missing=True) if other != inputs.target else table[other]
-            for (value, level), rows in right.groupby([table[name], levels]):
-                accuracy[name][f"{name}={value}, {other}={level}"] = [round(float(rows.mean()), 4), len(rows)]
+            for cell, rows in right.groupby([table[name], levels]):
+                accuracy[name][", ".join(f"{a}={b}" for a, b in zip((name, other), cell))] = [
+                    round(float(rows.mean()), 4),
+                    len(rows),
+                ]
     return {
         "share": share,
         "thresholds": thresholds,

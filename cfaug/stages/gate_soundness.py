@@ -40,12 +40,12 @@ def gate_soundness(
         keys = [inputs.clean.key(int(i)) for i in rows]
         place = {sources.key(i): i for i in range(len(sources))}
         own = [place[key] for key in keys if key in place]
-        rows = np.array([i for i, key in zip(rows, keys) if key in place])
-        true, factual = load_images(inputs.clean, rows, progress=False), load_images(sources, own, progress=False)
+        chosen = [int(i) for i, key in zip(rows, keys) if key in place]
+        true, factual = load_images(inputs.clean, chosen, progress=False), load_images(sources, own, progress=False)
         found = [sources.mask(i) for i in own]
         masks = None if any(one is None for one in found) else torch.from_numpy(np.stack(found))[:, None].float() / 255  # type: ignore[arg-type]
         pool = Pool(sources.table.iloc[own], factual, factual, true, masks)
-        made = inputs.schema.canonical(inputs.clean.table.iloc[rows])
+        made = inputs.schema.canonical(inputs.clean.table.iloc[chosen])
     else:
         acts = balanced_acts(sources, JUDGED, recipe.seed)
         pool = make_pool(model, sources, acts, recipe.seed, recipe.generate.batch_size, progress)

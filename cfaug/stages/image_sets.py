@@ -48,6 +48,7 @@ def compared_sets(
         features: where features are kept.
     """
     reader, store = readers.get(inputs.target), None
+    net: Any
     if recipe.train.mode == "frozen":
         store = feature_store(recipe, inputs, features, False)
         net, named = store.model, recipe.train.model
