@@ -97,17 +97,21 @@ def soundness(
         return {"n": len(rows), "found": float(np.any([one < 0 for one in margins.values()], axis=0).mean()), "by": by}
 
     every = list(range(len(other)))
-    plain = asked(list(right), every)
+    whole = gate.margins(list(right), records, given).get(
+        "object found"
+    )  # a source that cannot be used is no fault of the image
+    every = every if whole is None else [i for i in every if not whole[i] < 0]
+    plain = asked([right[i] for i in every], every)
     faults = {
         what: asked(images, rows)
-        for what, (images, rows) in _planted(inputs, sources, right, table, made, masks, recipe.seed).items()
+        for what, (images, rows) in _planted(inputs, sources, right, table, made, masks, every, recipe.seed).items()
     }
     for row in faults.values():
         if row["n"]:  # as many faulty images as right ones
             false = plain["found"]
             row["precision"] = row["found"] / (row["found"] + false) if row["found"] + false else None
     return {
-        "n": len(other), "basis": "true counterfactuals" if true else "the model's own, taken to be right",
+        "n": len(every), "basis": "true counterfactuals" if true else "the model's own, taken to be right",
         "false_rejections": plain.get("found", 0.0), "false_by": plain.get("by", {}), "faults": faults,
     }  # fmt: skip
 
@@ -119,10 +123,11 @@ def _planted(
     table: pd.DataFrame,
     made: pd.DataFrame,
     masks: torch.Tensor | None,
+    every: list[int],
     seed: int,
 ) -> dict[str, tuple[list[Pixels], list[int]]]:
     """Fault -> faulty images, and the rows that they stand for."""
-    rng, every = np.random.default_rng([seed, 14]), list(range(len(right)))
+    rng = np.random.default_rng([seed, 14])
     target, spurious = made[inputs.target].to_numpy(), made[list(inputs.schema.spurious)].to_numpy()
     others, copies = {}, {}
     train = inputs.schema.canonical(inputs.train.table)
@@ -135,15 +140,18 @@ def _planted(
             copies[i] = inputs.train.image(int(rng.choice(found)))
     sigma = max(1.0, right.shape[1] / 64)
     found_: dict[str, tuple[list[Pixels], list[int]]] = {
-        "ignores do": (list(sources), every),
-        "shows half of the old": ([((a.astype(int) + b) // 2).astype(np.uint8) for a, b in zip(sources, right)], every),
+        "ignores do": ([sources[i] for i in every], every),
+        "shows half of the old": (
+            [((a.astype(int) + b) // 2).astype(np.uint8) for a, b in zip(sources[every], right[every])],
+            every,
+        ),
         "changes the label": (list(others.values()), list(others)),
-        "is blurred": ([cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in right], every),
+        "is blurred": ([cv2.GaussianBlur(image, (0, 0), sigma).reshape(image.shape) for image in right[every]], every),
         "copies a training image": (list(copies.values()), list(copies)),
     }
     if masks is not None:
         found_["paints on the object"] = (
-            [_patched(image, mask[0].numpy() > 0.5, rng) for image, mask in zip(right, masks)], every
+            [_patched(image, mask[0].numpy() > 0.5, rng) for image, mask in zip(right[every], masks[every])], every
         )  # fmt: skip
     return found_
 
