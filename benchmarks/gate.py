@@ -2,10 +2,8 @@
 
     python benchmarks/gate.py faults RUN [--n 400] [--care ATTRIBUTE]     seven wrong models and the right one, of a run with a gate
     python benchmarks/gate.py cost RUN                                    images a second without and with the gate, in turns
-    python benchmarks/gate.py compare ON OFF                              two finished runs, equal numbers of accepted samples
 
-RUN is the directory of `cfaug run` (or `generate`) with the gate on. Rows go to results/gate.jsonl. For `compare` both runs must have been made with
-the same number of samples (plan.per_image and what the gate keeps); only their tables are read.
+RUN is the directory of `cfaug run` (or `generate`) with the gate on. Rows go to results/gate.jsonl; those of kind `compare` are tables of `cfaug run`.
 """
 
 from __future__ import annotations
@@ -27,9 +25,7 @@ from rows import cpu, record  # noqa: E402
 
 from cfaug.config import load_recipe  # noqa: E402
 from cfaug.decode import CounterfactualModel  # noqa: E402
-from cfaug.judge.accuracy import read_results  # noqa: E402
-from cfaug.judge.tables import summarise  # noqa: E402
-from cfaug.offline import Plan, ShardReader  # noqa: E402
+from cfaug.offline import Plan  # noqa: E402
 from cfaug.offline.commit import open_destination  # noqa: E402
 from cfaug.offline.make_shard import ShardWork  # noqa: E402
 from cfaug.stages.checked_inputs import open_inputs  # noqa: E402
@@ -141,26 +137,14 @@ def cost(given: argparse.Namespace, turns: int = 5, images: int = 200) -> None:
     )  # fmt: skip
 
 
-def compare(given: argparse.Namespace) -> None:
-    for name, run in (("on", given.run), ("off", given.other)):
-        recipe, samples = load_recipe(run / "config.yaml"), len(ShardReader(run / "shards"))
-        for line in summarise(read_results(run / "results.jsonl")):
-            record(
-                RESULTS,
-                {"what": "compare", "run": recipe.name, "gate": name, "samples": samples, "method": line.method, "worst_group": line.worst, "average": line.average},
-                cpu=cpu(), command="python benchmarks/gate.py compare ON OFF",
-            )  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("part", choices=["faults", "cost", "compare"])
+    parser.add_argument("part", choices=["faults", "cost"])
     parser.add_argument("run", type=Path)
-    parser.add_argument("other", type=Path, nargs="?")
     parser.add_argument("--n", type=int, default=400)
     parser.add_argument("--care")
     given = parser.parse_args()
-    {"faults": faults, "cost": cost, "compare": compare}[given.part](given)
+    {"faults": faults, "cost": cost}[given.part](given)
 
 
 if __name__ == "__main__":
