@@ -93,10 +93,6 @@ def faults(given: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
-def _width(gate: Any) -> int:
-    return next(len(one.distance.__self__.mean) for one in gate.criteria if one.name == "near the data")
-
-
 def _round(value: Any) -> float:
     return round(float(value), 4)
 
@@ -116,21 +112,31 @@ def cost(given: argparse.Namespace, turns: int = 5, images: int = 200) -> None:
             work.batch(rows[start : start + BATCH])
         return time.perf_counter() - before
 
+    known: dict[bytes, torch.Tensor] = {}
+    compute = Embedding.__call__
+
+    def looked_up(self: Embedding, seen: Any) -> torch.Tensor:
+        keys = [image.tobytes() for image in seen.images]
+        if missing := [i for i, key in enumerate(keys) if key not in known]:
+            found = compute(self, seen)
+            known.update({keys[i]: found[i] for i in missing})
+        return torch.stack([known[key] for key in keys])
+
     def cached() -> float:
-        features, real = torch.rand(BATCH, _width(gate)), Embedding.__call__
-        Embedding.__call__ = lambda self, seen: features[: len(seen)]  # type: ignore[method-assign]
+        Embedding.__call__ = looked_up  # type: ignore[method-assign]
         try:
             return seconds(gate)
         finally:
-            Embedding.__call__ = real  # type: ignore[method-assign]
+            Embedding.__call__ = compute  # type: ignore[method-assign]
 
+    cached()
     rounds = [(seconds(None), seconds(gate), cached()) for _ in range(turns)]
-    off, on, known = (float(np.median([one[i] for one in rounds])) for i in (0, 1, 2))
+    off, on, there = (float(np.median([one[i] for one in rounds])) for i in (0, 1, 2))
     record(
         RESULTS,
         {
             "what": "cost", "run": recipe.name, "images": images, "images_per_second_without": round(images / off, 1),
-            "images_per_second_with": round(images / on, 1), "images_per_second_with_features_there": round(images / known, 1),
+            "images_per_second_with": round(images / on, 1), "images_per_second_with_features_there": round(images / there, 1),
             "ratio": _round(np.median([b / a for a, b, _ in rounds])), "ratio_with_features_there": _round(np.median([c / a for a, _, c in rounds])),
         },
         cpu=cpu(), command=f"python benchmarks/gate.py cost RUN   ({recipe.name})",

@@ -95,10 +95,10 @@ class Unchanged:
 
     def margins(self, seen: Candidates) -> Floats:
         found = np.full(len(seen), np.nan)
-        masks = seen.sources.mask_pixels
+        masks = seen.masks
         if masks is None:
             return found
-        for i, (image, source) in enumerate(zip(seen.images, seen.sources.pixels)):
+        for i, (image, source) in enumerate(zip(seen.images, seen.pixels)):
             touched = {self.regions.get(name) for name in seen.records[i]["do"]}
             if None in touched or len(touched) > 1:  # a region that nobody knows, or both
                 continue
@@ -137,10 +137,10 @@ class NoTrace:
 
     def margins(self, seen: Candidates) -> Floats:
         found = np.full(len(seen), np.nan)
-        masks = seen.sources.mask_pixels
+        masks = seen.masks
         if masks is None:
             return found
-        for i, (image, source) in enumerate(zip(seen.images, seen.sources.pixels)):
+        for i, (image, source) in enumerate(zip(seen.images, seen.pixels)):
             if self.attributes & set(seen.records[i]["do"]):
                 found[i] = self.most - correlation(image, source, masks[i])
         return found
@@ -149,7 +149,10 @@ class NoTrace:
 def correlation(first: Pixels, second: Pixels, mask: Pixels) -> float:
     """Correlation of two images' Laplacians where the mask is all background; NaN where one of them is flat there."""
     where = cv2.dilate(mask, np.ones((5, 5), np.uint8)) <= 255 - SURE
-    a, b = (cv2.Laplacian(image.mean(axis=2).astype(np.float32), cv2.CV_32F)[where] for image in (first, second))
+    grey = [
+        image[..., 0] if image.shape[2] == 1 else cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (first, second)
+    ]
+    a, b = (cv2.Laplacian(one, cv2.CV_32F)[where] for one in grey)
     scale = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / scale if scale > 0 else float("nan")
 

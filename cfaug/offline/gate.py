@@ -60,6 +60,16 @@ class Candidates:
         found: T = self._known[what]
         return found
 
+    @property
+    def pixels(self) -> Pixels:
+        """The sources' images, uint8 (B, H, W, C)."""
+        return self.once("pixels", lambda seen: seen.sources.pixels)
+
+    @property
+    def masks(self) -> Pixels | None:
+        """The sources' masks, uint8 (B, H, W), 255 on the object; None where there are none."""
+        return self.once("masks", lambda seen: seen.sources.mask_pixels)
+
     def __len__(self) -> int:
         return len(self.images)
 

@@ -308,8 +308,9 @@ def _grids(evaluation: Evaluation) -> dict[str, list[Example]]:
 
     grids = {
         "A random draw": [example(i) for i in range(min(_ROWS, len(rows)))],
-        "The worst reconstructions": [example(i, f"L1 {errors[i]:.4f}") for i in worst_rows(errors, _ROWS)],
     }
+    if errors.max() > 1e-9:  # an exact null intervention has no worst
+        grids["The worst reconstructions"] = [example(i, f"L1 {errors[i]:.4f}") for i in worst_rows(errors, _ROWS)]
     if misread:
         grids[f"Misread by a reader ({len(misread)} of {len(rows)})"] = [
             example(i, "misread: " + ", ".join(rows[i]["misread"])) for i in misread[:_ROWS]
