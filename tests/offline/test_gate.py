@@ -87,6 +87,13 @@ def test_a_reader_judges_what_was_done_and_what_was_not() -> None:
     assert (shown.name, kept.name) == ("colour shown", "colour kept")
 
 
+def test_what_is_read_as_stated_is_kept_however_sure_the_reader_was_of_real_images() -> None:
+    sure = Shown(
+        "colour", tiny.COLOURS, lambda _: np.log([[0.9, 0.05, 0.05], [0.4, 0.5, 0.1]]), {"blue": np.log(0.99)}, True
+    )
+    assert (sure.margins(seen([FLAT] * 2, [record({"colour": "blue"})] * 2)) < 0).tolist() == [False, True]
+
+
 def object_mask() -> Any:
     mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 4:12] = 255
@@ -140,6 +147,9 @@ def test_a_trace_of_the_old_background_is_found_where_there_is_structure() -> No
     margins = criterion.margins(seen([new, half, old], [done] * 3, [old] * 3, [mask] * 3))
     assert (margins < 0).tolist() == [False, True, True]
     assert np.isnan(criterion.margins(seen([old], [record({"colour": "red"})], [old], [mask])))[0]
+    mask[2:26, 2:26] = 255
+    new[:26, :26] = old[:26, :26]  # the object is the same, as it must be
+    assert correlation(new, old, mask) < 0.2
     assert np.isnan(correlation(FLAT, FLAT, np.zeros((16, 16), np.uint8)))
 
 
@@ -253,7 +263,12 @@ def test_drawn_again_samples_regenerate(gated: Path) -> None:
 def test_a_model_that_draws_nothing_is_not_asked_again(gated: Path, tmp_path: Path) -> None:
     plain = made(tmp_path, model=tiny.model(), batch_size=8)
     reader = ShardReader(tmp_path)
-    assert {reader.record(i)["quality"]["attempt"] for i in range(len(reader))} == {0, 4}
+    records, rows = [reader.record(i) for i in range(len(reader))], {row.key: row for row in PLAN}
+    assert {found["quality"]["attempt"] for found in records} == {0, 4}
+    digits = tiny.dataset().table["digit"]
+    assert all(found["factual"]["digit"] == digits[rows[found["key"]].source_key] for found in records), (
+        "of the same class"
+    )
     assert plain.rejected > len(PLAN) - len(ShardReader(gated))
 
 
