@@ -167,9 +167,15 @@ class GateConfig:
     care: list[str] = field(default_factory=list)  # attributes, beside the target, that must not change
     # of real images, the share that all criteria together would reject; every threshold follows from it
     false_rejections: Annotated[Finite, Field(gt=0, le=0.5)] = 0.05
-    criteria: list[Literal["shown", "kept", "unchanged", "trace", "near", "copy"]] = field(
-        default_factory=lambda: ["shown", "kept", "unchanged", "trace", "near", "copy"]
+    criteria: list[Literal["shown", "kept", "text", "unchanged", "trace", "near", "copy"]] = field(
+        default_factory=lambda: ["shown", "kept", "text", "unchanged", "trace", "near", "copy"]
     )
+    clip: str | None = (
+        None  # text: a local directory of a CLIP model of transformers; null: images are not compared with texts
+    )
+    texts: dict[str, dict[str, str]] = field(
+        default_factory=dict
+    )  # attribute -> value -> text; "a photo of VALUE" unless said
     # where an intervention may change pixels: {background: [place], object: [colour]}; by decoder.layers unless said
     regions: dict[Literal["background", "object"], list[str]] = field(default_factory=dict)
     outside: Share | None = (
@@ -268,6 +274,7 @@ class Recipe:
         for group, place in (("data", "root"), ("data", "oracle"), ("decoder", "autoencoder"), ("train", "weights")):
             came = content[group][place]
             content[group][place] = Path(came).name if came else None
+        content["gate"]["clip"] = Path(self.gate.clip).name if self.gate.clip else None
         if "path" in content["decoder"]["mask"]:
             content["decoder"]["mask"]["path"] = Path(str(content["decoder"]["mask"]["path"])).name
         return content

@@ -59,7 +59,7 @@ class Shown:
         return f"{self.attribute} {'shown' if self.intervened else 'kept'}"
 
     def margins(self, seen: Candidates) -> Floats:
-        said = seen.once(("read", self.attribute), self.read)
+        said = seen.once(self.read, self.read)
         found = np.full(len(seen), np.nan)
         for i, record in enumerate(seen.records):
             value = record["attributes"].get(self.attribute)

@@ -40,6 +40,7 @@ from cfaug.stages.gate_readers import (
     folds_of,
     learn_readers,
 )
+from cfaug.stages.gate_text import MatchesText, TextReader, check_texts, text_digest, text_readers, text_scores
 from cfaug.stages.generated_sets import make_pool
 from cfaug.stages.image_mechanism import needs_masks
 from cfaug.train.features import FeatureStore
@@ -74,6 +75,7 @@ def check_gate(recipe: Recipe, inputs: Inputs) -> None:
             raise UsageError(
                 f"gate.care: expected attributes with a reader, but {name!r} is {schema[name].kind}, and only categories are read; bin its column"
             )
+    check_texts(recipe, schema)
     known = {name: region for region, names in recipe.gate.regions.items() for name in names}
     for name in known:
         if name not in changed:
@@ -100,7 +102,7 @@ def make_gate(
         else None
     )
     identity = {
-        "data": inputs.digest, "gate": recipe.to_dict()["gate"], "seed": recipe.seed, "model": model.digest,
+        "data": inputs.digest, "gate": recipe.identity()["gate"], "text": text_digest(recipe), "seed": recipe.seed, "model": model.digest,
         "net": "small_cnn" if store is None else store.digest,
     }  # fmt: skip
     place = None if out is None else out / "gate"
@@ -161,7 +163,8 @@ def _measured(
 ) -> dict[str, Any]:
     """Thresholds at the share of false rejections, and how well each reader reads each cell."""
     gate, schema, table = recipe.gate, inputs.schema, inputs.schema.canonical(inputs.train.table)
-    questions = len(asked) + len({"near", "copy"} & set(gate.criteria)) + bool(_exchanged(recipe)) or 1
+    texts = text_readers(recipe, schema, recipe.plan.attributes or schema.spurious)
+    questions = len(asked) + bool(texts) + len({"near", "copy"} & set(gate.criteria)) + bool(_exchanged(recipe)) or 1
     share = gate.false_rejections / questions
     thresholds: dict[str, dict[str, float]] = {}
     accuracy: dict[str, dict[str, list[float]]] = {}
@@ -188,6 +191,7 @@ def _measured(
         "thresholds": thresholds,
         "accuracy": accuracy,
         "outside": _outside(recipe, inputs, model),
+        "texts": {name: _text_thresholds(recipe, inputs, name, reader, share) for name, reader in texts.items()},
         "trace": _trace(recipe, inputs, share),
         **_distances(recipe, inputs, learned, share),
     }
@@ -204,6 +208,19 @@ def _distances(recipe: Recipe, inputs: Inputs, learned: Learned, share: float) -
     return {
         "near": -threshold(-real.far(features[held]), weights[held], share),
         "copy": threshold(real.near(features[places], list(map(str, keys[places]))), weights[places], share),
+    }
+
+
+def _text_thresholds(recipe: Recipe, inputs: Inputs, name: str, reader: TextReader, share: float) -> dict[str, float]:
+    """Value -> the log-probability of its text that all but ``share`` of real images with the value have."""
+    known = np.flatnonzero(inputs.train.table[name].notna().to_numpy())
+    rows = np.sort(np.random.default_rng([recipe.seed, 17]).permutation(known)[:_PAIRS])
+    codes = np.asarray(inputs.schema.index(name, inputs.train.table[name].iloc[rows]))
+    said, weights = text_scores(reader, inputs.train, rows.tolist()), _balanced(inputs, [name])[rows]
+    return {
+        value: threshold(said[codes == code, code], weights[codes == code], share)
+        for code, value in enumerate(inputs.schema[name].categories)
+        if (codes == code).sum() >= recipe.gate.least
     }
 
 
@@ -271,6 +288,9 @@ def _criteria(recipe: Recipe, inputs: Inputs, description: Mapping[str, Any], le
             if ("shown" if intervened else "kept") not in wanted or (intervened and name == inputs.target):
                 continue
             found.append(Shown(name, schema[name].categories, reader, description["thresholds"][name], intervened))
+    if "text" in wanted:
+        for name, text in text_readers(recipe, schema, list(description["texts"])).items():
+            found.append(MatchesText(name, schema[name].categories, text, description["texts"][name], True))
     regions = _regions(recipe)
     if "unchanged" in wanted and regions:
         margin = int(np.ceil(recipe.decoder.composite.feather)) + 1

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from helpers.layered import write_folder
 from helpers.tiny_run import call, merged
@@ -194,3 +195,63 @@ def test_a_descendant_and_a_number_cannot_be_cared_for(
         tmp_path / "r.yaml", scenes, graph="shape <-> ground; ground -> colour; shape -> image; ground -> image; colour -> image"
     )  # fmt: skip
     assert "'colour' is a descendant of ground, which is intervened on" in call(capsys, "doctor", below).err
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP model of one layer, not trained, with a tokenizer of letters."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+    place = tmp_path_factory.mktemp("clip")
+    letters = [c + end for end in ("", "</w>") for c in "abcdefghijklmnopqrstuvwxyz"]
+    vocabulary = {token: i for i, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
+    (place / "vocab.json").write_text(json.dumps(vocabulary))
+    (place / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(place / "vocab.json"), str(place / "merges.txt")).save_pretrained(place)
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    ends = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
+    text = {**small, **ends, "vocab_size": len(vocabulary), "max_position_embeddings": 32}
+    torch.manual_seed(0)
+    vision = {**small, "image_size": 32, "patch_size": 8}
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(place)
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(place)
+    return place
+
+
+def test_a_local_model_compares_images_with_texts(
+    scenes: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gate = {"clip": str(clip), "texts": {"ground": {"lines": "rows"}}, "criteria": ["text"]}
+    answer = call(capsys, "generate", recipe(tmp_path / "r.yaml", scenes, gate=gate), "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    said = json.loads((tmp_path / "out" / "gate" / "gate.json").read_text())
+    assert set(said["texts"]["ground"]) == {"lines", "dots"}
+    settings, inputs, model = opened(tmp_path / "out")
+    made = make_gate(settings, inputs, model, tmp_path / "out")
+    assert made is not None
+    assert [one.name for one in made.criteria] == ["object found", "ground matches its text"]
+    reader: Any = made.criteria[1].read  # type: ignore[attr-defined]
+    assert reader.texts == ("a photo of dots", "rows")
+    images = [inputs.train.image(i) for i in range(3)]
+    alone = [reader.of_images([image])[0] for image in images]
+    assert np.allclose(reader.of_images(images), alone, atol=1e-5)
+    assert np.allclose(np.exp(alone).sum(1), 1)
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ({"clip": "nowhere"}, "gate.clip: expected a directory that transformers has saved a CLIP model in"),
+        ({"texts": {"grund": {}}}, "gate.texts: expected attributes of the data, got 'grund'; did you mean"),
+        (
+            {"texts": {"ground": {"line": "x"}}},
+            "gate.texts.ground: expected values of ground, got 'line'; did you mean",
+        ),
+    ],
+)
+def test_texts_and_models_that_are_not_there(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], gate: dict[str, Any], said: str
+) -> None:
+    answer = call(capsys, "doctor", recipe(tmp_path / "r.yaml", scenes, gate=gate))
+    assert answer.code == 2
+    assert said in answer.err
