@@ -30,7 +30,7 @@ from cfaug.judge.probes import LEAST_SOURCES
 from cfaug.offline import Plan, PlanRow, ShardReader
 from cfaug.offline.gate import CriteriaGate
 from cfaug.stages import generation
-from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, to_pixels
+from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, feature_store, to_pixels
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.fitting import fit
 from cfaug.stages.gate import gate_is_on, make_gate
@@ -41,6 +41,7 @@ from cfaug.stages.image_sets import compared_sets
 from cfaug.stages.leak_probes import leak_figures, shortcut_probe
 from cfaug.stages.loss_breakdown import three_losses
 from cfaug.stages.masks import mask_figures
+from cfaug.stages.near_duplicates import near_duplicates
 from cfaug.stages.run import Run
 from cfaug.train.models import as_input
 
@@ -178,6 +179,10 @@ def evaluate_counterfactuals(
         wanted,
         features,
     )
+    if recipe.train.mode == "frozen":
+        figures["near_duplicates"] = near_duplicates(
+            inputs, feature_store(recipe, inputs, features, progress), recipe.seed
+        )
     if (of_masks := mask_figures(inputs, recipe.seed)) is not None:
         figures["masks"] = of_masks
     figures["shortcut_probe"] = shortcut_probe(inputs, shards, recipe.seed)

@@ -29,6 +29,7 @@ from cfaug.stages.fitting import fit
 from cfaug.stages.gate_figures import acceptance_notes
 from cfaug.stages.generation import shards
 from cfaug.stages.masks import mask_grid, mask_notes
+from cfaug.stages.near_duplicates import duplicate_notes
 from cfaug.stages.run import Run
 from cfaug.stages.run_directory import versions
 from cfaug.stages.training import train
@@ -83,6 +84,7 @@ def report_data(run: Run) -> ReportData:
             *_advice(inputs, rows),
             *mask_notes(evaluation.figures if evaluation else {}),
             *acceptance_notes(evaluation.figures if evaluation else {}),
+            *duplicate_notes(evaluation.figures if evaluation else {}),
             *_notes(recipe, inputs, model),
         ],
         run=_facts(run, len(generated) if generated is not None else None),
