@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data.images import Pixels
+from cfaug.offline.format import Record
 from cfaug.offline.gate import Candidates, Floats
 
 Measure = Callable[[Candidates], Floats]
@@ -46,6 +47,9 @@ class Shown:
         thresholds: value -> the least log-probability; of a value without one it abstains.
         intervened: whether it asks only about interventions on the attribute (effectiveness), or only about all other images
             (keeping).
+        region: where the attribute shows, ``object`` or ``background``; None where that is not known.
+        unchanged: what proves, where it is passed, that pixels outside an intervention's region are the source's. An attribute that
+            shows there is kept, however a reader reads it: rejecting what is hard to read would leave training the easy images.
     """
 
     attribute: str
@@ -53,23 +57,35 @@ class Shown:
     read: Measure
     thresholds: Mapping[str, float]
     intervened: bool
+    region: str | None = None
+    unchanged: Unchanged | None = None
 
     @property
     def name(self) -> str:
         return f"{self.attribute} {'shown' if self.intervened else 'kept'}"
 
     def margins(self, seen: Candidates) -> Floats:
-        said = seen.once(self.read, self.read)
+        said, proven = seen.once(self.read, self.read), self._proven(seen)
         found = np.full(len(seen), np.nan)
         for i, record in enumerate(seen.records):
             value = record["attributes"].get(self.attribute)
             if (self.attribute in record["do"]) != self.intervened or str(value) not in self.thresholds:
+                continue
+            if proven[i]:
                 continue
             code = self.values.index(str(value))
             others = np.delete(said[i], code).max(initial=-np.inf)
             # what is read as stated is never rejected, however sure the reader was of real images
             found[i] = said[i, code] - min(self.thresholds[str(value)], others)
         return found
+
+    def _proven(self, seen: Candidates) -> npt.NDArray[np.bool_]:
+        """(B,) whether the attribute is kept because the pixels that show it are."""
+        if self.unchanged is None or self.region is None:
+            return np.zeros(len(seen), dtype=bool)
+        passed = seen.once(self.unchanged, self.unchanged.margins) >= 0  # False where it abstains
+        elsewhere = [self.region not in self.unchanged.touched(record) for record in seen.records]
+        return np.asarray(passed & np.array(elsewhere))
 
 
 LEVELS = 8
@@ -78,7 +94,7 @@ SURE = 250
 """A pixel with at least this much mask is all object, and one with at most 255 - SURE all background; between them both layers show."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Unchanged:
     """Whether at most `most` of the pixels outside the region of the intervention have changed.
 
@@ -99,11 +115,15 @@ class Unchanged:
         if masks is None:
             return found
         for i, (image, source) in enumerate(zip(seen.images, seen.pixels)):
-            touched = {self.regions.get(name) for name in seen.records[i]["do"]}
+            touched = self.touched(seen.records[i])
             if None in touched or len(touched) > 1:  # a region that nobody knows, or both
                 continue
             found[i] = self.most - self.share(image, source, masks[i], next(iter(touched), None))
         return np.where(np.abs(found) < 1e-12, 0.0, found)
+
+    def touched(self, record: Record) -> set[str | None]:
+        """The regions of what a record's image was intervened on; None among them where one is not known."""
+        return {self.regions.get(name) for name in record["do"]}
 
     def share(self, image: Pixels, source: Pixels, mask: Pixels, region: str | None) -> float:
         """The share of the pixels outside the region (None: all pixels) that differ by more than LEVELS."""

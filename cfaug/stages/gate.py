@@ -102,6 +102,7 @@ def make_gate(
         else None
     )
     identity = {
+        "format": 1,
         "data": inputs.digest, "gate": recipe.identity()["gate"], "text": text_digest(recipe), "seed": recipe.seed, "model": model.digest,
         "net": "small_cnn" if store is None else store.digest,
     }  # fmt: skip
@@ -283,18 +284,24 @@ def _outside(recipe: Recipe, inputs: Inputs, model: CounterfactualModel) -> floa
 def _criteria(recipe: Recipe, inputs: Inputs, description: Mapping[str, Any], learned: Learned) -> list[Criterion]:
     wanted, schema = set(recipe.gate.criteria), inputs.schema
     found: list[Criterion] = []
+    regions, unchanged = _regions(recipe), None
+    if "unchanged" in wanted and regions:
+        margin = int(np.ceil(recipe.decoder.composite.feather)) + 1
+        unchanged = Unchanged(regions, margin, description["outside"])
+        found.append(unchanged)
+    # masks that were made may have lost half of the object, and only a reader sees that
+    proof = unchanged if recipe.decoder.mask.get("from", "given") == "given" else None
     for name, reader in learned.readers.items():
         for intervened in (True, False):
             if ("shown" if intervened else "kept") not in wanted or (intervened and name == inputs.target):
                 continue
-            found.append(Shown(name, schema[name].categories, reader, description["thresholds"][name], intervened))
+            place = "object" if name == inputs.target else regions.get(name)
+            found.append(
+                Shown(name, schema[name].categories, reader, description["thresholds"][name], intervened, place, proof)
+            )
     if "text" in wanted:
         for name, text in text_readers(recipe, schema, list(description["texts"])).items():
             found.append(MatchesText(name, schema[name].categories, text, description["texts"][name], True))
-    regions = _regions(recipe)
-    if "unchanged" in wanted and regions:
-        margin = int(np.ceil(recipe.decoder.composite.feather)) + 1
-        found.append(Unchanged(regions, margin, description["outside"]))
     if "trace" in wanted and description["trace"] is not None:
         found.append(NoTrace(frozenset(_exchanged(recipe)), description["trace"]))
     if "near" in wanted and learned.real is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,6 +119,22 @@ def test_what_nobody_asked_for_must_not_change(do: dict[str, str], place: Any, w
     regions = {"ground": "background", "colour": "object"}
     margins = Unchanged(regions, 1).margins(seen([image], [record(do)], [FLAT], [object_mask()]))
     assert (margins[0] < 0) == wrong
+
+
+def test_what_pixels_prove_is_not_read() -> None:
+    """A reader that reads everything wrong: it is asked only where the object may have changed."""
+    wrong = Shown("digit", ("0", "1"), lambda seen: np.log([[0.01, 0.99]] * len(seen)), {"0": np.log(0.5)}, False)
+    unchanged = Unchanged({"ground": "background", "colour": "object"}, 1)
+    proven = dataclasses.replace(wrong, region="object", unchanged=unchanged)
+    patched = FLAT.copy()
+    patched[6:8, 6:8] = 0
+    images, does = (
+        [FLAT, patched, FLAT, FLAT],
+        [{"ground": "dark"}, {"ground": "dark"}, {"colour": "red"}, {"thickness": "1"}],
+    )
+    batch = seen(images, [record(do) for do in does], [FLAT] * 4, [object_mask()] * 4)
+    assert (wrong.margins(batch) < 0).all()
+    assert (proven.margins(batch) < 0).tolist() == [False, True, True, True]
 
 
 def test_what_differs_by_rounding_or_has_no_known_region_is_not_judged() -> None:
