@@ -21,14 +21,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
 from cfaug.data import AttributeDataset, Schema, pixel_digest
-from cfaug.data.images import Pixels, to_float, to_uint8
+from cfaug.data.images import Pixels, to_float
 from cfaug.data.micro_batch import Sources
 from cfaug.data.pixel_hashes import pixels_hash, sample_hash
-from cfaug.errors import CfaugError, DataError, UsageError, described, generating
+from cfaug.errors import CfaugError, DataError, UsageError, generating
+from cfaug.offline.batch_pixels import check_images, masks_of_sources, pixels_of
 from cfaug.offline.commit import Destination
 from cfaug.offline.environment import Environment, canvas_of, working_size_of
 from cfaug.offline.format import FORMAT, MAX_SEED, ManifestRow, Sample, SourceHashes
@@ -37,7 +37,7 @@ from cfaug.offline.plan import Plan, PlanRow
 from cfaug.offline.write_shard import stage_shard
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 Values = dict[str, str | float | None]
 
@@ -212,7 +212,7 @@ class ShardWork:
             )
             acts = [row.do for row in rows]
             made, attributes = self.model.act(acts + acts[-1:] * (size - len(rows))).predict(noise)
-            images = _pixels_of(made, attributes, sources, rows)
+            images = pixels_of(made, attributes, sources, rows)
             factual = _plain(sources.table)
             counterfactual = _plain(self.model.schema.canonical(attributes))
             samples = []
@@ -248,14 +248,14 @@ class ShardWork:
         from cfaug.data.loading import pad_to  # needs torch
 
         canvas = canvas_of(self.model)
-        _check_images(pixels, self.dataset, canvas)
+        check_images(pixels, self.dataset, canvas)
         framed = {place: image if canvas is None else pad_to(image, canvas) for place, image in pixels.items()}
         rows = [*rows, *[rows[-1]] * (size - len(rows))]
         places = [*places, *[places[-1]] * (len(rows) - len(places))]
         table = self.table.iloc[places]
         table.index = pd.Index([f"{row.key}~{i}" for i, row in enumerate(rows)])  # unique, as a table's keys must be
         images = torch.from_numpy(np.stack([framed[place] for place in places])).permute(0, 3, 1, 2)
-        masks = _masks(self.dataset, pixels, canvas)
+        masks = masks_of_sources(self.dataset, pixels, canvas)
         return Sources(
             images=to_float(images).contiguous(),
             table=table,
@@ -313,66 +313,6 @@ def _redrawn(row: PlanRow, attempt: int) -> PlanRow:
         return row
     content = hashlib.sha256(f"{row.seed} {attempt}".encode()).digest()
     return replace(row, seed=int.from_bytes(content[:8], "big") % MAX_SEED)
-
-
-def _pixels_of(made: Any, attributes: Any, sources: Sources, rows: Sequence[PlanRow]) -> Pixels:
-    """The model's images, (B, C, H, W) in [-1, 1], as uint8 (B, H, W, C); CfaugError for pixels that are not finite."""
-    import torch
-
-    shape = tuple(sources.images.shape)
-    if tuple(made.shape) != shape or len(attributes) != len(sources):
-        raise CfaugError(
-            f"expected {shape} images and {len(sources)} attribute rows from the model, got {tuple(made.shape)} and "
-            f"{len(attributes)}; its predict must keep the source's shape"
-        )
-    finite = torch.isfinite(made).flatten(1).all(dim=1)[: len(rows)]
-    if not bool(finite.all()):
-        key = rows[int((~finite).nonzero()[0, 0])].key
-        raise CfaugError(f"the model made non-finite pixels for plan row {key!r}; fit it again, or check its sampler")
-    pixels: Pixels = to_uint8(made).permute(0, 2, 3, 1).cpu().contiguous().numpy()
-    return pixels
-
-
-def _check_images(pixels: Mapping[int, Pixels], dataset: AttributeDataset, canvas: tuple[int, int] | None) -> None:
-    first, like = next(iter(pixels.values())), dataset.key(next(iter(pixels)))
-    for place, image in pixels.items():
-        same = image.shape[2] == first.shape[2] if canvas else image.shape == first.shape
-        if image.dtype != np.uint8 or not same:
-            expected = f"with {first.shape[2]} channels" if canvas else f"of shape {first.shape}"
-            raise DataError(
-                f"source {dataset.key(place)!r}: expected a uint8 image {expected} as {like!r}, got {described(image)}; "
-                "resize or convert the images first"
-            )
-        if canvas and (image.shape[0] > canvas[0] or image.shape[1] > canvas[1]):
-            raise DataError(
-                f"source {dataset.key(place)!r}: expected at most {canvas[1]}x{canvas[0]} px, the largest that the model was "
-                f"fitted on, got {image.shape[1]}x{image.shape[0]}; resize it, or fit the model again with it"
-            )
-
-
-def _masks(
-    dataset: AttributeDataset, pixels: Mapping[int, Pixels], canvas: tuple[int, int] | None
-) -> dict[int, torch.Tensor] | None:
-    """Position -> mask (1, H, W) in [0, 1], 1 on the object; None where the data set has none."""
-    import torch
-
-    from cfaug.data.loading import pad_to  # needs torch
-
-    mask = getattr(dataset, "mask", None)  # a user's own data set may have no such method
-    found: dict[int, npt.NDArray[np.uint8] | None] = {} if mask is None else {place: mask(place) for place in pixels}
-    if all(one is None for one in found.values()):
-        return None
-    masks = {}
-    for place, one in found.items():
-        if one is None or one.dtype != np.uint8 or one.shape != pixels[place].shape[:2]:
-            size = "x".join(map(str, pixels[place].shape[:2]))
-            got = "none" if one is None else described(one)
-            raise DataError(
-                f"source {dataset.key(place)!r}: expected a uint8 mask of {size}, as its image is, got {got}; correct the mask"
-            )
-        framed = one[..., None] if canvas is None else pad_to(one[..., None], canvas)
-        masks[place] = torch.from_numpy(np.ascontiguousarray(framed)).permute(2, 0, 1).float() / 255
-    return masks
 
 
 def _plain(table: pd.DataFrame) -> list[Values]:

@@ -54,8 +54,8 @@ def _chance(asked: Any, accepted: Any) -> float | None:
     return float(chi2_contingency(accepted).pvalue)
 
 
-def acceptance_notes(figures: Mapping[str, Any]) -> list[str]:
-    """The figures in words, with a warning where the gate itself makes target and attribute dependent."""
+def acceptance_notes(figures: Mapping[str, Any], gate: Mapping[str, Any] | None) -> list[str]:
+    """The figures in words, with a warning where the gate itself makes target and attribute dependent; ``gate``: its description."""
     found = figures.get("gate")
     if not found or not found["acceptance"]["asked"]:
         return []
@@ -73,6 +73,17 @@ def acceptance_notes(figures: Mapping[str, Any]) -> list[str]:
             f"WARNING: the gate itself makes {listed(dependent)} depend on the target among the accepted images. Methods that show every group "
             "equally often (cfaug among them) undo that; counterfactuals_only does not."
         )
+    cells = {
+        cell: right for by_cell in (gate or {}).get("accuracy", {}).values() for cell, (right, _) in by_cell.items()
+    }
+    if cells:
+        low = min(cells, key=lambda cell: cells[cell])
+        notes.append(
+            f"The gate's readers, cross-fitted, read {percent(float(np.mean(list(cells.values()))))} of real images right on average over cells, and "
+            f"{percent(cells[low])} in their worst ({low})."
+        )
+    if silent := (gate or {}).get("silent"):
+        notes.append(f"The gate does not judge everything: {'; '.join(silent)}.")
     if found.get("soundness"):
         told = [f"{fault} {percent(row['found'])}" for fault, row in found["soundness"]["faults"].items() if row["n"]]
         notes.append(

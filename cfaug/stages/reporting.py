@@ -83,7 +83,7 @@ def report_data(run: Run) -> ReportData:
         notes=[
             *_advice(inputs, rows),
             *mask_notes(evaluation.figures if evaluation else {}),
-            *acceptance_notes(evaluation.figures if evaluation else {}),
+            *acceptance_notes(evaluation.figures if evaluation else {}, run.directory.read_json("gate/gate.json")),
             *duplicate_notes(evaluation.figures if evaluation else {}),
             *_notes(recipe, inputs, model),
         ],

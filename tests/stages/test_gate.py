@@ -149,6 +149,7 @@ def test_evaluation_and_report_speak_of_the_gate(finished: Path) -> None:
     page = (finished / "report.html").read_text()
     assert "The gate kept" in page
     assert "Faults planted on purpose" in page
+    assert "readers, cross-fitted, read" in page
     assert "realism: counterfactuals" in page
 
 

@@ -1,0 +1,179 @@
+"""The thresholds of a gate: what it asks, and the share of real images that each answer would reject.
+
+Every quantile is over training images whose groups count the same; readers' scores are cross-fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from cfaug.causal import do
+from cfaug.config import Recipe
+from cfaug.decode import CounterfactualModel
+from cfaug.errors import listed
+from cfaug.offline.criteria import Unchanged, correlation, threshold
+from cfaug.stages.checked_inputs import Inputs
+from cfaug.stages.gate_readers import Learned, fold_count, folds_of
+from cfaug.stages.gate_text import TextReader, text_readers, text_scores
+from cfaug.stages.generated_sets import make_pool
+from cfaug.train.method_data import group_codes
+from cfaug.train.objectives import group_weights
+
+_NULLS = 200  # real images whose null interventions say how much changes without cause
+
+
+def asked_of(recipe: Recipe, inputs: Inputs) -> tuple[dict[str, list[str]], list[str]]:
+    """Attribute -> the values that its reader judges; and what is not judged, in words.
+
+    A value that (nearly) only one class shows cannot be told from that class, nor a class from the one value that it goes with.
+    """
+    schema, gate, table = inputs.schema, recipe.gate, inputs.schema.canonical(inputs.train.table)
+    found: dict[str, list[str]] = {}
+    silent: list[str] = []
+    if not {"shown", "kept"} & set(gate.criteria):
+        return found, silent
+    for name in dict.fromkeys([inputs.target, *inputs.graph.parents("image"), *gate.care]):
+        if schema[name].kind != "categorical":
+            silent.append(f"{name} is {schema[name].kind}: there is no reader of it, so nothing is judged by it")
+            continue
+        judged = list(schema[name].categories)
+        for other in schema.spurious if name == inputs.target else [inputs.target]:
+            levels = inputs.grouper.levels(table, other, missing=True) if other != inputs.target else table[other]
+            counts = pd.crosstab(table[name], levels)
+            elsewhere = counts.sum(axis=1) - counts.max(axis=1)
+            judged = [value for value in judged if elsewhere.get(value, 0) >= gate.least]
+        if lacking := [value for value in schema[name].categories if value not in judged]:
+            silent.append(
+                f"{name}: nothing is judged of {listed(lacking)}, which fewer than {gate.least} real images show apart from what usually "
+                "goes with it"
+            )
+        if judged:
+            found[name] = judged
+    return found, silent
+
+
+def measured(
+    recipe: Recipe, inputs: Inputs, model: CounterfactualModel, asked: Mapping[str, list[str]], learned: Learned
+) -> dict[str, Any]:
+    """Thresholds at the share of false rejections, and how well each reader reads each cell."""
+    gate, schema, table = recipe.gate, inputs.schema, inputs.schema.canonical(inputs.train.table)
+    texts = text_readers(recipe, schema, recipe.plan.attributes or schema.spurious)
+    questions = len(asked) + bool(texts) + len({"near", "copy"} & set(gate.criteria)) + bool(exchanged(recipe)) or 1
+    share = gate.false_rejections / questions
+    thresholds: dict[str, dict[str, float]] = {}
+    accuracy: dict[str, dict[str, list[float]]] = {}
+    for name, values in asked.items():
+        known = table[name].notna().to_numpy()
+        codes = np.full(len(table), -1)
+        codes[known] = schema.index(name, table[name][known])
+        said, weights = learned.scores[name], _balanced(inputs, [name])
+        right = pd.Series(said.argmax(1) == codes, index=table.index)
+        thresholds[name], accuracy[name] = {}, {}
+        for value in values:
+            code = schema[name].categories.index(value)
+            here = np.flatnonzero(codes == code)
+            thresholds[name][value] = threshold(said[here, code], weights[here], share)
+        for other in schema.spurious if name == inputs.target else [inputs.target]:
+            levels = inputs.grouper.levels(table, other, missing=True) if other != inputs.target else table[other]
+            for cell, rows in right.groupby([table[name], levels]):
+                accuracy[name][", ".join(f"{a}={b}" for a, b in zip((name, other), cell))] = [
+                    round(float(rows.mean()), 4),
+                    len(rows),
+                ]
+    return {
+        "share": share,
+        "thresholds": thresholds,
+        "accuracy": accuracy,
+        "outside": _outside(recipe, inputs, model),
+        "texts": {name: _text_thresholds(recipe, inputs, name, reader, share) for name, reader in texts.items()},
+        "trace": _trace(recipe, inputs, share),
+        **_distances(recipe, inputs, learned, share),
+    }
+
+
+def _distances(recipe: Recipe, inputs: Inputs, learned: Learned, share: float) -> dict[str, float]:
+    """How far real images are from one another: the farthest that is near the data, and the nearest that is no copy."""
+    real, features = learned.real, learned.features
+    if real is None or features is None:
+        return {}
+    weights, keys = _balanced(inputs, []), np.asarray(inputs.train.table.index, dtype=object)
+    held = np.flatnonzero(folds_of(list(map(str, keys)), fold_count(recipe)) == 0)
+    places = np.sort(np.random.default_rng([recipe.seed, 11]).permutation(len(weights))[:_REAL])
+    return {
+        "near": -threshold(-real.far(features[held]), weights[held], share),
+        "copy": threshold(real.near(features[places], list(map(str, keys[places]))), weights[places], share),
+    }
+
+
+def _text_thresholds(recipe: Recipe, inputs: Inputs, name: str, reader: TextReader, share: float) -> dict[str, float]:
+    """Value -> the log-probability of its text that all but ``share`` of real images with the value have."""
+    known = np.flatnonzero(inputs.train.table[name].notna().to_numpy())
+    rows = np.sort(np.random.default_rng([recipe.seed, 17]).permutation(known)[:_PAIRS])
+    codes = np.asarray(inputs.schema.index(name, inputs.train.table[name].iloc[rows]))
+    said, weights = text_scores(reader, inputs.train, rows.tolist()), _balanced(inputs, [name])[rows]
+    return {
+        value: threshold(said[codes == code, code], weights[codes == code], share)
+        for code, value in enumerate(inputs.schema[name].categories)
+        if (codes == code).sum() >= recipe.gate.least
+    }
+
+
+def _trace(recipe: Recipe, inputs: Inputs, share: float) -> float | None:
+    """The correlation that all but ``share`` of real images have, in the background, with another one; None where it cannot be measured."""
+    sources, rng = inputs.sources, np.random.default_rng([recipe.seed, 13])
+    if not exchanged(recipe):
+        return None
+    found = []
+    for i in rng.permutation(len(sources))[:_PAIRS].tolist():
+        mask, other = sources.mask(i), int(rng.integers(len(sources)))
+        if mask is not None and other != i:
+            found.append(correlation(sources.image(other), sources.image(i), mask))
+    known = [value for value in found if value == value]
+    return -threshold(-np.array(known), np.ones(len(known)), share) if len(known) > 10 else None
+
+
+_PAIRS = 1000
+_REAL = 5000  # training images, at most, whose distances to the others are measured
+
+
+def exchanged(recipe: Recipe) -> list[str]:
+    """The attributes whose interventions exchange the background for that of another image."""
+    by_layers = recipe.decoder.kind == "layered" or "layered" in recipe.decoder.mechanisms.values()
+    return list(recipe.decoder.layers.get("background", ())) if by_layers else []
+
+
+def _balanced(inputs: Inputs, more: Sequence[str]) -> npt.NDArray[np.float64]:
+    """(N,) weights of the training images under which every group counts the same; ``more``: attributes that make groups as well."""
+    table = inputs.train.table
+    found = group_weights(group_codes(table, inputs.grouper, "each")).numpy()
+    for name in set(more) - {inputs.target, *inputs.schema.spurious}:
+        found = found + group_weights(pd.factorize(table[inputs.target] + "," + table[name])[0]).numpy()
+    return np.asarray(found)
+
+
+def regions_of(recipe: Recipe) -> dict[str, str]:
+    given: dict[str, str] = {name: region for region, names in recipe.gate.regions.items() for name in names}
+    if given or "layered" not in {recipe.decoder.kind, *recipe.decoder.mechanisms.values()}:
+        return given
+    places = {"background": "background", "foreground": "object"}
+    return {name: places[layer] for layer, names in recipe.decoder.layers.items() for name in names}
+
+
+def _outside(recipe: Recipe, inputs: Inputs, model: CounterfactualModel) -> float:
+    """The share of pixels that null interventions change, which nothing asked for; all but ``share`` of real images have less."""
+    if recipe.gate.outside is not None:
+        return recipe.gate.outside
+    if model.capabilities.null == "exact" or not regions_of(recipe):
+        return 0.0
+    rows = np.sort(np.random.default_rng([recipe.seed, 12]).permutation(len(inputs.sources))[:_NULLS])
+    acts = {inputs.sources.key(int(i)): do() for i in rows}
+    pool = make_pool(model, inputs.sources, acts, recipe.seed, recipe.generate.batch_size, False)
+    made, real = (images.permute(0, 2, 3, 1).numpy() for images in (pool.reconstruction, pool.factual))
+    compare, whole = Unchanged({}, 0), np.zeros(made.shape[1:3], np.uint8)
+    shares = [compare.share(image, source, whole, None) for image, source in zip(made, real)]
+    return float(np.quantile(shares, 1 - recipe.gate.false_rejections))
