@@ -271,10 +271,15 @@ class Recipe:
         for free in ("memory_gb", "workers"):
             content["data"].pop(free)
         # runs are relocatable
-        for group, place in (("data", "root"), ("data", "oracle"), ("decoder", "autoencoder"), ("train", "weights")):
+        for group, place in (
+            ("data", "root"),
+            ("data", "oracle"),
+            ("decoder", "autoencoder"),
+            ("train", "weights"),
+            ("gate", "clip"),
+        ):
             came = content[group][place]
             content[group][place] = Path(came).name if came else None
-        content["gate"]["clip"] = Path(self.gate.clip).name if self.gate.clip else None
         if "path" in content["decoder"]["mask"]:
             content["decoder"]["mask"]["path"] = Path(str(content["decoder"]["mask"]["path"])).name
         return content

@@ -88,10 +88,13 @@ def _minimality(
     rng: np.random.Generator,
 ) -> float | None:
     """Of the images for which there is another real one with the class and the values that were wanted."""
-    names = [inputs.target, *inputs.schema.spurious]
-    real = inputs.schema.canonical(inputs.train.table)[names].iloc[near].astype(str).agg(",".join, axis=1).to_numpy()
-    wanted = attributes[names].astype(str).agg(",".join, axis=1).to_numpy()
-    pairs = [(i, int(rng.choice(rows))) for i, cell in enumerate(wanted) if len(rows := np.flatnonzero(real == cell))]
+    real = inputs.grouper.cross(inputs.train.table, missing=True).to_numpy()[near]
+    wanted = inputs.grouper.cross(attributes, missing=True)
+    pairs = [
+        (i, int(rng.choice(rows)))
+        for i, cell in enumerate(wanted)
+        if cell and len(rows := np.flatnonzero(real == cell))
+    ]
     if len(pairs) < 10:
         return None
     mine, other = (np.array(one) for one in zip(*pairs))
