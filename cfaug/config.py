@@ -170,17 +170,14 @@ class GateConfig:
     criteria: list[Literal["shown", "kept", "text", "unchanged", "trace", "near", "copy"]] = field(
         default_factory=lambda: ["shown", "kept", "text", "unchanged", "trace", "near", "copy"]
     )
-    clip: str | None = (
-        None  # text: a local directory of a CLIP model of transformers; null: images are not compared with texts
-    )
-    texts: dict[str, dict[str, str]] = field(
-        default_factory=dict
-    )  # attribute -> value -> text; "a photo of VALUE" unless said
+    # text: a local directory of a CLIP model of transformers; null: images are not compared with texts
+    clip: str | None = None
+    # attribute -> value -> text; "a photo of VALUE" unless said
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
     # where an intervention may change pixels: {background: [place], object: [colour]}; by decoder.layers unless said
     regions: dict[Literal["background", "object"], list[str]] = field(default_factory=dict)
-    outside: Share | None = (
-        None  # share of the pixels outside the region that may change; null: as under null interventions
-    )
+    # share of the pixels outside the region that may change; null: as under null interventions
+    outside: Share | None = None
     retries: Annotated[Number, Field(le=100)] = 2  # how often a rejected image is drawn again, where the decoder draws
     # a reader judges only images of folds that it was not trained on; null: 5 of heads on pretrained weights, 2 of whole nets
     folds: Annotated[Count, Field(ge=2, le=20)] | None = None

@@ -169,6 +169,7 @@ def evaluate_counterfactuals(
         for name in inputs.measures
     }
     _next(bar, "leak probes")
+    store = feature_store(recipe, inputs, features, progress) if recipe.train.mode == "frozen" else None
     figures["sets"] = compared_sets(
         recipe,
         inputs,
@@ -177,12 +178,10 @@ def evaluate_counterfactuals(
         table,
         attributes,
         wanted,
-        features,
+        store,
     )
-    if recipe.train.mode == "frozen":
-        figures["near_duplicates"] = near_duplicates(
-            inputs, feature_store(recipe, inputs, features, progress), recipe.seed
-        )
+    if store is not None:
+        figures["near_duplicates"] = near_duplicates(inputs, store, recipe.seed)
     if (of_masks := mask_figures(inputs, recipe.seed)) is not None:
         figures["masks"] = of_masks
     figures["shortcut_probe"] = shortcut_probe(inputs, shards, recipe.seed)

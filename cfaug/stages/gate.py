@@ -77,7 +77,7 @@ def check_gate(recipe: Recipe, inputs: Inputs) -> None:
 
 
 def make_gate(
-    recipe: Recipe, inputs: Inputs, model: CounterfactualModel, out: Path | None, progress: bool = False
+    recipe: Recipe, inputs: Inputs, model: CounterfactualModel, out: Path, progress: bool = False
 ) -> CriteriaGate | None:
     """The gate of a recipe; None where it has none. It is read from ``out/gate``, or made and written there.
 
@@ -88,26 +88,21 @@ def make_gate(
     if not gate_is_on(recipe):
         return CriteriaGate(first, "object found") if first else None
     check_gate(recipe, inputs)
-    store = (
-        feature_store(recipe, inputs, None if out is None else out / "features", progress)
-        if recipe.train.weights
-        else None
-    )
+    store = feature_store(recipe, inputs, out / "features", progress) if recipe.train.weights else None
     identity = {
         "format": 1,
         "data": inputs.digest, "gate": recipe.identity()["gate"], "text": text_digest(recipe), "seed": recipe.seed, "model": model.digest,
         "net": "small_cnn" if store is None else store.digest,
     }  # fmt: skip
-    place = None if out is None else out / "gate"
-    if place is not None and (found := _read(place, identity)) is not None:
+    place = out / "gate"
+    if (found := _read(place, identity)) is not None:
         description, arrays = found
         learned = _rebuilt(recipe, inputs, description, arrays, store)
     else:
         asked, silent = asked_of(recipe, inputs)
-        learned_now = learn_readers(recipe, inputs, list(asked), store, progress)
-        description = {"identity": identity, "silent": silent, **measured(recipe, inputs, model, asked, learned_now)}
-        arrays = _arrays(learned_now)
-        learned = learned_now
+        learned = learn_readers(recipe, inputs, list(asked), store, progress)
+        description = {"identity": identity, "silent": silent, **measured(recipe, inputs, model, asked, learned)}
+        arrays = _arrays(learned)
         _write(place, description, arrays)
         for line in silent:
             log.warning("gate: %s", line)
@@ -156,11 +151,9 @@ def _arrays(learned: Learned) -> dict[str, Tensor]:
     return found
 
 
-def _write(place: Path | None, description: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
+def _write(place: Path, description: Mapping[str, Any], arrays: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save as serialise
 
-    if place is None:
-        return
     place.mkdir(parents=True, exist_ok=True)
     replace_file(place / "gate.safetensors", serialise({name: one.contiguous() for name, one in arrays.items()}))
     content = {**description, "digest": save_decoder.digest(description, arrays)}

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, load_images
-from cfaug.data.images import as_rgb
 from cfaug.offline.gate import Candidates, Floats
 from cfaug.stages.attribute_classifiers import settings_of
 from cfaug.stages.checked_inputs import Inputs
@@ -55,7 +54,7 @@ class Embedding:
 
     def __call__(self, seen: Candidates) -> Tensor:
         with torch.inference_mode():
-            found: Tensor = self.net.embed(_batch(seen)).float()  # type: ignore[operator]
+            found: Tensor = self.net.embed(seen.once(_batch, _batch)).float()  # type: ignore[operator]
         return found
 
 
@@ -102,7 +101,7 @@ class NetReader:
     nets: Sequence[nn.Module]
 
     def __call__(self, seen: Candidates) -> Floats:
-        return self.of_images(_batch(seen), folds_of(seen.sources.keys, len(self.nets)))
+        return self.of_images(seen.once(_batch, _batch), folds_of(seen.sources.keys, len(self.nets)))
 
     def of_images(self, images: Tensor, folds: Folds) -> Floats:
         """(N, K) log-probabilities of images in [-1, 1]."""
@@ -284,10 +283,7 @@ def _known(train: AttributeDataset, name: str, wanted: npt.NDArray[np.bool_]) ->
 
 def _batch(seen: Candidates) -> Tensor:
     """The candidates as a net takes them, float (B, C, H, W) in [-1, 1]."""
-    images: Any = np.stack(
-        [image if image.shape[2] == seen.images[0].shape[2] else as_rgb(image) for image in seen.images]
-    )
-    return as_input(torch.from_numpy(images).permute(0, 3, 1, 2))
+    return as_input(torch.from_numpy(np.stack(seen.images)).permute(0, 3, 1, 2))
 
 
 def _log_softmax(logits: Tensor) -> Floats:

@@ -6,7 +6,7 @@ attributes), else the model's own. As many faulty as right images are shown, so 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from cfaug.data import load_images
 from cfaug.data.images import Pixels
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import CounterfactualModel
-from cfaug.offline.gate import CriteriaGate
+from cfaug.offline.gate import CriteriaGate, Floats
 from cfaug.stages.attribute_classifiers import to_pixels
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.generated_sets import Pool, balanced_acts, make_pool
@@ -92,16 +92,17 @@ def soundness(
             given, images=given.images[places], table=table.iloc[list(rows)], keys=[given.keys[i] for i in rows],
             seeds=[0] * len(rows), masks=None if masks is None else masks[places],
         )  # fmt: skip
-        margins = gate.margins(images, [records[i] for i in rows], some)
-        by = {name: float(np.mean(one[~np.isnan(one)] < 0)) for name, one in margins.items() if not np.isnan(one).all()}
-        return {"n": len(rows), "found": float(np.any([one < 0 for one in margins.values()], axis=0).mean()), "by": by}
+        return summed(gate.margins(images, [records[i] for i in rows], some))
 
-    every = list(range(len(other)))
-    whole = gate.margins(list(right), records, given).get(
-        "object found"
-    )  # a source that cannot be used is no fault of the image
-    every = every if whole is None else [i for i in every if not whole[i] < 0]
-    plain = asked([right[i] for i in every], every)
+    def summed(margins: Mapping[str, Floats]) -> dict[str, Any]:
+        by = {name: float(np.mean(one[~np.isnan(one)] < 0)) for name, one in margins.items() if not np.isnan(one).all()}
+        rejected = np.any([one < 0 for one in margins.values()], axis=0)
+        return {"n": len(rejected), "found": float(rejected.mean()), "by": by}
+
+    of_right = gate.margins(list(right), records, given)
+    # a source that cannot be used is no fault of the image
+    every = np.flatnonzero(~(of_right.get("object found", np.zeros(len(other))) < 0)).tolist()
+    plain = summed({name: one[every] for name, one in of_right.items()}) if every else {"n": 0}
     faults = {
         what: asked(images, rows)
         for what, (images, rows) in _planted(inputs, sources, right, table, made, masks, every, recipe.seed).items()

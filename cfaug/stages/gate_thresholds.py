@@ -42,8 +42,7 @@ def asked_of(recipe: Recipe, inputs: Inputs) -> tuple[dict[str, list[str]], list
             silent.append(f"{name} is {schema[name].kind}: there is no reader of it, so nothing is judged by it")
             continue
         judged = list(schema[name].categories)
-        for other in schema.spurious if name == inputs.target else [inputs.target]:
-            levels = inputs.grouper.levels(table, other, missing=True) if other != inputs.target else table[other]
+        for _, levels in _crossed(inputs, table, name):
             counts = pd.crosstab(table[name], levels)
             elsewhere = counts.sum(axis=1) - counts.max(axis=1)
             judged = [value for value in judged if elsewhere.get(value, 0) >= gate.least]
@@ -55,6 +54,13 @@ def asked_of(recipe: Recipe, inputs: Inputs) -> tuple[dict[str, list[str]], list
         if judged:
             found[name] = judged
     return found, silent
+
+
+def _crossed(inputs: Inputs, table: pd.DataFrame, name: str) -> list[tuple[str, pd.Series]]:
+    """What the cells of an attribute are crossed with: the target with each spurious attribute's levels, others with the target."""
+    if name != inputs.target:
+        return [(inputs.target, table[inputs.target])]
+    return [(other, inputs.grouper.levels(table, other, missing=True)) for other in inputs.schema.spurious]
 
 
 def measured(
@@ -78,8 +84,7 @@ def measured(
             code = schema[name].categories.index(value)
             here = np.flatnonzero(codes == code)
             thresholds[name][value] = threshold(said[here, code], weights[here], share)
-        for other in schema.spurious if name == inputs.target else [inputs.target]:
-            levels = inputs.grouper.levels(table, other, missing=True) if other != inputs.target else table[other]
+        for other, levels in _crossed(inputs, table, name):
             for cell, rows in right.groupby([table[name], levels]):
                 accuracy[name][", ".join(f"{a}={b}" for a, b in zip((name, other), cell))] = [
                     round(float(rows.mean()), 4),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, load_images
 from cfaug.judge import realism
-from cfaug.stages.attribute_classifiers import Reader, feature_store
+from cfaug.stages.attribute_classifiers import Reader
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.train import TrainedClassifier
 from cfaug.train.features import FeatureStore
@@ -33,7 +32,7 @@ def compared_sets(
     table: pd.DataFrame,
     attributes: pd.DataFrame,
     rows: list[int],
-    features: Path | None,
+    store: FeatureStore | None,
 ) -> dict[str, Any] | None:
     """Figures of each set, and the net that they are measured with; None where there is none, or too few images.
 
@@ -45,12 +44,11 @@ def compared_sets(
         table: their factual attributes.
         attributes: their counterfactual ones.
         rows: the sources' rows among the training images.
-        features: where features are kept.
+        store: features of the recipe's frozen net, where it has one.
     """
-    reader, store = readers.get(inputs.target), None
+    reader = readers.get(inputs.target)
     net: Any
-    if recipe.train.mode == "frozen":
-        store = feature_store(recipe, inputs, features, False)
+    if store is not None:
         net, named = store.model, recipe.train.model
     elif isinstance(reader, TrainedClassifier):
         net, named = reader.model, f"the reader of {inputs.target}"
