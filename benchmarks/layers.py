@@ -1,6 +1,6 @@
 """Counterfactuals without a trained generator: tables, truth and speed.
 
-    python benchmarks/layers.py garments OUT --data DIR --weights FILE [--mask given|grabcut|onnx] [--rho 1]   layers on photographs
+    python benchmarks/layers.py garments OUT --data DIR --weights FILE [--mask given|grabcut|onnx] [--rho 1] [--invariant 0.2]
     python benchmarks/layers.py xray OUT --data DIR --weights FILE                                  a marker by functions
     python benchmarks/layers.py mnist OUT --data DIR [--source double_colored_mnist|wildlife_mnist] fully confounded digits
     python benchmarks/layers.py textured OUT --data DIR                                             a folder: colour and textured ground
@@ -100,7 +100,11 @@ def garments(given: argparse.Namespace) -> None:
         given.rho == 1
     ):  # no group of one class is missing on validation, but nothing may be selected by groups there either
         options += ["--train.selection=average"]
-    run(given, "photos_layered", out, options, {"what": "garments", "mask": given.mask, "rho": given.rho})
+    what = {"what": "garments", "mask": given.mask, "rho": given.rho}
+    if given.invariant:
+        out, what = out.with_name(f"{out.name}-invariant"), {**what, "invariant_fraction": given.invariant}
+        options.append(f"--plan.invariant_fraction={given.invariant}")
+    run(given, "photos_layered", out, options, what)
 
 
 def diagonal(root: Path, made: Path) -> Path:
@@ -288,6 +292,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--mask", default="given", choices=["given", "grabcut", "onnx"])
+    parser.add_argument("--invariant", type=float, default=0.0, help="share of invariant samples (garments)")
     parser.add_argument("--rho", type=float, default=0.95, choices=[0.95, 1.0])
     parser.add_argument(
         "--source", default="double_colored_mnist", choices=["colored_mnist", "double_colored_mnist", "wildlife_mnist"]

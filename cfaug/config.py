@@ -134,6 +134,8 @@ class PlanConfig:
     per_image: Count = 1  # real interventions per source image
     # of all rows: reconstructions; 1 / (1 + per_image) gives every source one
     null_fraction: Annotated[Finite, Field(ge=0, le=0.99)] = 0.5
+    # of all rows: invariant samples, whose background is hidden by one colour, do(x=null); needs a layer "background"
+    invariant_fraction: Annotated[Finite, Field(ge=0, le=0.9)] = 0.0
     replicas: Count = 1  # rows, each with a seed of its own, for every intervention
     # balance: [{place: land, share: 0.7}, ...]; none: even
     joint: list[dict[str, Category]] = field(default_factory=list)

@@ -6,6 +6,7 @@
     do(x=flip())          x := the other of its two values
     do(x=resample())      x := a draw from its marginal distribution among the rows the SCM was fitted on; cuts
     do(x=uniform())       x := a draw from its observed values, or its observed range, uniformly; cuts
+    do(x=None)            x is hidden: it has no value any more, and the image shows none; cuts
 
 Several attributes at once are one intervention. ``do()`` is the null intervention: acting with it changes nothing, and a
 counterfactual under it is a reconstruction. An intervention is hashable, printable and JSON; whether its attributes and
@@ -27,7 +28,8 @@ from cfaug.data.attribute import Attribute
 from cfaug.data.schema import IMAGE, Schema
 from cfaug.errors import UsageError, shown
 
-Value = str | int | float
+Value = str | int | float | None
+"""None: hidden."""
 CHANGES = ("shift", "scale", "flip", "resample", "uniform")
 HARD = ("resample", "uniform")
 """The changes that cut an attribute from its causes, as a plain value does."""
@@ -128,7 +130,7 @@ class Intervention:
         """The same intervention with canonical values; UsageError for an unknown attribute or a value outside it."""
         return Intervention(
             tuple(
-                (name, v.check(schema[name]) if isinstance(v, Change) else schema.check_value(name, v))
+                (name, v.check(schema[name]) if isinstance(v, Change) else check_value(schema, name, v))
                 for name, v in self.items
             )
         )
@@ -149,7 +151,7 @@ class Intervention:
 def do(mapping: Mapping[str, Any] | None = None, /, **values: Any) -> Intervention:
     """do(background="water", age=shift(5)), or do({"hair colour": "black"}) for names that are not identifiers.
 
-    Values are text, finite numbers or changes; UsageError for anything else, for ``image``, and for a name given twice.
+    Values are text, finite numbers, changes or None; UsageError for anything else, for ``image``, and for a name given twice.
     """
     if mapping is not None and not isinstance(mapping, Mapping):
         raise UsageError(f"do(...): expected a mapping of attributes to values, or keywords, got {shown(mapping)}")
@@ -161,6 +163,14 @@ def do(mapping: Mapping[str, Any] | None = None, /, **values: Any) -> Interventi
     return Intervention(tuple(sorted(((_name(n), _value(n, v)) for n, v in given.items()), key=lambda pair: pair[0])))
 
 
+def check_value(schema: Schema, name: str, value: Value) -> str | float | None:
+    """The canonical form of a value that an attribute may be set to; UsageError for any other."""
+    if value is None and name != schema.target:
+        schema[name]  # must be known
+        return None
+    return schema.check_value(name, value)
+
+
 def _name(name: Any) -> str:
     if not isinstance(name, str) or not name:
         raise UsageError(f"do(...): expected the name of an attribute, got {name!r}")
@@ -170,7 +180,7 @@ def _name(name: Any) -> str:
 
 
 def _value(name: str, value: Any) -> Value | Change:
-    if isinstance(value, Change):
+    if value is None or isinstance(value, Change):
         return value
     if isinstance(value, Mapping):  # as to_json writes a change
         return _change(name, value)
@@ -181,7 +191,9 @@ def _value(name: str, value: Any) -> Value | Change:
     if isinstance(value, float) and not math.isfinite(value):
         raise UsageError(f"do({name}={value}): expected a finite number or a text")
     if not isinstance(value, str | int | float):
-        raise UsageError(f"do({name}={value!r}): expected a text, a number or a change, got {type(value).__name__}")
+        raise UsageError(
+            f"do({name}={value!r}): expected a text, a number, a change or None, got {type(value).__name__}"
+        )
     return value
 
 

@@ -80,8 +80,10 @@ class Marginal:
     def _texts(self) -> npt.NDArray[Any]:
         return np.array(self.attribute.categories, dtype=object)
 
-    def strange(self, value: str | float) -> str | None:
+    def strange(self, value: str | float | None) -> str | None:
         """Why do(x=value) leaves what was seen, in words; None when it does not."""
+        if value is None:
+            return None
         if self.attribute.kind != "continuous":
             return None if value in self.seen else f"no row has it (rows have {', '.join(self.seen[:10])})"
         low, high = self.range

@@ -76,6 +76,7 @@ class ComposedDecoder:
             needs_masks=any(one.needs_masks for one in own),
             redraws_own_value=any(one.redraws_own_value for one in own),
             stochastic=any(one.stochastic for one in own),
+            hides=frozenset().union(*(one.hides for one in own)),
             mixed_batches=all(one.mixed_batches for one in own),
             min_side=max(one.min_side for one in own),
             max_side=min(one.max_side for one in own),

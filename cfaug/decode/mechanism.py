@@ -32,6 +32,7 @@ class Capabilities:
         keeps_outside_mask: whether pixels outside the mask stay as they are.
         redraws_own_value: whether an intervention to the value that the image has makes another image of it, as any value does.
         stochastic: whether another seed makes another image of the same intervention.
+        hides: the attributes that can be hidden, do(x=None): the image then shows no value of them.
         mixed_batches: whether the rows of one batch may have different interventions; otherwise one intervention at a time.
         min_side: the smallest height or width that it takes, in pixels.
         max_side: the largest one.
@@ -43,6 +44,7 @@ class Capabilities:
     keeps_outside_mask: bool = False
     redraws_own_value: bool = False
     stochastic: bool = False
+    hides: frozenset[str] = frozenset()
     mixed_batches: bool = True
     min_side: int = 1
     max_side: int = 4096

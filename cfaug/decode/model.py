@@ -225,6 +225,21 @@ class CounterfactualModel:
         return model
 
 
+def _check_hidden(model: CounterfactualModel, interventions: Sequence[Intervention]) -> None:
+    """UsageError where something is to be hidden that the decoder cannot hide, or that other attributes need."""
+    for name in sorted({name for one in interventions for name, value in one.items if value is None}):
+        able = model.capabilities.hides
+        if name not in able:
+            raise UsageError(
+                f"do({name}=None): expected an attribute that this decoder can hide ({', '.join(sorted(able)) or 'it has none'}), got {name!r}; "
+                "set a value instead"
+            )
+        if below := sorted(set(model.graph.descendants(name)) - {"image", name}):
+            raise UsageError(
+                f"do({name}=None): expected an attribute that causes the image alone, got one that causes {below[0]}; set a value"
+            )
+
+
 class ActedModel:
     """A :class:`CounterfactualModel` after do(...); made by :meth:`CounterfactualModel.act`."""
 
@@ -232,6 +247,7 @@ class ActedModel:
         self.model = model
         self.intervention = intervention
         self._acted = model.scm.act(intervention)
+        _check_hidden(model, self._acted.interventions)
 
     def predict(self, noise: ModelNoise, strength: float | None = None) -> tuple[torch.Tensor, pd.DataFrame]:
         """Counterfactual images, shape (B, C, H, W), in [-1, 1], and the counterfactual attribute table.

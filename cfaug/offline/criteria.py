@@ -69,9 +69,9 @@ class Shown:
         found = np.full(len(seen), np.nan)
         for i, record in enumerate(seen.records):
             value = record["attributes"].get(self.attribute)
-            if (self.attribute in record["do"]) != self.intervened or str(value) not in self.thresholds:
+            if (self.attribute in record["do"]) != self.intervened or value is None or proven[i]:
                 continue
-            if proven[i]:
+            if str(value) not in self.thresholds:
                 continue
             code = self.values.index(str(value))
             others = np.delete(said[i], code).max(initial=-np.inf)
@@ -179,14 +179,15 @@ def correlation(first: Pixels, second: Pixels, mask: Pixels) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Plausible:
-    """Whether the image is no farther from real images than `most`."""
+    """Whether the image is no farther from real images than `most`; where a layer is hidden it abstains, as no real image looks so."""
 
     distance: Measure
     most: float
     name = "near the data"
 
     def margins(self, seen: Candidates) -> Floats:
-        return np.asarray(self.most - self.distance(seen))
+        hidden = [None in record["do"].values() for record in seen.records]
+        return np.where(hidden, np.nan, self.most - self.distance(seen))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cfaug.causal.graph import CausalGraph, refuse_if_ancestor, refuse_unconfirmed
+from cfaug.causal.intervention import check_value
 from cfaug.data import AttributeDataset
 from cfaug.errors import DataError, StorageError, UsageError, described
 from cfaug.offline.commit import open_destination
@@ -192,7 +193,7 @@ def _check_interventions(model: Model, plan: Plan) -> None:
     schema, graph = model.schema, getattr(model, "graph", None)
     for name, values in plan.summary.values.items():
         for value in values:
-            schema.check_value(name, value)
+            check_value(schema, name, value)
     names = sorted(plan.summary.names)
     if schema.target in names:
         raise UsageError(

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import pandas as pd
 
+from cfaug.causal.intervention import check_value
 from cfaug.data import AttributeDataset, Schema, pixel_digest
 from cfaug.data.images import Pixels, to_float
 from cfaug.data.micro_batch import Sources
@@ -291,7 +292,7 @@ class ShardWork:
             "source_key": row.source_key,
             "source_digest": digest,
             "split": self.plan.split,
-            "do": {name: schema.check_value(name, asked[name]) for name in schema.names if name in asked},
+            "do": {name: check_value(schema, name, asked[name]) for name in schema.names if name in asked},
             "attributes": attributes,
             "factual": factual,
             "target": None if schema.target is None else attributes[schema.target],

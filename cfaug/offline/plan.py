@@ -243,4 +243,4 @@ def check_shape(split: object, samples_per_shard: object) -> None:
 def _known(used: list[Value]) -> tuple[Value, ...]:
     if all(isinstance(value, float) for value in used):
         return min(used), max(used)  # type: ignore[type-var]
-    return tuple(sorted(used, key=lambda value: (isinstance(value, str), value)))
+    return tuple(sorted(used, key=lambda value: (value is None, isinstance(value, str), value)))

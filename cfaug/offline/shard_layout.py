@@ -1,4 +1,4 @@
-"""How drawn interventions become rows: replicas and null rows are added, all are shuffled and dealt to shards.
+"""How drawn interventions become rows: replicas, null and invariant rows are added, all are shuffled and dealt to shards.
 
 Shards have equal sizes (they differ by at most one row, or one pair) and equal shares of null interventions, so any subset of
 shards is a fair sample. No two rows have one seed, pairs apart.
@@ -6,7 +6,7 @@ shards is a fair sample. No two rows have one seed, pairs apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,8 @@ def dealt(
     paired: bool,
     present: npt.NDArray[np.bool_] | None,
     rng: np.random.Generator,
+    invariant: float = 0.0,
+    hidden: Collection[str] = (),
 ) -> Columns:
     """The columns of a plan, without its sources' keys.
 
@@ -38,12 +40,19 @@ def dealt(
         n: how many sources; `nulls`: the share of null interventions among all rows.
         paired: each row is followed by the null intervention with its seed.
         present: (n, A') which attributes each source has; None where all have all.
+        invariant: the share of rows that hide the attributes `hidden` and change no other.
     """
     real = drawn.shape[1] * replicas
-    null = round(nulls / (1 - nulls) * real)
-    codes = np.full((len(levels), real + null), -1, dtype=code_type(levels))
-    for line, slots in zip(codes, drawn):
+    apart = 1 - nulls - invariant
+    null, hiding = round(nulls / apart * real), round(invariant / apart * real)
+    if hiding:
+        levels = {name: [*held, None] if name in hidden else held for name, held in levels.items()}
+    codes = np.full((len(levels), real + null + hiding), -1, dtype=code_type(levels))
+    for (name, held), line, slots in zip(levels.items(), codes, drawn):
         line[:real] = np.tile(slots, replicas)
+        if hiding and name in hidden:
+            line[real + null :] = len(held) - 1
+    null += hiding  # from here on they are placed as null rows are
     # real rows go through the sources in turn and so do null ones, in a different order: their last round is a sample
     source = np.arange(real + null, dtype=np.int32) % n
     source[real:] = rng.permutation(n)[source[real:]]

@@ -7,8 +7,8 @@
     counterfactual_pairs   as flip, each beside the null intervention with the same seed
 
 A strategy chooses a value (as a code) for every slot; with n sources, slot t is intervention t // n of source t mod n. Then
-`replicas` repeats every (source, do) with different seeds, `null_fraction` in [0, 1) of all rows become null interventions,
-spread evenly over the sources, and :mod:`cfaug.offline.shard_layout` deals the rows to shards.
+`replicas` repeats every (source, do) with different seeds, `null_fraction` in [0, 1) of all rows become null interventions and
+`invariant_fraction` hide attributes instead of changing them, both spread evenly over the sources, and :mod:`cfaug.offline.shard_layout` deals the rows to shards.
 
 Sources may lack values, the target excepted; a value that no image of the table shows is never drawn. A balanced plan
 promises balanced *requests*: the stages check whether the decoder obeys.
@@ -194,24 +194,32 @@ def make_plan(
     attributes: Sequence[str] | None = None,
     replicas: int = 1,
     joint: Sequence[Mapping[str, Any]] | None = None,
+    invariant_fraction: float = 0.0,
+    hidden: Sequence[str] = (),
 ) -> Plan:
     """The plan of a recipe; arguments and errors are those of :func:`balance_groups`.
 
     No `attributes` (None or an empty list) are the spurious ones; an empty `joint` is not one. `null_fraction` None is 0,
-    or a half for counterfactual_pairs, where it can be nothing else.
+    or a half for counterfactual_pairs, where it can be nothing else. `invariant_fraction` of all rows hide those of the
+    `attributes` that are `hidden`, do(x=None), and leave the others alone: their label must not depend on what is not there.
     """
     if strategy not in STRATEGIES:
         raise UsageError(f"expected a strategy among {', '.join(STRATEGIES)}, got {strategy!r}; {near(strategy, STRATEGIES)}")  # fmt: skip
     paired = strategy == "counterfactual_pairs"
     nulls = (0.5 if paired else 0.0) if null_fraction is None else null_fraction
     _check(strategy, per_image, nulls, samples_per_shard, split, replicas, joint)
+    if not invariant_fraction >= 0 or not nulls + invariant_fraction < 1 or (paired and invariant_fraction):
+        raise UsageError(
+            f"expected invariant_fraction of at least 0 and, with null_fraction, below 1{' (0 with pairs)' if paired else ''}, got "
+            f"{invariant_fraction!r} and {nulls!r}; lower one"
+        )
     schema, table, choices = _choices(table, schema, attributes, split)
     codes, class_names = pd.factorize(table[str(schema.target)])
     classes, each = codes.astype(np.int64), per_image
     if strategy == "every_value":
         choices = [_quantiles(choice) if choice.continuous else choice for choice in choices]
         each = _combinations(choices)
-    if (rows := len(table) * each * replicas / (1 - nulls)) > MOST_ROWS:
+    if (rows := len(table) * each * replicas / (1 - nulls - invariant_fraction)) > MOST_ROWS:
         raise UsageError(
             f"expected a plan of at most {MOST_ROWS:,} rows, got {rows:,.0f}; lower per_image, or make several plans"
         )
@@ -228,12 +236,13 @@ def make_plan(
     present = table.notna().to_numpy()
     columns = dealt(
         {choice.name: choice.levels for choice in choices}, drawn, len(table), replicas, 0.0 if paired else nulls, samples_per_shard, paired,
-        None if present.all() else present, rng,
+        None if present.all() else present, rng, invariant_fraction, hidden,
     )  # fmt: skip
     settings = {
         "strategy": strategy, "per_image": per_image, "null_fraction": float(nulls), "seed": int(seed),
         "attributes": [choice.name for choice in choices], "replicas": replicas,
         **({"joint": [dict(cell) for cell in joint]} if joint else {}),
+        **({"invariant_fraction": float(invariant_fraction), "hidden": sorted(hidden)} if invariant_fraction else {}),
     }  # fmt: skip
     columns = replace(columns, sources=tuple(map(str, table.index)))
     return Plan.of_columns(columns, split, samples_per_shard, settings)
@@ -304,9 +313,8 @@ def _choice(schema: Schema, column: pd.Series, name: str) -> Choice:
     # a value that no image here shows (a schema may know it from test rows) is nothing a decoder could have learned
     shown = set(known)
     continuous = schema[name].kind == "continuous"
-    levels: list[Value] = (
-        sorted(map(float, shown)) if continuous else [v for v in schema[name].categories if v in shown]
-    )  # type: ignore[assignment]
+    levels: list[Value] = []
+    levels += sorted(map(float, shown)) if continuous else [v for v in schema[name].categories if v in shown]
     found = pd.Index(levels, dtype=float if continuous else object).get_indexer(pd.Index(column))
     found[column.isna().to_numpy()] = -1
     return Choice(name, levels, found.astype(np.int64), continuous)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -77,6 +78,12 @@ def draw_plan(recipe: Recipe, inputs: Inputs) -> Plan:
             f"plan.attributes: expected attributes other than the target, got {inputs.target!r}: training keeps a source's label"
         )
     refuse_if_ancestor(inputs.graph, inputs.target, config.attributes)
+    hidden = _hideable(recipe, inputs, config.attributes or inputs.schema.spurious)
+    if config.invariant_fraction and not hidden:
+        raise UsageError(
+            "plan.invariant_fraction: expected an attribute that is intervened on and lives in the background (decoder.kind: layered, "
+            "decoder.layers) and causes the image alone, which can be hidden, got none; set it to 0"
+        )
     return make_plan(
         config.strategy,
         inputs.train.table,
@@ -88,7 +95,17 @@ def draw_plan(recipe: Recipe, inputs: Inputs) -> Plan:
         attributes=config.attributes,
         seed=recipe.seed,
         samples_per_shard=recipe.generate.samples_per_shard,
+        invariant_fraction=config.invariant_fraction,
+        hidden=hidden,
     )
+
+
+def _hideable(recipe: Recipe, inputs: Inputs, names: Sequence[str]) -> list[str]:
+    """Those of the attributes ``names`` that an image can be shown without: a background can be one colour."""
+    own = recipe.decoder
+    layered = {name for name in names if own.kind == "layered" or own.mechanisms.get(name) == "layered"}
+    alone = {name for name in layered if set(inputs.graph.descendants(name)) <= {name, "image"}}
+    return [name for name in own.layers.get("background", []) if name in alone]
 
 
 def fit_scm(recipe: Recipe, inputs: Inputs) -> SCM:

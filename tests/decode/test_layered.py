@@ -219,6 +219,41 @@ def test_one_value_for_all_redraws_the_factual_one_too(data: ArrayDataset, decod
     assert np.array_equal(pixels(model.act(do()).predict(noise)[0]), data.images[rows])
 
 
+def test_a_hidden_background_shows_nothing_of_itself(data: ArrayDataset, decoder: LayeredDecoder) -> None:
+    model = CounterfactualModel(SCM(CausalGraph(GRAPH), schema()).fit(data.table), decoder)
+    rows = list(range(6))
+    sources = batch(data, rows)
+    noise = model.abduct(sources.images, sources.table, [3, 3, 4, 5, 6, 7], keys=sources.keys, masks=sources.masks)
+    made, table = model.act(do(ground=None)).predict(noise)
+    assert table["ground"].isna().all()
+    assert table[["shape", "colour"]].equals(sources.table[["shape", "colour"]])
+    assert data.masks is not None
+    grounds = []
+    for i, image in enumerate(pixels(made)):
+        mask = data.masks[rows[i]]
+        assert np.array_equal(image[mask == 255], data.images[rows[i]][mask == 255])
+        assert len(np.unique(image[mask == 0], axis=0)) == 1
+        grounds.append(tuple(image[mask == 0][0]))
+    assert grounds[0] == grounds[1]  # of the row's seed alone
+    assert len(set(grounds)) == 5
+    both = pixels(model.act(do(ground=None, colour="blue")).predict(noise)[0])
+    assert [tuple(one[data.masks[row] == 0][0]) for one, row in zip(both, rows)] == grounds
+    with pytest.raises(
+        UsageError, match=r"do\(colour=None\): expected an attribute that this decoder can hide \(ground\)"
+    ):
+        model.act(do(colour=None))
+    with pytest.raises(UsageError, match="attribute 'shape' has no value"):
+        model.act(do(shape=None))
+
+
+def test_what_others_follow_from_is_not_hidden(data: ArrayDataset) -> None:
+    graph = GRAPH + "; ground -> colour"
+    found = LayeredDecoder(schema(), PARENTS, layers=LAYERS).fit(data, progress=False)
+    model = CounterfactualModel(SCM(CausalGraph(graph), schema()).fit(data.table), found)
+    with pytest.raises(UsageError, match="causes the image alone, got one that causes colour"):
+        model.act(do(ground=None))
+
+
 def test_the_target_is_never_looked_at(data: ArrayDataset, decoder: LayeredDecoder) -> None:
     rows, names = list(range(8)), [{"ground", "colour"}] * 8
     table = asked(data.table.iloc[rows], ground="dots", colour="blue")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -420,6 +421,42 @@ def test_null_rows_are_mixed_into_every_shard() -> None:
         assert not any(nulls[:5])
         assert 28 <= sum(nulls) <= 32
         assert any(nulls[5:20])  # beyond the lead they do not come last
+
+
+@pytest.mark.parametrize("strategy", ["balance", "uniform", "flip"])
+def test_invariant_rows_hide_what_is_said_and_nothing_else(strategy: str, tmp_path: Path) -> None:
+    table, schema = tiny.dataset(120).table, tiny.schema()
+    plain = make_plan(strategy, table, schema, null_fraction=0.25)
+    plan = make_plan(strategy, table, schema, null_fraction=0.25, invariant_fraction=0.25, hidden=["ground"])
+    hiding = [row for row in plan if row.do == do(ground=None)]
+    changing = [row for row in plan if not row.do.is_null and row.do != do(ground=None)]
+    assert len(hiding) == len(plan) // 4
+    assert len({row.source_key for row in hiding}) == len(hiding)
+    assert len(changing) == len(real(plain))
+    assert Counter(row.do for row in changing) == Counter(row.do for row in real(plain))
+    assert all(value is not None for row in changing for value in row.do.assignments.values())
+    plan.save(tmp_path)
+    assert Plan.load(tmp_path) == plan
+    assert plan.summary.values["ground"][-1] is None
+    for shard in plan.shards():  # readers infer the fields from the first samples
+        assert all(None not in row.do.assignments.values() and not row.do.is_null for row in plan.rows_of(shard)[:5])
+
+
+def test_no_plan_of_invariant_rows_alone() -> None:
+    for strategy, nulls, invariant in (
+        ("balance", 0.5, 0.5),
+        ("balance", 0.0, -0.1),
+        ("counterfactual_pairs", 0.5, 0.1),
+    ):
+        with pytest.raises(UsageError, match="invariant_fraction"):
+            make_plan(
+                strategy,
+                tiny.dataset().table,
+                tiny.schema(),
+                null_fraction=nulls,
+                invariant_fraction=invariant,
+                hidden=["ground"],
+            )
 
 
 def test_a_plan_beyond_memory_is_refused() -> None:

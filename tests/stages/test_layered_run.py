@@ -120,6 +120,36 @@ def test_fully_confounded_data_run_to_the_end(tmp_path: Path, capsys: pytest.Cap
     assert {row["selection"] for row in rows} == {"last epoch"}
 
 
+def test_invariant_samples_are_written_read_and_trained_on(
+    scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = recipe(tmp_path / "r.yaml", scenes, plan={"invariant_fraction": 0.4}, gate={"enabled": True})
+    out = tmp_path / "out"
+    answer = call(capsys, "run", made, "--out", out)
+    assert answer.code == 0, answer.err
+    reader = ShardReader(out / "shards")
+    hiding = [i for i in range(len(reader)) if reader.record(i)["do"] == {"ground": None}]
+    assert len(hiding) >= 15
+    for i in hiding:
+        record = reader.record(i)
+        assert record["attributes"] == {**record["factual"], "ground": None}
+    rows = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [row["method"] for row in rows] == ["erm", "counterfactuals_only", "cfaug"]
+    assert call(capsys, "verify", out, "--regenerate", "10").code == 0
+    shown = call(capsys, "inspect", out)
+    assert shown.code == 0
+    assert f"hidden ground {len(hiding)}" in " ".join(shown.out.split())
+
+
+def test_only_a_background_is_hidden(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = recipe(tmp_path / "r.yaml", scenes, plan={"invariant_fraction": 0.4, "attributes": ["colour"]})
+    answer = call(capsys, "doctor", made)
+    assert answer.code == 2
+    assert (
+        "plan.invariant_fraction: expected an attribute that is intervened on and lives in the background" in answer.err
+    )
+
+
 def test_functions_and_layers_in_one_model(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     frame = {"red": [], "blue": {"frame": {"width": 2, "colour": [0, 0, 255]}}}
     decoder = {

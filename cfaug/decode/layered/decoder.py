@@ -9,7 +9,8 @@ to be measured are the seam, the rim, the outline of the mask and the fillings (
 shape, object and background are those of Counterfactual Generative Networks (Sauer & Geiger, 2021, arXiv 2101.06046), which learn them.
 
 A composite whose wanted value is the one that the image has is redrawn too, from another image: so "has a seam" does not say
-"is counterfactual". Only do() leaves an image as it is.
+"is counterfactual". Only do() leaves an image as it is. A hidden background, do(x=None), is one colour: an *invariant* sample, whose
+label must be read from the object (Chang, Adam & Goldenberg, 2021, arXiv 2106.01127).
 """
 
 from __future__ import annotations
@@ -39,6 +40,14 @@ from cfaug.decode.layered.recolour import transferred
 from cfaug.decode.mechanism import Capabilities, differing
 from cfaug.decode.pixel_mechanism import PixelMechanism, as_images
 from cfaug.errors import UsageError
+
+_BLANK = 0x424C4E4B  # sets these draws apart from others with the row's seed
+
+
+def _blank(image: Pixels, seed: int) -> Pixels:
+    """A background that shows nothing: one colour, drawn by the seed, because one for all would be a value itself."""
+    colour = np.random.default_rng([seed, _BLANK]).integers(0, 256, image.shape[2], dtype=np.uint8)
+    return np.broadcast_to(colour, image.shape).copy()
 
 
 @dataclass(frozen=True)
@@ -85,8 +94,9 @@ class LayeredDecoder(PixelMechanism):
 
     @property
     def capabilities(self) -> Capabilities:
-        """It needs masks, redraws an intervention to the factual value too, and returns the image under none."""
-        return Capabilities("exact", needs_masks=True, redraws_own_value=True, stochastic=True)
+        """It needs masks, redraws an intervention to the factual value too, returns the image under none, and hides backgrounds."""
+        hides = frozenset(name for name, layer in self.layers.items() if layer == "background")
+        return Capabilities("exact", needs_masks=True, redraws_own_value=True, stochastic=True, hides=hides)
 
     # -- the bank ------------------------------------------------------------------------------------------------
 
@@ -189,6 +199,8 @@ class LayeredDecoder(PixelMechanism):
             image = self._recoloured(image, mask, noise, i, row) if object_ is None else object_
         if "background" not in places:
             return compositing.on_background(image, mask, original) if image is not original else image
+        if all(pd.isna(row[name]) for name in names if self.layers[name] == "background"):
+            return compositing.on_background(image, mask, _blank(image, noise.seeds[i]))
         bank = self._banks["background"]
         seen = mask < compositing.SURE
         light = float(original[seen].mean()) if seen.any() else 0.0

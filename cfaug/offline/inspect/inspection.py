@@ -89,14 +89,15 @@ def inspect_shards(place: str | Path, progress: bool = False) -> Inspection:
     from tqdm import tqdm
 
     shards = Committed(place)
-    samples, values = [], []
+    samples, values, acted = [], [], set[str]()
     sources: dict[str, tuple[Any, Mapping[str, Any]]] = {}
     sizes: Counter[str] = Counter()
     shown = progress and len(shards.manifest) >= _BAR_FROM
     for shard in tqdm(shards.manifest, desc="inspect", unit=" shards", disable=not shown):
         for number, sample in enumerate(shards.samples(shard)):
             record = sample.record()
-            done = "+".join(sorted(record["do"])) or "(none)"
+            done = _done(record["do"])
+            acted.update(record["do"])
             change = record["quality"].get("change_l1")
             samples.append(
                 (
@@ -119,9 +120,7 @@ def inspect_shards(place: str | Path, progress: bool = False) -> Inspection:
     factual = np.arange(len(table)) < len(sources)
     made = ~factual & ~np.r_[np.ones(len(sources), dtype=bool), looked["null"].to_numpy(dtype=bool)]
     sides = {"factual": factual, "counterfactual": made}
-    target = _target(
-        table[~factual], goal[~factual], {name for done in looked["do"].unique() for name in done.split("+")}
-    )
+    target = _target(table[~factual], goal[~factual], acted)
     others = [str(name) for name in table if name != target]
     return Inspection(
         place=shards.storage.url,
@@ -162,6 +161,13 @@ def _stats(storage: Storage) -> Stats | None:
     if not isinstance(storage, LocalStorage):
         return None
     return read_stats(storage.path) or read_stats(storage.path.parent)
+
+
+def _done(do: Mapping[str, Any]) -> str:
+    """Which attributes were changed, and which were hidden (invariant samples)."""
+    changed = "+".join(sorted(name for name, value in do.items() if value is not None))
+    hidden = "+".join(sorted(name for name, value in do.items() if value is None))
+    return ", ".join(part for part in (changed, hidden and f"hidden {hidden}") if part) or "(none)"
 
 
 def _target(table: pd.DataFrame, goal: pd.Series[Any], intervened: set[str]) -> str | None:
