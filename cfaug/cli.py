@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     for parser_ in (verify, inspect):
         parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
-    doctor.add_argument("recipe", metavar="RECIPE.yaml", nargs="?")
+    doctor.add_argument("recipe", metavar="RECIPE.yaml|RUN", nargs="?", help="a recipe, or the directory of a run")
     doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
     compare = command("compare", "the results of several runs side by side")
     compare.add_argument("runs", metavar="RUN", nargs="+")
@@ -246,14 +246,19 @@ def _doctor(arguments: argparse.Namespace) -> int:
     }
     if arguments.recipe:
         from cfaug.config import load_recipe
+        from cfaug.data.files import expand
         from cfaug.stages import advise_decoder, check_recipe
+        from cfaug.stages.near_duplicates import duplicates_in_run
 
-        recipe = load_recipe(arguments.recipe, arguments.overrides)
+        run = expand(arguments.recipe)
+        recipe = load_recipe(run / "config.yaml" if run.is_dir() else arguments.recipe, arguments.overrides)
         inputs = check_recipe(recipe)
         content["recipe"] = {split: len(getattr(inputs, split)) for split in ("train", "val", "test")}
         content |= {
             f"decoder for {line.split(':')[0]}": line.partition(": ")[2] for line in advise_decoder(recipe, inputs)
         }
+        if run.is_dir() and (notes := duplicates_in_run(recipe, inputs, run)):
+            content["near-duplicates"] = " ".join(notes)
     _print("\n".join(f"{name}: {value}" for name, value in content.items()) + "\nall good", content, arguments.json)
     return 0
 

@@ -8,6 +8,7 @@ which are made here: images that are compressed, shifted and made a little small
 from __future__ import annotations
 
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from cfaug.config import Recipe
 from cfaug.data import AttributeDataset
 from cfaug.data.images import Pixels
 from cfaug.errors import listed
+from cfaug.stages.attribute_classifiers import feature_store
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.train.features import FeatureStore
 from cfaug.train.validation import outputs
@@ -72,6 +75,15 @@ def duplicate_notes(figures: dict[str, Any]) -> list[str]:
     return [
         f"{warning}Nearly the same as another training image, by the features of the net: {counts}; the nearest are {pairs}."
     ]
+
+
+def duplicates_in_run(recipe: Recipe, inputs: Inputs, run: Path) -> list[str]:
+    """The near-duplicates in words, where the run's directory has features of its images; else nothing."""
+    place = run / "features"
+    if recipe.train.mode != "frozen" or not place.is_dir():
+        return []
+    store = feature_store(recipe, inputs, place, progress=False)
+    return duplicate_notes({"near_duplicates": near_duplicates(inputs, store, recipe.seed)})
 
 
 def duplicate(image: Pixels, rng: np.random.Generator) -> Pixels:

@@ -76,6 +76,14 @@ def test_more_methods_and_seeds_compute_no_feature(
     assert len(rows(made / "out")) == 18
 
 
+def test_doctor_tells_near_duplicates_where_features_are(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "run", made / "recipe.yaml", "--out", made / "out")
+    assert "near-duplicates" not in call(capsys, "doctor", made / "recipe.yaml").out
+    answer = call(capsys, "doctor", made / "out")
+    assert answer.code == 0, answer.err
+    assert "near-duplicates: " in answer.out
+
+
 def test_counterfactuals_stand_beside_the_baselines(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     methods = "--train.methods=[erm, cfaug, cfaug+dfr, cfaug+consistency, counterfactuals_only, ffr]"
     answer = call(
