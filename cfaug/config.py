@@ -176,7 +176,7 @@ class GateConfig:
     clip: str | None = None
     # attribute -> value -> text; "a photo of VALUE" unless said
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
-    # where an intervention may change pixels: {background: [place], object: [colour]}; by decoder.layers unless said
+    # where an intervention may change pixels: {background: [place], object: [colour]}; unless said, its layer or its stamps' boxes
     regions: dict[Literal["background", "object"], list[str]] = field(default_factory=dict)
     # share of the pixels outside the region that may change; null: as under null interventions
     outside: Share | None = None

@@ -27,6 +27,8 @@ from cfaug.offline.gate import Candidates, Floats
 
 Measure = Callable[[Candidates], Floats]
 """Candidates -> a number for each (B,)."""
+Boxes = tuple[tuple[float, float, float, float], ...]
+"""Places in an image: (left, top, right, bottom), each as a share of its width or height."""
 
 
 def threshold(scores: npt.ArrayLike, weights: npt.ArrayLike, share: float) -> float:
@@ -47,7 +49,7 @@ class Shown:
         thresholds: value -> the least log-probability; of a value without one it abstains.
         intervened: whether it asks only about interventions on the attribute (effectiveness), or only about all other images
             (keeping).
-        region: where the attribute shows, ``object`` or ``background``; None where that is not known.
+        region: where the attribute shows, ``object``, ``background`` or boxes; None where that is not known.
         unchanged: what proves, where it is passed, that pixels outside an intervention's region are the source's. An attribute that
             shows there is kept, however a reader reads it: rejecting what is hard to read would leave training the easy images.
     """
@@ -57,7 +59,7 @@ class Shown:
     read: Measure
     thresholds: Mapping[str, float]
     intervened: bool
-    region: str | None = None
+    region: str | Boxes | None = None
     unchanged: Unchanged | None = None
 
     @property
@@ -90,6 +92,8 @@ class Shown:
 
 LEVELS = 8
 """Grey levels by which a pixel must differ to count as changed; rounding and lossy codecs change less."""
+CODEC = 8
+"""Pixels beside a box that may change too: a block of JPEG, in which a mark that was encoded leaves ripples."""
 SURE = 250
 """A pixel with at least this much mask is all object, and one with at most 255 - SURE all background; between them both layers show."""
 
@@ -99,44 +103,49 @@ class Unchanged:
     """Whether at most `most` of the pixels outside the region of the intervention have changed.
 
     Attributes:
-        regions: attribute -> ``object`` or ``background``; interventions on others are not judged.
+        regions: attribute -> ``object``, ``background`` or boxes; interventions on others are not judged.
         margin: pixels beside the object's border that either layer may change.
         most: in [0, 1].
     """
 
-    regions: Mapping[str, str]
+    regions: Mapping[str, str | Boxes]
     margin: int
     most: float = 0.0
     name = "unchanged outside the region"
 
     def margins(self, seen: Candidates) -> Floats:
         found = np.full(len(seen), np.nan)
-        masks = seen.masks
-        if masks is None:
-            return found
         for i, (image, source) in enumerate(zip(seen.images, seen.pixels)):
             touched = self.touched(seen.records[i])
             if None in touched or len(touched) > 1:  # a region that nobody knows, or both
                 continue
-            found[i] = self.most - self.share(image, source, masks[i], next(iter(touched), None))
+            region = next(iter(touched), None)
+            mask = None if seen.masks is None else seen.masks[i]
+            if isinstance(region, str) and mask is None:
+                continue
+            found[i] = self.most - self.share(image, source, mask, region)
         return np.where(np.abs(found) < 1e-12, 0.0, found)
 
-    def touched(self, record: Record) -> set[str | None]:
+    def touched(self, record: Record) -> set[str | Boxes | None]:
         """The regions of what a record's image was intervened on; None among them where one is not known."""
         return {self.regions.get(name) for name in record["do"]}
 
-    def share(self, image: Pixels, source: Pixels, mask: Pixels, region: str | None) -> float:
+    def share(self, image: Pixels, source: Pixels, mask: Pixels | None, region: str | Boxes | None) -> float:
         """The share of the pixels outside the region (None: all pixels) that differ by more than LEVELS."""
-        protected = np.ones(mask.shape, dtype=bool)
+        height, width = source.shape[:2] if mask is None else mask.shape
+        protected = np.ones((height, width), dtype=bool)
         size = 2 * self.margin + 1
         element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
-        if region == "background":
+        if isinstance(region, tuple):
+            for left, top, right, bottom in region:
+                rows = slice(max(0, int(top * height) - CODEC), int(np.ceil(bottom * height)) + CODEC)
+                protected[rows, max(0, int(left * width) - CODEC) : int(np.ceil(right * width)) + CODEC] = False
+        elif mask is not None and region == "background":
             protected = cv2.erode(mask, element, borderType=cv2.BORDER_REPLICATE) >= SURE
-        elif region == "object":
+        elif mask is not None and region == "object":
             protected = cv2.dilate(mask, element) <= 255 - SURE
         if not protected.any():
             return 0.0
-        height, width = mask.shape
         changed = cv2.absdiff(image[:height, :width], source[:height, :width])
         worst = changed.max(axis=2) if changed.ndim == 3 else changed
         return float((worst > LEVELS)[protected].mean())

@@ -106,14 +106,16 @@ def make_gate(
         _write(place, description, arrays)
         for line in silent:
             log.warning("gate: %s", line)
-    criteria = _criteria(recipe, inputs, description, learned)
+    criteria = _criteria(recipe, inputs, model, description, learned)
     return CriteriaGate((*first, *criteria), save_decoder.digest(description, arrays), recipe.gate.retries)
 
 
-def _criteria(recipe: Recipe, inputs: Inputs, description: Mapping[str, Any], learned: Learned) -> list[Criterion]:
+def _criteria(
+    recipe: Recipe, inputs: Inputs, model: CounterfactualModel, description: Mapping[str, Any], learned: Learned
+) -> list[Criterion]:
     wanted, schema = set(recipe.gate.criteria), inputs.schema
     found: list[Criterion] = []
-    regions, unchanged = regions_of(recipe), None
+    regions, unchanged = regions_of(recipe, model), None
     if "unchanged" in wanted and regions:
         margin = int(np.ceil(recipe.decoder.composite.feather)) + 1
         unchanged = Unchanged(regions, margin, description["outside"])

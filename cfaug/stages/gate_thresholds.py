@@ -14,13 +14,14 @@ import pandas as pd
 
 from cfaug.causal import do
 from cfaug.config import Recipe
-from cfaug.decode import CounterfactualModel
+from cfaug.decode import CounterfactualModel, FunctionalDecoder, LayeredDecoder
 from cfaug.errors import listed
-from cfaug.offline.criteria import Unchanged, correlation, threshold
+from cfaug.offline.criteria import Boxes, Unchanged, correlation, threshold
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.gate_readers import Learned, fold_count, folds_of
 from cfaug.stages.gate_text import TextReader, text_readers, text_scores
 from cfaug.stages.generated_sets import make_pool
+from cfaug.stages.image_mechanism import mechanisms_of
 from cfaug.train.method_data import group_codes
 from cfaug.train.objectives import group_weights
 
@@ -161,19 +162,25 @@ def _balanced(inputs: Inputs, more: Sequence[str]) -> npt.NDArray[np.float64]:
     return np.asarray(found)
 
 
-def regions_of(recipe: Recipe) -> dict[str, str]:
-    given: dict[str, str] = {name: region for region, names in recipe.gate.regions.items() for name in names}
-    if given or "layered" not in {recipe.decoder.kind, *recipe.decoder.mechanisms.values()}:
+def regions_of(recipe: Recipe, model: CounterfactualModel) -> dict[str, str | Boxes]:
+    """Attribute -> where an intervention on it may change pixels: as the recipe says, else by its layer, or where its stamps are put."""
+    given: dict[str, str | Boxes] = {name: region for region, names in recipe.gate.regions.items() for name in names}
+    if given:
         return given
     places = {"background": "background", "foreground": "object"}
-    return {name: places[layer] for layer, names in recipe.decoder.layers.items() for name in names}
+    for mechanism in mechanisms_of(model.decoder):
+        if isinstance(mechanism, LayeredDecoder):
+            given |= {name: places[layer] for name, layer in mechanism.layers.items()}
+        elif isinstance(mechanism, FunctionalDecoder):
+            given |= mechanism.boxes
+    return given
 
 
 def _outside(recipe: Recipe, inputs: Inputs, model: CounterfactualModel) -> float:
     """The share of pixels that null interventions change, which nothing asked for; all but ``share`` of real images have less."""
     if recipe.gate.outside is not None:
         return recipe.gate.outside
-    if model.capabilities.null == "exact" or not regions_of(recipe):
+    if model.capabilities.null == "exact" or not regions_of(recipe, model):
         return 0.0
     rows = np.sort(np.random.default_rng([recipe.seed, 12]).permutation(len(inputs.sources))[:_NULLS])
     acts = {inputs.sources.key(int(i)): do() for i in rows}

@@ -50,11 +50,10 @@ def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechan
     )
 
 
-def mechanisms_of(mechanism: Mechanism) -> list[Simple]:
+def mechanisms_of(mechanism: ImageMechanism) -> list[Simple]:
     """The mechanisms that a composed one has, in their order; itself alone for any other."""
-    if not isinstance(mechanism, ComposedDecoder):
-        return [mechanism]
-    return [part.mechanism for part in mechanism.parts if isinstance(part.mechanism, Simple)]
+    found = [part.mechanism for part in mechanism.parts] if isinstance(mechanism, ComposedDecoder) else [mechanism]
+    return [one for one in found if isinstance(one, Simple)]
 
 
 def _ordered(graph: CausalGraph, names: list[str]) -> list[str]:

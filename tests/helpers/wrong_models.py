@@ -147,9 +147,12 @@ class _Acted:
         return wrong.dataset.image(int(rows[rng.integers(len(rows))]))
 
     def _patched(self, image: Any, i: int, noise: _Noise, rng: np.random.Generator) -> Any:
-        """A patch of one colour in the middle of what an intervention on the background must keep, or anywhere without a mask."""
+        """A patch of one colour in the middle of what an intervention on the background must keep; without a mask, outside all stamps' boxes."""
         height, width = image.shape[:2]
         inside = np.ones((height, width), bool) if noise.masks is None else noise.masks[i, 0].numpy() > 0.5
+        for boxes in getattr(self.wrong.model.decoder, "boxes", {}).values():
+            for left, top, right, bottom in boxes:
+                inside[int(top * height) : int(bottom * height) + 1, int(left * width) : int(right * width) + 1] = False
         rows, columns = (
             np.nonzero(cv2.erode(inside.astype(np.uint8), np.ones((5, 5), np.uint8)))
             if inside.any()

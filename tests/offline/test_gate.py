@@ -150,7 +150,20 @@ def test_what_differs_by_rounding_or_has_no_known_region_is_not_judged() -> None
         [object_mask()] * 2,
     )
     assert np.isnan(Unchanged(regions, 1).margins(unknown)).all()
-    assert np.isnan(Unchanged(regions, 1).margins(seen([FLAT], [record({})]))).all()
+    assert np.isnan(Unchanged(regions, 1).margins(seen([FLAT], [record({"ground": "dark"})]))).all()  # no mask
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"), [((5, 5), False), ((15, 3), False), ((3, 15), False), ((16, 15), True), ((28, 28), True)]
+)
+def test_a_mark_is_put_in_its_box(place: tuple[int, int], wrong: bool) -> None:
+    """The box is the first 8 pixels either way, and a codec's block beside them; no mask is needed."""
+    source = np.full((32, 32, 3), 100, np.uint8)
+    image = source.copy()
+    image[place] = 255
+    boxes = {"marker": ((0.0, 0.0, 0.25, 0.25),)}
+    batch = seen([image, source], [record({"marker": "L"})] * 2, [source] * 2)
+    assert (Unchanged(boxes, 1).margins(batch) < 0).tolist() == [wrong, False]
 
 
 def test_a_trace_of_the_old_background_is_found_where_there_is_structure() -> None:

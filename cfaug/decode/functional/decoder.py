@@ -99,6 +99,16 @@ class FunctionalDecoder(PixelMechanism):
                     if isinstance(function, Stamped):
                         yield name, value, f"{name}.{value}.{i}", function.stamp
 
+    @property
+    def boxes(self) -> dict[str, tuple[tuple[float, float, float, float], ...]]:
+        """Attribute -> the boxes that its stamps are put in, as shares of the image; without those that show in something else too."""
+        found = {}
+        for name, values in self.functions.items():
+            functions = [function for own in values.values() for function in own]
+            if functions and all(isinstance(function, Stamped) for function in functions):
+                found[name] = tuple(box for one in functions if isinstance(one, Stamped) for box in one.stamp.places)
+        return found
+
     def check_plan(self, names: Iterable[str], factual: pd.DataFrame) -> None:
         """UsageError where an intervention on ``names`` would have to undo what cannot be undone in some source."""
         for name in set(names) & set(self.functions):
