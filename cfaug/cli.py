@@ -76,6 +76,28 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("--seed", type=int, default=0, metavar="N", help="which sources the grid shows (default: 0)")
     for parser_ in (verify, inspect):
         parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
+    audit = command("audit", "what a classifier uses, asked with the run's counterfactuals")
+    audit.add_argument("directory", metavar="DIR", help="a run with shards")
+    audit.add_argument(
+        "--model",
+        metavar="FILE",
+        help=".pt2, .onnx, TorchScript, .safetensors or .csv (default: the run's own classifiers)",
+    )
+    audit.add_argument("--against", metavar="FILE", help="a second one, to compare with the first")
+    audit.add_argument(
+        "--architecture", metavar="NAME", help="the net of torchvision that a safetensors file has the weights of"
+    )
+    audit.add_argument(
+        "--normalization", default="imagenet", metavar="NAME", help="what the net expects (default: imagenet)"
+    )
+    audit.add_argument(
+        "--classes", metavar="A,B,...", help="names of its outputs, in their order (default: the values of the target)"
+    )
+    audit.add_argument(
+        "--images", type=int, default=1000, metavar="N", help="sources, at most, that it is asked about (default: 1000)"
+    )
+    audit.add_argument("--seed", type=int, default=0, metavar="N", help="which ones (default: 0)")
+    audit.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
     doctor.add_argument("recipe", metavar="RECIPE.yaml|RUN", nargs="?", help="a recipe, or the directory of a run")
     doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
@@ -231,6 +253,27 @@ def _inspect(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _audit(arguments: argparse.Namespace) -> int:
+    from cfaug.stages.audit import audit_run
+    from cfaug.stages.audited_models import Told
+
+    if arguments.against and not arguments.model:
+        raise UsageError("--against compares two models: expected --model as well, got none; give both")
+    if arguments.images < 2:
+        raise UsageError(f"--images: expected how many sources to ask about, got {arguments.images}; write 1000")
+    classes = None if arguments.classes is None else tuple(name.strip() for name in arguments.classes.split(","))
+    found = audit_run(
+        arguments.directory,
+        [name for name in (arguments.model, arguments.against) if name],
+        Told(arguments.architecture, arguments.normalization, classes),
+        arguments.images,
+        arguments.seed,
+        not arguments.no_progress,
+    )
+    _print(str(found), found.to_json(), arguments.json)
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     import torch
 
@@ -285,7 +328,14 @@ def _recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_OTHERS = {"verify": _verify, "inspect": _inspect, "doctor": _doctor, "compare": _compare, "recipes": _recipes}
+_OTHERS = {
+    "audit": _audit,
+    "verify": _verify,
+    "inspect": _inspect,
+    "doctor": _doctor,
+    "compare": _compare,
+    "recipes": _recipes,
+}
 
 
 class _Terminated(KeyboardInterrupt):

@@ -221,6 +221,7 @@ class TrainConfig:
     device: str = "cpu"
     threads: Annotated[Count, Field(le=1024)] = 1  # a net this small loses time to a second thread
     bf16: Flag = False  # as decoder.bf16
+    keep: Flag | None = None  # the classifiers, for `cfaug audit`; null: where they are small (10 MB)
 
 
 @settings("evaluate")
@@ -264,6 +265,7 @@ class Recipe:
         for free in (
             "methods",
             "seeds",
+            "keep",
         ):  # a row of the results is one method with one seed: more of them only add rows
             content["train"].pop(free)
         content["decoder"].pop("checkpoint_seconds")

@@ -88,7 +88,8 @@ class ReportData:
     target in [0, 1]. ``run``: facts such as versions, seeds, timings and the command.
     ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
-    ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's.
+    ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's. ``audit``: lines, points and grids of
+    :func:`cfaug.stages.audit_report.audit_section`.
     """
 
     title: str
@@ -113,6 +114,7 @@ class ReportData:
     falsification: Mapping[str, Any] | None = None
     card: Mapping[str, Any] | None = None
     discovery: Mapping[str, Any] | None = None
+    audit: Mapping[str, Any] | None = None
 
 
 def percent(value: float, digits: int = 1) -> str:

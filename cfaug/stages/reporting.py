@@ -22,6 +22,7 @@ from cfaug.judge.advice import Advice, advise
 from cfaug.judge.axioms import worst_rows
 from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent, write_report
 from cfaug.offline import ShardReader
+from cfaug.stages.audit_report import audit_section
 from cfaug.stages.checked_inputs import Inputs, oracle_copies, uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
@@ -92,6 +93,7 @@ def report_data(run: Run) -> ReportData:
         falsification=found["falsification"],
         card=run.directory.read_json("assumptions.json"),
         discovery=run.directory.read_json("discovery.json"),
+        audit=audit_section(run.out, inputs, rows, generated),
     )
 
 

@@ -16,6 +16,7 @@ from cfaug.offline import ShardReader
 from cfaug.stages.attribute_classifiers import feature_store, settings_of
 from cfaug.stages.checked_inputs import training_oracle, uses_counterfactuals
 from cfaug.stages.generation import shards
+from cfaug.stages.kept_classifiers import keep_classifier
 from cfaug.stages.run import Run
 from cfaug.train import Mixture, TrainingSets, train_classifier, validation_set
 from cfaug.train.frozen import FrozenSets
@@ -78,6 +79,7 @@ def _finetuned(run: Run, todo: list[tuple[str, int]], generated: ShardReader | N
                 if config.weights is None and config.model == "small_cnn"
                 else run.out / "train.partial",
             )
+            keep_classifier(run, method, seed, trained.model.state_dict())
             yield _row(run, method, seed, trained.predict(images).numpy(), trained.seconds, trained.selection)
 
 
@@ -106,6 +108,7 @@ def _frozen(run: Run, todo: list[tuple[str, int]], generated: ShardReader | None
                 )
                 if is_deterministic(method):
                     known[method] = head
+            keep_classifier(run, method, seed, {"weight": head.weight, "bias": head.bias}, store.digest)
             row = _row(run, method, seed, head.predict(test).numpy(), head.seconds, head.selection)
             yield {**row, "backbone": store.digest, "chosen": head.chosen}
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cfaug.config import load_recipe
+from cfaug.config import Recipe, load_recipe
 from cfaug.data.files import expand
 from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, VerifyReport, verify
 from cfaug.offline.format import PLAN_HEADER
 from cfaug.offline.regenerate import RegenerateReport, regenerate
-from cfaug.stages.checked_inputs import open_inputs
+from cfaug.stages.checked_inputs import Inputs, open_inputs
 from cfaug.stages.fitting import refuse_other_model
 from cfaug.stages.gate import make_gate
 from cfaug.stages.masks import with_masks
@@ -39,10 +39,8 @@ def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: 
         UsageError: not a run's directory, or one without model or plan; other images than the run was made on.
         DataError, ShardError: what opening the data, the model, the plan and the shards may raise.
     """
-    run = _run(directory)
-    recipe = load_recipe(run / "config.yaml")
-    inputs = with_masks(recipe, open_inputs(recipe, progress, fitted=True), run / "masks")
-    _refuse_other_data(run, inputs.digest)
+    run, recipe, inputs = open_finished(directory, progress)
+    inputs = with_masks(recipe, inputs, run / "masks")
     model = CounterfactualModel.load(run / "model", recipe.decoder.device)
     refuse_other_model(inputs, model.scm.graph, model.schema, run / "model")
     plan = Plan.load(run / "plan")
@@ -51,10 +49,24 @@ def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: 
     return regenerate(model, inputs.sources, plan, place, n, seed, progress, gate=gate)
 
 
+def open_finished(directory: str | Path, progress: bool = False) -> tuple[Path, Recipe, Inputs]:
+    """The directory of a run (given as it, or as its ``shards``), its recipe and its data; nothing is written.
+
+    Raises:
+        UsageError: not a run's directory, or one without model or plan; other images than the run was made on.
+        DataError: what opening the data may raise.
+    """
+    run = _run(directory)
+    recipe = load_recipe(run / "config.yaml")
+    inputs = open_inputs(recipe, progress, fitted=True)
+    _refuse_other_data(run, inputs.digest)
+    return run, recipe, inputs
+
+
 def _run(directory: str | Path) -> Path:
     if "://" in str(directory):
         raise UsageError(
-            f"expected a run's own directory to regenerate from, got {directory}: its configuration, model and plan are needed"
+            f"expected a run's own directory, got {directory}: its configuration, model and plan are needed"
         )
     run = expand(directory)
     if run.name == "shards" and not (run / "config.yaml").exists():
@@ -62,7 +74,7 @@ def _run(directory: str | Path) -> Path:
     for name, what in _NEEDED.items():
         if not (run / name).exists():
             raise UsageError(
-                f"cannot regenerate without {what}: {run / name} is missing; give the directory that cfaug generate wrote to"
+                f"expected a run with {what}, but {run / name} is missing; give the directory that cfaug generate wrote to"
             )
     return run
 

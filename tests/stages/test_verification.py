@@ -26,7 +26,7 @@ def test_without_model_configuration_or_data_it_is_one_line(finished: Path, tmp_
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(finished, run)
         shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
-        with pytest.raises(UsageError, match=f"^cannot regenerate without {words}: .* is missing; give the directory"):
+        with pytest.raises(UsageError, match=f"^expected a run with {words}, but .* is missing; give the directory"):
             regenerate_run(run)
     with pytest.raises(UsageError, match="run's own directory"):
         regenerate_run("s3://bucket/run")
