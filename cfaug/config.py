@@ -39,7 +39,7 @@ from cfaug.recipe_file import (
 )
 
 Discovery = Literal["pc", "fci", "ges"]
-Strategy = Literal["balance", "uniform", "every_value", "flip", "counterfactual_pairs"]
+Strategy = Literal["balance", "uniform", "every_value", "flip", "counterfactual_pairs", "where_it_fails"]
 EngineName = Literal["local", "torchrun", "slurm", "submitit", "ray"]
 ImageFormat = Literal["png", "png-stored", "webp"]
 
@@ -129,7 +129,10 @@ class DiscoverConfig:
 class PlanConfig:
     """What is generated."""
 
-    strategy: Strategy = "balance"  # balance | uniform | every_value | flip | counterfactual_pairs
+    # balance | uniform | every_value | flip | counterfactual_pairs | where_it_fails (more where an audited classifier flips)
+    strategy: Strategy = "balance"
+    audit: str | None = None  # where_it_fails: the directory of a run that `cfaug audit` was asked about
+    audited: str | None = None  # where_it_fails: the model, where several were audited
     attributes: list[str] = field(default_factory=list)  # what is intervened on; none: the spurious ones
     per_image: Count = 1  # real interventions per source image
     # of all rows: reconstructions; 1 / (1 + per_image) gives every source one

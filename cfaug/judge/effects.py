@@ -15,8 +15,10 @@ Not promised: that images which a model made differ in the attribute alone. The 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from cfaug.errors import DataError, UsageError, listed
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 ALL = "all"
+EFFECTS = "effects.jsonl"
 DRAWS = 1000
 LEAST = 20
 """Pairs, and pairs of the floor, that a group needs to be told of."""
@@ -117,6 +120,20 @@ def difference(
     return _interval(first, other - one, changed, floor, seed, draws)
 
 
+def flips_to(answers: Answers, attribute: str) -> dict[str, dict[str, tuple[int, int]]]:
+    """Class -> value -> (predictions that flip, images) where ``attribute`` was set to the value, its own included."""
+    flips = _measures(answers)["flips"]
+    found: dict[str, dict[str, list[int]]] = {}
+    for i, act in enumerate(answers.do):
+        if (value := act.get(attribute)) is not None:
+            cell = found.setdefault(answers.classes[answers.labels[answers.source[i]]], {}).setdefault(
+                str(value), [0, 0]
+            )
+            cell[0] += int(flips[i])
+            cell[1] += 1
+    return {label: {value: (flipped, n) for value, (flipped, n) in cells.items()} for label, cells in found.items()}
+
+
 def _measures(answers: Answers) -> dict[str, Floats]:
     labels = answers.labels[answers.source]
     rows = np.arange(len(labels))
@@ -201,6 +218,12 @@ def worst_pairs(answers: Answers, attribute: str, most: int = 12) -> list[int]:
     measures = _measures(answers)
     order = np.lexsort((-measures["change"], -measures["flips"]))
     return [int(i) for i in order if changed[i]][:most]
+
+
+def read_effects(run: Path) -> list[dict[str, Any]]:
+    """The rows of a run's ``effects.jsonl``; none where nothing was audited."""
+    path = run / EFFECTS
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def told(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -21,7 +21,7 @@ from cfaug.data.files import expand, replace_file
 from cfaug.data.images import Pixels
 from cfaug.data.loading import ImageStream
 from cfaug.errors import UsageError
-from cfaug.judge.effects import ALL, Answers, difference, effects, told, worst_pairs
+from cfaug.judge.effects import ALL, EFFECTS, Answers, difference, effects, flips_to, read_effects, told, worst_pairs
 from cfaug.offline import ShardReader
 from cfaug.stages.audited_models import BATCH, Asked, Told, open_audited
 from cfaug.stages.checked_inputs import Inputs
@@ -29,7 +29,7 @@ from cfaug.stages.kept_classifiers import PLACE, kept_classifiers
 from cfaug.stages.run_directory import shards_of
 from cfaug.stages.verification import open_finished
 
-EFFECTS, PAIRS = "effects.jsonl", "audit"
+PAIRS = "audit"
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,9 @@ def audit_run(
     for name, ask in tqdm(opened.items(), desc="audit", unit="model", disable=not progress or len(opened) < 2):
         answers[name] = asked.of(ask)
         rows[name] = [{"model": name, **row} for row in effects(answers[name], asked.attributes, seed)]
+        for row in rows[name]:
+            if row["group"] == ALL:
+                row["flips_to"] = flips_to(answers[name], row["attribute"])
         _write(run, name, rows[name], asked.worst(answers[name]))
     if len(files) != 2:
         return Audit(rows)
@@ -178,12 +181,6 @@ class _Made:
 
     def image(self, i: int) -> Pixels:
         return self.shards.image(i)
-
-
-def read_effects(run: Path) -> list[dict[str, Any]]:
-    """The rows of ``effects.jsonl``; none where nothing was audited."""
-    path = run / EFFECTS
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
 def _write(run: Path, name: str, rows: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cfaug.judge.effects import ALL
+from cfaug.judge.effects import ALL, read_effects
 from cfaug.judge.report import Example
 from cfaug.judge.tables import attribute_gaps
 from cfaug.offline import ShardReader
-from cfaug.stages.audit import PAIRS, read_effects
+from cfaug.stages.audit import PAIRS
 from cfaug.stages.checked_inputs import Inputs
 
 _SHOWN = 6  # pairs of a model

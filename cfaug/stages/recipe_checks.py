@@ -11,6 +11,7 @@ from cfaug.config import Recipe
 from cfaug.errors import UsageError
 from cfaug.offline import Plan, make_engine, make_plan
 from cfaug.offline.commit import open_destination
+from cfaug.stages.audited_plan import shares_where_it_fails
 from cfaug.stages.checked_inputs import Inputs, open_inputs, uses_counterfactuals
 from cfaug.stages.gate import check_gate
 from cfaug.stages.image_mechanism import check_interventions
@@ -84,14 +85,17 @@ def draw_plan(recipe: Recipe, inputs: Inputs) -> Plan:
             "plan.invariant_fraction: expected an attribute that is intervened on and lives in the background (decoder.kind: layered, "
             "decoder.layers) and causes the image alone, which can be hidden, got none; set it to 0"
         )
+    strategy, joint = config.strategy, config.joint
+    if strategy == "where_it_fails":
+        strategy, joint = "balance", shares_where_it_fails(recipe, inputs)
     return make_plan(
-        config.strategy,
+        strategy,
         inputs.train.table,
         inputs.schema,
         per_image=config.per_image,
         null_fraction=config.null_fraction,
         replicas=config.replicas,
-        joint=config.joint,
+        joint=joint,
         attributes=config.attributes,
         seed=recipe.seed,
         samples_per_shard=recipe.generate.samples_per_shard,

@@ -68,7 +68,7 @@ def test_no_other_module_spells_a_name() -> None:
 
 def test_a_recipe_may_say_what_generation_knows() -> None:
     assert set(IMAGES.values()) == set(IMAGE_FIELDS)
-    assert set(config.STRATEGIES) == set(strategies.STRATEGIES)
+    assert set(config.STRATEGIES) == {*strategies.STRATEGIES, "where_it_fails"}  # a stage makes shares of that
     config.GenerateConfig(samples_per_shard=MAX_SAMPLES)
     with pytest.raises(UsageError, match="samples_per_shard"):
         config.GenerateConfig(samples_per_shard=MAX_SAMPLES + 1)

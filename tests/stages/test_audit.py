@@ -228,3 +228,36 @@ def test_a_model_that_cannot_be_asked_is_one_line(
     assert answer.code in (1, 2)
     assert said in answer.err
     assert len(answer.err.strip().splitlines()) == 1
+
+
+def test_a_plan_draws_more_where_the_model_flips(
+    run: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The net flips when the colour is that of the other class, so those are drawn more often; the ground is drawn evenly."""
+    call(capsys, "audit", run, "--model", models / "net.pt2", "--no-progress")
+    content = yaml.safe_load((run.parent / "recipe.yaml").read_text())
+    content["plan"] |= {"strategy": "where_it_fails", "audit": str(run), "audited": "net.pt2"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    answer = call(capsys, "plan", tmp_path / "r.yaml", "--out", tmp_path / "out")
+    assert answer.code == 0, answer.err
+    from cfaug.offline import Plan
+
+    table = pd.DataFrame(
+        [{"key": row.source_key, **row.do.assignments} for row in Plan.load(tmp_path / "out" / "plan")]
+    )
+    shape = pd.read_csv(run.parent / "data" / "metadata.csv").set_index("file_name")["shape"]
+    table["shape"] = shape.loc[table["key"]].to_numpy()
+    colours = pd.crosstab(table["shape"], table["colour"], normalize="index")
+    grounds = pd.crosstab(table["shape"], table["ground"], normalize="index")
+    assert colours.loc["disc", "blue"] > 0.6
+    assert colours.loc["square", "red"] > 0.6
+    assert (colours > 0).all().all()
+    assert ((grounds - 0.5).abs() < 0.2).all().all()
+    content["plan"] |= {"audited": "other.pt2"}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    refused = call(capsys, "doctor", tmp_path / "r.yaml")
+    assert refused.code == 2
+    assert "plan.audited: expected one of the audited models" in refused.err
+    content["plan"] |= {"audit": str(tmp_path)}
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(content))
+    assert "run `cfaug audit DIR` and name DIR" in call(capsys, "doctor", tmp_path / "r.yaml").err
