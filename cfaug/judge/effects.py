@@ -220,9 +220,9 @@ def worst_pairs(answers: Answers, attribute: str, most: int = 12) -> list[int]:
     return [int(i) for i in order if changed[i]][:most]
 
 
-def read_effects(run: Path) -> list[dict[str, Any]]:
-    """The rows of a run's ``effects.jsonl``; none where nothing was audited."""
-    path = run / EFFECTS
+def read_effects(run: Path, name: str = EFFECTS) -> list[dict[str, Any]]:
+    """The rows of a run's ``effects.jsonl`` (or of the file ``name`` beside it); none where nothing was audited."""
+    path = run / name
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 

@@ -1,13 +1,13 @@
 """``cfaug audit``: what a classifier uses, asked with the factual images of a run and all that were made from them.
 
 Answers go through :mod:`cfaug.judge.effects`; rows to ``effects.jsonl``, one per (model, attribute, group), and the worst pairs to
-``audit/MODEL.json``. Nothing is trained, fitted or generated.
+``audit/MODEL.json``. The test split's metrics by group (:mod:`cfaug.judge.fairness`) go to ``metrics.jsonl``. Nothing is trained, fitted or generated.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,13 @@ import numpy as np
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from cfaug.data import AttributeDataset
 from cfaug.data.files import expand, replace_file
 from cfaug.data.images import Pixels
 from cfaug.data.loading import ImageStream
 from cfaug.errors import UsageError
 from cfaug.judge.effects import ALL, EFFECTS, Answers, difference, effects, flips_to, read_effects, told, worst_pairs
+from cfaug.judge.fairness import choose_threshold, gaps, group_metrics
 from cfaug.offline import ShardReader
 from cfaug.stages.audited_models import BATCH, Asked, Told, open_audited
 from cfaug.stages.checked_inputs import Inputs
@@ -29,7 +31,7 @@ from cfaug.stages.kept_classifiers import PLACE, kept_classifiers
 from cfaug.stages.run_directory import shards_of
 from cfaug.stages.verification import open_finished
 
-PAIRS = "audit"
+PAIRS, METRICS = "audit", "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,12 @@ class Audit:
     """Rows of ``effects.jsonl`` by model, and what there is to say.
 
     ``differences``: attribute -> how much larger the change of the second model is than that of the first, with its interval.
+    ``metrics``: model -> rows of ``metrics.jsonl``, of the test split by group; not of more than two models, or of a table.
     """
 
     rows: Mapping[str, list[dict[str, Any]]]
     differences: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    metrics: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Each model's effects in words; of many models one line each."""
@@ -58,11 +62,14 @@ class Audit:
                     ]
                 )
             )
-        return "\n\n".join(parts)
+        return "\n\n".join(parts + [_metrics_told(name, rows) for name, rows in self.metrics.items()])
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"effects": [row for rows in self.rows.values() for row in rows], "differences": dict(self.differences)}
+        return {
+            "effects": [row for rows in self.rows.values() for row in rows], "differences": dict(self.differences),
+            "metrics": [row for rows in self.metrics.values() for row in rows],
+        }  # fmt: skip
 
 
 def _many(rows: Mapping[str, list[dict[str, Any]]]) -> str:
@@ -114,10 +121,63 @@ def audit_run(
             if row["group"] == ALL:
                 row["flips_to"] = flips_to(answers[name], row["attribute"])
         _write(run, name, rows[name], asked.worst(answers[name]))
+    measured = (
+        {}
+        if len(files) > 2
+        else {
+            name: _test_metrics(name, ask, inputs, seed) for name, ask in opened.items() if files[name].suffix != ".csv"
+        }
+    )
+    if measured:
+        _replace(run / METRICS, measured, [row for some in measured.values() for row in some])
     if len(files) != 2:
-        return Audit(rows)
+        return Audit(rows, {}, measured)
     first, second = answers.values()
-    return Audit(rows, {name: difference(first, second, name, seed) for name in asked.attributes})
+    return Audit(rows, {name: difference(first, second, name, seed) for name in asked.attributes}, measured)
+
+
+def _test_metrics(name: str, ask: Asked, inputs: Inputs, seed: int) -> list[dict[str, Any]]:
+    """One row per level of each spurious attribute, of the test split; two classes are cut where validation is best."""
+
+    def said(dataset: AttributeDataset) -> tuple[Any, Any]:
+        keys = [dataset.key(i) for i in range(len(dataset))]
+        return inputs.schema.index(inputs.target, dataset.table[inputs.target]), ask(
+            keys, partial(_batches, dataset, range(len(dataset)))
+        )
+
+    targets, probabilities = said(inputs.test)
+    cut = 0.5
+    if probabilities.shape[1] == 2:
+        truth, scores = said(inputs.val)
+        cut = choose_threshold(truth, scores[:, 1])
+    rows = []
+    for attribute in inputs.grouper.spurious:
+        levels = inputs.grouper.levels(inputs.test.table, attribute).map(lambda level, a=attribute: f"{a}={level}")
+        found = group_metrics(targets, probabilities, levels.to_numpy(), cut, seed)
+        for group, row in found.items():
+            rows.append({"model": name, "attribute": attribute, "group": group, "threshold": round(cut, 6), **row})
+        rows.append({"model": name, "attribute": attribute, "group": "gap", **gaps(found)})
+    return rows
+
+
+def _metrics_told(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"{name} on the test split (estimate, 95 % interval)"]
+    for row in rows:
+        if row["group"] == "gap":
+            told_ = ", ".join(
+                f"{key.replace('_', ' ')} {row[key]:.3f}"
+                for key in ("auroc", "balanced_accuracy", "equalised_odds", "ece")
+                if row[key] is not None
+            )
+            lines.append(f"  gaps between groups of {row['attribute']}: {told_}")
+            continue
+        cells = [
+            f"{key} {row[key][0]:.3f} ({row[key][1]:.3f} to {row[key][2]:.3f})"
+            for key in ("auroc", "balanced_accuracy", "tpr", "fpr", "ece")
+            if row[key] is not None
+        ]
+        lines.append(f"  {row['group']} (n {row['n']}): {', '.join(cells).replace('_', ' ')}")
+    return "\n".join(lines)
 
 
 class _Questions:
@@ -183,9 +243,13 @@ class _Made:
         return self.shards.image(i)
 
 
+def _replace(path: Path, models: Collection[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    kept = [row for row in read_effects(path.parent, path.name) if row["model"] not in models]
+    replace_file(path, "".join(json.dumps(row, sort_keys=True) + "\n" for row in [*kept, *rows]).encode())
+
+
 def _write(run: Path, name: str, rows: Sequence[Mapping[str, Any]], pairs: Sequence[Mapping[str, Any]]) -> None:
     """Put a model's rows in place of those that it had."""
-    kept = [row for row in read_effects(run) if row["model"] != name]
-    replace_file(run / EFFECTS, "".join(json.dumps(row, sort_keys=True) + "\n" for row in [*kept, *rows]).encode())
+    _replace(run / EFFECTS, [name], rows)
     (run / PAIRS).mkdir(exist_ok=True)
     replace_file(run / PAIRS / f"{name}.json", json.dumps(list(pairs), indent=1).encode())

@@ -164,6 +164,16 @@ def test_a_run_keeps_its_classifiers_and_audits_them(run: Path, capsys: pytest.C
     assert {"erm-0", "cfaug-0"} <= {row["model"] for row in rows(run)}
 
 
+def test_metrics_by_group_of_the_test_split(run: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = call(capsys, "audit", run, "--model", models / "net.pt2", "--no-progress")
+    assert "gaps between groups of colour:" in answer.out
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    own = {row["group"]: row for row in rows if row["model"] == "net.pt2" and row["attribute"] == "colour"}
+    assert set(own) == {"all", "colour=red", "colour=blue", "gap"}
+    assert own["gap"]["equalised_odds"] is not None
+    assert 0 <= own["all"]["ece"][1] <= own["all"]["ece"][0] <= own["all"]["ece"][2] <= 1
+
+
 def test_two_models_are_compared(run: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = call(capsys, "audit", run, "--model", models / "net.pt2", "--against", models / "net.csv", "--no-progress")
     assert answer.code == 0, answer.err
