@@ -98,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     audit.add_argument("--seed", type=int, default=0, metavar="N", help="which ones (default: 0)")
     audit.add_argument("--no-progress", action="store_true", help="no progress bars")
+    suspect = command("suspect", "which attributes could be shortcuts, from images and labels alone")
+    suspect.add_argument(
+        "recipe",
+        metavar="RECIPE.yaml",
+        help="data, attributes.target and train.weights are read; attributes.spurious may be []",
+    )
+    suspect.add_argument("--out", metavar="DIR", help="where columns and collages go (default: suspects/NAME)")
+    suspect.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
     doctor.add_argument("recipe", metavar="RECIPE.yaml|RUN", nargs="?", help="a recipe, or the directory of a run")
     doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
@@ -274,6 +282,17 @@ def _audit(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _suspect(arguments: argparse.Namespace) -> int:
+    from cfaug.config import load_recipe
+    from cfaug.data.files import expand
+    from cfaug.stages.suspicion import suspect
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides, labels_only=True)
+    found = suspect(recipe, expand(arguments.out or Path("suspects") / recipe.name), not arguments.no_progress)
+    _print(str(found), found.to_json(), arguments.json)
+    return 0
+
+
 def _doctor(arguments: argparse.Namespace) -> int:
     import torch
 
@@ -330,6 +349,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 _OTHERS = {
     "audit": _audit,
+    "suspect": _suspect,
     "verify": _verify,
     "inspect": _inspect,
     "doctor": _doctor,
@@ -366,7 +386,7 @@ def _command(argv: Sequence[str] | None) -> int:
     try:
         arguments, rest = _parser().parse_known_args(argv)
         if arguments.command in _OTHERS:
-            checks = arguments.command == "doctor" and arguments.recipe is not None
+            checks = arguments.command in ("doctor", "suspect") and arguments.recipe is not None
             if rest and not checks:
                 raise UsageError(
                     f"`cfaug {arguments.command}` does not take {rest[0]!r}; see `cfaug {arguments.command} --help`"

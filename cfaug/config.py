@@ -99,7 +99,7 @@ class AttributesConfig:
     """Which columns matter, and how."""
 
     target: str = "digit"
-    spurious: Annotated[list[str], Field(min_length=1)] = field(default_factory=lambda: ["foreground", "background"])
+    spurious: list[str] = field(default_factory=lambda: ["foreground", "background"])  # [] for `cfaug suspect` alone
     kinds: dict[str, str] = field(default_factory=dict)  # categorical unless said: {age: continuous}
     # the values of an attribute; an ordinal one's in their order: {size: [small, medium, large]}
     values: dict[str, list[Category]] = field(default_factory=dict)
@@ -304,6 +304,16 @@ class Recipe:
             raise UsageError(
                 f"name: expected letters, digits and . _ + -, got {self.name!r}; it names the output directory"
             )
+        if not attributes.spurious:
+            raise UsageError(
+                "attributes.spurious: expected at least one attribute, got none; name what could be a shortcut, or ask `cfaug suspect RECIPE.yaml`"
+            )
+        if unconfirmed := next(
+            (name for name in (attributes.target, *attributes.spurious) if name.endswith("?")), None
+        ):
+            raise UsageError(
+                f"attribute {unconfirmed!r} is a suspicion that nobody has confirmed; look at its collages, and take the ? away in the table and here"
+            )
         if not self.graph.strip():
             raise UsageError(
                 'graph: expected the causes, got nothing; write for example graph: "species <-> background; species -> image; background -> image"'
@@ -340,8 +350,10 @@ def option_names() -> list[str]:
     return fields.option_names(Recipe)
 
 
-def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = (), labels_only: bool = False) -> Recipe:
     """Read a recipe file, apply ``--a.b=value`` overrides, check types, ranges and combinations.
+
+    With ``labels_only`` it may lack a graph and spurious attributes, and combinations are not checked: nothing can be run with it.
 
     Raises:
         UsageError: a missing file, bad YAML, an unknown or removed key, a wrong type or a value out of range.
@@ -351,7 +363,8 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
     for override in overrides:
         set_option(content, Recipe, override.lstrip("-"), REMOVED)
     recipe = Recipe(**content)
-    recipe.check()
+    if not labels_only:
+        recipe.check()
     return recipe
 
 

@@ -25,7 +25,7 @@ from cfaug.errors import UsageError
 from cfaug.judge.effects import ALL, EFFECTS, Answers, difference, effects, flips_to, read_effects, told, worst_pairs
 from cfaug.judge.fairness import choose_threshold, gaps, group_metrics
 from cfaug.offline import ShardReader
-from cfaug.stages.audited_models import BATCH, Asked, Told, open_audited
+from cfaug.stages.audited_models import BATCH, Asked, Features, Told, open_audited
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.kept_classifiers import PLACE, kept_classifiers
 from cfaug.stages.run_directory import shards_of
@@ -111,7 +111,8 @@ def audit_run(
         raise UsageError(
             f"expected a model to audit, got none, and {run} has kept no classifiers; give --model FILE, or train with train.keep: true"
         )
-    opened = {name: open_audited(path, told or Told(), recipe, inputs, run) for name, path in files.items()}
+    known: Features = {}
+    opened = {name: open_audited(path, told or Told(), recipe, inputs, run, known) for name, path in files.items()}
     asked = _Questions(inputs, ShardReader(shards_of(str(run))), images, seed)
     answers, rows = {}, {}
     for name, ask in tqdm(opened.items(), desc="audit", unit="model", disable=not progress or len(opened) < 2):

@@ -51,12 +51,14 @@ class Told:
     classes: tuple[str, ...] | None = None
 
 
+Features = dict[tuple[str, ...], Tensor]
+"""Keys of images -> their features (N, D) by the run's frozen net."""
 Asked = Callable[[Sequence[str], Callable[[], Iterator[Tensor]]], Floats]
 """(keys of N images, a call that yields them as uint8 (B, C, H, W)) -> probabilities (N, K), classes in the data set's order."""
 
 
-def open_audited(path: Path, told: Told, recipe: Recipe, inputs: Inputs, run: Path) -> Asked:
-    """A classifier that can be asked about images.
+def open_audited(path: Path, told: Told, recipe: Recipe, inputs: Inputs, run: Path, known: Features) -> Asked:
+    """A classifier that can be asked about images; ``known`` are features that heads on one net share, at first none.
 
     Raises:
         UsageError: no such file, a file that may run code, an unknown kind, other classes, or images of another size.
@@ -70,7 +72,7 @@ def open_audited(path: Path, told: Told, recipe: Recipe, inputs: Inputs, run: Pa
         return _table(path, values)
     if kind == ".safetensors":
         if (about := about_classifier(path)) is not None:
-            return _kept(path, about, recipe, inputs, run)
+            return _kept(path, about, recipe, inputs, run, known)
         net = _of_architecture(path, told.architecture, len(values))
     elif kind == ".pt2":
         net = _exported(path, inputs)
@@ -248,7 +250,7 @@ def _of_architecture(path: Path, architecture: str | None, classes: int) -> Call
     return net.eval()
 
 
-def _kept(path: Path, about: dict[str, Any], recipe: Recipe, inputs: Inputs, run: Path) -> Asked:
+def _kept(path: Path, about: dict[str, Any], recipe: Recipe, inputs: Inputs, run: Path, known: Features) -> Asked:
     """A classifier that a run has kept; its classes are those of its recipe."""
     from safetensors.torch import load_file
 
@@ -277,7 +279,7 @@ def _kept(path: Path, about: dict[str, Any], recipe: Recipe, inputs: Inputs, run
             raise UsageError(
                 f"--model {path.name} is the last layer on another net than train.weights has now; restore the file, or train again"
             )
-        net = _on(store.model, tensors["weight"], tensors["bias"])
+        return _head(store.model.embed, tensors["weight"], tensors["bias"], known)
 
     def asked(keys: Sequence[str], batches: Callable[[], Iterator[Tensor]]) -> Floats:
         with torch.inference_mode():
@@ -286,8 +288,14 @@ def _kept(path: Path, about: dict[str, Any], recipe: Recipe, inputs: Inputs, run
     return asked
 
 
-def _on(backbone: Any, weight: Tensor, bias: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda images: backbone.embed(images).float() @ weight.T + bias
+def _head(embed: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor, known: Features) -> Asked:
+    def asked(keys: Sequence[str], batches: Callable[[], Iterator[Tensor]]) -> Floats:
+        if (which := tuple(keys)) not in known:
+            with torch.inference_mode():
+                known[which] = torch.cat([embed(as_input(images)).float() for images in batches()])
+        return (known[which] @ weight.T + bias).double().softmax(1).numpy()
+
+    return asked
 
 
 def _table(path: Path, values: list[str]) -> Asked:

@@ -1,0 +1,68 @@
+"""``cfaug suspect`` by the command line: labels alone, columns with a question mark, which nothing uses before somebody confirms them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import torchvision
+import yaml
+from helpers.layered import write_folder
+from helpers.tiny_run import call
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose grounds follow the shape, a recipe that knows the shape alone, and its suspicions."""
+    root = tmp_path_factory.mktemp("suspect")
+    write_folder(root / "data", train=80, rho=0.95)
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), root / "resnet18.pth")
+    content = {
+        "name": "labels",
+        "data": {"source": "folder", "root": str(root / "data")},
+        "attributes": {"target": "shape", "spurious": []},
+        "train": {"model": "resnet18", "weights": str(root / "resnet18.pth"), "mode": "frozen"},
+    }
+    (root / "r.yaml").write_text(yaml.safe_dump(content))
+    return root
+
+
+def test_suspicions_become_columns_with_a_question_mark(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = call(capsys, "suspect", place / "r.yaml", "--out", place / "out", "--no-progress")
+    assert answer.code == 0, answer.err
+    assert "of them suspicious" in answer.out
+    assert "clusters of features, stability" in answer.out
+    table = pd.read_csv(place / "out" / "suspects.csv", dtype=str)
+    assert list(table["file_name"]) == list(pd.read_csv(place / "data" / "metadata.csv")["file_name"])
+    suspected = [name for name in table if name.endswith("?")]
+    assert "error?" in suspected
+    assert len(suspected) > 1
+    assert table[suspected].notna().all().all()  # validation and test too
+    figures = json.loads((place / "out" / "suspicions.json").read_text())
+    assert {one["name"] for one in figures["properties"]} <= {name.removesuffix("?") for name in suspected}
+    assert any((place / "out" / "collages").glob("error-*.png"))
+
+
+def test_nothing_uses_a_suspicion_before_it_is_confirmed(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call(capsys, "suspect", place / "r.yaml", "--out", place / "out", "--no-progress")
+    content = yaml.safe_load((place / "r.yaml").read_text())
+    nothing = call(capsys, "doctor", place / "r.yaml")
+    assert nothing.code == 2
+    assert "or ask `cfaug suspect RECIPE.yaml`" in nothing.err
+    content["attributes"]["spurious"] = ["error?"]
+    content["graph"] = "shape <-> error; shape -> image; error -> image"
+    content["train"]["methods"] = ["erm", "group_resampling"]
+    (place / "s.yaml").write_text(yaml.safe_dump(content))
+    refused = call(capsys, "doctor", place / "s.yaml")
+    assert refused.code == 2
+    assert "'error?' is a suspicion that nobody has confirmed" in refused.err
+    table = (place / "out" / "suspects.csv").read_text()
+    (place / "data" / "metadata.csv").write_text(table.replace("error?", "error"))
+    content["attributes"]["spurious"] = ["error"]
+    (place / "s.yaml").write_text(yaml.safe_dump(content))
+    answer = call(capsys, "doctor", place / "s.yaml")
+    assert answer.code == 0, answer.err
