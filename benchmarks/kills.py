@@ -35,6 +35,7 @@ HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1] / "tests")]
 
 from helpers import tiny  # noqa: E402
+from helpers.gated import ByPixel, Drawing  # noqa: E402
 from rows import cpu, record  # noqa: E402
 
 from cfaug.data.files import PARTIAL  # noqa: E402
@@ -53,8 +54,9 @@ def plan() -> Plan:
     return balance_groups(data.table, tiny.schema(), per_image=3, null_fraction=0.25, samples_per_shard=ROWS)
 
 
-def one_run(out: Path, marks: Path | None, workers: int) -> None:
-    model = tiny.model(mark=None if marks is None else str(marks), pause=0.0 if marks is None else 0.02)
+def one_run(out: Path, marks: Path | None, workers: int, gated: bool = False) -> None:
+    kind = Drawing if gated else tiny.TinyModel
+    model = kind(tiny.schema(), mark=None if marks is None else str(marks), pause=0.0 if marks is None else 0.02)
     generate(
         model,
         tiny.dataset(SHARDS * ROWS // 4),
@@ -64,18 +66,19 @@ def one_run(out: Path, marks: Path | None, workers: int) -> None:
         batch_size=BATCH,
         progress=False,
         retries=50,
+        gate=ByPixel() if gated else None,
     )
 
 
 class Campaign:
     """Kills, looks, resumes, compares; the counts are its result."""
 
-    def __init__(self, out: Path, seed: int) -> None:
-        self.out, self.random = out, random.Random(seed)
+    def __init__(self, out: Path, seed: int, gated: bool) -> None:
+        self.out, self.random, self.gated = out, random.Random(seed), gated
         self.run, self.marks, self.reference = out / "run", out / "marks", out / "reference"
         for folder in (self.run, self.marks, self.reference):
             shutil.rmtree(folder, ignore_errors=True)
-        one_run(self.reference, None, 0)
+        one_run(self.reference, None, 0, gated)
         self.truth = tiny.digests(self.reference)
         self.first = {plan().rows_of(number)[0].key for number in plan().shards()}
         self.kills = {"parent": 0, "worker": 0}
@@ -89,7 +92,7 @@ class Campaign:
         shutil.rmtree(self.marks, ignore_errors=True)
         self.marks.mkdir(parents=True)
         before = len(self._committed())
-        command = [sys.executable, str(HERE), str(self.run), "--child", str(self.marks)]
+        command = [sys.executable, str(HERE), str(self.run), "--child", str(self.marks), *(["--gate"] * self.gated)]
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
         workers = self._drive(process, most)
         if process.returncode != 0 and process.returncode != -signal.SIGKILL:
@@ -202,23 +205,26 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--gate", action="store_true", help="with a gate that rejects half of the images, which are drawn again"
+    )
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        one_run(given.out, given.child, WORKERS)
+        one_run(given.out, given.child, WORKERS, given.gate)
         return
     given.out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    campaign = Campaign(given.out, given.seed)
+    campaign = Campaign(given.out, given.seed, given.gate)
     campaign.through(given.kills)
     found = {
         "what": "kills", **campaign.kills, **campaign.found,
         "launches": campaign.launches, "plans_finished": campaign.finished, "files_compared": campaign.compared,
         "shards_lost": campaign.lost, "lost_at_most_by_a_kill_of_the_run": campaign.lost_most,
         "workers_outlived_s": round(campaign.outlived, 3), "files_published_after_the_parent": campaign.published_late,
-        "workers": WORKERS,
+        "workers": WORKERS, **({"gate": True} if given.gate else {}),
     }  # fmt: skip
-    command = f"python benchmarks/kills.py OUT --kills {given.kills} --seed {given.seed}"
+    command = f"python benchmarks/kills.py OUT --kills {given.kills} --seed {given.seed}{' --gate' * given.gate}"
     record(given.out / "kills.jsonl", found, command=command, cpu=cpu(), seconds=round(time.monotonic() - started))
     for folder in ("run", "marks", "reference"):
         shutil.rmtree(given.out / folder, ignore_errors=True)

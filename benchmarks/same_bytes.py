@@ -10,6 +10,7 @@ shard and is started again with the same engine. Shuffled: the engine gets the s
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import os
 import random
@@ -31,6 +32,7 @@ from cfaug.offline.engines import Outcome, make_engine
 from cfaug.shipped_recipes import shipped_recipes
 from cfaug.stages import fit, open_run, plan
 from cfaug.stages.checked_inputs import open_inputs
+from cfaug.stages.gate import make_gate
 
 HERE = Path(__file__).resolve()
 SETTINGS = [
@@ -53,18 +55,20 @@ class Shuffled:
         return self.engine.map(work, order)
 
 
-def child(run: Path, out: Path, engine: str, workers: int, shuffled: bool) -> None:
+def child(run: Path, out: Path, engine: str, workers: int, shuffled: bool, gated: bool) -> None:
     """One process of a generation; prints a line a shard."""
     if shuffled:
         module: Any = sys.modules["cfaug.offline.generate"]
         module.make_engine = Shuffled
     settings = [*SETTINGS, f"--generate.engine={engine}", f"--generate.workers={workers}"]
     recipe = load_recipe(shipped_recipes()["demo"], settings)
-    model, data = CounterfactualModel.load(run / "model"), open_inputs(recipe, progress=False, fitted=True).train
+    model, inputs = CounterfactualModel.load(run / "model"), open_inputs(recipe, progress=False, fitted=True)
+    if gated:
+        recipe = dataclasses.replace(recipe, gate=dataclasses.replace(recipe.gate, enabled=True))
     options = {"num_cpus": 0.5} if engine == "ray" else None  # three actors on two cores
     generate(
-        model, data, Plan.load(run / "plan"), out, engine=engine, workers=workers, batch_size=20,
-        progress=False, options=options,
+        model, inputs.train, Plan.load(run / "plan"), out, engine=engine, workers=workers, batch_size=20,
+        progress=False, options=options, gate=make_gate(recipe, inputs, model, run) if gated else None,
     )  # fmt: skip
 
 
@@ -76,8 +80,17 @@ def digests(out: Path) -> dict[str, str]:
     return {**found, "manifest": hashlib.sha256(b"\n".join(lines)).hexdigest()}
 
 
-def run_once(run: Path, out: Path, engine: str, workers: int, shuffled: bool, restart: bool) -> None:
-    arguments = [str(HERE), str(out), "--child", str(run), engine, str(workers), str(int(shuffled))]
+def run_once(run: Path, out: Path, engine: str, workers: int, shuffled: bool, restart: bool, gated: bool) -> None:
+    arguments = [
+        str(HERE),
+        str(out),
+        *(["--gate"] * gated),
+        "--child",
+        str(run),
+        engine,
+        str(workers),
+        str(int(shuffled)),
+    ]
     start = [sys.executable, *arguments]
     if engine == "torchrun":
         start = [
@@ -106,18 +119,19 @@ def run_once(run: Path, out: Path, engine: str, workers: int, shuffled: bool, re
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("out", type=Path)
+    parser.add_argument("--gate", action="store_true", help="with the demo's gate, whose readers are trained first")
     parser.add_argument("--child", nargs=4, metavar=("RUN", "ENGINE", "WORKERS", "SHUFFLED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         run, engine, workers, shuffled = given.child
-        child(Path(run), given.out, engine, int(workers), shuffled == "1")
+        child(Path(run), given.out, engine, int(workers), shuffled == "1", given.gate)
         return
     run = given.out / "run"
     shutil.rmtree(given.out, ignore_errors=True)
     with open_run(load_recipe(shipped_recipes()["demo"], SETTINGS), run, progress=False) as opened:
         fit(opened)
         plan(opened)
-    run_once(run, given.out / "reference", "local", 0, False, False)
+    run_once(run, given.out / "reference", "local", 0, False, False, given.gate)
     truth = digests(given.out / "reference")
     compared, different, started = 0, [], time.monotonic()
     for engine in ENGINES:
@@ -126,14 +140,20 @@ def main() -> None:
                 way = f"{engine} x {workers}" + ", shuffled" * shuffled + ", restarted" * restart
                 out = given.out / "way"
                 shutil.rmtree(out, ignore_errors=True)
-                run_once(run, out, engine, workers, shuffled, restart)
+                run_once(run, out, engine, workers, shuffled, restart, given.gate)
                 same = digests(out) == truth
                 compared += 1
                 different += [] if same else [way]
                 print(f"{way}: {'the same' if same else 'DIFFERENT'}", flush=True)
-    found = {"what": "same_bytes", "ways": compared, "different": different, "files": len(truth) - 1}
+    found = {
+        "what": "same_bytes",
+        **({"gate": True} if given.gate else {}),
+        "ways": compared,
+        "different": different,
+        "files": len(truth) - 1,
+    }
     record(
-        given.out / "same_bytes.jsonl", found, command="python benchmarks/same_bytes.py OUT", cpu=cpu(),
+        given.out / "same_bytes.jsonl", found, command=f"python benchmarks/same_bytes.py OUT{' --gate' * given.gate}", cpu=cpu(),
         seconds=round(time.monotonic() - started),
     )  # fmt: skip
     if different:

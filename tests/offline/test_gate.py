@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import tiny
+from helpers.gated import ByPixel, Drawing
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cfaug.data.micro_batch import Sources
-from cfaug.decode.mechanism import Capabilities
 from cfaug.errors import CfaugError
 from cfaug.offline import Plan, ShardReader, balance_groups, generate, verify
 from cfaug.offline.criteria import NoTrace, Original, Plausible, Shown, Unchanged, correlation, threshold
@@ -206,29 +206,6 @@ def test_a_gate_keeps_what_no_criterion_rejects_and_says_why() -> None:
 
 # --- rows that are drawn again
 PLAN = balance_groups(tiny.dataset().table, tiny.schema(), null_fraction=0.25, samples_per_shard=8)
-
-
-class Drawing(tiny.TinyModel):
-    """A model that another seed makes another image with."""
-
-    @property
-    def capabilities(self) -> Capabilities:
-        return Capabilities("exact", stochastic=True)
-
-
-@dataclass(frozen=True)
-class ByPixel:
-    """Rejects by a pixel that the row's seed decides."""
-
-    retries: int = 3
-    digest: str = "by pixel"
-
-    def __call__(self, images: Any, records: Any, sources: Sources) -> list[bool | str]:
-        answers: list[bool | str] = []
-        for image, row, seed in zip(images, records, sources.seeds):
-            assert row["seed"] == seed
-            answers.append(True if int(image.astype(int).sum()) % 2 else "even")
-        return answers
 
 
 def made(out: Path, **options: Any) -> Any:
