@@ -36,7 +36,7 @@ from cfaug.train.models import as_input
 RESULTS = Path(__file__).resolve().parent / "results" / "audit.jsonl"
 WEIGHTS = (0.0, 0.1, 0.5, 1.0)
 BATCH, SOURCES, DRAWS = 50, 400, 100
-MEASURES = ("signed", "logit", "flips")
+MEASURES = ("signed", "logit")
 Blank = Callable[[Pixels, Any], Pixels]
 """An image and its mask -> the image without the shortcut's region."""
 
@@ -141,14 +141,14 @@ def known(bench: Bench, name: str, run: str) -> None:
                     inside = low - 1e-9 <= truth[row["group"]][measure] <= high + 1e-9
                     covered[f"{'all' if whole else 'group'} {measure}"].append(bool(inside))
                 if whole:
-                    off.append([row[measure][0] for measure in MEASURES])
+                    off.append([row[measure][0] for measure in MEASURES] + [row["flip_rate"], row["flip_floor"]])
         record(
             RESULTS,
             {
                 "what": name, "weight": weight, "draws": DRAWS, "sources": SOURCES, "claimed": int(claims),
                 "covered": {key: round(float(np.mean(values)), 4) for key, values in covered.items()},
-                "truth": {key: round(truth[ALL][key], 4) for key in MEASURES},
-                "estimate": {key: round(float(v), 4) for key, v in zip(MEASURES, np.mean(off, axis=0))},
+                "truth": {key: round(value, 4) for key, value in truth[ALL].items()},
+                "estimate": {key: round(float(v), 4) for key, v in zip((*MEASURES, "flip_rate", "flip_floor"), np.mean(off, axis=0))},
             },
             cpu=cpu(), command=run,
         )  # fmt: skip
@@ -160,14 +160,14 @@ def true_changes(bench: Bench, factual: Any, place: dict[Any, int], classes: lis
     for (p, v), i in place.items():
         label = bench.labels[i]
         for name in (ALL, f"{bench.inputs.target}={classes[label]},{bench.shortcut}={v}"):
-            group = found.setdefault(name, {measure: [] for measure in MEASURES})
+            group = found.setdefault(name, {measure: [] for measure in (*MEASURES, "flip_rate")})
             for other in bench.values:
                 if other != v and (p, other) in place:
                     j = place[p, other]
                     a, b = (float(np.clip(factual[k, label], 1e-6, 1 - 1e-6)) for k in (i, j))
                     group["signed"].append(b - a)
                     group["logit"].append(np.log(b / (1 - b)) - np.log(a / (1 - a)))
-                    group["flips"].append(float(factual[i].argmax() != factual[j].argmax()))
+                    group["flip_rate"].append(float(factual[i].argmax() != factual[j].argmax()))
     return {name: {key: float(np.mean(values)) for key, values in one.items()} for name, one in found.items()}
 
 

@@ -106,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     suspect.add_argument("--out", metavar="DIR", help="where columns and collages go (default: suspects/NAME)")
     suspect.add_argument("--no-progress", action="store_true", help="no progress bars")
+    review = command("review", "a page of pairs to say yes or no to, and what becomes of the answers")
+    review.add_argument("directory", metavar="DIR", help="a run with shards")
+    review.add_argument("--pairs", type=int, default=200, metavar="N", help="pairs on the page, at most (default: 200)")
+    review.add_argument(
+        "--decisions", metavar="FILE", help="what the page has saved: say how far a person agrees with the gate"
+    )
+    review.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs (default: 0)")
+    review.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
     doctor.add_argument("recipe", metavar="RECIPE.yaml|RUN", nargs="?", help="a recipe, or the directory of a run")
     doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
@@ -282,6 +290,24 @@ def _audit(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _review(arguments: argparse.Namespace) -> int:
+    from cfaug.stages.review import agreement, review_page
+
+    if arguments.pairs < 1:
+        raise UsageError(f"--pairs: expected how many pairs to show, got {arguments.pairs}; write 200")
+    if arguments.decisions:
+        found = agreement(arguments.directory, arguments.decisions)
+        _print(str(found), dataclasses.asdict(found), arguments.json)
+        return 0
+    page = review_page(arguments.directory, arguments.pairs, arguments.seed, not arguments.no_progress)
+    _print(
+        f"{page}\nOpen it in a browser, save decisions.json, then: cfaug review {arguments.directory} --decisions decisions.json",
+        {"page": str(page)},
+        arguments.json,
+    )
+    return 0
+
+
 def _suspect(arguments: argparse.Namespace) -> int:
     from cfaug.config import load_recipe
     from cfaug.data.files import expand
@@ -350,6 +376,7 @@ def _recipes(arguments: argparse.Namespace) -> int:
 _OTHERS = {
     "audit": _audit,
     "suspect": _suspect,
+    "review": _review,
     "verify": _verify,
     "inspect": _inspect,
     "doctor": _doctor,

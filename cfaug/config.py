@@ -184,6 +184,9 @@ class GateConfig:
     # share of the pixels outside the region that may change; null: as under null interventions
     outside: Share | None = None
     retries: Annotated[Number, Field(le=100)] = 2  # how often a rejected image is drawn again, where the decoder draws
+    decisions: str | None = (
+        None  # the decisions.json of `cfaug review`: what a person called wrong is not written again
+    )
     # a reader judges only images of folds that it was not trained on; null: 5 of heads on pretrained weights, 2 of whole nets
     folds: Annotated[Count, Field(ge=2, le=20)] | None = None
     # real images that must show a value apart from what usually goes with it, or nothing is judged by it

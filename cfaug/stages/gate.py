@@ -7,6 +7,7 @@ What the gate does not judge, and why, is part of its description and stands in 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ from cfaug.decode.layered.mask_gate import ObjectFound
 from cfaug.errors import UsageError, near
 from cfaug.offline.criteria import NoTrace, Original, Plausible, Shown, Unchanged
 from cfaug.offline.gate import CriteriaGate, Criterion
+from cfaug.offline.reviewed import reviewed
 from cfaug.stages.attribute_classifiers import feature_store
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.gate_readers import (
@@ -85,8 +87,14 @@ def make_gate(
         UsageError: what :func:`check_gate` refuses.
     """
     first: tuple[Criterion, ...] = (ObjectFound(),) if needs_masks(recipe) else ()
+    said = ""
+    if recipe.gate.decisions is not None:
+        decisions = reviewed(recipe.gate.decisions, inputs.digest)
+        first, said = (*first, decisions), hashlib.sha256("".join(sorted(decisions.rejected)).encode()).hexdigest()
     if not gate_is_on(recipe):
-        return CriteriaGate(first, "object found") if first else None
+        return (
+            CriteriaGate(first, f"object found {said}".rstrip(), recipe.gate.retries if said else 0) if first else None
+        )
     check_gate(recipe, inputs)
     store = feature_store(recipe, inputs, out / "features", progress) if recipe.train.weights else None
     identity = {
@@ -107,7 +115,9 @@ def make_gate(
         for line in silent:
             log.warning("gate: %s", line)
     criteria = _criteria(recipe, inputs, model, description, learned)
-    return CriteriaGate((*first, *criteria), save_decoder.digest(description, arrays), recipe.gate.retries)
+    digest = save_decoder.digest(description, arrays)
+    whole = hashlib.sha256((digest + said).encode()).hexdigest() if said else digest
+    return CriteriaGate((*first, *criteria), whole, recipe.gate.retries)
 
 
 def _criteria(

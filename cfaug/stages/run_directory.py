@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 MADE = ("plan", "model", "fit.partial", "shards", "evaluation", "results.jsonl", "report.html")
 """What a configuration has made. A directory without any of it may still get a different recipe: so far the data were only looked at."""
 PRODUCTS = (
-    *MADE, "classifiers", "effects.jsonl", "metrics.jsonl", "audit", "gate", "diagnosis.json", "discovery.json", "assumptions.json", "ASSUMPTIONS.md", "stats.jsonl", "jobs", "tensorboard",
+    *MADE, "classifiers", "effects.jsonl", "metrics.jsonl", "review.html", "audit", "gate", "diagnosis.json", "discovery.json", "assumptions.json", "ASSUMPTIONS.md", "stats.jsonl", "jobs", "tensorboard",
     "run.json", "config.yaml",
 )  # fmt: skip
 """Everything that a run writes, its lock apart; ``--overwrite`` removes exactly this."""

@@ -1,0 +1,180 @@
+"""``cfaug review``: a page on which a person says of pairs whether they are right, and what becomes of the answers.
+
+    OUT/review.html  ->  decisions.json (sample digests inside)  ->  cfaug review OUT --decisions FILE     agreement with the gate
+                                                                 ->  gate.decisions: FILE                  what is wrong is drawn again
+
+The page is one file, works offline, and keeps its progress in the browser by the samples' digests: the same bytes again are the same pairs.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cfaug.config import Recipe
+from cfaug.data.files import replace_file
+from cfaug.data.images import Pixels, as_rgb, pixel_digest, to_float
+from cfaug.data.loading import load_images
+from cfaug.data.micro_batch import Sources
+from cfaug.decode import CounterfactualModel
+from cfaug.errors import UsageError, listed
+from cfaug.offline import ShardReader
+from cfaug.offline.reviewed import read_decisions
+from cfaug.stages.checked_inputs import Inputs
+from cfaug.stages.gate import make_gate
+from cfaug.stages.generated_sets import masks_of
+from cfaug.stages.masks import with_masks
+from cfaug.stages.run_directory import shards_of
+from cfaug.stages.verification import open_finished
+
+PAGE = "review.html"
+_LARGEST = 320  # pixels of a picture's longer side
+_BATCH = 50
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What a person said of samples that the gate has kept: how many are right, wrong and of another class."""
+
+    right: int
+    wrong: int
+    relabelled: int
+    by_group: Mapping[str, tuple[int, int]]
+
+    def __str__(self) -> str:
+        total = self.right + self.wrong + self.relabelled
+        lines = [
+            f"{total} pairs were reviewed, all of which the gate had kept: {self.right} right ({100 * self.right / total:.1f} %), {self.wrong} wrong, "
+            f"{self.relabelled} of another class"
+        ]
+        lines += [f"  {group}: {right} of {n} right" for group, (right, n) in self.by_group.items()]
+        return "\n".join([*lines, "To leave out what is wrong: generate again with --gate.decisions=FILE"])
+
+
+def review_page(directory: str | Path, pairs: int = 200, seed: int = 0, progress: bool = False) -> Path:
+    """Write ``review.html`` with ``pairs`` samples of a run at most, the most doubtful first.
+
+    Doubtful is what a criterion of the run's gate let pass with the least margin, as a rank among the samples that were drawn; without a
+    gate, what changed least or most.
+
+    Raises:
+        UsageError: not a run's directory, or shards without counterfactuals.
+    """
+    run, recipe, inputs = open_finished(directory, progress)
+    inputs = with_masks(recipe, inputs, run / "masks")
+    shards = ShardReader(shards_of(str(run)))
+    real = np.flatnonzero(~shards.nulls)
+    if not len(real):
+        raise UsageError(f"expected counterfactuals to review in {run}, got none; generate some")
+    rows = np.sort(np.random.default_rng([seed, 29]).permutation(real)[:pairs]).tolist()
+    records, images = [shards.record(i) for i in rows], [shards.image(i) for i in rows]
+    doubt, why = _doubt(run, recipe, inputs, records, images)
+    place = {inputs.train.key(i): i for i in range(len(inputs.train))}
+    listed_pairs = [
+        {
+            "key": records[k]["key"], "digest": pixel_digest(images[k]), "before": _uri(inputs.train.image(place[records[k]["source_key"]])), "after": _uri(images[k]),
+            "factual": f"{records[k]['source_key']}: {_said(records[k]['factual'])}",
+            "done": f"do({_said(records[k]['do'])}), {inputs.target}={records[k]['target']}", "why": why[k],
+        }
+        for k in np.argsort(doubt, kind="stable").tolist()
+    ]  # fmt: skip
+    data = {"name": recipe.name, "data": inputs.digest, "target": inputs.target, "classes": list(inputs.schema[inputs.target].categories), "pairs": listed_pairs}  # fmt: skip
+    replace_file(run / PAGE, _page(data).encode())
+    return run / PAGE
+
+
+def _page(data: Mapping[str, Any]) -> str:
+    import jinja2
+
+    from cfaug import judge
+
+    loader = jinja2.FileSystemLoader(Path(judge.__file__).parent)
+    return str(
+        jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.StrictUndefined)
+        .get_template("review.html")
+        .render(data=data)
+    )
+
+
+def agreement(directory: str | Path, decisions: str | Path) -> Agreement:
+    """What the ``decisions`` say of a run's samples.
+
+    Raises:
+        UsageError: a file that is no decisions, or decisions about other images than the run's.
+    """
+    run, _, inputs = open_finished(directory)
+    found = read_decisions(decisions, inputs.digest)
+    shards = ShardReader(shards_of(str(run)))
+    place = {entry.key: i for i, entry in enumerate(shards.index)}
+    others = [
+        key
+        for key, (digest, _, _) in found.items()
+        if key not in place or pixel_digest(shards.image(place[key])) != digest
+    ]
+    if others:
+        raise UsageError(
+            f"{decisions}: expected decisions about samples of {run}, got {len(others)} about other images ({listed(others, 2)}); review this run"
+        )
+    said = {key: decision for key, (_, decision, _) in found.items()}
+    if not said:
+        raise UsageError(f"{decisions}: expected decisions, got none; decide some pairs on {PAGE} and save them")
+    groups: dict[str, list[bool]] = {}
+    for key, decision in said.items():
+        record = shards.record(place[key])
+        for name, value in record["do"].items():
+            groups.setdefault(f"{inputs.target}={record['target']},{name}={value}", []).append(decision == "y")
+    counts = {name: (sum(some), len(some)) for name, some in sorted(groups.items())}
+    right, wrong, other = (sum(one == what for one in said.values()) for what in ("y", "n", "relabel"))
+    return Agreement(right, wrong, other, counts)
+
+
+def _doubt(
+    run: Path, recipe: Recipe, inputs: Inputs, records: Sequence[Mapping[str, Any]], images: Sequence[Pixels]
+) -> tuple[Any, list[str]]:
+    """(N,) a rank in [0, 1], the most doubtful lowest, and which criterion says so."""
+    model = CounterfactualModel.load(run / "model", recipe.decoder.device)
+    gate = make_gate(recipe, inputs, model, run)
+    if gate is None or not gate.criteria:
+        change = np.array([record["quality"]["change_l1"] for record in records])
+        middle = np.abs(_ranks(change) - 0.5)
+        return 0.5 - middle, [""] * len(records)
+    place = {inputs.sources.key(i): i for i in range(len(inputs.sources))}
+    found: dict[str, list[float]] = {}
+    for start in range(0, len(records), _BATCH):
+        part = range(start, min(start + _BATCH, len(records)))
+        wanted = [place[records[k]["source_key"]] for k in part]
+        pixels = load_images(inputs.sources, wanted, progress=False)
+        table = inputs.sources.table.iloc[wanted].set_axis([records[k]["key"] for k in part])
+        sources = Sources(
+            to_float(pixels), table, [records[k]["source_key"] for k in part], [records[k]["seed"] for k in part],
+            masks_of(model, inputs.sources, wanted),
+        )  # fmt: skip
+        for name, margins in gate.margins([images[k] for k in part], [dict(records[k]) for k in part], sources).items():
+            found.setdefault(name, []).extend(margins.tolist())
+    ranks = np.stack([np.where(np.isnan(v), 1.0, _ranks(np.asarray(v))) for v in found.values()])
+    names = list(found)
+    return ranks.min(axis=0), [names[i] for i in ranks.argmin(axis=0)]
+
+
+def _ranks(values: Any) -> Any:
+    order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+    return order / max(1, len(values) - 1)
+
+
+def _said(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+def _uri(image: Pixels) -> str:
+    picture = Image.fromarray(as_rgb(image))
+    picture.thumbnail((_LARGEST, _LARGEST))
+    stream = io.BytesIO()
+    picture.save(stream, "WEBP", quality=85)
+    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
