@@ -42,7 +42,9 @@ def audit_section(
             if result is not None:
                 worst = next(iter(attribute_gaps([result], [name]).values()))[name]
                 points.setdefault(name, []).append({"model": row["model"], "change": row["change"][0], "worst": worst})
-        lines += sorted((_line(name, model, some) for model, some in by_method.items()), key=lambda line: -line["change"])
+        lines += sorted(
+            (_line(name, model, some) for model, some in by_method.items()), key=lambda line: -line["change"]
+        )
     ordered = sorted(whole, key=lambda row: -row["change"][0])
     chosen = dict.fromkeys([ordered[0]["model"], ordered[-1]["model"]])
     grids = {} if shards is None else {model: _pairs(run, model, inputs, shards) for model in list(chosen)[:_PICTURED]}
