@@ -200,7 +200,7 @@ def _result(name: str, run: Run) -> tuple[str, Any]:
     if name in ("demo", "run"):
         page, rows = stages.run_recipe(run), stages.train(run)
         found = stages.advice(run.inputs, rows)
-        told = "" if found is None else f"\n\n{found}"
+        told = _guessed(run) + ("" if found is None else f"\n\n{found}")
         return f"\n{format_table(rows)}{told}\n\nresults  {run.out / 'results.jsonl'}\nreport   {page}", rows
     if name == "diagnose":
         diagnosis = stages.diagnose(run)
@@ -229,12 +229,19 @@ def _result(name: str, run: Run) -> tuple[str, Any]:
         return f"{done.shards} shards in {done.directory}: {', '.join(parts)}", vars(done)
     if name == "train":
         rows = stages.train(run)
-        return format_table(rows), rows
+        return f"{format_table(rows)}{_guessed(run)}", rows
     if name == "evaluate":
         figures = {key: value for key, value in stages.evaluate(run).figures.items() if key != "rows"}
         return json.dumps(figures, indent=1), figures
     page = stages.report(run)
     return str(page), {"report": str(page)}
+
+
+def _guessed(run: Run) -> str:
+    from cfaug.stages.reporting import pseudo_groups
+
+    found = pseudo_groups(run.recipe)
+    return f"\n\n{found}" if found else ""
 
 
 def _verify(arguments: argparse.Namespace) -> int:

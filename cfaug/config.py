@@ -23,7 +23,7 @@ from cfaug.decoder_config import NO_AUTOENCODER as NO_AUTOENCODER
 from cfaug.decoder_config import SAMPLERS as SAMPLERS
 from cfaug.decoder_config import DecoderConfig as DecoderConfig
 from cfaug.decoder_config import Sampler as Sampler
-from cfaug.errors import UsageError
+from cfaug.errors import UsageError, near
 from cfaug.recipe_file import (
     Category,
     Count,
@@ -100,6 +100,9 @@ class AttributesConfig:
 
     target: str = "digit"
     spurious: list[str] = field(default_factory=lambda: ["foreground", "background"])  # [] for `cfaug suspect` alone
+    pseudo: list[str] = field(
+        default_factory=list
+    )  # of the spurious ones, guesses of `cfaug suspect`: every table says so
     kinds: dict[str, str] = field(default_factory=dict)  # categorical unless said: {age: continuous}
     # the values of an attribute; an ordinal one's in their order: {size: [small, medium, large]}
     values: dict[str, list[Category]] = field(default_factory=dict)
@@ -310,6 +313,10 @@ class Recipe:
         if not attributes.spurious:
             raise UsageError(
                 "attributes.spurious: expected at least one attribute, got none; name what could be a shortcut, or ask `cfaug suspect RECIPE.yaml`"
+            )
+        if stray := next((name for name in attributes.pseudo if name not in attributes.spurious), None):
+            raise UsageError(
+                f"attributes.pseudo: expected spurious attributes, got {stray!r}; {near(stray, attributes.spurious)}"
             )
         if unconfirmed := next(
             (name for name in (attributes.target, *attributes.spurious) if name.endswith("?")), None

@@ -89,7 +89,7 @@ def test_there_are_recipes() -> None:
         ("attributes: {kinds: {age: 3}}", "attributes.kinds.age: expected text, got 3; quote it: '3'"),
         (
             "attributes: {spurious: background}",
-            "attributes.spurious: expected a list of texts, at least 1, got 'background'; write [background]",
+            "attributes.spurious: expected a list of texts, got 'background'; write [background]",
         ),
         (
             "attributes: {values: {foreground: [true, false]}}",
@@ -117,7 +117,7 @@ def test_there_are_recipes() -> None:
         ("train: {learning_rate: .inf}", "train.learning_rate: expected a number from 1e-09 to 100, got inf"),
         ("train: {weight_decay: -1}", "train.weight_decay"),
         ("train: {groups: all}", "train.groups: expected one of each, cross, got 'all'; known: each, cross"),
-        ("attributes: {spurious: []}", "attributes.spurious: expected a list of"),
+        ("attributes: {spurious: []}", "attributes.spurious: expected at least one attribute, got none"),
         ("attributes: {spurious: [digit]}", "'digit' is both target and spurious"),
         ("decoder: {kind: gan}", "decoder.kind: expected one of diffusion"),
         ("decoder: {structure: edges}", "decoder.structure: expected one of layout, gradient, none"),
@@ -312,6 +312,7 @@ FREE = {
     "generate.tensorboard",
     "train.methods",
     "train.seeds",
+    "train.keep",
     "decoder.checkpoint_seconds",
     "data.memory_gb",
     "data.workers",

@@ -17,7 +17,7 @@ from cfaug.causal import missing_counts
 from cfaug.causal.audit.confounding import confounding
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel
-from cfaug.errors import CfaugError
+from cfaug.errors import CfaugError, listed
 from cfaug.judge.advice import Advice, advise
 from cfaug.judge.axioms import worst_rows
 from cfaug.judge.report import Axiom, Example, LossTable, ReportData, percent, write_report
@@ -82,6 +82,7 @@ def report_data(run: Run) -> ReportData:
         leaks=_leaks(evaluation.figures) if evaluation else (),
         assumptions=_assumptions(recipe) if model else (),
         notes=[
+            *filter(None, [pseudo_groups(recipe)]),
             *_advice(inputs, rows),
             *mask_notes(evaluation.figures if evaluation else {}),
             *acceptance_notes(evaluation.figures if evaluation else {}, run.directory.read_json("gate/gate.json")),
@@ -104,6 +105,16 @@ def advice(inputs: Inputs, rows: Sequence[dict[str, Any]]) -> Advice | None:
     labels = inputs.grouper.labels(inputs.train.table, missing=True)
     counts = {name: int((labels == name).sum().sum()) for name in inputs.grouper.all_names}
     return advise(rows, counts)
+
+
+def pseudo_groups(recipe: Recipe) -> str:
+    """What every table says where groups are guesses; empty where none are."""
+    if not (names := recipe.attributes.pseudo):
+        return ""
+    return (
+        f"WARNING: the groups of {listed(names)} are pseudo-groups, guessed from the images by `cfaug suspect`: training, selection and the worst group "
+        "go by them, and the worst group of the true shortcut may be another."
+    )
 
 
 def _advice(inputs: Inputs, rows: Sequence[dict[str, Any]]) -> list[str]:

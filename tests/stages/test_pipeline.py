@@ -37,7 +37,7 @@ def test_a_run_writes_everything(finished: Path, recipe: Path) -> None:
     names = {path.name for path in finished.iterdir()}
     expected = {"config.yaml", "run.json", "plan", "model", "shards", "results.jsonl", "report.html"}
     assert names == expected | {
-        "diagnosis.json", "evaluation", "assumptions.json", "ASSUMPTIONS.md", "stats.jsonl", "run.lock",
+        "diagnosis.json", "evaluation", "assumptions.json", "ASSUMPTIONS.md", "stats.jsonl", "run.lock", "classifiers",
     }  # fmt: skip
     assert not list(finished.rglob("*.partial"))
     assert load_recipe(finished / "config.yaml") == load_recipe(recipe)
@@ -148,7 +148,15 @@ def test_real_methods_alone_need_no_counterfactuals(birds: Path, tmp_path: Path,
     recipe = folder_recipe(tmp_path / "r.yaml", birds, train={"methods": ["erm"]})
     assert call(capsys, "run", recipe, "--out", tmp_path / "out").code == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"config.yaml", "run.json", "run.lock", "diagnosis.json", "results.jsonl", "report.html"}
+    assert names == {
+        "config.yaml",
+        "run.json",
+        "run.lock",
+        "diagnosis.json",
+        "results.jsonl",
+        "report.html",
+        "classifiers",
+    }
 
 
 def test_a_continuous_spurious_attribute(birds: Path, tmp_path: Path, capsys: Any) -> None:

@@ -64,5 +64,16 @@ def test_nothing_uses_a_suspicion_before_it_is_confirmed(place: Path, capsys: py
     (place / "data" / "metadata.csv").write_text(table.replace("error?", "error"))
     content["attributes"]["spurious"] = ["error"]
     (place / "s.yaml").write_text(yaml.safe_dump(content))
-    answer = call(capsys, "doctor", place / "s.yaml")
+    content["attributes"]["pseudo"] = ["errors"]
+    (place / "s.yaml").write_text(yaml.safe_dump(content))
+    assert (
+        "attributes.pseudo: expected spurious attributes, got 'errors'; did you mean error"
+        in call(capsys, "doctor", place / "s.yaml").err
+    )
+    content["attributes"]["pseudo"] = ["error"]
+    content["train"]["seeds"] = [0]
+    (place / "s.yaml").write_text(yaml.safe_dump(content))
+    answer = call(capsys, "run", place / "s.yaml", "--out", place / "run", "--no-progress")
     assert answer.code == 0, answer.err
+    assert "the groups of error are pseudo-groups" in answer.out
+    assert "the groups of error are pseudo-groups" in (place / "run" / "report.html").read_text()
