@@ -124,3 +124,10 @@ def test_clusters_that_are_there_are_stable_and_assigned() -> None:
     codes = found.of(features, labels)
     for label in (0, 1):
         assert len(set(zip(group[labels == label], codes[labels == label]))) == 2
+
+
+def test_many_properties_are_corrected_for_their_number() -> None:
+    """Of three hundred properties of chance some fifteen are significant one by one, and next to none together."""
+    rng = np.random.default_rng(0)
+    found = suspicions({f"p{i}": rng.normal(size=N) for i in range(300)}, rng.integers(0, 2, N), least=-1.0)
+    assert len(found) <= 1
