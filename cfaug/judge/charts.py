@@ -5,10 +5,13 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # low, middle and high accuracy, which differ in lightness as well as in hue
 SCALE = ((122, 31, 43), (233, 180, 84), (38, 132, 118))
@@ -18,9 +21,14 @@ def png_uri(image: npt.NDArray[np.uint8]) -> str:
     """A data URI of a uint8 image (H, W, 1 or 3)."""
     from PIL import Image
 
+    return data_uri(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), "png", optimize=True)
+
+
+def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
+    """A picture as a data URI of a format of Pillow, ``png`` or ``webp``, with its options."""
     buffer = io.BytesIO()
-    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def scale_colour(value: float) -> tuple[str, str]:

@@ -180,13 +180,10 @@ def _matrices(data: ReportData, summaries: Sequence[MethodSummary]) -> dict[str,
     return {name: panels for name, panels in found.items() if panels}
 
 
-def render_report(data: ReportData) -> str:
-    """The page as text."""
+def template(name: str) -> Any:
+    """A page of this room, as jinja2 has it, with the filters that write numbers and pictures."""
     import jinja2
 
-    if any(len(example.captions) != len(example.counterfactuals) for rows in data.grids.values() for example in rows):
-        raise UsageError("report: expected one caption per counterfactual image, got a different number; give one each")
-    summaries = summarise(data.rows)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined,
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -200,7 +197,15 @@ def render_report(data: ReportData) -> str:
         "pair_words": pair_words,
         "effect_words": effect_words,
     }
-    page = environment.get_template("report.html").render(
+    return environment.get_template(name)
+
+
+def render_report(data: ReportData) -> str:
+    """The page as text."""
+    if any(len(example.captions) != len(example.counterfactuals) for rows in data.grids.values() for example in rows):
+        raise UsageError("report: expected one caption per counterfactual image, got a different number; give one each")
+    summaries = summarise(data.rows)
+    page = template("report.html").render(
         data=data,
         summaries=summaries,
         verdict=verdict(summaries) if data.rows else "",

@@ -7,25 +7,22 @@ Answers go through :mod:`cfaug.judge.effects`; rows to ``effects.jsonl``, one pe
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from cfaug.data import AttributeDataset
 from cfaug.data.files import expand, replace_file
-from cfaug.data.images import Pixels
 from cfaug.data.loading import ImageStream
 from cfaug.errors import UsageError
 from cfaug.judge.effects import ALL, EFFECTS, Answers, difference, effects, flips_to, read_effects, told, worst_pairs
 from cfaug.judge.fairness import choose_threshold, gaps, group_metrics
 from cfaug.offline import ShardReader
-from cfaug.stages.audited_models import BATCH, Asked, Features, Told, open_audited
+from cfaug.stages.audited_models import Asked, FrozenNet, Told, open_audited
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.kept_classifiers import PLACE, kept_classifiers
 from cfaug.stages.run_directory import shards_of
@@ -111,8 +108,8 @@ def audit_run(
         raise UsageError(
             f"expected a model to audit, got none, and {run} has kept no classifiers; give --model FILE, or train with train.keep: true"
         )
-    known: Features = {}
-    opened = {name: open_audited(path, told or Told(), recipe, inputs, run, known) for name, path in files.items()}
+    frozen = FrozenNet(recipe, inputs)
+    opened = {name: open_audited(path, told or Told(), recipe, inputs, frozen) for name, path in files.items()}
     asked = _Questions(inputs, ShardReader(shards_of(str(run))), images, seed)
     answers, rows = {}, {}
     for name, ask in tqdm(opened.items(), desc="audit", unit="model", disable=not progress or len(opened) < 2):
@@ -143,7 +140,7 @@ def _test_metrics(name: str, ask: Asked, inputs: Inputs, seed: int) -> list[dict
     def said(dataset: AttributeDataset) -> tuple[Any, Any]:
         keys = [dataset.key(i) for i in range(len(dataset))]
         return inputs.schema.index(inputs.target, dataset.table[inputs.target]), ask(
-            keys, partial(_batches, dataset, range(len(dataset)))
+            keys, ImageStream(dataset, range(len(dataset)))
         )
 
     targets, probabilities = said(inputs.test)
@@ -211,8 +208,8 @@ class _Questions:
         """What a classifier says."""
         schema, target = self.inputs.schema, self.inputs.target
         labels = np.asarray(schema.index(target, self.table[target]), dtype=np.int64)
-        factual = ask(self.keys, partial(_batches, self.inputs.train, self.sources))
-        made = ask(self.sample_keys, partial(_batches, _Made(self.shards), self.rows))
+        factual = ask(self.keys, ImageStream(self.inputs.train, self.sources))
+        made = ask(self.sample_keys, ImageStream(self.shards, self.rows))
         return Answers(target, schema[target].categories, labels, factual, made, self.source, self.do, self.table)
 
     def worst(self, answers: Answers) -> list[dict[str, Any]]:
@@ -228,20 +225,6 @@ class _Questions:
                     "after": [answers.classes[int(answers.made[i].argmax())], round(float(answers.made[i, label]), 4)],
                 })  # fmt: skip
         return found
-
-
-def _batches(pictures: Any, rows: Sequence[int]) -> Iterator[Tensor]:
-    return ImageStream(pictures, rows).batches(BATCH)
-
-
-@dataclass(frozen=True)
-class _Made:
-    """The samples of shards as a data set."""
-
-    shards: ShardReader
-
-    def image(self, i: int) -> Pixels:
-        return self.shards.image(i)
 
 
 def _replace(path: Path, models: Collection[str], rows: Sequence[Mapping[str, Any]]) -> None:

@@ -17,7 +17,6 @@ from cfaug.stages.audit import PAIRS
 from cfaug.stages.checked_inputs import Inputs
 
 _SHOWN = 6  # pairs of a model
-_PICTURED = 2  # models whose pairs are shown: the one that uses a shortcut most, and the one that does least
 
 
 def audit_section(
@@ -46,8 +45,9 @@ def audit_section(
             (_line(name, model, some) for model, some in by_method.items()), key=lambda line: -line["change"]
         )
     ordered = sorted(whole, key=lambda row: -row["change"][0])
+    # of the one that uses a shortcut most, and the one that does least
     chosen = dict.fromkeys([ordered[0]["model"], ordered[-1]["model"]])
-    grids = {} if shards is None else {model: _pairs(run, model, inputs, shards) for model in list(chosen)[:_PICTURED]}
+    grids = {} if shards is None else {model: _pairs(run, model, inputs, shards) for model in chosen}
     return {
         "lines": lines,
         "points": {k: v for k, v in points.items() if len(v) > 2},

@@ -14,8 +14,9 @@ The columns of the answers are the classes in the order of ``classes``, or of th
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,15 @@ import torch
 from torch import Tensor, nn
 
 from cfaug.config import Recipe
+from cfaug.data.loading import ImageStream
 from cfaug.errors import DataError, UsageError, listed, near, one_line
 from cfaug.judge.effects import Floats
 from cfaug.stages.attribute_classifiers import feature_store
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.kept_classifiers import about_classifier
+from cfaug.train.features import FeatureStore
 from cfaug.train.models import NORMALIZATIONS, as_input, build_model
+from cfaug.train.validation import outputs
 
 BATCH = 64
 EXPORTS = "export it as .pt2 (torch.export), .onnx or TorchScript, or give safetensors with --architecture"
@@ -51,14 +55,37 @@ class Told:
     classes: tuple[str, ...] | None = None
 
 
-Features = dict[tuple[str, ...], Tensor]
-"""Keys of images -> their features (N, D) by the run's frozen net."""
-Asked = Callable[[Sequence[str], Callable[[], Iterator[Tensor]]], Floats]
-"""(keys of N images, a call that yields them as uint8 (B, C, H, W)) -> probabilities (N, K), classes in the data set's order."""
+Asked = Callable[[Sequence[str], ImageStream], Floats]
+"""(keys of N images, the images) -> probabilities (N, K), classes in the data set's order."""
 
 
-def open_audited(path: Path, told: Told, recipe: Recipe, inputs: Inputs, run: Path, known: Features) -> Asked:
-    """A classifier that can be asked about images; ``known`` are features that heads on one net share, at first none.
+class FrozenNet:
+    """The frozen net of a recipe, built when it is first needed; all heads on it share the features of what they are asked about."""
+
+    def __init__(self, recipe: Recipe, inputs: Inputs) -> None:
+        self._recipe, self._inputs = recipe, inputs
+        self._known: dict[tuple[str, ...], Tensor] = {}
+
+    @cached_property
+    def _store(self) -> FeatureStore:
+        return feature_store(self._recipe, self._inputs, None, progress=False)
+
+    @property
+    def digest(self) -> str:
+        """What its features depend on."""
+        return self._store.digest
+
+    def features(self, keys: Sequence[str], images: ImageStream) -> Tensor:
+        """(N, D) of the images with these keys."""
+        if (which := tuple(keys)) not in self._known:
+            with torch.inference_mode():
+                parts = [self._store.model.embed(as_input(batch)).float() for batch in images.batches(BATCH)]
+            self._known[which] = torch.cat(parts)
+        return self._known[which]
+
+
+def open_audited(path: Path, told: Told, recipe: Recipe, inputs: Inputs, frozen: FrozenNet) -> Asked:
+    """A classifier that can be asked about images; ``frozen`` is the net under the heads that the run has kept.
 
     Raises:
         UsageError: no such file, a file that may run code, an unknown kind, other classes, or images of another size.
@@ -72,7 +99,7 @@ def open_audited(path: Path, told: Told, recipe: Recipe, inputs: Inputs, run: Pa
         return _table(path, values)
     if kind == ".safetensors":
         if (about := about_classifier(path)) is not None:
-            return _kept(path, about, recipe, inputs, run, known)
+            return _kept(path, about, recipe, inputs, frozen)
         net = _of_architecture(path, told.architecture, len(values))
     elif kind == ".pt2":
         net = _exported(path, inputs)
@@ -90,10 +117,10 @@ def open_audited(path: Path, told: Told, recipe: Recipe, inputs: Inputs, run: Pa
         )
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in NORMALIZATIONS[told.normalization])
 
-    def asked(keys: Sequence[str], batches: Callable[[], Iterator[Tensor]]) -> Floats:
+    def asked(keys: Sequence[str], images: ImageStream) -> Floats:
         found = []
-        for images in batches():
-            floats = (images.float() / 255).expand(-1, 3, -1, -1)
+        for batch in images.batches(BATCH):
+            floats = (batch.float() / 255).expand(-1, 3, -1, -1)
             found.append(_said(net, (floats - mean) / std, path, len(values)))
         return _probabilities(torch.cat(found))[:, order]
 
@@ -250,7 +277,7 @@ def _of_architecture(path: Path, architecture: str | None, classes: int) -> Call
     return net.eval()
 
 
-def _kept(path: Path, about: dict[str, Any], recipe: Recipe, inputs: Inputs, run: Path, known: Features) -> Asked:
+def _kept(path: Path, about: dict[str, Any], recipe: Recipe, inputs: Inputs, frozen: FrozenNet) -> Asked:
     """A classifier that a run has kept; its classes are those of its recipe."""
     from safetensors.torch import load_file
 
@@ -260,42 +287,17 @@ def _kept(path: Path, about: dict[str, Any], recipe: Recipe, inputs: Inputs, run
             f"--model {path.name}: expected the classes {', '.join(values)}, got {', '.join(about['classes'])}; audit it in a run of its own data"
         )
     tensors = load_file(path)
-    if about["backbone"] is None:
-        (height, width, channels), config = inputs.train.image(0).shape, recipe.train
-        whole = build_model(
-            config.model,
-            channels,
-            (height, width),
-            len(values),
-            0,
-            None if config.model == "small_cnn" else config.weights,
-            config.normalization,
-        )
-        whole.load_state_dict(tensors)
-        net: Callable[[Tensor], Tensor] = whole.eval()
-    else:
-        store = feature_store(recipe, inputs, run / "features", progress=False)
-        if store.digest != about["backbone"]:
+    if about["backbone"] is not None:
+        if frozen.digest != about["backbone"]:
             raise UsageError(
                 f"--model {path.name} is the last layer on another net than train.weights has now; restore the file, or train again"
             )
-        return _head(store.model.embed, tensors["weight"], tensors["bias"], known)
-
-    def asked(keys: Sequence[str], batches: Callable[[], Iterator[Tensor]]) -> Floats:
-        with torch.inference_mode():
-            return torch.cat([net(as_input(images)).double().softmax(1) for images in batches()]).numpy()
-
-    return asked
-
-
-def _head(embed: Callable[[Tensor], Tensor], weight: Tensor, bias: Tensor, known: Features) -> Asked:
-    def asked(keys: Sequence[str], batches: Callable[[], Iterator[Tensor]]) -> Floats:
-        if (which := tuple(keys)) not in known:
-            with torch.inference_mode():
-                known[which] = torch.cat([embed(as_input(images)).float() for images in batches()])
-        return (known[which] @ weight.T + bias).double().softmax(1).numpy()
-
-    return asked
+        weight, bias = tensors["weight"], tensors["bias"]
+        return lambda keys, images: (frozen.features(keys, images) @ weight.T + bias).double().softmax(1).numpy()
+    (height, width, channels), config = inputs.train.image(0).shape, recipe.train
+    net = build_model(config.model, channels, (height, width), len(values), 0, config.weights, config.normalization)
+    net.load_state_dict(tensors)
+    return lambda keys, images: outputs(net, net, images, BATCH).double().softmax(1).numpy()
 
 
 def _table(path: Path, values: list[str]) -> Asked:
@@ -311,7 +313,7 @@ def _table(path: Path, values: list[str]) -> Asked:
         )
     known = table.drop_duplicates("key").set_index("key")[values]
 
-    def asked(keys: Sequence[str], batches: Callable[[], Iterator[Tensor]]) -> Floats:
+    def asked(keys: Sequence[str], images: ImageStream) -> Floats:
         if lacking := [key for key in keys if key not in known.index]:
             raise DataError(
                 f"--model {path.name}: expected a row for every image that is asked about, got none for {len(lacking)} ({listed(lacking, 2)}); add them"

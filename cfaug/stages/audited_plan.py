@@ -45,7 +45,7 @@ def shares_where_it_fails(recipe: Recipe, inputs: Inputs) -> list[dict[str, Any]
             f"plan.audited: expected one of the audited models ({listed(models)}), got {config.audited}; {near(str(config.audited), models)}"
         )
     own = {row["attribute"]: row["flips_to"] for row in rows if row["model"] == (config.audited or models[0])}
-    names = [name for name in (config.attributes or schema.spurious)]
+    names = config.attributes or list(schema.spurious)
     if absent := [name for name in names if name not in own or schema[name].kind == "continuous"]:
         raise UsageError(
             f"plan.audit: expected the effect of {absent[0]!r}, an attribute of categories, got none; audit shards in which it changes"

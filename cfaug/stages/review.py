@@ -8,15 +8,15 @@ The page is one file, works offline, and keeps its progress in the browser by th
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
+from scipy.stats import rankdata
 
 from cfaug.config import Recipe
 from cfaug.data.files import replace_file
@@ -25,6 +25,8 @@ from cfaug.data.loading import load_images
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError, listed
+from cfaug.judge.charts import data_uri
+from cfaug.judge.report import template
 from cfaug.offline import ShardReader
 from cfaug.offline.reviewed import read_decisions
 from cfaug.stages.checked_inputs import Inputs
@@ -86,21 +88,8 @@ def review_page(directory: str | Path, pairs: int = 200, seed: int = 0, progress
         for k in np.argsort(doubt, kind="stable").tolist()
     ]  # fmt: skip
     data = {"name": recipe.name, "data": inputs.digest, "target": inputs.target, "classes": list(inputs.schema[inputs.target].categories), "pairs": listed_pairs}  # fmt: skip
-    replace_file(run / PAGE, _page(data).encode())
+    replace_file(run / PAGE, str(template("review.html").render(data=data)).encode())
     return run / PAGE
-
-
-def _page(data: Mapping[str, Any]) -> str:
-    import jinja2
-
-    from cfaug import judge
-
-    loader = jinja2.FileSystemLoader(Path(judge.__file__).parent)
-    return str(
-        jinja2.Environment(autoescape=True, loader=loader, undefined=jinja2.StrictUndefined)
-        .get_template("review.html")
-        .render(data=data)
-    )
 
 
 def agreement(directory: str | Path, decisions: str | Path) -> Agreement:
@@ -163,9 +152,10 @@ def _doubt(
     return ranks.min(axis=0), [names[i] for i in ranks.argmin(axis=0)]
 
 
-def _ranks(values: Any) -> Any:
-    order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-    return order / max(1, len(values) - 1)
+def _ranks(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """(N,) from 0 for the least to 1; equal values in their order."""
+    found = np.asarray(rankdata(values, method="ordinal"), dtype=np.float64)
+    return (found - 1) / max(1, len(found) - 1)
 
 
 def _said(values: Mapping[str, Any]) -> str:
@@ -175,6 +165,4 @@ def _said(values: Mapping[str, Any]) -> str:
 def _uri(image: Pixels) -> str:
     picture = Image.fromarray(as_rgb(image))
     picture.thumbnail((_LARGEST, _LARGEST))
-    stream = io.BytesIO()
-    picture.save(stream, "WEBP", quality=85)
-    return "data:image/webp;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return data_uri(picture, "webp", quality=85)
