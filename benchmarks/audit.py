@@ -2,17 +2,20 @@
 
     python benchmarks/audit.py garments RUN          a finished run of recipes/photos_layered.yaml on the garments
     python benchmarks/audit.py xray RUN              a finished run of recipes/photos_functional.yaml on the x-rays
+    python benchmarks/audit.py digits RUN            a finished run of recipes/double_colored_mnist.yaml
     python benchmarks/audit.py ranking               three shortcuts of known strengths, simulated answers
     python benchmarks/audit.py methods RUN           the audited classifiers of a run: change against the gap of the worst group
 
 A net is (1 - w) object + w shortcut, in logits: a linear head on features of the image without the region of the shortcut, and one on
-features of the whole image that reads the shortcut. Estimates use counterfactuals of the run's model, of test images; the truth, the
-test split's own pairs (an object in every scene, an x-ray with and without a marker). Rows go to results/audit.jsonl.
+features of the whole image that reads the shortcut. Of digits they are small nets, the first of which sees shapes alone. Estimates use
+counterfactuals of the run's model, of test images; the truth, the test split's own pairs (an object in every scene, an x-ray with and
+without a marker) or the construction (a digit painted in every colour). Rows go to results/audit.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +28,15 @@ from rows import cpu, record
 
 from cfaug.causal import do
 from cfaug.config import load_recipe
-from cfaug.data.images import Pixels, to_float
+from cfaug.data import load_images
+from cfaug.data.images import Pixels, to_float, to_uint8
+from cfaug.data.sources.mnist import COLOURS
 from cfaug.decode import CounterfactualModel
 from cfaug.judge.effects import ALL, Answers, effects
-from cfaug.stages.attribute_classifiers import feature_store, to_pixels
+from cfaug.stages.attribute_classifiers import feature_store, settings_of, to_pixels
 from cfaug.stages.checked_inputs import open_inputs
+from cfaug.stages.gate_readers import shapes
+from cfaug.train import TensorImages, train_classifier
 from cfaug.train.heads import Weighted, fit_logistic
 from cfaug.train.models import as_input
 
@@ -76,6 +83,19 @@ class Bench:
             self.made.append(self.both(made, range(len(test))))
             print("made", value, flush=True)
 
+    def shown(self, row: int, k: int) -> bool:
+        """Whether the object can be seen beside value ``k``."""
+        return True
+
+    def pairs(self, weight: float) -> list[tuple[int, Any]]:
+        """Test images, and the net's answers (K,) to true counterfactuals of them."""
+        said = self.probabilities(self.factual, weight)
+        place = {(p, v): i for i, (p, v) in enumerate(zip(self.pair, self.own))}
+        return [
+            (i, said[place[p, other]])
+            for (p, v), i in place.items() for other in self.values if other != v and (p, other) in place
+        ]  # fmt: skip
+
     def features(self, images: list[Pixels]) -> torch.Tensor:
         found = []
         with torch.inference_mode():
@@ -114,23 +134,23 @@ class Bench:
         return logits.double().softmax(1).numpy()
 
 
-def known(bench: Bench, name: str, run: str) -> None:
+def known(bench: Any, name: str, run: str) -> None:
     """Coverage of the truth by 95 % intervals of signed changes by group, and claims for nets that cannot see the shortcut."""
     bench.heads()
     table = pd.DataFrame({bench.shortcut: bench.own}, dtype=object)
     target, classes = bench.inputs.target, list(bench.inputs.schema[bench.inputs.target].categories)
-    place = {(p, v): i for i, (p, v) in enumerate(zip(bench.pair, bench.own))}
     for weight in WEIGHTS:
         factual = bench.probabilities(bench.factual, weight)
         made = [bench.probabilities(one, weight) for one in bench.made]
-        truth = true_changes(bench, factual, place, classes)
+        truth = true_changes(bench, factual, bench.pairs(weight), classes)
         covered: dict[str, list[bool]] = {f"{kind} {measure}": [] for kind in ("all", "group") for measure in MEASURES}
         claims, off = 0, []
         for draw in range(DRAWS):
             rows = np.sort(np.random.default_rng([draw, 5]).permutation(len(table))[:SOURCES])
+            asked = [(k, i, row) for k in range(len(bench.values)) for i, row in enumerate(rows) if bench.shown(row, k)]
             answers = Answers(
-                target, classes, bench.labels[rows], factual[rows], np.concatenate([one[rows] for one in made]),
-                np.tile(np.arange(len(rows)), len(bench.values)), [{bench.shortcut: v} for v in bench.values for _ in rows],
+                target, classes, bench.labels[rows], factual[rows], np.stack([made[k][row] for k, _, row in asked]),
+                np.array([i for _, i, _ in asked]), [{bench.shortcut: bench.values[k]} for k, _, _ in asked],
                 table.iloc[rows].reset_index(drop=True),
             )  # fmt: skip
             for row in effects(answers, [bench.shortcut], draw, 400):
@@ -146,7 +166,7 @@ def known(bench: Bench, name: str, run: str) -> None:
             RESULTS,
             {
                 "what": name, "weight": weight, "draws": DRAWS, "sources": SOURCES, "claimed": int(claims),
-                "covered": {key: round(float(np.mean(values)), 4) for key, values in covered.items()},
+                "covered": {key: round(float(np.mean(values)), 4) for key, values in covered.items() if values},
                 "truth": {key: round(value, 4) for key, value in truth[ALL].items()},
                 "estimate": {key: round(float(v), 4) for key, v in zip((*MEASURES, "flip_rate", "flip_floor"), np.mean(off, axis=0))},
             },
@@ -154,21 +174,93 @@ def known(bench: Bench, name: str, run: str) -> None:
         )  # fmt: skip
 
 
-def true_changes(bench: Bench, factual: Any, place: dict[Any, int], classes: list[str]) -> dict[str, dict[str, float]]:
+def true_changes(
+    bench: Any, factual: Any, pairs: list[tuple[int, Any]], classes: list[str]
+) -> dict[str, dict[str, float]]:
     """Group, and "all" -> mean change of the label's probability, its logit and the predictions over the true pairs."""
     found: dict[str, dict[str, list[float]]] = {}
-    for (p, v), i in place.items():
+    for i, after in pairs:
         label = bench.labels[i]
-        for name in (ALL, f"{bench.inputs.target}={classes[label]},{bench.shortcut}={v}"):
+        for name in (ALL, f"{bench.inputs.target}={classes[label]},{bench.shortcut}={bench.own[i]}"):
             group = found.setdefault(name, {measure: [] for measure in (*MEASURES, "flip_rate")})
-            for other in bench.values:
-                if other != v and (p, other) in place:
-                    j = place[p, other]
-                    a, b = (float(np.clip(factual[k, label], 1e-6, 1 - 1e-6)) for k in (i, j))
-                    group["signed"].append(b - a)
-                    group["logit"].append(np.log(b / (1 - b)) - np.log(a / (1 - a)))
-                    group["flip_rate"].append(float(factual[i].argmax() != factual[j].argmax()))
+            a, b = (float(np.clip(one[label], 1e-6, 1 - 1e-6)) for one in (factual[i], after))
+            group["signed"].append(b - a)
+            group["logit"].append(np.log(b / (1 - b)) - np.log(a / (1 - a)))
+            group["flip_rate"].append(float(factual[i].argmax() != after.argmax()))
     return {name: {key: float(np.mean(values)) for key, values in one.items()} for name, one in found.items()}
+
+
+def outline(images: torch.Tensor) -> torch.Tensor:
+    """Digits white on black, uint8 (N, 1, H, W), whatever their colours: the corner is ground."""
+    bright = shapes(images) > 127
+    return 255 * (bright ^ bright[:, :, :1, :1]).to(torch.uint8)
+
+
+class Digits:
+    """As Bench, of Double-colored MNIST: the first test images, the digit's colour set to each of ten, by the model and by the construction."""
+
+    def __init__(self, run: Path, images: int = 1000) -> None:
+        recipe = load_recipe(run / "config.yaml")
+        self.inputs = inputs = open_inputs(recipe, False, True)
+        self.shortcut, test, model = "foreground", inputs.test, CounterfactualModel.load(run / "model")
+        self.values = list(inputs.schema[self.shortcut].categories)
+        rows = [i for i in range(images) if test.table["foreground"].iloc[i] != test.table["background"].iloc[i]]
+        images, table = len(rows), test.table.iloc[rows]
+        self.ground = table["background"].to_numpy()
+        self.labels = np.asarray(inputs.schema.index(inputs.target, table[inputs.target]), dtype=np.int64)
+        self.own = table[self.shortcut].to_numpy()
+        settings = dataclasses.replace(settings_of(recipe), model="small_cnn", selection="last", epochs=15)
+        val = load_images(inputs.val, range(len(inputs.val)), progress=False)
+        self.nets = []
+        for name, seen in ((inputs.target, outline(val)), (self.shortcut, val)):
+            codes = torch.from_numpy(np.asarray(inputs.schema.index(name, inputs.val.table[name])))
+            trained = train_classifier("erm", TensorImages(seen, codes), None, settings, 0, inputs.schema[name].categories, progress=False)  # fmt: skip
+            self.nets.append(trained.model.eval())
+        factual = load_images(test, rows, progress=False)
+        masks = torch.from_numpy(np.stack([test.mask(i) for i in rows]) > 127)[:, None]
+        self.factual = self.both(factual)
+        self.made, self.true = [], []
+        for k, value in enumerate(self.values):
+            made = []
+            for start in range(0, images, BATCH):
+                some = slice(start, start + BATCH)
+                inside = masks[some].float() if recipe.decoder.kind == "layered" else None
+                noise = model.abduct(
+                    to_float(factual[some]), table.iloc[some], [1000 * k + i for i in rows[some]], masks=inside
+                )
+                made.append(model.act(do({self.shortcut: value})).predict(noise)[0])
+            self.made.append(self.both(to_uint8(torch.cat(made))))
+            colour = torch.tensor(COLOURS[value], dtype=torch.uint8)[None, :, None, None]
+            self.true.append(self.both(torch.where(masks, colour, factual)))
+            print("made", value, flush=True)
+
+    def heads(self) -> None:
+        """Both nets are trained already."""
+
+    def both(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits of the digit by the shape alone, and of the colour."""
+        with torch.inference_mode():
+            return tuple(net(as_input(seen)).double() for net, seen in zip(self.nets, (outline(images), images)))  # type: ignore[return-value]
+
+    def probabilities(self, said: tuple[torch.Tensor, torch.Tensor], weight: float) -> Any:
+        """The net's answers: value k of the shortcut speaks for class k."""
+        return ((1 - weight) * said[0] + weight * said[1]).softmax(1).numpy()
+
+    def shown(self, row: int, k: int) -> bool:
+        """As Bench's: a digit in the colour of its ground is none, whatever a net looks at."""
+        return bool(self.ground[row] != self.values[k])
+
+    def pairs(self, weight: float) -> list[tuple[int, Any]]:
+        """As Bench's."""
+        return [
+            (i, after)
+            for k, (value, one) in enumerate(zip(self.values, self.true))
+            for i, after in enumerate(self.probabilities(one, weight)) if self.own[i] != value and self.shown(i, k)
+        ]  # fmt: skip
+
+
+def digits(given: argparse.Namespace) -> None:
+    known(Digits(given.run), "double_colored_mnist", "python benchmarks/audit.py digits RUN")
 
 
 def garments(given: argparse.Namespace) -> None:
@@ -242,7 +334,7 @@ def methods(given: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parts = {"garments": garments, "xray": xray, "ranking": ranking, "methods": methods}
+    parts = {"garments": garments, "xray": xray, "digits": digits, "ranking": ranking, "methods": methods}
     parser.add_argument("part", choices=parts)
     parser.add_argument("run", type=Path, nargs="?")
     given = parser.parse_args()

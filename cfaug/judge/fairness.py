@@ -5,8 +5,8 @@
     gap         the largest value of a group less the smallest; equalised odds: the larger of the gaps of TPR and FPR (Hardt et al., 2016)
 
 Two classes are cut at a threshold, which :func:`choose_threshold` takes from validation, never from the images that are judged. Intervals
-are of the percentile bootstrap over images. A group without both classes has no AUROC, TPR or FPR: None. Of several labels an image
-may have at once, call it once a label.
+are of the percentile bootstrap over images. A group without both classes has no AUROC, TPR or FPR: None. Of several labels that an image
+may have at once there is one table a label (:func:`label_metrics`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cfaug.errors import DataError, UsageError
+from cfaug.errors import DataError, UsageError, listed
 
 Floats = npt.NDArray[np.float64]
 Codes = npt.NDArray[np.int64]
@@ -85,6 +85,45 @@ def group_metrics(
             "n": len(rows),
             **_with_intervals(truth[rows], said[rows], threshold, np.random.default_rng([seed, k, 23]), draws),
         }
+    return found
+
+
+def label_metrics(
+    targets: Mapping[str, npt.ArrayLike],
+    probabilities: Mapping[str, npt.ArrayLike],
+    groups: Sequence[str] | npt.ArrayLike,
+    thresholds: Mapping[str, float] | None = None,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Label -> the table of :func:`group_metrics`, of images that may show several labels at once.
+
+    Args:
+        targets: label -> (N,) 0 or 1; NaN where it is not known, and those images are left out of the label's table.
+        probabilities: label -> (N,) of the label being there, in [0, 1]; they need not sum to 1 over labels.
+        groups: (N,) names.
+        thresholds: label -> from validation; 0.5 unless said.
+        seed: of the bootstrap.
+        draws: of the bootstrap.
+
+    Raises:
+        UsageError: other labels in one mapping than in the other, or shapes that do not fit.
+    """
+    if set(targets) != set(probabilities):
+        raise UsageError(
+            f"expected probabilities of the labels {listed(sorted(targets))}, got {listed(sorted(probabilities)) or 'none'}; pass one array per label"
+        )
+    found, named = {}, np.asarray(groups, dtype=object)
+    for label in targets:
+        truth, said = (np.asarray(one[label], dtype=np.float64) for one in (targets, probabilities))
+        if not truth.shape == said.shape == named.shape:
+            raise UsageError(
+                f"{label}: expected {len(named)} targets and probabilities, one per image, got {truth.shape} and {said.shape}"
+            )
+        known = np.isfinite(truth)
+        both = np.stack([1 - said[known], said[known]], 1)
+        cut = (thresholds or {}).get(label, 0.5)
+        found[label] = group_metrics(truth[known].astype(np.int64), both, named[known], cut, seed, draws)
     return found
 
 

@@ -98,7 +98,7 @@ def make_gate(
     check_gate(recipe, inputs)
     store = feature_store(recipe, inputs, out / "features", progress) if recipe.train.weights else None
     identity = {
-        "format": 1,
+        "format": 2,
         "data": inputs.digest, "gate": recipe.identity()["gate"], "text": text_digest(recipe), "seed": recipe.seed, "model": model.digest,
         "net": "small_cnn" if store is None else store.digest,
     }  # fmt: skip
@@ -109,7 +109,12 @@ def make_gate(
     else:
         asked, silent = asked_of(recipe, inputs)
         learned = learn_readers(recipe, inputs, list(asked), store, progress)
-        description = {"identity": identity, "silent": silent, **measured(recipe, inputs, model, asked, learned)}
+        description = {
+            "identity": identity,
+            "silent": silent,
+            "blind": list(learned.blind),
+            **measured(recipe, inputs, model, asked, learned),
+        }
         arrays = _arrays(learned)
         _write(place, description, arrays)
         for line in silent:
@@ -210,7 +215,7 @@ def _rebuilt(
             continue
         nets = []
         for fold in range(fold_count(recipe)):
-            net = blank_net(recipe, inputs, name)
+            net = blank_net(inputs, name, name in description["blind"])
             mine = f"{fold}."
             net.load_state_dict({key[len(mine) :]: value for key, value in own.items() if key.startswith(mine)})
             nets.append(net.requires_grad_(False))

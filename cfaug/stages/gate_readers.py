@@ -4,7 +4,9 @@
 
 so no image is judged by a reader that saw its source. With pretrained weights a reader is a linear head on the frozen net; without
 them it is a small net of its own, trained from scratch. Groups are re-weighted, so that a reader does not read the target in place of
-an attribute. They are never the oracles that ``cfaug evaluate`` judges with.
+an attribute. Of what is not intervened on a second net is trained that sees shapes alone (:func:`shapes`), and the better one is kept:
+where colours are the shortcut, a net that sees them needs examples of every cell, and there are few. They are never the oracles that
+``cfaug evaluate`` judges with.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -94,6 +96,39 @@ class HeadReader:
         return {"weight": self.weight, "bias": self.bias}
 
 
+def shapes(images: Tensor) -> Tensor:
+    """Images (B, C, H, W) without their colours, uint8 (B, 1, H, W): how far each pixel is along the image's own main axis of colour.
+
+    The first principal component of an image's pixels, stretched from 0 to 255; more of every channel is brighter.
+    """
+    pixels = images.flatten(2).float()
+    pixels = pixels - pixels.mean(2, keepdim=True)
+    axis = torch.linalg.eigh((pixels @ pixels.transpose(1, 2)).double())[1][:, :, -1].float()
+    axis = axis * torch.where(axis.sum(1, keepdim=True) < 0, -1.0, 1.0)
+    along = torch.einsum("bc,bcn->bn", axis, pixels)
+    low, high = along.amin(1, keepdim=True), along.amax(1, keepdim=True)
+    stretched = (along - low) / (high - low).clamp(min=1e-6)
+    return (255 * stretched).round().to(torch.uint8).reshape(-1, 1, *images.shape[2:])
+
+
+class ShapeNet(nn.Module):
+    """A net that is given the shapes of images alone."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W)."""
+        said: Tensor = self.net(as_input(shapes(images)))
+        return said
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Features (B, D)."""
+        found: Tensor = self.net.embed(as_input(shapes(images)))  # type: ignore[operator]
+        return found
+
+
 @dataclass(frozen=True, eq=False)
 class NetReader:
     """Nets, one for each fold."""
@@ -173,13 +208,14 @@ class Learned:
     """Readers by attribute, and the cross-fitted log-probabilities (N, K) of the training images.
 
     ``real`` is None without pretrained weights where the target has no reader, whose features its distances would be taken in;
-    ``features`` (N, D) are those of the training images.
+    ``features`` (N, D) are those of the training images. ``blind``: the attributes whose readers see shapes alone.
     """
 
     readers: Mapping[str, Reader]
     scores: Mapping[str, Floats]
     real: RealImages | None
     features: Tensor | None = None
+    blind: Sequence[str] = ()
 
 
 def learn_readers(
@@ -225,34 +261,64 @@ def _nets(
 ) -> Learned:
     train = inputs.train
     images = load_images(train, range(len(train)), progress=False)
-    settings = replace(settings_of(recipe), model="small_cnn", weights=None, selection="last", method_settings={})
-    readers: dict[str, Reader] = {}
-    scores = {}
+    balance = group_weights(groups).numpy()
+    intervened = recipe.plan.attributes or inputs.schema.spurious
+    readers: dict[str, NetReader] = {}
+    scores, blind = {}, []
     for name in names:
-        nets = []
-        for fold in range(fold_count(recipe)):
-            rows, codes = _known(train, name, folds != fold)
-            trained = train_classifier(
-                "group_resampling", TensorImages(images[rows], codes, groups[rows]), None, settings, recipe.seed,
-                train.schema[name].categories, progress=progress,
-            )  # fmt: skip
-            nets.append(trained.model.eval().requires_grad_(False))
-        reader = NetReader(nets)
-        readers[name] = reader
-        scores[name] = np.concatenate(
-            [reader.of_images(as_input(images[i : i + 2000]), folds[i : i + 2000]) for i in range(0, len(images), 2000)]
-        )
+        readers[name], scores[name] = _net(recipe, train, name, images, folds, groups, progress, False)
+        if name in intervened or images.shape[1] == 1:
+            continue
+        reader, said = _net(recipe, train, name, images, folds, groups, progress, True)
+        if _right(train, name, said, balance) > _right(train, name, scores[name], balance):
+            readers[name], scores[name] = reader, said
+            blind.append(name)
     if inputs.target not in readers:
         return Learned(readers, scores, None)
-    embedding = Embedding(readers[inputs.target].nets[0])  # type: ignore[attr-defined]
+    embedding = Embedding(readers[inputs.target].nets[0])
     features = outputs(embedding.net.embed, embedding.net, images, 500).float()  # type: ignore[arg-type]
-    return Learned(readers, scores, _real(embedding, features, train, folds), features)
+    return Learned(readers, scores, _real(embedding, features, train, folds), features, blind)
 
 
-def blank_net(recipe: Recipe, inputs: Inputs, name: str) -> nn.Module:
+def _net(
+    recipe: Recipe, train: AttributeDataset, name: str, images: Tensor, folds: Folds, groups: Tensor, progress: bool, blind: bool
+) -> tuple[NetReader, Floats]:  # fmt: skip
+    """Nets of all folds. What sees no colours needs no balance of colours: rare groups, shown often, are learned by heart."""
+    settings = replace(settings_of(recipe), model="small_cnn", weights=None, selection="last", method_settings={})
+    method = "erm" if blind else "group_resampling"
+    pool = torch.cat([shapes(part) for part in torch.split(images, 2000)]) if blind else images
+    nets = []
+    for fold in range(folds.max() + 1):
+        rows, codes = _known(train, name, folds != fold)
+        inverted = partial(_inverted, generator=torch.Generator().manual_seed(recipe.seed + fold))
+        source = TensorImages(pool[rows], codes, groups[rows], inverted if blind else None)
+        trained = train_classifier(
+            method, source, None, settings, recipe.seed, train.schema[name].categories, progress=progress
+        )
+        net = trained.model.eval().requires_grad_(False)
+        nets.append(ShapeNet(net) if blind else net)
+    reader = NetReader(nets)
+    said = [reader.of_images(as_input(images[i : i + 2000]), folds[i : i + 2000]) for i in range(0, len(images), 2000)]
+    return reader, np.concatenate(said)
+
+
+def _inverted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the images as their negatives: whether a shape is darker than its ground says nothing."""
+    return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, 255 - images, images)
+
+
+def _right(train: AttributeDataset, name: str, scores: Floats, weights: npt.NDArray[np.float32]) -> float:
+    """The share of training images that are read right, every group counting the same."""
+    rows, codes = _known(train, name, np.ones(len(train), dtype=bool))
+    return float(np.average(scores[rows.numpy()].argmax(1) == codes.numpy(), weights=weights[rows.numpy()]))
+
+
+def blank_net(inputs: Inputs, name: str, blind: bool) -> nn.Module:
     """A net as :func:`learn_readers` trains for an attribute, not trained."""
     height, width, channels = inputs.train.image(0).shape
-    return build_model("small_cnn", channels, (height, width), len(inputs.schema[name].categories), 0).eval()
+    classes = len(inputs.schema[name].categories)
+    net = build_model("small_cnn", 1 if blind else channels, (height, width), classes, 0)
+    return (ShapeNet(net) if blind else net).eval()
 
 
 MOST = 20_000

@@ -100,12 +100,17 @@ def check_texts(recipe: Recipe, schema: Schema) -> None:
                     f"gate.texts.{name}: expected values of {name}, got {value!r}; {near(value, schema[name].categories)}"
                 )
     if recipe.gate.clip is not None:
-        if not (expand(recipe.gate.clip) / "model.safetensors").is_file():
-            raise UsageError(
-                f"gate.clip: expected a directory that transformers has saved a CLIP model in, with model.safetensors, got {recipe.gate.clip}; "
-                "name one, or remove the line"
-            )
-        _loaded(str(expand(recipe.gate.clip)))
+        check_model(recipe)
+
+
+def check_model(recipe: Recipe) -> None:
+    """UsageError unless ``gate.clip`` can be opened."""
+    if recipe.gate.clip is None or not (expand(recipe.gate.clip) / "model.safetensors").is_file():
+        raise UsageError(
+            f"gate.clip: expected a directory that transformers has saved a CLIP model in, with model.safetensors, got {recipe.gate.clip}; "
+            "name one, or remove the line"
+        )
+    _loaded(str(expand(recipe.gate.clip)))
 
 
 @cache

@@ -1,7 +1,8 @@
 """``cfaug suspect``: which shortcuts could there be, from images and labels alone.
 
     properties of the images     against the label, corrected for their number (:mod:`cfaug.judge.properties`)
-    clusters                     of the frozen net's features within each class, where the recipe has ``train.weights``
+    clusters                     of the frozen net's features within each class, where the recipe has ``train.weights``; named by words
+                                 where it has ``gate.clip``
     errors                       of a plain linear head on them, on images that it was not trained on
 
 Each suspicion becomes a column of ``suspects.csv``, a copy of the table, with a ``?`` behind its name: a column that no recipe can name.
@@ -38,6 +39,8 @@ from cfaug.judge.properties import (
     pixel_properties,
     suspicions,
 )
+from cfaug.stages.cluster_names import name_clusters
+from cfaug.stages.gate_text import check_model
 from cfaug.train.features import FeatureStore
 from cfaug.train.models import build_model
 
@@ -58,6 +61,8 @@ class Suspects:
     errors: Mapping[str, float]
     classes: Sequence[str]
     columns: Path
+    names: Mapping[str, Mapping[str, str]]
+    """Class -> cluster -> a word for it."""
 
     def __str__(self) -> str:
         lines = [f"{self.asked} properties of the images against the label, {len(self.properties)} of them suspicious"]
@@ -70,6 +75,10 @@ class Suspects:
                 lines.append(
                     f"  {name}: {count} clusters of features, stability {stable:.2f}; a plain classifier errs in {100 * self.errors[name]:.1f} %"
                 )
+                lines += [
+                    f"    cluster {code}: more of {word} than the rest"
+                    for code, word in self.names.get(name, {}).items()
+                ]
         else:
             lines.append("  no clusters and no errors: they need train.weights, a pretrained net")
         lines.append(f"columns with a ? behind their names, and collages: {self.columns.parent}")
@@ -82,7 +91,7 @@ class Suspects:
         """Plain data."""
         found = self.clusters
         return {
-            "asked": self.asked, "properties": [dict(vars(one)) for one in self.properties], "errors": dict(self.errors),
+            "asked": self.asked, "properties": [dict(vars(one)) for one in self.properties], "errors": dict(self.errors), "names": {name: dict(some) for name, some in self.names.items()},
             "clusters": None if found is None else {n: {"count": c, "stability": s} for n, c, s in zip(self.classes, found.counts, found.stability)},
         }  # fmt: skip
 
@@ -110,6 +119,8 @@ def suspect(recipe: Recipe, out: Path, progress: bool = False) -> Suspects:
                 seed=data.seed,
             )
         )
+    if recipe.gate.clip is not None:
+        check_model(recipe)
     train, classes = opened[0], [str(name) for name in opened[0].schema[target].categories]
     labels = [np.asarray(one.schema.index(target, one.table[target]), dtype=np.int64) for one in opened]
     if min(np.bincount(labels[0], minlength=len(classes))) < 10:
@@ -117,7 +128,7 @@ def suspect(recipe: Recipe, out: Path, progress: bool = False) -> Suspects:
     tables = [_properties(one, progress) for one in opened]
     found = suspicions({str(name): tables[0][name].to_numpy() for name in tables[0]}, labels[0], seed=recipe.seed)
     columns = {one.name: [one.levels(table[one.name].to_numpy()) for table in tables] for one in found}
-    clusters, errors = None, dict[str, float]()
+    clusters, errors, names = None, dict[str, float](), dict[str, dict[str, str]]()
     if recipe.train.weights:
         features = _features(recipe, opened, len(classes), out, progress)
         clusters = clusters_within(features[0], labels[0], seed=recipe.seed)
@@ -125,6 +136,10 @@ def suspect(recipe: Recipe, out: Path, progress: bool = False) -> Suspects:
         errors = {name: float(wrong[0][labels[0] == k].mean()) for k, name in enumerate(classes)}
         if max(clusters.stability) >= LEAST_STABLE:
             columns["cluster"] = [[str(code + 1) for code in clusters.of(*pair)] for pair in zip(features, labels)]
+        if recipe.gate.clip is not None:
+            named = name_clusters(str(expand(recipe.gate.clip)), train, labels[0], clusters.of(features[0], labels[0]))
+            for (label, code), (word, _) in named.items():
+                names.setdefault(classes[label], {})[str(code + 1)] = word
         columns["error"] = [["wrong" if one else "right" for one in some] for some in wrong]
     out.mkdir(parents=True, exist_ok=True)
     written = pd.concat(
@@ -137,7 +152,7 @@ def suspect(recipe: Recipe, out: Path, progress: bool = False) -> Suspects:
         whole = read_metadata(expand(data.root or "")).rename_axis("file_name").reset_index()
         written = whole.merge(written[["file_name", *(f"{name}?" for name in columns)]], on="file_name", how="left")
     replace_file(out / COLUMNS, written.to_csv(index=False).encode())
-    suspects = Suspects(found, len(tables[0].columns), clusters, errors, classes, out / COLUMNS)
+    suspects = Suspects(found, len(tables[0].columns), clusters, errors, classes, out / COLUMNS, names)
     replace_file(out / FIGURES, json.dumps(suspects.to_json(), indent=1).encode())
     return suspects
 

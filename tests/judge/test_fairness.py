@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from sklearn import metrics as theirs
 
 from cfaug.errors import DataError, UsageError
-from cfaug.judge.fairness import choose_threshold, expected_calibration_error, gaps, group_metrics, metrics
+from cfaug.judge.fairness import (
+    choose_threshold,
+    expected_calibration_error,
+    gaps,
+    group_metrics,
+    label_metrics,
+    metrics,
+)
 
 
 def drawn(n: int, seed: int, classes: int = 2) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -95,3 +102,23 @@ def test_what_does_not_fit_is_refused() -> None:
         group_metrics([0, 1], [[0.5, 0.5]], ["a", "b"])
     with pytest.raises(UsageError, match="threshold"):
         group_metrics([0, 1], [[0.5, 0.5]] * 2, ["a", "b"], threshold=1.5)
+
+
+def test_several_labels_have_a_table_each() -> None:
+    rng = np.random.default_rng(7)
+    groups = np.array(["a", "b"])[rng.integers(0, 2, 300)]
+    truth = {name: rng.integers(0, 2, 300).astype(float) for name in ("edema", "fracture")}
+    truth["edema"][:20] = np.nan  # not known
+    said = {name: np.clip(0.3 * np.nan_to_num(one) + 0.7 * rng.random(300), 0, 1) for name, one in truth.items()}
+    found = label_metrics(truth, said, groups, {"fracture": 0.6}, draws=20)
+    known = np.arange(20, 300)
+    assert found["edema"]["all"]["n"] == 280
+    assert found["edema"]["all"]["auroc"][0] == pytest.approx(
+        theirs.roc_auc_score(truth["edema"][known], said["edema"][known]), abs=1e-6
+    )
+    inside = groups == "b"
+    assert found["fracture"]["b"]["tpr"][0] == pytest.approx(
+        (said["fracture"][inside & (truth["fracture"] == 1)] >= 0.6).mean(), abs=1e-6
+    )
+    with pytest.raises(UsageError, match="expected probabilities of the labels edema, fracture, got edema"):
+        label_metrics(truth, {"edema": said["edema"]}, groups)

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
 from helpers.layered import write_folder
+from helpers.text_model import save_text_model
 from helpers.tiny_run import call, merged
 from helpers.wrong_models import Recording, WrongModel
 
@@ -200,23 +200,7 @@ def test_a_descendant_and_a_number_cannot_be_cared_for(
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLIP model of one layer, not trained, with a tokenizer of letters."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTokenizer
-
-    place = tmp_path_factory.mktemp("clip")
-    letters = [c + end for end in ("", "</w>") for c in "abcdefghijklmnopqrstuvwxyz"]
-    vocabulary = {token: i for i, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    (place / "vocab.json").write_text(json.dumps(vocabulary))
-    (place / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(str(place / "vocab.json"), str(place / "merges.txt")).save_pretrained(place)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ends = {"bos_token_id": 52, "eos_token_id": 53, "pad_token_id": 53}
-    text = {**small, **ends, "vocab_size": len(vocabulary), "max_position_embeddings": 32}
-    torch.manual_seed(0)
-    vision = {**small, "image_size": 32, "patch_size": 8}
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(place)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(place)
-    return place
+    return save_text_model(tmp_path_factory.mktemp("clip"))
 
 
 def test_a_local_model_compares_images_with_texts(
