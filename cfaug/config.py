@@ -171,7 +171,7 @@ class GenerateConfig:
 class GateConfig:
     """Which counterfactuals are good enough to be written."""
 
-    enabled: Flag | None = None  # null: on for layers, functions and what is composed of them
+    enabled: Flag | None = None  # null: on for layers, functions, pipelines and what is composed of them
     care: list[str] = field(default_factory=list)  # attributes, beside the target, that must not change
     # of real images, the share that all criteria together would reject; every threshold follows from it
     false_rejections: Annotated[Finite, Field(gt=0, le=0.5)] = 0.05
@@ -290,8 +290,9 @@ class Recipe:
         ):
             came = content[group][place]
             content[group][place] = Path(came).name if came else None
-        if "path" in content["decoder"]["mask"]:
-            content["decoder"]["mask"]["path"] = Path(str(content["decoder"]["mask"]["path"])).name
+        for group, place in ((content["decoder"]["mask"], "path"), (content["decoder"]["editor"], "pipeline")):
+            if group.get(place):
+                group[place] = Path(str(group[place])).name
         return content
 
     def model_identity(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, JsonValue, Strict
 
+from cfaug.editor_config import EditorConfig
 from cfaug.errors import UsageError
 from cfaug.recipe_file import Count, Finite, Flag, Number, Share, settings
 
@@ -17,7 +18,7 @@ NO_AUTOENCODER = (
     "directory of diffusers in decoder.autoencoder, or write space: pixels"
 )
 
-Kind = Literal["diffusion", "layered", "functional", "composed"]
+Kind = Literal["diffusion", "layered", "functional", "pretrained", "composed"]
 Partner = Literal["cover", "light", "random"]
 Width = Annotated[int, Strict(), Field(ge=8, multiple_of=8)]
 
@@ -46,9 +47,9 @@ class CompositeConfig:
 class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
-    # diffusion (trained) | layered (regions) | functional (closed form) | composed (one for each attribute)
+    # diffusion (trained) | layered (regions) | functional (closed form) | pretrained (a pipeline that edits by words) | composed
     kind: Kind = "diffusion"
-    # layered: which attribute lives where: {background: [place], foreground: [colour]}
+    # layered, pretrained: which attribute lives where: {background: [place], foreground: [colour]}
     layers: dict[str, list[str]] = field(default_factory=dict)
     # layered: where the object's mask comes from: {from: given | grabcut | onnx | attribution | threshold, ...}
     mask: dict[str, JsonValue] = field(default_factory=lambda: {"from": "given"})
@@ -56,7 +57,8 @@ class DecoderConfig:
     # functional: attribute -> value -> what shows it: {marker: {marker: {stamp: L.png}, plain: {remove: marker}}}
     functions: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
     # composed: attribute -> its mechanism: {place: layered, marker: functional, colour: diffusion}
-    mechanisms: dict[str, Literal["diffusion", "layered", "functional"]] = field(default_factory=dict)
+    mechanisms: dict[str, Literal["diffusion", "layered", "functional", "pretrained"]] = field(default_factory=dict)
+    editor: EditorConfig = field(default_factory=EditorConfig)  # pretrained
     # what the network sees: pixels | latents (of a variational autoencoder, for photographs)
     space: Literal["pixels", "latents"] = "pixels"
     autoencoder: str | None = None  # latents: a local directory of a diffusers autoencoder

@@ -3,6 +3,7 @@
 mechanism       the protocol of every decoder, and its capabilities as data
 diffusion/      a conditional flow-matching U-Net, trained on the user's images
 layered/        an object over a background: the layer of another training image takes the place of one
+editors/        pretrained pipelines of diffusers, asked in words
 functional/     closed-form functions: stamps, frames, transforms
 pixel_mechanism what layers and functions have in common
 composed        several mechanisms, each for its own attributes
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.diffusion.decoder import DiffusionDecoder, ImageNoise
+from cfaug.decode.editors.decoder import PretrainedDecoder
 from cfaug.decode.functional.decoder import FunctionalDecoder
 from cfaug.decode.layered.decoder import LayeredDecoder
 from cfaug.decode.layered.masked import MaskedDataset
@@ -34,5 +36,6 @@ __all__ = [
     "MaskedDataset",
     "ModelNoise",
     "Part",
+    "PretrainedDecoder",
     "load_decoder",
 ]

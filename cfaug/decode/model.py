@@ -31,6 +31,7 @@ from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
 from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
+from cfaug.decode.editors.decoder import PretrainedDecoder
 from cfaug.decode.functional.decoder import FunctionalDecoder
 from cfaug.decode.layered.decoder import LayeredDecoder
 from cfaug.decode.mechanism import Capabilities, ImageMechanism, differing
@@ -69,6 +70,7 @@ _KINDS: dict[str, Callable[[str | Path, str], ImageMechanism]] = {
     "diffusion": DiffusionDecoder.load,
     "layered": LayeredDecoder.load,
     "functional": FunctionalDecoder.load,
+    "pretrained": PretrainedDecoder.load,
     "composed": _load_composed,
 }
 """How to read each kind of decoder: (directory, device) -> mechanism."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cfaug.causal import SCM, CausalGraph, assumption_card
 from cfaug.data import Attribute, Schema
-from cfaug.decode import CounterfactualModel, DiffusionDecoder, MaskedDataset
+from cfaug.decode import CounterfactualModel, DiffusionDecoder, MaskedDataset, PretrainedDecoder
 from cfaug.decode.diffusion import distributed
 from cfaug.errors import CfaugError, ShardError
 from cfaug.stages.checked_inputs import Inputs
@@ -53,6 +53,8 @@ def _fit(run: Run, scm: SCM, folder: Path) -> None:
         if isinstance(part, DiffusionDecoder):
             score = ValidationScore(recipe, inputs, scm, run.progress) if recipe.decoder.validate_every else None
             part.fit(inputs.train, recipe.seed, run.progress, checkpoint=partial / "diffusion", score=score)
+        elif isinstance(part, PretrainedDecoder):
+            part.fit(images, recipe.seed, run.progress, checkpoint=partial / "adapters")
         elif run.leads:
             part.fit(images, recipe.seed, run.progress)
     if not run.leads:

@@ -47,9 +47,9 @@ log = logging.getLogger(__name__)
 
 
 def gate_is_on(recipe: Recipe) -> bool:
-    """Whether the recipe's counterfactuals pass the criteria: where it says so, else for layers and functions."""
+    """Whether the recipe's counterfactuals pass the criteria: where it says so, else for layers, functions and pipelines."""
     kinds = {recipe.decoder.kind, *recipe.decoder.mechanisms.values()}
-    return bool(kinds & {"layered", "functional"}) if recipe.gate.enabled is None else recipe.gate.enabled
+    return bool(kinds & {"layered", "functional", "pretrained"}) if recipe.gate.enabled is None else recipe.gate.enabled
 
 
 def check_gate(recipe: Recipe, inputs: Inputs) -> None:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from cfaug.causal import do
 from cfaug.config import Recipe
-from cfaug.decode import CounterfactualModel, FunctionalDecoder, LayeredDecoder
+from cfaug.decode import CounterfactualModel, FunctionalDecoder, LayeredDecoder, PretrainedDecoder
 from cfaug.errors import listed
 from cfaug.offline.criteria import Boxes, Unchanged, correlation, threshold
 from cfaug.stages.checked_inputs import Inputs
@@ -169,7 +169,7 @@ def regions_of(recipe: Recipe, model: CounterfactualModel) -> dict[str, str | Bo
         return given
     places = {"background": "background", "foreground": "object"}
     for mechanism in mechanisms_of(model.decoder):
-        if isinstance(mechanism, LayeredDecoder):
+        if isinstance(mechanism, LayeredDecoder | PretrainedDecoder):
             given |= {name: places[layer] for name, layer in mechanism.layers.items()}
         elif isinstance(mechanism, FunctionalDecoder):
             given |= mechanism.boxes

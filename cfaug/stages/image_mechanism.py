@@ -11,13 +11,13 @@ from cfaug.causal import CausalGraph
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, Schema
 from cfaug.data.loading import SIDES
-from cfaug.decode import DiffusionDecoder, FunctionalDecoder, LayeredDecoder
+from cfaug.decode import DiffusionDecoder, FunctionalDecoder, LayeredDecoder, PretrainedDecoder
 from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.layered.mask_sources import GivenMasks, OnnxMasks, mask_source
 from cfaug.decode.mechanism import ImageMechanism
 from cfaug.errors import DataError, UsageError, near
 
-Simple = DiffusionDecoder | LayeredDecoder | FunctionalDecoder
+Simple = DiffusionDecoder | LayeredDecoder | FunctionalDecoder | PretrainedDecoder
 Mechanism = Simple | ComposedDecoder
 
 
@@ -34,6 +34,8 @@ def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechan
         return LayeredDecoder(schema, parents, config)
     if config.kind == "functional":
         return FunctionalDecoder(schema, parents, config)
+    if config.kind == "pretrained":
+        return PretrainedDecoder(schema, parents, config)
     free = [name for name in parents if name != schema.target]
     for name in config.mechanisms:
         if name not in free:
@@ -42,7 +44,7 @@ def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechan
             )
     if absent := [name for name in free if name not in config.mechanisms]:
         raise UsageError(
-            f"decoder.mechanisms: expected a mechanism for {absent[0]!r}, got none; write {absent[0]}: layered, functional or diffusion"
+            f"decoder.mechanisms: expected a mechanism for {absent[0]!r}, got none; write {absent[0]}: layered, functional, pretrained or diffusion"
         )
     kinds = dict.fromkeys(config.mechanisms[name] for name in _ordered(graph, list(config.mechanisms)))
     return ComposedDecoder(
@@ -77,6 +79,8 @@ def _part(recipe: Recipe, graph: CausalGraph, schema: Schema, kind: str, names: 
         mechanism = LayeredDecoder(schema, own, dataclasses.replace(recipe.decoder, layers=layers))
     elif kind == "functional":
         mechanism = FunctionalDecoder(schema, own, recipe.decoder)
+    elif kind == "pretrained":
+        mechanism = PretrainedDecoder(schema, own, recipe.decoder)
     else:  # what it draws depends on everything that shows
         mechanism = DiffusionDecoder(schema, graph.parents("image"), recipe.decoder)
     return Part(mechanism, tuple(names))
@@ -93,7 +97,8 @@ def check_interventions(
 
 def needs_masks(recipe: Recipe) -> bool:
     """Whether objects are masked: for a mechanism of layers, or for a gate that is told the regions of attributes."""
-    return "layered" in {recipe.decoder.kind, *recipe.decoder.mechanisms.values()} or bool(recipe.gate.regions)
+    kinds = {recipe.decoder.kind, *recipe.decoder.mechanisms.values()}
+    return "layered" in kinds or ("pretrained" in kinds and bool(recipe.decoder.layers)) or bool(recipe.gate.regions)
 
 
 def check_mechanism(recipe: Recipe, graph: CausalGraph, train: AttributeDataset, generates: bool, fitted: bool) -> None:
@@ -109,6 +114,9 @@ def check_mechanism(recipe: Recipe, graph: CausalGraph, train: AttributeDataset,
             raise UsageError(
                 "decoder.functions: remove_mask takes masks of the data, got none; name them in data.masks"
             )
+    for part in mechanisms_of(make_mechanism(recipe, graph, schema)) if generates else ():
+        if isinstance(part, PretrainedDecoder):
+            part.check(train.image(0).shape[:2], recipe.plan.attributes or schema.spurious)
     if "diffusion" not in {config.kind, *config.mechanisms.values()}:
         return
     check_depth(config.depth, parents)

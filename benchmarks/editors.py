@@ -1,0 +1,190 @@
+"""Pretrained pipelines as image mechanisms, on a toy whose pipeline can be trained here: digits in colours on textures, 28 px.
+
+    python benchmarks/editors.py train OUT --data DIR        an in-painting pipeline of Stable Diffusion's class, half an hour on a core
+    python benchmarks/editors.py toy OUT --data DIR          `cfaug run` with it: the table, and the gap to the oracle that is closed
+    python benchmarks/editors.py overhead OUT --data DIR     `cfaug generate` beside a bare loop of the same calls, and the gain of batches
+    python benchmarks/editors.py abduction OUT --data DIR    the doubly abductive scheme beside plain inversion: fidelity and editability
+
+DIR holds mnist/ and wildlife_textures/. The data are those of `layers.py textured`, so its rows stand beside these. Rows go to
+results/editors.jsonl.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from layers import textured_folder
+from photos import mean_of_groups
+from rows import cpu, record
+from torch.nn import functional as F
+
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[1] / "tests")]
+
+from helpers import tiny_pipelines as tiny  # noqa: E402
+
+from cfaug.data import FolderDataset, load_images  # noqa: E402
+from cfaug.data.images import to_float  # noqa: E402
+from cfaug.judge.accuracy import read_results  # noqa: E402
+from cfaug.judge.tables import summarise  # noqa: E402
+
+RESULTS, RECIPES = HERE.parent / "results" / "editors.jsonl", HERE.parents[1] / "recipes"
+TEMPLATE = "a {colour} digit on {ground}"
+STEPS, BATCH = {"autoencoder": 600, "unet": 2500}, 32
+
+
+def folders(given: argparse.Namespace) -> tuple[Path, Path]:
+    return textured_folder(given.out / "textured_data", given.data, 0.95), textured_folder(
+        given.out / "textured_oracle", given.data, 0.0
+    )
+
+
+def train(given: argparse.Namespace, name: str = "StableDiffusionInpaintPipeline") -> None:
+    """Autoencoder and U-Net from scratch on the confounded training images; the text encoder is a random one, frozen."""
+    import diffusers
+
+    root, _ = folders(given)
+    data = FolderDataset(root, "train", "digit", ["colour", "ground"], masks="mask")
+    images = to_float(load_images(data, range(len(data)), progress=False))
+    inside = torch.from_numpy(np.stack([data.mask(i) for i in range(len(data))]))[:, None].float() / 255
+    prompts = [TEMPLATE.format(colour=c, ground=g) for c, g in zip(data.table["colour"], data.table["ground"])]
+    torch.manual_seed(0)
+    tokenizer = tiny._clip_tokenizer()
+    text = tiny._clip_encoder(tokenizer).requires_grad_(False)
+    vae = diffusers.AutoencoderKL(
+        **{**tiny.AUTOENCODER, "block_out_channels": (16, 16), "sample_size": 28}, latent_channels=4
+    )
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=14, in_channels=9, out_channels=4, layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8, attention_head_dim=8,
+    )  # fmt: skip
+    scheduler = diffusers.DDIMScheduler(
+        num_train_timesteps=1000, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
+    )
+    began = time.monotonic()
+
+    def steps(net: Any, count: int, loss: Any, rate: float) -> None:
+        average = diffusers.training_utils.EMAModel(net.parameters(), decay=0.995)
+        optimiser = torch.optim.AdamW(net.parameters(), lr=rate)
+        annealed = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=count)
+        for step in range(count):
+            rows = torch.randint(0, len(images), (BATCH,))
+            value = loss(rows)
+            optimiser.zero_grad(set_to_none=True)
+            value.backward()
+            optimiser.step()
+            annealed.step()
+            average.step(net.parameters())
+            if step % 100 == 0:
+                print(type(net).__name__, step, round(float(value.detach()), 4), round(time.monotonic() - began), flush=True)
+        average.copy_to(net.parameters())
+        net.eval().requires_grad_(False)
+
+    def rebuilt(rows: torch.Tensor) -> torch.Tensor:
+        posterior = vae.encode(images[rows]).latent_dist
+        found: torch.Tensor = (
+            vae.decode(posterior.sample()).sample - images[rows]
+        ).abs().mean() + 1e-4 * posterior.kl().mean() / 784
+        return found
+
+    steps(vae, STEPS["autoencoder"], rebuilt, 3e-3)
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(500)])
+        vae.register_to_config(scaling_factor=float(1 / latents.std()))
+        latents = latents * vae.config.scaling_factor
+        said = {
+            p: text(tokenizer([p], padding="max_length", max_length=77, return_tensors="pt")["input_ids"])[0][0]
+            for p in {*prompts, ""}
+        }
+
+    def noise(rows: torch.Tensor) -> torch.Tensor:
+        region = torch.where(torch.rand(len(rows), 1, 1, 1) < 0.5, inside[rows] > 0.5, inside[rows] <= 0.5).float()
+        region[torch.rand(len(rows)) < 0.1] = 1.0
+        with torch.no_grad():
+            left = vae.encode(images[rows] * (1 - region)).latent_dist.mode() * vae.config.scaling_factor
+        small = F.interpolate(region, size=latents.shape[2:])
+        times, drawn = torch.randint(0, 1000, (len(rows),)), torch.randn(len(rows), *latents.shape[1:])
+        noisy = scheduler.add_noise(latents[rows], drawn, times)
+        context = torch.stack([said["" if torch.rand(()) < 0.1 else prompts[int(i)]] for i in rows])
+        found: torch.Tensor = F.mse_loss(
+            unet(torch.cat([noisy, small, left], 1), times, encoder_hidden_states=context).sample, drawn
+        )
+        return found
+
+    steps(unet, STEPS["unet"], noise, 1e-3)
+    parts = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    made = getattr(diffusers, name)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    made.save_pretrained(given.out / "pipeline", safe_serialization=True)
+    record(
+        RESULTS,
+        {"what": "trained", "seconds": round(time.monotonic() - began)},
+        cpu=cpu(),
+        command="python benchmarks/editors.py train OUT",
+    )
+
+
+def options(given: argparse.Namespace) -> list[str]:
+    """Of the recipe for fully confounded digits, what makes it these data and this pipeline."""
+    root, oracle = folders(given)
+    return [
+        f"--data.root={root}", f"--data.oracle={oracle}", "--data.source=folder", "--data.masks=mask", "--data.rho=null",
+        "--data.train_images=null", "--data.val_images=null", "--name=textured_inpaint", "--attributes.spurious=[colour, ground]",
+        "--graph=digit -> colour; digit -> ground; digit -> image; colour -> image; ground -> image",
+        "--decoder.layers={background: [ground], foreground: [colour]}", "--decoder.mask.from=given", "--decoder.kind=pretrained",
+        f"--decoder.editor.pipeline={given.out / 'pipeline'}", f"--decoder.editor.template={TEMPLATE}", "--decoder.editor.steps=10",
+        "--decoder.editor.strength=1.0", "--decoder.editor.guidance=2.0", "--decoder.editor.batch=25", "--generate.batch_size=25",
+        "--generate.samples_per_shard=500", "--generate.workers=1", "--train.threads=1", "--train.selection=worst_group",
+        "--train.methods=[erm, group_resampling, counterfactuals_only, cfaug, oracle]", "--train.seeds=[0, 1, 2]",
+    ]  # fmt: skip
+
+
+def toy(given: argparse.Namespace) -> None:
+    out = given.out / "run"
+    command = [
+        sys.executable,
+        "-m",
+        "cfaug",
+        "run",
+        str(RECIPES / "confounded_mnist.yaml"),
+        "--out",
+        str(out),
+        "--no-progress",
+    ]
+    before = time.perf_counter()
+    subprocess.run([*command, *options(given), *given.more], check=True)
+    rows = read_results(out / "results.jsonl")
+    for one in summarise(rows):
+        record(
+            RESULTS,
+            {
+                "what": "toy", "method": one.method, "seeds": len(one.seeds), "worst_group": [round(v, 4) for v in one.worst],
+                "mean_of_groups": round(mean_of_groups(rows, one.method), 4), "average": [round(v, 4) for v in one.average],
+                "gap_closed": one.gap_closed, "seconds": round(time.perf_counter() - before, 1),
+            },
+            cpu=cpu(), command="python benchmarks/editors.py toy OUT --data DIR",
+        )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parts = {"train": train, "toy": toy}
+    parser.add_argument("part", choices=parts)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path)
+    given, given_more = parser.parse_known_args()
+    given.more = given_more
+    torch.set_num_threads(1)
+    given.out = given.out.absolute()
+    parts[given.part](given)
+
+
+if __name__ == "__main__":
+    main()
