@@ -84,7 +84,13 @@ def train(given: argparse.Namespace, name: str = "StableDiffusionInpaintPipeline
             annealed.step()
             average.step(net.parameters())
             if step % 100 == 0:
-                print(type(net).__name__, step, round(float(value.detach()), 4), round(time.monotonic() - began), flush=True)
+                print(
+                    type(net).__name__,
+                    step,
+                    round(float(value.detach()), 4),
+                    round(time.monotonic() - began),
+                    flush=True,
+                )
         average.copy_to(net.parameters())
         net.eval().requires_grad_(False)
 
@@ -140,7 +146,7 @@ def options(given: argparse.Namespace) -> list[str]:
         "--graph=digit -> colour; digit -> ground; digit -> image; colour -> image; ground -> image",
         "--decoder.layers={background: [ground], foreground: [colour]}", "--decoder.mask.from=given", "--decoder.kind=pretrained",
         f"--decoder.editor.pipeline={given.out / 'pipeline'}", f"--decoder.editor.template={TEMPLATE}", "--decoder.editor.steps=10",
-        "--decoder.editor.strength=1.0", "--decoder.editor.guidance=2.0", "--decoder.editor.batch=25", "--generate.batch_size=25",
+        "--decoder.editor.strength=1.0", "--decoder.editor.size=32", "--decoder.editor.guidance=2.0", "--decoder.editor.batch=25", "--generate.batch_size=25",
         "--generate.samples_per_shard=500", "--generate.workers=1", "--train.threads=1", "--train.selection=worst_group",
         "--train.methods=[erm, group_resampling, counterfactuals_only, cfaug, oracle]", "--train.seeds=[0, 1, 2]",
     ]  # fmt: skip

@@ -68,6 +68,10 @@ def _parser() -> argparse.ArgumentParser:
         "--regenerate", type=int, metavar="N", help="also make N random samples again and compare bytes"
     )
     verify.add_argument("--seed", type=int, default=0, metavar="N", help="which ones (default: 0)")
+    verify.add_argument(
+        "--tolerance", type=float, default=0.0, metavar="LEVELS",
+        help="grey levels of 255 by which an image that is made again may differ on average, on a GPU (default: 0, the same bytes)",
+    )  # fmt: skip
     inspect = command("inspect", "what a run's shards hold: counts, groups, confounding before and after")
     inspect.add_argument("directory", metavar="DIR", help="a run, its shards, or a URL of either")
     inspect.add_argument(
@@ -253,7 +257,9 @@ def _verify(arguments: argparse.Namespace) -> int:
     content: dict[str, Any] = dataclasses.asdict(report)
     text, ok = str(report), report.ok
     if ok and arguments.regenerate is not None:
-        again = regenerate_run(arguments.directory, arguments.regenerate, arguments.seed, not arguments.no_progress)
+        again = regenerate_run(
+            arguments.directory, arguments.regenerate, arguments.seed, not arguments.no_progress, arguments.tolerance
+        )
         content["regenerated"] = {**dataclasses.asdict(again), "ok": again.ok}
         text, ok = f"{text}\n{again}", again.ok
     _print(text, {**content, "ok": ok}, arguments.json)

@@ -175,8 +175,8 @@ class GateConfig:
     care: list[str] = field(default_factory=list)  # attributes, beside the target, that must not change
     # of real images, the share that all criteria together would reject; every threshold follows from it
     false_rejections: Annotated[Finite, Field(gt=0, le=0.5)] = 0.05
-    criteria: list[Literal["shown", "kept", "text", "unchanged", "trace", "near", "copy"]] = field(
-        default_factory=lambda: ["shown", "kept", "text", "unchanged", "trace", "near", "copy"]
+    criteria: list[Literal["shown", "kept", "text", "direction", "unchanged", "trace", "near", "copy"]] = field(
+        default_factory=lambda: ["shown", "kept", "text", "direction", "unchanged", "trace", "near", "copy"]
     )
     # text: a local directory of a CLIP model of transformers; null: images are not compared with texts
     clip: str | None = None

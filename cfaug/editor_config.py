@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from cfaug.errors import UsageError
 from cfaug.recipe_file import Count, Finite, Flag, Number, settings
 
 Backend = Literal["inversion", "image_to_image", "inpaint", "instruction", "ledits"]
@@ -63,3 +64,11 @@ class EditorConfig:
     )  # further arguments of the pipeline's call, by its names
     lora: LoraConfig = field(default_factory=LoraConfig)
     abduction: AbductionConfig = field(default_factory=AbductionConfig)
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for a strength of which no step is left."""
+        if int(self.steps * self.strength) < 1:
+            raise UsageError(
+                f"decoder.editor.strength: expected at least 1 / steps, so that one step is taken, got {self.strength:g} of {self.steps} steps; "
+                "raise one of them"
+            )

@@ -38,7 +38,7 @@ from cfaug.stages.gate_readers import (
     fold_count,
     learn_readers,
 )
-from cfaug.stages.gate_text import MatchesText, check_texts, text_digest, text_readers
+from cfaug.stages.gate_text import MatchesText, MovesAsText, check_texts, text_digest, text_readers
 from cfaug.stages.gate_thresholds import asked_of, exchanged, measured, regions_of
 from cfaug.stages.image_mechanism import needs_masks
 from cfaug.train.features import FeatureStore
@@ -148,6 +148,9 @@ def _criteria(
     if "text" in wanted:
         for name, text in text_readers(recipe, schema, list(description["texts"])).items():
             found.append(MatchesText(name, schema[name].categories, text, description["texts"][name], True))
+    if "direction" in wanted:
+        for name, text in text_readers(recipe, schema, list(description["directions"])).items():
+            found.append(MovesAsText(name, schema[name].categories, text, description["directions"][name]))
     if "trace" in wanted and description["trace"] is not None:
         found.append(NoTrace(frozenset(exchanged(recipe)), description["trace"]))
     if "near" in wanted and learned.real is not None:

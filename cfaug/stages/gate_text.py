@@ -1,6 +1,7 @@
 """A reader that was never trained on these images: how well an image goes with a text, by a local model of the kind of CLIP.
 
-    log p(value | image) = log softmax_v  s cos(image, text_v)        Radford et al. (2021); s is the model's own temperature
+    text        log p(value | image) = log softmax_v  s cos(image, text_v)     Radford et al. (2021); s is the model's own temperature
+    direction   cos(image' - image, text_v' - text_v)                          StyleGAN-NADA (Gal et al., 2022), CF-CLIP (Yu et al., 2022)
 
 It knows nothing of the data's confounding, and of medical or technical images little else; its threshold is, as those of all readers, a
 quantile of what real images score. Needs the package transformers; nothing is downloaded.
@@ -9,7 +10,7 @@ quantile of what real images score. Needs the package transformers; nothing is d
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -41,14 +42,20 @@ class TextReader:
 
     def of_images(self, images: Sequence[Any]) -> Floats:
         """(N, K) of uint8 images (H, W, C)."""
+        return np.concatenate([one.logits_per_image.double().log_softmax(1).numpy() for one in self._said(images)])
+
+    def embedded(self, images: Sequence[Any]) -> tuple[Floats, Floats]:
+        """Embeddings of images (N, D) and of the texts (K, D), of length 1."""
+        said = list(self._said(images))
+        return np.concatenate([one.image_embeds.double().numpy() for one in said]), said[0].text_embeds.double().numpy()
+
+    def _said(self, images: Sequence[Any]) -> Iterator[Any]:
         model, tokens, pixels = _loaded(self.directory)
         said = tokens(list(self.texts), padding=True, return_tensors="pt")
-        parts = []
         with torch.inference_mode():
             for start in range(0, len(images), BATCH):
                 batch = pixels(images=[as_rgb(image) for image in images[start : start + BATCH]], return_tensors="pt")
-                parts.append(model(**said, **batch).logits_per_image.double().log_softmax(1).numpy())
-        return np.concatenate(parts)
+                yield model(**said, **batch)
 
 
 class MatchesText(Shown):
@@ -57,6 +64,49 @@ class MatchesText(Shown):
     @property
     def name(self) -> str:
         return f"{self.attribute} matches its text"
+
+
+@dataclass(frozen=True, eq=False)
+class MovesAsText:
+    """Whether an image moved, from its source, in the direction in which the text of its value moved: CF-CLIP's directional score.
+
+    Attributes:
+        attribute: what was intervened on.
+        values: its values.
+        read: the model and the texts of the values.
+        least: the least cosine.
+    """
+
+    attribute: str
+    values: Sequence[str]
+    read: TextReader
+    least: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.attribute} moves as its text"
+
+    def margins(self, seen: Candidates) -> Floats:
+        found = np.full(len(seen), np.nan)
+        pairs = [(one["factual"].get(self.attribute), one["do"].get(self.attribute)) for one in seen.records]
+        rows = [i for i, (old, new) in enumerate(pairs) if old is not None and new is not None and old != new]
+        if rows:
+            before, after = zip(
+                *((self.values.index(str(pairs[i][0])), self.values.index(str(pairs[i][1]))) for i in rows)
+            )
+            images = [seen.images[i] for i in rows], [seen.pixels[i] for i in rows]
+            found[rows] = directions(self.read, *images, before, after) - self.least
+        return found
+
+
+def directions(
+    reader: TextReader, images: Sequence[Any], sources: Sequence[Any], before: Sequence[int], after: Sequence[int]
+) -> Floats:
+    """(N,) cosines between the moves of images and of the texts of their values."""
+    (made, texts), (from_, _) = reader.embedded(images), reader.embedded(sources)
+    moved, said = made - from_, texts[list(after)] - texts[list(before)]
+    lengths = np.linalg.norm(moved, axis=1) * np.linalg.norm(said, axis=1)
+    return np.asarray((moved * said).sum(1) / np.maximum(lengths, 1e-12))
 
 
 def texts_of(recipe: Recipe, schema: Schema, name: str) -> tuple[str, ...]:

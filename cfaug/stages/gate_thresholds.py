@@ -19,7 +19,7 @@ from cfaug.errors import listed
 from cfaug.offline.criteria import Boxes, Unchanged, correlation, threshold
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.gate_readers import Learned, fold_count, folds_of
-from cfaug.stages.gate_text import TextReader, text_readers, text_scores
+from cfaug.stages.gate_text import BATCH, TextReader, directions, text_readers, text_scores
 from cfaug.stages.generated_sets import make_pool
 from cfaug.stages.image_mechanism import mechanisms_of
 from cfaug.train.method_data import group_codes
@@ -70,7 +70,13 @@ def measured(
     """Thresholds at the share of false rejections, and how well each reader reads each cell."""
     gate, schema, table = recipe.gate, inputs.schema, inputs.schema.canonical(inputs.train.table)
     texts = text_readers(recipe, schema, recipe.plan.attributes or schema.spurious)
-    questions = len(asked) + bool(texts) + len({"near", "copy"} & set(gate.criteria)) + bool(exchanged(recipe)) or 1
+    questions = (
+        len(asked)
+        + bool(texts) * len({"text", "direction"} & set(gate.criteria))
+        + len({"near", "copy"} & set(gate.criteria))
+        + bool(exchanged(recipe))
+        or 1
+    )
     share = gate.false_rejections / questions
     thresholds: dict[str, dict[str, float]] = {}
     accuracy: dict[str, dict[str, list[float]]] = {}
@@ -97,6 +103,7 @@ def measured(
         "accuracy": accuracy,
         "outside": _outside(recipe, inputs, model),
         "texts": {name: _text_thresholds(recipe, inputs, name, reader, share) for name, reader in texts.items()},
+        "directions": {name: _direction(recipe, inputs, name, reader, share) for name, reader in texts.items()},
         "trace": _trace(recipe, inputs, share),
         **_distances(recipe, inputs, learned, share),
     }
@@ -127,6 +134,34 @@ def _text_thresholds(recipe: Recipe, inputs: Inputs, name: str, reader: TextRead
         for code, value in enumerate(inputs.schema[name].categories)
         if (codes == code).sum() >= recipe.gate.least
     }
+
+
+def _direction(recipe: Recipe, inputs: Inputs, name: str, reader: TextReader, share: float) -> float:
+    """The cosine that all but ``share`` of pairs of real images of one class, which differ in the attribute, have."""
+    train, rng = inputs.train, np.random.default_rng([recipe.seed, 19])
+    table = inputs.schema.canonical(train.table)
+    pairs = []
+    for _, some in table.reset_index(drop=True).groupby(inputs.target):
+        known = np.flatnonzero(some[name].notna())
+        if len(known) > 1:
+            for a, b in zip(rng.choice(known, _PAIRS), rng.choice(known, _PAIRS)):
+                if some[name].iloc[a] != some[name].iloc[b]:
+                    pairs.append((int(some.index[a]), int(some.index[b])))
+    pairs = [pairs[i] for i in rng.permutation(len(pairs))[:_PAIRS]]
+    if not pairs:
+        return -1.0
+    before, after = (inputs.schema.index(name, table[name].iloc[list(side)]).tolist() for side in zip(*pairs))
+    found = [
+        directions(
+            reader,
+            [train.image(b) for _, b in some],
+            [train.image(a) for a, _ in some],
+            before[i : i + BATCH],
+            after[i : i + BATCH],
+        )
+        for i, some in ((i, pairs[i : i + BATCH]) for i in range(0, len(pairs), BATCH))
+    ]
+    return threshold(np.concatenate(found), np.ones(len(pairs)), share)
 
 
 def _trace(recipe: Recipe, inputs: Inputs, share: float) -> float | None:

@@ -32,7 +32,9 @@ def verify_run(place: str) -> VerifyReport:
     return verify(shards, saved_plan(expand(place)) if elsewhere else None)
 
 
-def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: bool = False) -> RegenerateReport:
+def regenerate_run(
+    directory: str | Path, n: int = 10, seed: int = 0, progress: bool = False, tolerance: float = 0.0
+) -> RegenerateReport:
     """Make `n` random samples of the run in `directory` (or in the directory above it, when it is ``shards``) again.
 
     Raises:
@@ -46,7 +48,7 @@ def regenerate_run(directory: str | Path, n: int = 10, seed: int = 0, progress: 
     plan = Plan.load(run / "plan")
     place = shards_of(str(run))
     gate = make_gate(recipe, inputs, model, run, progress)
-    return regenerate(model, inputs.sources, plan, place, n, seed, progress, gate=gate)
+    return regenerate(model, inputs.sources, plan, place, n, seed, progress, gate=gate, tolerance=tolerance)
 
 
 def open_finished(directory: str | Path, progress: bool = False) -> tuple[Path, Recipe, Inputs]:

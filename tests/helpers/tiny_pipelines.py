@@ -1,7 +1,7 @@
 """Diffusers pipelines of real classes, tiny and not trained, made from configuration without any network.
 
-Images of 32 px do for all. The autoencoders halve an image, but for Qwen-Image's, which shrinks it by 16: its pipelines
-blow their source up to a megapixel, whatever its size.
+All make images of 32 px, from sources of 32 px; Flux2KleinPipeline refuses sources of less than 64. The autoencoders
+halve an image, but for Qwen-Image's, which shrinks it by 16: its pipelines blow every source up to a megapixel.
 """
 
 from __future__ import annotations

@@ -19,10 +19,12 @@ from cfaug.config import load_recipe
 from cfaug.decode import CounterfactualModel
 from cfaug.offline import Plan, ShardReader
 from cfaug.offline.commit import open_destination
+from cfaug.offline.gate import Candidates
 from cfaug.offline.make_shard import ShardWork
 from cfaug.stages.checked_inputs import open_inputs
 from cfaug.stages.gate import make_gate
 from cfaug.stages.gate_readers import folds_of
+from cfaug.stages.gate_text import TextReader
 from cfaug.stages.masks import with_masks
 from cfaug.stages.verification import regenerate_run
 
@@ -240,3 +242,35 @@ def test_texts_and_models_that_are_not_there(
     answer = call(capsys, "doctor", recipe(tmp_path / "r.yaml", scenes, gate=gate))
     assert answer.code == 2
     assert said in answer.err
+
+
+def test_an_image_moves_as_the_texts_of_its_values_do(
+    scenes: Path, clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = recipe(tmp_path / "r.yaml", scenes, gate={"clip": str(clip), "criteria": ["direction"]})
+    assert call(capsys, "generate", path, "--out", tmp_path / "out", "--no-progress").code == 0
+    settings, inputs, model = opened(tmp_path / "out")
+    made = make_gate(settings, inputs, model, tmp_path / "out")
+    assert made is not None
+    (criterion,) = [one for one in made.criteria if one.name == "ground moves as its text"]
+    assert -1 <= criterion.least < 1  # type: ignore[attr-defined]
+    # the first number of an image is where its embedding lies; texts lie at 0 and 1
+    monkeypatch.setattr(
+        TextReader,
+        "embedded",
+        lambda self, images: (np.array([[float(i[0, 0, 0]), 0.0] for i in images]), np.array([[0.0, 0.0], [1.0, 0.0]])),
+    )
+    at = {value: np.full((2, 2, 3), value, np.uint8) for value in (3, 4, 5)}
+    rows = [
+        ({"ground": "dots"}, {"ground": "lines"}),
+        ({"ground": "lines"}, {"ground": "dots"}),
+        ({"ground": "dots"}, {"ground": "dots"}),
+        ({"ground": "dots"}, {}),
+    ]
+    records: Any = [{"factual": old, "do": new} for old, new in rows]
+    seen = Candidates([at[5], at[5], at[5], at[4]], records, None)  # type: ignore[arg-type]
+    seen._known["pixels"] = np.stack([at[4]] * 4)
+    values = list(criterion.values)  # type: ignore[attr-defined]
+    sign = 1 if values.index("lines") > values.index("dots") else -1
+    found = criterion.margins(seen) + criterion.least  # type: ignore[attr-defined]
+    assert np.array_equal(found, [sign, -sign, np.nan, np.nan], equal_nan=True)

@@ -34,6 +34,7 @@ class Traits:
         draws: another seed makes another image.
         guidance: the argument that guidance goes in.
         listed: takes the source as a list of one image.
+        multiple: sides must be multiples of this, whatever the autoencoder takes.
         least: the smallest side that it takes, in pixels.
         packed: latents are packed two by two, so that sides are multiples of twice the autoencoder's factor.
         fixed: arguments that are always passed.
@@ -45,26 +46,27 @@ class Traits:
     draws: bool = True
     guidance: str = "guidance_scale"
     listed: bool = False
+    multiple: int = 1
     least: int = 1
     packed: bool = False
     fixed: tuple[tuple[str, Any], ...] = ()
 
 
 CLASSES: dict[str, Traits] = {
-    "StableDiffusionPipeline": Traits("inversion", draws=False),
-    "StableDiffusionXLPipeline": Traits("inversion", draws=False),
+    "StableDiffusionPipeline": Traits("inversion", draws=False, multiple=8),
+    "StableDiffusionXLPipeline": Traits("inversion", draws=False, multiple=8),
     "StableDiffusionImg2ImgPipeline": Traits("image_to_image"),
     "StableDiffusionXLImg2ImgPipeline": Traits("image_to_image"),
-    "StableDiffusionInpaintPipeline": Traits("inpaint", mask=True),
-    "StableDiffusionXLInpaintPipeline": Traits("inpaint", mask=True),
-    "Flux2KleinInpaintPipeline": Traits("inpaint", batches=False, mask=True, packed=True),
+    "StableDiffusionInpaintPipeline": Traits("inpaint", mask=True, multiple=8),
+    "StableDiffusionXLInpaintPipeline": Traits("inpaint", mask=True, multiple=8),
+    "Flux2KleinInpaintPipeline": Traits("inpaint", mask=True, packed=True),
     "StableDiffusionInstructPix2PixPipeline": Traits("instruction"),
     "Flux2KleinPipeline": Traits("instruction", batches=False, listed=True, least=64, packed=True),  # a list is references for one prompt
-    "FluxKontextPipeline": Traits("instruction", batches=False, packed=True, fixed=(("_auto_resize", False),)),
-    "QwenImageEditPipeline": Traits("instruction", batches=False, guidance="true_cfg_scale", packed=True),
+    "FluxKontextPipeline": Traits("instruction", packed=True, fixed=(("_auto_resize", False),)),  # or the source grows to a megapixel
+    "QwenImageEditPipeline": Traits("instruction", guidance="true_cfg_scale", packed=True),
     "QwenImageEditPlusPipeline": Traits("instruction", batches=False, guidance="true_cfg_scale", listed=True, packed=True),
-    "LEditsPPPipelineStableDiffusion": Traits("ledits", batches=False, guidance="edit_guidance_scale"),
-    "LEditsPPPipelineStableDiffusionXL": Traits("ledits", batches=False, guidance="edit_guidance_scale"),
+    "LEditsPPPipelineStableDiffusion": Traits("ledits", batches=False, guidance="edit_guidance_scale", multiple=32),
+    "LEditsPPPipelineStableDiffusionXL": Traits("ledits", batches=False, guidance="edit_guidance_scale", multiple=32),
 }  # fmt: skip
 """Pipeline class -> what it can do."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -113,7 +114,7 @@ def multiple_of(place: Path, traits: Traits) -> int:
         if "temperal_downsample" in vae
         else len(vae.get("block_out_channels", [1, 1, 1, 1])) - 1
     )
-    return int(2**halvings * (2 if traits.packed else 1))
+    return math.lcm(2**halvings * (2 if traits.packed else 1), traits.multiple)
 
 
 def size_of(size: Sequence[int], config: EditorConfig, multiple: int, least: int = 1) -> tuple[int, int]:
