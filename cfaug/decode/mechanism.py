@@ -19,6 +19,7 @@ import torch
 
 from cfaug.data import Schema
 from cfaug.data.micro_batch import Sources
+from cfaug.data.source_types import TRAINED
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Capabilities:
         min_side: the smallest height or width that it takes, in pixels.
         max_side: the largest one.
         multiple: heights and widths must be multiples of this.
+        source_type: the digital source type that files with its images are marked with (:mod:`cfaug.data.source_types`).
     """
 
     null: Literal["exact", "round_trip"]
@@ -49,6 +51,7 @@ class Capabilities:
     min_side: int = 1
     max_side: int = 4096
     multiple: int = 1
+    source_type: str = TRAINED
 
 
 @dataclass(frozen=True)

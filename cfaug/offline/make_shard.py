@@ -31,7 +31,7 @@ from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import CfaugError, DataError, UsageError, generating
 from cfaug.offline.batch_pixels import check_images, masks_of_sources, pixels_of
 from cfaug.offline.commit import Destination
-from cfaug.offline.environment import Environment, canvas_of, working_size_of
+from cfaug.offline.environment import Environment, canvas_of, source_type_of, working_size_of
 from cfaug.offline.format import FORMAT, MAX_SEED, ManifestRow, Sample, SourceHashes
 from cfaug.offline.gate import Gate
 from cfaug.offline.plan import Plan, PlanRow
@@ -305,7 +305,7 @@ class ShardWork:
             working_size_of(self.dataset) is not None
         ):  # source_digest is of the image before it was resized, this of the one after
             record["working_digest"] = pixel_digest(source)
-        return Sample(row.key, image, record, hashes)
+        return Sample(row.key, image, record, hashes, source_type_of(self.model))
 
 
 def _redrawn(row: PlanRow, attempt: int) -> PlanRow:

@@ -51,5 +51,6 @@ def card(
         size=next((name for most, name in SIZES.items() if len(plan) < most), "1B<n<10B"),
         structs={"do": intervened or schema.names, "attributes": schema.names, "factual": schema.names},
         settings=json.dumps(plan.settings, sort_keys=True),
-        environment=", ".join(f"{name} {value}" for name, value in sorted(environment.items())),
+        environment=environment,
+        environment_text=", ".join(f"{name} {value}" for name, value in sorted(environment.items())),
     )  # fmt: skip
