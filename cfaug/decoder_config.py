@@ -17,7 +17,7 @@ NO_AUTOENCODER = (
     "directory of diffusers in decoder.autoencoder, or write space: pixels"
 )
 
-Kind = Literal["diffusion", "layered", "functional", "composed"]
+Kind = Literal["diffusion", "layered", "functional", "composed", "imported"]
 Partner = Literal["cover", "light", "random"]
 Width = Annotated[int, Strict(), Field(ge=8, multiple_of=8)]
 
@@ -46,7 +46,7 @@ class CompositeConfig:
 class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
-    # diffusion (trained) | layered (regions) | functional (closed form) | composed (one for each attribute)
+    # diffusion (trained) | layered (regions) | functional (closed form) | composed (one for each attribute) | imported (edited elsewhere)
     kind: Kind = "diffusion"
     # layered: which attribute lives where: {background: [place], foreground: [colour]}
     layers: dict[str, list[str]] = field(default_factory=dict)
