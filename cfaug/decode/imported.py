@@ -161,7 +161,7 @@ class ImportedDecoder(PixelMechanism):
         try:
             content = json.loads((directory / "decoder.json").read_text(encoding="utf-8"))
             edits = {(str(key), int(seed)): EditedFile(name, sha256) for key, seed, name, sha256 in content["edits"]}
-            schema, folder = Schema.from_json(content["schema"]), directory / content["folder"]
+            schema, folder = Schema.from_json(content["schema"]), Path(os.path.normpath(directory / content["folder"]))
             decoder = cls(schema, content["parents"], folder, edits, content["source_type"])
             whole = decoder.digest == content["digest"]
         except Exception as error:  # JSON and the schema each raise their own

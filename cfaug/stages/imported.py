@@ -62,7 +62,8 @@ class Imported:
     def __str__(self) -> str:
         done = self.report
         state = f"{done.written} written now" if done.written else "all there before, nothing to do"
-        return f"{self.images} edited images imported, {self.left_out} rows of the plan left out\n{done.shards} shards in {done.directory}: {state}"
+        resized = f" ({self.resized} resized)" if self.resized else ""
+        return f"{self.images} edited images imported{resized}, {self.left_out} rows of the plan left out\n{done.shards} shards in {done.directory}: {state}"
 
 
 def import_edits(
