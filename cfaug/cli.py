@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     _run_options(demo)
     for name, text in STAGES.items():
         stage = command(name, text)
-        stage.add_argument("recipe", metavar="RECIPE.yaml")
+        stage.add_argument("recipe", metavar="RECIPE.yaml", help="or the directory of a run, which is gone on with")
         _run_options(stage)
     verify = command("verify", "re-read every committed byte of a run or of its shards")
     verify.add_argument("directory", metavar="DIR", help="a run, its shards, or a URL of either")
@@ -118,6 +118,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     review.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs (default: 0)")
     review.add_argument("--no-progress", action="store_true", help="no progress bars")
+    export = command("export", "the edits that a run's plan wants, for a tool of your own")
+    export.add_argument("directory", metavar="DIR", help="a run with a plan")
+    export.add_argument(
+        "--edits",
+        metavar="FILE",
+        help="the table, .jsonl or .csv; images go beside it (default: DIR/edits/edits.jsonl)",
+    )
+    import_ = command("import", "make shards of images that were edited elsewhere")
+    import_.add_argument("directory", metavar="DIR", help="a run with a plan")
+    import_.add_argument("edits", metavar="EDITS", help="a folder of edited images with edits.jsonl or edits.csv")
+    import_.add_argument(
+        "--overwrite", action="store_true", help="drop the model, the shards and what came of them first"
+    )
+    import_.epilog = "How the shards are written can be changed: --generate.workers=4, ..."
+    for parser_ in (export, import_):
+        parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
     doctor.add_argument("recipe", metavar="RECIPE.yaml|RUN", nargs="?", help="a recipe, or the directory of a run")
     doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
@@ -157,12 +173,15 @@ def _overrides(rest: Sequence[str]) -> list[str]:
 
 def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from cfaug.config import load_recipe
+    from cfaug.data.files import expand
     from cfaug.recipe_file import dump_yaml
 
     overrides = _overrides(rest)
     if arguments.seed is not None:
         overrides.append(f"--seed={arguments.seed}")
-    recipe = load_recipe(arguments.recipe or shipped_recipes()["demo"], overrides)
+    given = expand(arguments.recipe or shipped_recipes()["demo"])
+    there = given if (given / "config.yaml").exists() else None
+    recipe = load_recipe(given if there is None else there / "config.yaml", overrides)
     if arguments.print_config:
         _print(dump_yaml(recipe.to_dict()).removesuffix("\n"), recipe.to_dict(), arguments.json)
         return 0
@@ -180,7 +199,7 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         )
     with open_run(
         recipe,
-        arguments.out or Path("shards") / recipe.name,
+        arguments.out or there or Path("shards") / recipe.name,
         overwrite=arguments.overwrite,
         keep_model=name in ("plan", "generate"),
         sharing=sharing,
@@ -321,6 +340,28 @@ def _review(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    from cfaug.stages.exported import export_edits
+
+    found = export_edits(arguments.directory, arguments.edits, not arguments.no_progress)
+    _print(
+        f"{found}\nEdit the images, save each under its file_name beside a copy of the table, then: cfaug import {arguments.directory} EDITS",
+        dataclasses.asdict(found),
+        arguments.json,
+    )
+    return 0
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from cfaug.stages.imported import import_edits
+
+    found = import_edits(
+        arguments.directory, arguments.edits, arguments.overrides, arguments.overwrite, not arguments.no_progress
+    )
+    _print(str(found), dataclasses.asdict(found), arguments.json)
+    return 0
+
+
 def _suspect(arguments: argparse.Namespace) -> int:
     from cfaug.config import load_recipe
     from cfaug.data.files import expand
@@ -390,6 +431,8 @@ _OTHERS = {
     "audit": _audit,
     "suspect": _suspect,
     "review": _review,
+    "export": _export,
+    "import": _import,
     "verify": _verify,
     "inspect": _inspect,
     "doctor": _doctor,
@@ -427,7 +470,7 @@ def _command(argv: Sequence[str] | None) -> int:
         arguments, rest = _parser().parse_known_args(argv)
         if arguments.command in _OTHERS:
             checks = arguments.command in ("doctor", "suspect") and arguments.recipe is not None
-            if rest and not checks:
+            if rest and not (checks or arguments.command == "import"):
                 raise UsageError(
                     f"`cfaug {arguments.command}` does not take {rest[0]!r}; see `cfaug {arguments.command} --help`"
                 )

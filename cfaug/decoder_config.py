@@ -18,7 +18,7 @@ NO_AUTOENCODER = (
     "directory of diffusers in decoder.autoencoder, or write space: pixels"
 )
 
-Kind = Literal["diffusion", "layered", "functional", "pretrained", "composed"]
+Kind = Literal["diffusion", "layered", "functional", "pretrained", "composed", "imported"]
 Partner = Literal["cover", "light", "random"]
 Width = Annotated[int, Strict(), Field(ge=8, multiple_of=8)]
 
@@ -47,7 +47,8 @@ class CompositeConfig:
 class DecoderConfig:
     """The image mechanism. ``seconds: null`` scales the budget with the data."""
 
-    # diffusion (trained) | layered (regions) | functional (closed form) | pretrained (a pipeline that edits by words) | composed
+    # diffusion (trained) | layered (regions) | functional (closed form) | pretrained (a pipeline that edits by words) | composed (one for each
+    # attribute) | imported (edited elsewhere)
     kind: Kind = "diffusion"
     # layered, pretrained: which attribute lives where: {background: [place], foreground: [colour]}
     layers: dict[str, list[str]] = field(default_factory=dict)

@@ -5,7 +5,8 @@ diffusion/      a conditional flow-matching U-Net, trained on the user's images
 layered/        an object over a background: the layer of another training image takes the place of one
 editors/        pretrained pipelines of diffusers, asked in words
 functional/     closed-form functions: stamps, frames, transforms
-pixel_mechanism what layers and functions have in common
+imported        images that were edited elsewhere
+pixel_mechanism what layers, functions and imported images have in common
 composed        several mechanisms, each for its own attributes
 model           CounterfactualModel: SCM and decoder with the three verbs; loading by kind
 save_decoder    a decoder's two files on disk
@@ -17,6 +18,7 @@ from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.diffusion.decoder import DiffusionDecoder, ImageNoise
 from cfaug.decode.editors.decoder import PretrainedDecoder
 from cfaug.decode.functional.decoder import FunctionalDecoder
+from cfaug.decode.imported import EditedFile, ImportedDecoder
 from cfaug.decode.layered.decoder import LayeredDecoder
 from cfaug.decode.layered.masked import MaskedDataset
 from cfaug.decode.mechanism import Capabilities, FitReport, ImageMechanism
@@ -28,10 +30,12 @@ __all__ = [
     "ComposedDecoder",
     "CounterfactualModel",
     "DiffusionDecoder",
+    "EditedFile",
     "FitReport",
     "FunctionalDecoder",
     "ImageMechanism",
     "ImageNoise",
+    "ImportedDecoder",
     "LayeredDecoder",
     "MaskedDataset",
     "ModelNoise",

@@ -21,6 +21,7 @@ import torch
 from cfaug.data import Schema
 from cfaug.data.files import expand, replace_file
 from cfaug.data.micro_batch import Sources
+from cfaug.data.source_types import strongest
 from cfaug.decode import save_decoder
 from cfaug.decode.mechanism import Capabilities, FitReport, ImageMechanism, differing
 from cfaug.errors import UsageError
@@ -81,6 +82,7 @@ class ComposedDecoder:
             min_side=max(one.min_side for one in own),
             max_side=min(one.max_side for one in own),
             multiple=max(one.multiple for one in own),
+            source_type=strongest(one.source_type for one in own),
         )
 
     @property

@@ -19,6 +19,7 @@ import torch
 
 from cfaug.data import Schema
 from cfaug.data.micro_batch import Sources
+from cfaug.data.source_types import TRAINED
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Capabilities:
         min_side: the smallest height or width that it takes, in pixels.
         max_side: the largest one.
         multiple: heights and widths must be multiples of this.
+        imported: whether it has images that were made elsewhere, of rows of one plan, and can make no others.
+        source_type: the digital source type that files with its images are marked with (:mod:`cfaug.data.source_types`).
     """
 
     null: Literal["exact", "round_trip"]
@@ -49,6 +52,8 @@ class Capabilities:
     min_side: int = 1
     max_side: int = 4096
     multiple: int = 1
+    imported: bool = False
+    source_type: str = TRAINED
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.editors.decoder import PretrainedDecoder
 from cfaug.decode.functional.decoder import FunctionalDecoder
+from cfaug.decode.imported import ImportedDecoder
 from cfaug.decode.layered.decoder import LayeredDecoder
 from cfaug.decode.mechanism import Capabilities, ImageMechanism, differing
 from cfaug.errors import ShardError, UsageError, near, one_line
@@ -71,6 +72,7 @@ _KINDS: dict[str, Callable[[str | Path, str], ImageMechanism]] = {
     "layered": LayeredDecoder.load,
     "functional": FunctionalDecoder.load,
     "pretrained": PretrainedDecoder.load,
+    "imported": ImportedDecoder.load,
     "composed": _load_composed,
 }
 """How to read each kind of decoder: (directory, device) -> mechanism."""
@@ -183,6 +185,11 @@ class CounterfactualModel:
         """
         refuse_unconfirmed(self.graph)
         return ActedModel(self, intervention)
+
+    def makes(self, source_key: str, seed: int, intervention: Intervention) -> bool:
+        """Whether there is an image of a plan's row: always, but for images that were made elsewhere."""
+        decoder = self.decoder
+        return intervention.is_null or not isinstance(decoder, ImportedDecoder) or decoder.has(source_key, seed)
 
     def predict(self, noise: ModelNoise) -> tuple[torch.Tensor, pd.DataFrame]:
         """The null intervention: a reconstruction of the factual images, shape (B, C, H, W), in [-1, 1]."""

@@ -1,4 +1,4 @@
-"""What the mechanisms that work on whole pixels have in common: layers and functions."""
+"""What the mechanisms that work on whole pixels have in common: layers, functions and imported images."""
 
 from __future__ import annotations
 

@@ -4,6 +4,8 @@
     png    8 bits, grey or RGB; chunks IHDR, IDAT, IEND and no other              at most 64 MiB, 2^24 pixels
     webp   simple lossless (VP8L), RGB without alpha                              the same
 
+Beside that, both may have the mark of a generated image (:mod:`cfaug.offline.marks`), which is taken out first.
+
 The name in the tar chooses the decoder, never the content: nothing is unpickled, no command runs, and Pillow is never asked
 to guess (it would pass an EPS called .png on to Ghostscript). Dimensions are read from the first bytes before Pillow sees
 any: a few kilobytes can announce gigabytes. Text, colour profiles and animation are refused before a decompressor sees them.
@@ -32,6 +34,7 @@ from cfaug.offline.format import (
     check_record,
     parse_object,
 )
+from cfaug.offline.marks import unmarked
 
 Pixels = npt.NDArray[np.uint8]
 FIELDS: Mapping[str, int] = MappingProxyType(
@@ -65,7 +68,7 @@ def pixels_of(picture: Image.Image) -> Pixels:
 
 def picture_of(data: bytes, where: Callable[[], str], field: str = "png", vouched: bool = True) -> Image.Image:
     """The decoded picture, mode L or RGB; :class:`ShardError` naming ``where()``, which is asked only then."""
-    kind = field.upper()
+    kind, data = field.upper(), unmarked(data, field)
     try:
         mode, size = {"png": _png_header, "webp": _webp_header}[field](data, vouched)
     except (ValueError, struct.error) as error:

@@ -8,6 +8,8 @@ from typing import Any
 from PIL import features
 
 from cfaug.data.datasets import AttributeDataset
+from cfaug.data.source_types import SOURCE_TYPES, TRAINED
+from cfaug.errors import UsageError, near
 
 Environment = dict[str, str | int]
 
@@ -32,12 +34,26 @@ def environment_of(
         **({} if size is None else {"size": size}),
         "batch_size": batch_size,
         "image": image,
+        "source_type": source_type_of(model),
         "threads": 1,
         "device": device,
         "dtype": str(getattr(model, "dtype", "float32")),
         **versions,
         **({} if codec is None else {codec: str(features.version(codec))}),
     }
+
+
+def source_type_of(model: Any) -> str:
+    """The digital source type that the model's images are marked with; that of generated media for models that do not say.
+
+    UsageError for one that is not in the vocabulary.
+    """
+    found = str(getattr(getattr(model, "capabilities", None), "source_type", TRAINED))
+    if found not in SOURCE_TYPES:
+        raise UsageError(
+            f"capabilities.source_type: expected a digital source type of IPTC, got {found!r}; {near(found, SOURCE_TYPES)}"
+        )
+    return found
 
 
 def canvas_of(model: Any) -> tuple[int, int] | None:

@@ -28,6 +28,7 @@ import numpy.typing as npt
 
 from cfaug import config
 from cfaug.data.datasets import SPLITS as SPLITS
+from cfaug.data.source_types import TRAINED
 from cfaug.errors import ShardError, shown
 
 FORMAT = 1
@@ -85,12 +86,14 @@ class Sample:
     """One image of a shard: `key`, `image` (uint8, height x width x 1 or 3) and the JSON `record`.
 
     `source`: hashes of the source's pixels, for the index; None in samples that were read. Without them its row has no ``xxh3``.
+    `source_type`: what its file is to be marked with (:mod:`cfaug.data.source_types`).
     """
 
     key: str
     image: npt.NDArray[np.uint8]
     record: Record
     source: SourceHashes | None = None
+    source_type: str = TRAINED
 
 
 class Member(NamedTuple):

@@ -28,7 +28,7 @@ from cfaug.offline.format import CARD
 from cfaug.offline.gate import Gate
 from cfaug.offline.index import publish_index
 from cfaug.offline.inspect.card import card
-from cfaug.offline.make_shard import Model, ShardWork
+from cfaug.offline.make_shard import Model, ShardWork, is_imported
 from cfaug.offline.plan import Plan
 from cfaug.offline.progress import Progress
 from cfaug.offline.retry_shards import make_and_retry
@@ -170,7 +170,9 @@ def _publish(work: ShardWork, shared: bool) -> bool:
         return False
     names = [plan.shard_name(number) for number in plan.shards()]
     padded = canvas_of(model) is not None
-    text = card(plan, model.schema, padded=padded, image=field_of(work.image), example=rows[names[0]])
+    text = card(
+        plan, model.schema, padded=padded, image=field_of(work.image), example=rows[names[0]], imported=is_imported(model)
+    )  # fmt: skip
     destination.publish(names, {CARD: text.encode()}, rows)
     publish_index(destination.storage, sorted(rows.values(), key=lambda row: row.name))
     return True

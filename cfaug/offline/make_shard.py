@@ -31,7 +31,7 @@ from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import CfaugError, DataError, UsageError, generating
 from cfaug.offline.batch_pixels import check_images, masks_of_sources, pixels_of
 from cfaug.offline.commit import Destination
-from cfaug.offline.environment import Environment, canvas_of, working_size_of
+from cfaug.offline.environment import Environment, canvas_of, source_type_of, working_size_of
 from cfaug.offline.format import FORMAT, MAX_SEED, ManifestRow, Sample, SourceHashes
 from cfaug.offline.gate import Gate
 from cfaug.offline.plan import Plan, PlanRow
@@ -151,6 +151,9 @@ class ShardWork:
             DataError: a source that is not in the data set, or whose size or mask does not fit.
             CfaugError: the model's images are not finite or not of the sources' shape; too little memory.
         """
+        rows = self._with_images(rows, {} if lost is None else lost)
+        if not rows:
+            return []
         if self.gate is None:
             return self._made(rows, self.batch_size)[0]
         retries = int(getattr(self.gate, "retries", 0))
@@ -178,9 +181,22 @@ class ShardWork:
             lost.update({key: reason for key, reason in why.items() if key not in kept})
         return [kept[row.key] for row in rows if row.key in kept]
 
+    def _with_images(self, rows: Sequence[PlanRow], lost: dict[str, str]) -> Sequence[PlanRow]:
+        """The rows that the model has an image of; a model of images that were made elsewhere may lack some, which are added to `lost`."""
+        makes = getattr(self.model, "makes", None)
+        if makes is None:
+            return rows
+        found = [row for row in rows if makes(row.source_key, row.seed, row.do)]
+        if len(found) < len(rows):
+            here = {row.key for row in found}
+            lost.update({row.key: "no image of it was imported" for row in rows if row.key not in here})
+        return found
+
     def _attempts(self, retries: int) -> list[int]:
         """The numbers of the attempts: those in between only where another seed makes another image, the last with other sources."""
         capabilities = getattr(self.model, "capabilities", None)
+        if is_imported(self.model):  # there is no other image of the source, and none of another source
+            return [0]
         again = range(1, retries + 1) if getattr(capabilities, "stochastic", False) else ()
         return [0, *again, *([retries + 1] if retries else [])]
 
@@ -214,8 +230,8 @@ class ShardWork:
             acts = [row.do for row in rows]
             made, attributes = self.model.act(acts + acts[-1:] * (size - len(rows))).predict(noise)
             images = pixels_of(made, attributes, sources, rows)
-            factual = _plain(sources.table)
-            counterfactual = _plain(self.model.schema.canonical(attributes))
+            factual = plain_rows(sources.table)
+            counterfactual = plain_rows(self.model.schema.canonical(attributes))
             samples = []
             for i, (row, place) in enumerate(zip(rows, places)):
                 height, width = pixels[place].shape[:2]
@@ -305,7 +321,14 @@ class ShardWork:
             working_size_of(self.dataset) is not None
         ):  # source_digest is of the image before it was resized, this of the one after
             record["working_digest"] = pixel_digest(source)
-        return Sample(row.key, image, record, hashes)
+        if is_imported(self.model):
+            record["mechanism"] = "imported"
+        return Sample(row.key, image, record, hashes, source_type_of(self.model))
+
+
+def is_imported(model: Model) -> bool:
+    """Whether the model has images that were made elsewhere, of rows of one plan alone."""
+    return bool(getattr(getattr(model, "capabilities", None), "imported", False))
 
 
 def _redrawn(row: PlanRow, attempt: int) -> PlanRow:
@@ -316,8 +339,8 @@ def _redrawn(row: PlanRow, attempt: int) -> PlanRow:
     return replace(row, seed=int.from_bytes(content[:8], "big") % MAX_SEED)
 
 
-def _plain(table: pd.DataFrame) -> list[Values]:
-    """The rows as plain values. A missing value is None, because JSON has no NaN."""
+def plain_rows(table: pd.DataFrame) -> list[Values]:
+    """The rows of a table as plain values. A missing value is None, because JSON has no NaN."""
     columns = [
         [None if pd.isna(v) else v if isinstance(v, str) else float(v) for v in table[name].tolist()] for name in table
     ]

@@ -1,6 +1,6 @@
 """Samples are encoded, and a shard is staged: written and synced under partial names, which no reader trusts.
 
-    json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6, not optimised
+    json = compact ASCII JSON, fields in the order given    png = Pillow, L or RGB, compress_level 6, not optimised, marked
     tar  = USTAR, mtime 0, owner cfaug/cfaug 0/0, mode 0444, members sorted    offset of a payload = its header's + 512
 
 The same samples give the same bytes with the same versions of Pillow and zlib; pixels and records are the same with all.
@@ -48,6 +48,7 @@ from cfaug.offline.format import (
     parse_object,
     tar_size,
 )
+from cfaug.offline.marks import marked
 from cfaug.offline.os_errors import explained, failure
 from cfaug.offline.stored_png import stored_png
 
@@ -249,10 +250,10 @@ def _pixels(sample: Sample) -> npt.NDArray[np.uint8]:
 
 
 def encode_image(sample: Sample, image: str) -> bytes:
-    """The image file of a sample; ShardError for pixels that no reader would accept."""
+    """The image file of a sample, marked as generated; ShardError for pixels that no reader would accept."""
     pixels = _pixels(sample)
     if image == "png-stored":
-        return stored_png(pixels)
+        return marked(stored_png(pixels), "png", sample.source_type)
     if image == "webp" and pixels.ndim == 2:
         raise ShardError(
             f"sample {sample.key!r}: expected an RGB image for webp, got a grey one; set generate.image=png"
@@ -260,7 +261,7 @@ def encode_image(sample: Sample, image: str) -> bytes:
     webp, png = {"lossless": True, "quality": 75, "method": 4}, {"compress_level": 6, "optimize": False}
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, IMAGES[image], **(webp if image == "webp" else png))
-    return stream.getvalue()
+    return marked(stream.getvalue(), IMAGES[image], sample.source_type)
 
 
 @contextmanager

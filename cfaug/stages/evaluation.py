@@ -36,7 +36,7 @@ from cfaug.stages.fitting import fit
 from cfaug.stages.gate import gate_is_on, make_gate
 from cfaug.stages.gate_figures import acceptance
 from cfaug.stages.gate_soundness import gate_soundness
-from cfaug.stages.generated_sets import balanced_acts, make_pool, masks_of
+from cfaug.stages.generated_sets import balanced_acts, make_pool, masks_of, pool_of_shards
 from cfaug.stages.image_sets import compared_sets
 from cfaug.stages.leak_probes import leak_figures, shortcut_probe
 from cfaug.stages.loss_breakdown import three_losses
@@ -123,7 +123,8 @@ def evaluate_counterfactuals(
     rebuilt = torch.from_numpy(to_pixels(rebuilt)).permute(0, 3, 1, 2)
     errors = axioms.l1(factual, as_input(rebuilt))
     composed = axioms.composition(model, factual, table, cycles, recipe.seed, masks)
-    undone = axioms.reversibility(model, factual, table, acts, recipe.seed, masks)
+    imported = model.capabilities.imported  # nobody has edited what was edited back
+    undone = np.empty(0) if imported else axioms.reversibility(model, factual, table, acts, recipe.seed, masks)
     undone = undone[~np.isnan(undone)]  # an unknown factual value cannot be restored
     figures: dict[str, Any] = {
         "images": len(rows),
@@ -131,6 +132,7 @@ def evaluate_counterfactuals(
         f"composition_l1_{cycles}_cycles": float(composed.mean()),
         "reversibility_l1": float(undone.mean()) if len(undone) else None,
         "reversibility_n": len(undone),
+        "imported": imported,
     }
     _next(bar, "readers")
     readers, figures["reader_basis"] = attribute_readers(
@@ -185,9 +187,10 @@ def evaluate_counterfactuals(
     if (of_masks := mask_figures(inputs, recipe.seed)) is not None:
         figures["masks"] = of_masks
     figures["shortcut_probe"] = shortcut_probe(inputs, shards, recipe.seed)
-    figures |= _on_pools(recipe, inputs, model, progress, bar, gate)
+    figures |= _on_pools(recipe, inputs, model, shards, progress, bar, gate)
     sound = figures.pop("soundness")
-    figures["gate"] = None if gate is None else {"acceptance": acceptance(inputs, plan, shards), "soundness": sound}
+    asked = (row for row in plan if model.makes(row.source_key, row.seed, row.do))
+    figures["gate"] = None if gate is None else {"acceptance": acceptance(inputs, asked, shards), "soundness": sound}
     _next(bar, "")
     bar.close()
     return Evaluation(figures, *pixels)
@@ -225,17 +228,22 @@ def _on_pools(
     recipe: Recipe,
     inputs: Inputs,
     model: CounterfactualModel,
+    shards: ShardReader,
     progress: bool,
     bar: tqdm[Any],
     gate: CriteriaGate | None,
 ) -> dict[str, Any]:
-    """The figures that need sources beyond the judged ones: leak probes, losses and the gate's soundness; None where not measured."""
+    """The figures that need sources beyond the judged ones: leak probes, losses and the gate's soundness; None where not measured.
+
+    Of imported images there are only those of the shards.
+    """
+    imported = model.capabilities.imported
     source = inputs.clean or inputs.sources
     # the losses compare the same sources with and without confounding, which a folder of other images does not have
     paired = inputs.clean is not None and inputs.clean.key(0) in inputs.train.table.index
-    wanted = recipe.evaluate.loss_images if paired else 0
-    pool = None
-    if wanted or len(source) >= LEAST_SOURCES:
+    wanted = recipe.evaluate.loss_images if paired and not imported else 0
+    pool = pool_of_shards(inputs.sources, shards, PROBED) if imported else None
+    if not imported and (wanted or len(source) >= LEAST_SOURCES):
         acts = balanced_acts(
             inputs.train if paired else source,
             wanted or (PROBED_FROZEN if recipe.train.mode == "frozen" else PROBED),
@@ -247,7 +255,7 @@ def _on_pools(
         "losses": None,
         "soundness": None,
     }
-    if gate is not None:
+    if gate is not None and (paired or not imported):
         found["soundness"] = gate_soundness(recipe, inputs, model, gate, paired, progress)
     _next(bar, "losses" if wanted else "")
     if wanted and pool is not None:

@@ -10,7 +10,7 @@ from cfaug.causal import SCM, CausalGraph, assumption_card
 from cfaug.data import Attribute, Schema
 from cfaug.decode import CounterfactualModel, DiffusionDecoder, MaskedDataset, PretrainedDecoder
 from cfaug.decode.diffusion import distributed
-from cfaug.errors import CfaugError, ShardError
+from cfaug.errors import CfaugError, ShardError, UsageError
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.image_mechanism import make_mechanism, mechanisms_of
 from cfaug.stages.recipe_checks import fit_scm
@@ -31,6 +31,7 @@ def fit(run: Run, scm: SCM | None = None) -> CounterfactualModel:
     folder, device = run.out / "model", run.recipe.decoder.device
     there = (folder / "model.json").exists()
     if not (there if run.sharing else distributed.first(there, device)):
+        refuse_without_import(run)
         with run.timed("fit"):
             _fit(run, scm or fit_scm(run.recipe, run.inputs), folder)
         run.meet()
@@ -41,6 +42,15 @@ def fit(run: Run, scm: SCM | None = None) -> CounterfactualModel:
         run.directory.write("ASSUMPTIONS.md", card["text"])
         run.directory.write_json("assumptions.json", card)
     return model
+
+
+def refuse_without_import(run: Run) -> None:
+    """UsageError where the images are made elsewhere and have not been imported yet: nothing here can make them."""
+    if run.recipe.decoder.kind == "imported" and not (run.out / "model" / "model.json").exists():
+        raise UsageError(
+            f"decoder.kind: imported: expected images that were imported into {run.out}, got none; run `cfaug plan`, `cfaug export {run.out}`, "
+            f"edit, and `cfaug import {run.out} EDITS`"
+        )
 
 
 def _fit(run: Run, scm: SCM, folder: Path) -> None:

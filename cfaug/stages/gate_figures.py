@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from cfaug.errors import listed
 from cfaug.judge.report import percent
-from cfaug.offline import Plan, ShardReader
+from cfaug.offline import PlanRow, ShardReader
 from cfaug.stages.checked_inputs import Inputs
 
 MOST_READ = 1_000_000
@@ -20,7 +20,7 @@ LEAST_P = 0.01
 """Below this probability of chance, the accepted images are said to depend on target and attribute."""
 
 
-def acceptance(inputs: Inputs, plan: Plan, shards: ShardReader) -> dict[str, Any]:
+def acceptance(inputs: Inputs, plan: Iterable[PlanRow], shards: ShardReader) -> dict[str, Any]:
     """Rows asked and kept, in all and per cell; for each attribute whether the gate made target and attribute dependent."""
     kept = {entry.key for entry in shards.index}
     rows = [row for row in islice(plan, MOST_READ) if not row.do.is_null]

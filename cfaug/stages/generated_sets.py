@@ -20,7 +20,7 @@ from cfaug.causal import Intervention, do
 from cfaug.data import AttributeDataset, Schema, load_images
 from cfaug.errors import CfaugError, DataError, generating
 from cfaug.judge.axioms import Model
-from cfaug.offline import balance_groups
+from cfaug.offline import ShardReader, balance_groups
 from cfaug.stages.attribute_classifiers import quantised
 from cfaug.train.models import as_input
 
@@ -106,6 +106,19 @@ def make_pool(
             null.append(_made(model, noise, [do()] * len(seeds), table.index[start]))
             real.append(_made(model, noise, interventions[part], table.index[start]))
     return Pool(table, factual, torch.cat(null), torch.cat(real), masks)
+
+
+def pool_of_shards(dataset: AttributeDataset, shards: ShardReader, most: int) -> Pool:
+    """The first counterfactual of each of at most ``most`` sources that the shards have one of; a null intervention is the source itself."""
+    place = {dataset.key(i): i for i in range(len(dataset))}
+    first: dict[str, int] = {}
+    for i in np.flatnonzero(~shards.nulls).tolist():
+        first.setdefault(shards.index[i].source_key, i)
+    first = dict(list(first.items())[:most])
+    rows = [place[key] for key in first]
+    factual = load_images(dataset, rows, progress=False)
+    made = np.stack([shards.image(i) for i in first.values()])
+    return Pool(dataset.table.iloc[rows], factual, factual, torch.from_numpy(made).permute(0, 3, 1, 2).contiguous())
 
 
 def masks_of(model: Model, dataset: AttributeDataset, rows: Sequence[int]) -> Tensor | None:

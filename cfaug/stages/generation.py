@@ -11,7 +11,7 @@ from cfaug.offline import GenerateReport, Plan, ShardReader
 from cfaug.offline import generate as write_shards
 from cfaug.offline.commit import RUN, open_destination
 from cfaug.offline.format import MANIFEST, PLAN_HEADER
-from cfaug.stages.fitting import fit
+from cfaug.stages.fitting import fit, refuse_without_import
 from cfaug.stages.gate import make_gate
 from cfaug.stages.ranks import SHARED
 from cfaug.stages.recipe_checks import check_generation, draw_plan, engine_options
@@ -31,6 +31,7 @@ def plan(run: Run) -> Plan:
 def generate(run: Run) -> GenerateReport:
     """Write the shards that are missing; whatever cannot be is refused before anything is fitted."""
     config, out = run.recipe.generate, run.out
+    refuse_without_import(run)
     if run.sharing and not all((out / name).exists() for name in ("model/model.json", f"plan/{PLAN_HEADER}")):
         raise UsageError(
             f"expected a model and a plan in {out} before several processes share the work; run "

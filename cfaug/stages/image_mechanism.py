@@ -11,18 +11,18 @@ from cfaug.causal import CausalGraph
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, Schema
 from cfaug.data.loading import SIDES
-from cfaug.decode import DiffusionDecoder, FunctionalDecoder, LayeredDecoder, PretrainedDecoder
+from cfaug.decode import DiffusionDecoder, FunctionalDecoder, ImportedDecoder, LayeredDecoder, PretrainedDecoder
 from cfaug.decode.composed import ComposedDecoder, Part
 from cfaug.decode.layered.mask_sources import GivenMasks, OnnxMasks, mask_source
 from cfaug.decode.mechanism import ImageMechanism
 from cfaug.errors import DataError, UsageError, near
 
 Simple = DiffusionDecoder | LayeredDecoder | FunctionalDecoder | PretrainedDecoder
-Mechanism = Simple | ComposedDecoder
+Mechanism = Simple | ComposedDecoder | ImportedDecoder
 
 
 def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechanism:
-    """The mechanism of the group ``decoder``, not yet fitted.
+    """The mechanism of the group ``decoder``, not yet fitted; one of imported images still without any.
 
     Raises:
         UsageError: attributes that no mechanism, no layer or no function answers for, or that two do; settings that do not fit.
@@ -36,6 +36,8 @@ def make_mechanism(recipe: Recipe, graph: CausalGraph, schema: Schema) -> Mechan
         return FunctionalDecoder(schema, parents, config)
     if config.kind == "pretrained":
         return PretrainedDecoder(schema, parents, config)
+    if config.kind == "imported":
+        return ImportedDecoder(schema, parents)
     free = [name for name in parents if name != schema.target]
     for name in config.mechanisms:
         if name not in free:

@@ -27,10 +27,12 @@ from cfaug.stages.generated_sets import Pool, exchanged_acts, make_pool
 def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None, progress: bool) -> dict[str, Any]:
     """The probes of original attributes and of provenance, on a pool of unconfounded sources (confounded without an oracle).
 
-    Without a pool, or with too few sources in it, every figure is None.
+    Without a pool, or with too few sources in it, every figure is None. So are those of provenance where images are imported: there are
+    none whose attributes are distributed as the sources' are, and a null intervention is the source itself.
     """
     seed, names = recipe.seed, inputs.schema.spurious
-    clean = inputs.clean is not None
+    imported = bool(getattr(getattr(model, "capabilities", None), "imported", False))
+    clean = inputs.clean is not None and not imported
     found: dict[str, Any] = {
         "sources": "unconfounded" if clean else "confounded",
         "original_attribute": dict.fromkeys(names),
@@ -56,6 +58,8 @@ def leak_figures(recipe: Recipe, inputs: Inputs, model: Model, pool: Pool | None
                 seed,
                 None if targets is None else [targets[i] for i in known],
             )
+    if imported:
+        return found
     alike = pool.counterfactual
     if not clean:  # balanced counterfactuals would differ from confounded reconstructions in their attributes, not only in their origin
         acts = exchanged_acts(pool.table, inputs.schema, seed)

@@ -16,7 +16,7 @@ import pandas as pd
 from cfaug.causal import missing_counts
 from cfaug.causal.audit.confounding import confounding
 from cfaug.config import Recipe
-from cfaug.decode import CounterfactualModel
+from cfaug.decode import CounterfactualModel, ImportedDecoder
 from cfaug.errors import CfaugError, listed
 from cfaug.judge.advice import Advice, advise
 from cfaug.judge.axioms import worst_rows
@@ -129,11 +129,15 @@ def _facts(run: Run, generated: int | None) -> dict[str, str]:
         "recipe": run.recipe.name,
         "seed": str(run.recipe.seed),
         "training images": str(len(run.inputs.train)),
-        "counterfactuals": "none" if generated is None else str(generated),
+        _counterfactuals(run): "none" if generated is None else str(generated),
         **{f"{stage} took": f"{seconds:.0f} s" for stage, seconds in spent.items()},
         **{name: installed[name] for name in ("cfaug", "python", "torch", "diffusers")},
         "resolved configuration": json.dumps(run.recipe.to_dict()),
     }
+
+
+def _counterfactuals(run: Run) -> str:
+    return "counterfactuals (imported)" if run.recipe.decoder.kind == "imported" else "counterfactuals"
 
 
 def _shard_confounding(inputs: Inputs, shards: ShardReader) -> dict[str, float]:
@@ -176,8 +180,9 @@ def _axioms(figures: dict[str, Any]) -> list[Axiom]:
             )
     n = figures.get("reversibility_n", figures["images"])
     of = "" if n == figures["images"] else f"; {n} of {figures['images']} images have a known value to go back to"
-    undone = said(figures["reversibility_l1"], ".4f")
-    found.append(Axiom("reversibility", undone, f"L1 after do and undo; 0 is perfect{of}"))
+    if not figures.get("imported"):
+        undone = said(figures["reversibility_l1"], ".4f")
+        found.append(Axiom("reversibility", undone, f"L1 after do and undo; 0 is perfect{of}"))
     for name, row in figures["attributes"].items():
         only = ", interventions that change the value only" if row["intervened"] else ""
         meaning = (
@@ -368,6 +373,12 @@ def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) ->
     if size is not None:
         notes.append(
             f"Every image is brought to {size[1]}x{size[0]} pixels ({recipe.data.fit}), by antialiased bilinear resampling."
+        )
+    if isinstance(model and model.decoder, ImportedDecoder):
+        notes.append(
+            "The counterfactuals are imported: they were edited elsewhere, and nothing here says how. Null interventions are the sources "
+            "themselves, so whatever tells an edited image from another one tells that it is a counterfactual. Reversibility and the probes of "
+            "provenance would need images that nobody has edited, and are not measured."
         )
     if model is not None and (fitted := model.decoder.report) is not None:
         notes.append(

@@ -141,6 +141,10 @@ class RunDirectory:
             else:
                 product.unlink(missing_ok=True)
 
+    def drop_images(self) -> None:
+        """Remove the model, the shards and all that came of them; plan, configuration and what is known of the data stay."""
+        self._clear(("plan", "config.yaml", "run.json", "diagnosis.json", "discovery.json"))
+
     def write(self, name: str, content: str | bytes) -> None:
         """Replace a file in one step.
 

@@ -7,6 +7,7 @@ configuration put them. Nothing is fitted, planned or written.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from cfaug.config import Recipe, load_recipe
@@ -22,7 +23,8 @@ from cfaug.stages.gate import make_gate
 from cfaug.stages.masks import with_masks
 from cfaug.stages.run_directory import saved_plan, shards_of
 
-_NEEDED = {"config.yaml": "its configuration", "model/model.json": "its model", f"plan/{PLAN_HEADER}": "its plan"}
+PLANNED = {"config.yaml": "its configuration", f"plan/{PLAN_HEADER}": "its plan"}
+_NEEDED = {**PLANNED, "model/model.json": "its model"}
 
 
 def verify_run(place: str) -> VerifyReport:
@@ -58,14 +60,24 @@ def open_finished(directory: str | Path, progress: bool = False) -> tuple[Path, 
         UsageError: not a run's directory, or one without model or plan; other images than the run was made on.
         DataError: what opening the data may raise.
     """
-    run = _run(directory)
+    run = run_with(directory)
     recipe = load_recipe(run / "config.yaml")
     inputs = open_inputs(recipe, progress, fitted=True)
-    _refuse_other_data(run, inputs.digest)
+    refuse_other_data(run, inputs.digest)
     return run, recipe, inputs
 
 
-def _run(directory: str | Path) -> Path:
+def open_planned(directory: str | Path, progress: bool = False) -> tuple[Path, Recipe, Inputs, Plan]:
+    """The same of a run that need not have a model yet, the data with their masks, and its plan."""
+    run = run_with(directory, PLANNED)
+    recipe = load_recipe(run / "config.yaml")
+    inputs = open_inputs(recipe, progress, fitted=(run / "model" / "model.json").exists())
+    refuse_other_data(run, inputs.digest)
+    return run, recipe, with_masks(recipe, inputs, run / "masks"), Plan.load(run / "plan")
+
+
+def run_with(directory: str | Path, needed: Mapping[str, str] = _NEEDED) -> Path:
+    """The directory of a run, given as it or as its ``shards``; UsageError where one of the ``needed`` files is missing."""
     if "://" in str(directory):
         raise UsageError(
             f"expected a run's own directory, got {directory}: its configuration, model and plan are needed"
@@ -73,15 +85,17 @@ def _run(directory: str | Path) -> Path:
     run = expand(directory)
     if run.name == "shards" and not (run / "config.yaml").exists():
         run = run.parent
-    for name, what in _NEEDED.items():
+    stage = "plan" if needed is PLANNED else "generate"
+    for name, what in needed.items():
         if not (run / name).exists():
             raise UsageError(
-                f"expected a run with {what}, but {run / name} is missing; give the directory that cfaug generate wrote to"
+                f"expected a run with {what}, but {run / name} is missing; give the directory that cfaug {stage} wrote to"
             )
     return run
 
 
-def _refuse_other_data(run: Path, digest: str) -> None:
+def refuse_other_data(run: Path, digest: str) -> None:
+    """UsageError where the run was made from other images than those of ``digest``."""
     try:
         then = json.loads((run / "run.json").read_text(encoding="utf-8")).get("data")
     except (OSError, ValueError, AttributeError):

@@ -8,7 +8,7 @@ from cfaug.errors import ShardError
 from cfaug.offline import verify
 from cfaug.stages.checked_inputs import uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
-from cfaug.stages.fitting import fit
+from cfaug.stages.fitting import fit, refuse_without_import
 from cfaug.stages.generation import plan
 from cfaug.stages.recipe_checks import check_generation, fit_scm
 from cfaug.stages.reporting import report
@@ -19,6 +19,7 @@ def run_recipe(run: Run) -> Path:
     """Every stage; counterfactuals only if a listed method uses them. Returns the report's path."""
     made = uses_counterfactuals(run.recipe)
     if made:
+        refuse_without_import(run)
         check_generation(run.recipe, run.inputs)
     fitted = (run.out / "model" / "model.json").exists()
     scm = None if fitted else fit_scm(run.recipe, run.inputs)

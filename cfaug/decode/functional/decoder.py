@@ -77,7 +77,13 @@ class FunctionalDecoder(PixelMechanism):
     def capabilities(self) -> Capabilities:
         """Masks only where a value is removed by them; null interventions are exact."""
         removes = any(isinstance(f, MaskRemoved) for own in self.functions.values() for fs in own.values() for f in fs)
-        return Capabilities("exact", needs_masks=removes, redraws_own_value=True, stochastic=True)
+        return Capabilities(
+            "exact",
+            needs_masks=removes,
+            redraws_own_value=True,
+            stochastic=True,
+            source_type="algorithmicallyEnhanced",
+        )
 
     def fit(self, dataset: AttributeDataset, seed: int = 0, progress: bool = True) -> FunctionalDecoder:
         """Nothing is learned but the statistics of the attributes; a value that training images have must have functions."""

@@ -30,6 +30,7 @@ from cfaug.data import AttributeDataset, Schema
 from cfaug.data.files import expand
 from cfaug.data.images import Pixels
 from cfaug.data.micro_batch import Sources
+from cfaug.data.source_types import TRAINED
 from cfaug.decode import save_decoder
 from cfaug.decode.diffusion.decoder import DiffusionDecoder
 from cfaug.decode.layered import compositing
@@ -96,7 +97,14 @@ class LayeredDecoder(PixelMechanism):
     def capabilities(self) -> Capabilities:
         """It needs masks, redraws an intervention to the factual value too, returns the image under none, and hides backgrounds."""
         hides = frozenset(name for name, layer in self.layers.items() if layer == "background")
-        return Capabilities("exact", needs_masks=True, redraws_own_value=True, stochastic=True, hides=hides)
+        return Capabilities(
+            "exact",
+            needs_masks=True,
+            redraws_own_value=True,
+            stochastic=True,
+            hides=hides,
+            source_type="compositeCapture" if self._objects is None else TRAINED,
+        )
 
     # -- the bank ------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,12 @@ SIZES = {
 
 
 def card(
-    plan: Plan, schema: Schema, padded: bool = False, image: str = "png", example: ManifestRow | None = None
+    plan: Plan,
+    schema: Schema,
+    padded: bool = False,
+    image: str = "png",
+    example: ManifestRow | None = None,
+    imported: bool = False,
 ) -> str:
     """The text of ``README.md``: a YAML header for ``datasets`` and a paragraph for people (``card.md.jinja``).
 
@@ -33,6 +38,7 @@ def card(
         padded: every record says in ``quality`` how much its source was padded for the model.
         image: the image field, ``png`` or ``webp``.
         example: any row of the manifest, for the model's digest and the versions; they are the same in all rows.
+        imported: every record says that its image was edited elsewhere.
     """
     import jinja2
 
@@ -46,10 +52,11 @@ def card(
     texts.filters["json"] = json.dumps
     template = texts.from_string(Path(__file__).with_name("card.md.jinja").read_text(encoding="utf-8"))
     return template.render(
-        plan=plan, schema=schema, padded=padded, image=image, example=example, of=plan.summary, type=type_of,
+        plan=plan, schema=schema, padded=padded, imported=imported, image=image, example=example, of=plan.summary, type=type_of,
         title=f"Counterfactual images ({plan.split})", pattern=shard_pattern(plan.split), format=FORMAT, manifest=MANIFEST,
         size=next((name for most, name in SIZES.items() if len(plan) < most), "1B<n<10B"),
         structs={"do": intervened or schema.names, "attributes": schema.names, "factual": schema.names},
         settings=json.dumps(plan.settings, sort_keys=True),
-        environment=", ".join(f"{name} {value}" for name, value in sorted(environment.items())),
+        environment=environment,
+        environment_text=", ".join(f"{name} {value}" for name, value in sorted(environment.items())),
     )  # fmt: skip
