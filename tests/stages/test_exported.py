@@ -414,3 +414,12 @@ def test_other_refusals(copy: Path, edited: Path, tmp_path: Path, capsys: pytest
     assert "that cfaug plan wrote to" in call(capsys, "export", copy).complaint
     other = import_(capsys, edited, "--seed=3")
     assert "holds a run of a different configuration (seed was 0, now 3)" in other.complaint
+
+
+def test_an_export_says_the_edit_in_words(scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = {"template": "a {shape} on {ground}", "words": {"ground": {"dots": "small dots"}}}
+    path, out = recipe_of(tmp_path / "r.yaml", scenes, decoder={"kind": "imported", "editor": words}), tmp_path / "run"
+    assert call(capsys, "plan", path, "--out", out, "--no-progress").code == 0
+    assert call(capsys, "export", out, "--no-progress").code == 0
+    for row in table_of(out / "edits"):
+        assert row["prompt"] == f"a {row['attributes']['shape']} on {row['do']['ground'].replace('dots', 'small dots')}"
