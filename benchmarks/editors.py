@@ -12,6 +12,7 @@ results/editors.jsonl.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from layers import textured_folder
 from photos import mean_of_groups
+from PIL import Image
 from rows import cpu, record
 from torch.nn import functional as F
 
@@ -30,10 +32,19 @@ sys.path[:0] = [str(HERE.parents[1] / "tests")]
 
 from helpers import tiny_pipelines as tiny  # noqa: E402
 
+from cfaug.config import load_recipe  # noqa: E402
 from cfaug.data import FolderDataset, load_images  # noqa: E402
-from cfaug.data.images import to_float  # noqa: E402
+from cfaug.data.images import to_float, to_uint8  # noqa: E402
+from cfaug.data.micro_batch import Sources  # noqa: E402
+from cfaug.decode import CounterfactualModel  # noqa: E402
+from cfaug.editor_config import AbductionConfig  # noqa: E402
 from cfaug.judge.accuracy import read_results  # noqa: E402
 from cfaug.judge.tables import summarise  # noqa: E402
+from cfaug.offline import Plan  # noqa: E402
+from cfaug.offline.commit import open_destination  # noqa: E402
+from cfaug.offline.make_shard import ShardWork  # noqa: E402
+from cfaug.stages.checked_inputs import open_inputs  # noqa: E402
+from cfaug.train import TensorImages, TrainSettings, train_classifier  # noqa: E402
 
 RESULTS, RECIPES = HERE.parent / "results" / "editors.jsonl", HERE.parents[1] / "recipes"
 TEMPLATE = "a {colour} digit on {ground}"
@@ -165,7 +176,7 @@ def toy(given: argparse.Namespace) -> None:
         "--no-progress",
     ]
     before = time.perf_counter()
-    subprocess.run([*command, *options(given), *given.more], check=True)
+    subprocess.run([*command, *options(given)], check=True)
     rows = read_results(out / "results.jsonl")
     for one in summarise(rows):
         record(
@@ -179,14 +190,121 @@ def toy(given: argparse.Namespace) -> None:
         )  # fmt: skip
 
 
+def opened(given: argparse.Namespace, **editor: Any) -> tuple[Any, Any, Any]:
+    """The run's training images, its plan, and its model with other settings of the editor."""
+    run = given.out / "run"
+    recipe = load_recipe(run / "config.yaml")
+    inputs = open_inputs(recipe, False, True)
+    model = CounterfactualModel.load(run / "model")
+    own: Any = model.decoder
+    own.config = dataclasses.replace(own.config, editor=dataclasses.replace(own.editor, **editor))
+    return inputs, Plan.load(run / "plan"), model
+
+
+def overhead(given: argparse.Namespace, images: int = 12, turns: int = 3) -> None:
+    """Shards' work beside a bare loop of the same calls, in turns; and edits one by one beside eight in a call."""
+    inputs, plan, model = opened(given, steps=given.steps, batch=1)
+    rows = [row for row in plan.sample(10 * images) if not row.do.is_null][:images]
+    decoder, position = model.decoder, {inputs.sources.key(i): i for i in range(len(inputs.sources))}
+    table = inputs.schema.canonical(inputs.sources.table)
+
+    def ours(batch: int) -> float:
+        decoder.config = dataclasses.replace(decoder.config, editor=dataclasses.replace(decoder.editor, batch=batch))
+        work = ShardWork(model, inputs.sources, plan, open_destination(given.out / "run"), images, {})
+        before = time.perf_counter()
+        work.batch(rows)
+        return time.perf_counter() - before
+
+    def bare() -> float:
+        before = time.perf_counter()
+        for row in rows:
+            i = position[row.source_key]
+            image = Image.fromarray(inputs.sources.image(i)).resize((32, 32), Image.Resampling.LANCZOS)
+            region = decoder._region(_noise(inputs, i), 0, row.do.names)
+            prompt = decoder.words.prompt({**table.iloc[i].to_dict(), **row.do.assignments}, row.do.names)
+            decoder.pipe(
+                prompt=[prompt], image=[image], mask_image=[Image.fromarray(region).resize((32, 32))], strength=1.0, guidance_scale=2.0,
+                num_inference_steps=given.steps, generator=[torch.Generator().manual_seed(row.seed)], height=32, width=32, output_type="np",
+            )  # fmt: skip
+        return time.perf_counter() - before
+
+    ours(1)
+    pairs = [(ours(1), bare()) for _ in range(turns)]
+    ratios = [a / b for a, b in pairs]
+    many = [(ours(8), ours(1)) for _ in range(turns)]
+    record(
+        RESULTS,
+        {
+            "what": "overhead", "images": images, "steps": given.steps, "seconds_an_image": round(float(np.median([b for _, b in pairs])) / images, 3),
+            "ratio_to_a_bare_loop": [round(r, 4) for r in sorted(ratios)], "ratio_of_batches_of_8": [round(a / b, 3) for a, b in sorted(many)],
+        },
+        cpu=cpu(), command=f"python benchmarks/editors.py overhead OUT --data DIR --steps {given.steps}",
+    )  # fmt: skip
+
+
+def _noise(inputs: Any, i: int) -> Any:
+    from cfaug.decode.editors.decoder import EditNoise
+
+    return EditNoise(
+        inputs.sources.image(i)[None], inputs.sources.mask(i)[None], ["x"], [0], inputs.sources.table.iloc[[i]]
+    )
+
+
+def abduction(given: argparse.Namespace, images: int = 40) -> None:
+    """do(ground) on whole images, without masks: what stays of digit and colour (fidelity), and whether the ground is the new one (editability)."""
+    readers = {}
+    inputs, _, _ = opened(given)
+    clean, schema = inputs.oracle, inputs.schema
+    pixels = load_images(clean, range(len(clean)), progress=False)
+    settings = TrainSettings(epochs=6, batch_size=128, lr=1e-2, selection="last")
+    for name in ("digit", "colour", "ground"):
+        codes = torch.from_numpy(np.asarray(schema.index(name, clean.table[name])))
+        readers[name] = train_classifier(
+            "erm", TensorImages(pixels, codes), None, settings, 0, schema[name].categories, progress=False
+        )
+    test = inputs.test
+    real, table = load_images(test, range(images), progress=False), test.table.iloc[:images]
+    grounds = list(schema["ground"].categories)
+    wanted = [grounds[(grounds.index(own) + 3) % len(grounds)] for own in table["ground"]]
+    own = {"steps": given.steps, "rank": 4, "learning_rate": 2e-3}
+    ways = {
+        "strength 0.5": (0.5, {}), "strength 0.8": (0.8, {}),
+        "first abduction, strength 0.8": (0.8, own), "both abductions, strength 0.8": (0.8, {**own, "text_steps": given.steps}),
+        "both abductions, strength 0.5": (0.5, {**own, "text_steps": given.steps}),
+    }  # fmt: skip
+    for way, (strength, settings_of_it) in ways.items():
+        _, _, model = opened(given, batch=1, strength=strength, abduction=AbductionConfig(**settings_of_it))
+        model.decoder.layers = {}
+        before, made = time.perf_counter(), []
+        for i in range(images):
+            noise = model.decoder.abduct(
+                Sources(to_float(real[i : i + 1]), table.iloc[[i]], [str(table.index[i])], [i])
+            )
+            made.append(model.decoder.predict(noise, table.iloc[[i]].assign(ground=wanted[i]), [{"ground"}]))
+        done = to_uint8(torch.cat(made))
+        read = {name: net.predict(done).numpy() for name, net in readers.items()}
+        truth = {name: np.asarray(schema.index(name, wanted if name == "ground" else table[name])) for name in readers}
+        inside = torch.from_numpy(np.stack([test.mask(i) for i in range(images)]) > 127)[:, None]
+        kept = ((done.float() - real.float()).abs() * inside).sum() / (3 * inside.sum()) / 255
+        record(
+            RESULTS,
+            {
+                "what": "abduction", "way": way, "images": images, "steps": given.steps if settings_of_it else 0,
+                **{name: round(float((read[name] == truth[name]).mean()), 4) for name in readers},
+                "object_l1": round(float(kept), 4), "seconds_an_image": round((time.perf_counter() - before) / images, 2),
+            },
+            cpu=cpu(), command=f"python benchmarks/editors.py abduction OUT --data DIR --steps {given.steps}",
+        )  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parts = {"train": train, "toy": toy}
+    parts = {"train": train, "toy": toy, "overhead": overhead, "abduction": abduction}
     parser.add_argument("part", choices=parts)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path)
-    given, given_more = parser.parse_known_args()
-    given.more = given_more
+    parser.add_argument("--steps", type=int, default=50, help="overhead: of the sampler; abduction: of each adapter")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     given.out = given.out.absolute()
     parts[given.part](given)
