@@ -120,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("out", type=Path)
     parser.add_argument("--gate", action="store_true", help="with the demo's gate, whose readers are trained first")
+    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
     parser.add_argument("--child", nargs=4, metavar=("RUN", "ENGINE", "WORKERS", "SHUFFLED"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -134,7 +135,7 @@ def main() -> None:
     run_once(run, given.out / "reference", "local", 0, False, False, given.gate)
     truth = digests(given.out / "reference")
     compared, different, started = 0, [], time.monotonic()
-    for engine in ENGINES:
+    for engine in given.engines:
         for workers in WORKERS:
             for shuffled, restart in ((False, False), (True, False), (False, True), (True, True)):
                 way = f"{engine} x {workers}" + ", shuffled" * shuffled + ", restarted" * restart
@@ -148,6 +149,7 @@ def main() -> None:
     found = {
         "what": "same_bytes",
         **({"gate": True} if given.gate else {}),
+        "engines": list(given.engines),
         "ways": compared,
         "different": different,
         "files": len(truth) - 1,
