@@ -19,6 +19,7 @@ FLOORS = {
     "data": 0,
     "config": 0,
     "decoder_config": 0,
+    "editor_config": 0,
     "recipe_file": 0,
     "shipped_recipes": 0,
     "causal": 1,

@@ -186,9 +186,11 @@ def load(place: Path, name: str, config: EditorConfig, device: str) -> Any:
     """
     import diffusers
     from diffusers.utils import logging
+    from transformers.utils import logging as logging_of_texts
 
     logging.set_verbosity_error()  # its pipelines warn at every call of what cannot be changed here
-    logging.disable_progress_bar()
+    for each in (logging, logging_of_texts):
+        each.disable_progress_bar()
     own = getattr(diffusers, name)
     try:
         pipe = own.from_pretrained(
