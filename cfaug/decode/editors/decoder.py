@@ -4,7 +4,8 @@
     predict:  x' = paste(x, region, edit(x, words(a'), region, seed))     region: that of the layers of what was intervened on, or all
               null intervention:  paste(x, region, decode(encode(x)))
 
-Pixels outside the region are the source's, bit by bit. A null intervention goes through the autoencoder and back, so that its traces do
+Pixels outside the region are the source's, bit by bit; where layers of both kinds are intervened on, the background is drawn first and
+then the object in it, because a whole image drawn anew would keep no outline. A null intervention goes through the autoencoder and back, so that its traces do
 not say "is counterfactual"; an intervention to the value that an image has is edited as any other. Each row has a generator of its own
 seed. Rows that a micro-batch is padded with are not edited again. Nothing says that an editor changes what was asked for and nothing
 else: its answers go past the gate.
@@ -31,10 +32,11 @@ from cfaug.data.files import expand, replace_file
 from cfaug.data.images import Pixels, to_float
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
+from cfaug.decode.diffusion.training import seed_of
 from cfaug.decode.editors import adapters, backends, open_pipeline
 from cfaug.decode.editors.backends import CLASSES, Edit, Traits
 from cfaug.decode.editors.words import Words
-from cfaug.decode.layered.layers import check_layers
+from cfaug.decode.layered.layers import LAYERS, check_layers
 from cfaug.decode.mechanism import Capabilities, FitReport, differing
 from cfaug.decode.pixel_mechanism import as_images
 from cfaug.decoder_config import DecoderConfig
@@ -224,30 +226,36 @@ class PretrainedDecoder:
                 "not enough memory for the pipeline: set decoder.editor.batch: 1, dtype: bfloat16, slicing: true, then offload: model, then "
                 "offload: sequential; or a smaller decoder.editor.size"
             ) from None
-        regions = [self._region(noise, i, changed[i] or tuple(self.layers)) for i in range(len(which))]
-        return as_images([_pasted(noise.images[i], made[job], regions[i]) for i, job in enumerate(which)], noise.device)
+        return as_images([made[job] for job in which], noise.device)
 
     def _edits(
         self, noise: EditNoise, rows: Sequence[int], prompts: Sequence[str], factual: Sequence[str], changed: Sequence[Collection[str]],
         size: tuple[int, int],
     ) -> dict[int, Pixels]:  # fmt: skip
-        found = {}
+        """The rows' images, edited layer by layer: what one pass draws, the next one sees, and the outline between them stays."""
+        found = {i: noise.images[i] for i in rows}
         abducting = self.editor.abduction.steps > 0
         step = self.editor.batch if self.traits.batches and not abducting else 1
-        for start in range(0, len(rows), step):
-            some = rows[start : start + step]
-            edits = [
-                Edit(
-                    open_pipeline.resized(noise.images[i], size), self._mask(noise, i, changed[i], size), prompts[i], factual[i], int(noise.seeds[i])
-                )
-                for i in some
-            ]  # fmt: skip
-            if abducting:
-                made = adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
-            else:
-                made = backends.run(self.pipe, self.traits, edits, self.editor)
-            for i, image in zip(some, made):
-                found[i] = _as_source(np.round(image.clip(0, 1) * 255).astype(np.uint8), noise.images[i])
+        for layer in LAYERS:
+            own = {i: [name for name in changed[i] if self.layers.get(name, LAYERS[0]) == layer] for i in rows}
+            left = [i for i in rows if own[i]]
+            for start in range(0, len(left), step):
+                some = left[start : start + step]
+                regions = [self._region(noise, i, own[i]) for i in some]
+                edits = [
+                    Edit(
+                        open_pipeline.resized(found[i], size), _as_mask(region, size), prompts[i], factual[i],
+                        int(noise.seeds[i]) if layer == LAYERS[0] else seed_of(int(noise.seeds[i]), 1),
+                    )
+                    for i, region in zip(some, regions)
+                ]  # fmt: skip
+                if abducting:
+                    made = adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
+                else:
+                    made = backends.run(self.pipe, self.traits, edits, self.editor)
+                for i, region, image in zip(some, regions, made):
+                    drawn = _as_source(np.round(image.clip(0, 1) * 255).astype(np.uint8), noise.images[i])
+                    found[i] = _pasted(found[i], drawn, region)
         return found
 
     def _round_trips(self, noise: EditNoise, rows: Sequence[int], size: tuple[int, int]) -> dict[int, Pixels]:
@@ -257,7 +265,8 @@ class PretrainedDecoder:
             pixels = np.stack([np.asarray(open_pipeline.resized(noise.images[i], size)) for i in some])
             back = backends.round_trip(self.pipe, to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()))
             for i, image in zip(some, back.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()):
-                found[i] = _as_source(image, noise.images[i])
+                region = self._region(noise, i, tuple(self.layers))
+                found[i] = _pasted(noise.images[i], _as_source(image, noise.images[i]), region)
         return found
 
     def _region(self, noise: EditNoise, i: int, changed: Collection[str]) -> npt.NDArray[np.bool_] | None:
@@ -269,14 +278,6 @@ class PretrainedDecoder:
         for name in changed:
             found |= inside if self.layers[name] == "foreground" else ~inside
         return found
-
-    def _mask(self, noise: EditNoise, i: int, changed: Collection[str], size: tuple[int, int]) -> Image.Image | None:
-        region = self._region(noise, i, changed)
-        if region is None:
-            return None
-        return Image.fromarray(np.where(region, np.uint8(255), np.uint8(0))).resize(
-            size[::-1], Image.Resampling.NEAREST
-        )
 
     # -- the pipeline --------------------------------------------------------------------------------------------------
 
@@ -353,6 +354,12 @@ class PretrainedDecoder:
                 "again with --overwrite"
             )
         return decoder
+
+
+def _as_mask(region: npt.NDArray[np.bool_] | None, size: tuple[int, int]) -> Image.Image | None:
+    if region is None:
+        return None
+    return Image.fromarray(np.where(region, np.uint8(255), np.uint8(0))).resize(size[::-1], Image.Resampling.NEAREST)
 
 
 def _as_source(made: Pixels, source: Pixels) -> Pixels:
