@@ -17,6 +17,7 @@ from helpers.tiny_pipelines import PIPELINES, save_pipeline
 from cfaug.causal import SCM, CausalGraph, do
 from cfaug.data import ArrayDataset
 from cfaug.decode import CounterfactualModel, PretrainedDecoder
+from cfaug.decode.diffusion.training import seed_of
 from cfaug.decode.editors import backends
 from cfaug.decode.editors.backends import CLASSES
 from cfaug.decoder_config import DecoderConfig
@@ -131,13 +132,13 @@ def test_each_image_goes_with_its_prompt_mask_and_seed(
     table.index = pd.Index([f"row{i}" for i in range(6)])
     noise = model.abduct(images, table, [1, 2, 3, 4, 4, 4], keys=keys, masks=masks)
     model.act([*acts, acts[3], acts[3]]).predict(noise)
-    assert [len(call) for call in calls] == [3]  # three edits, and the padding is none
-    for edit, i in zip(calls[0], (1, 2, 3)):
+    assert [len(call) for call in calls] == [2, 1]  # grounds, then objects; and the padding is edited by none
+    for edit, i in zip([*calls[0], *calls[1]], (1, 3, 2)):
         wanted = {**data.table.iloc[i].to_dict(), **acts[i].assignments}
         assert edit.prompt == f"a {wanted['colour']} {wanted['shape']} on {wanted['ground']}"
         own = data.table.iloc[i]
         assert edit.factual == f"a {own['colour']} {own['shape']} on {own['ground']}"
-        assert edit.seed == i + 1
+        assert edit.seed == (i + 1 if i != 2 else seed_of(i + 1, 1))
         assert np.array_equal(np.asarray(edit.image), data.images[i])
         inside = data.mask(i) > 127  # type: ignore[operator]
         assert np.array_equal(np.asarray(edit.region) > 0, inside if i == 2 else ~inside)
@@ -293,3 +294,25 @@ def test_too_little_memory_says_what_helps(data: ArrayDataset, saved: Any, monke
         (CfaugError, MemoryError), match=r"set decoder.editor.batch: 1, dtype: bfloat16, slicing: true, then offload"
     ):
         edited(model, data)
+
+
+def test_the_object_is_drawn_in_the_new_ground(data: ArrayDataset, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of do(ground, colour) the second pass sees what the first has drawn, and the outline stays where it was."""
+    model = made(data, saved("StableDiffusionInpaintPipeline"))
+    calls: list[Any] = []
+
+    def grey(pipe: Any, traits: Any, edits: Any, config: Any) -> Any:
+        calls.append(edits[0])
+        return np.full((1, 32, 32, 3), 0.2 * len(calls), np.float32)
+
+    monkeypatch.setattr(backends, "run", grey)
+    found = edited(model, data, [do(ground="dots", colour="red")], [7])[0]
+    inside = data.mask(0) > 127  # type: ignore[operator]
+    first, second = (np.asarray(call.image) for call in calls)
+    assert np.array_equal(first, data.images[0])
+    assert (second[~inside] == 51).all()
+    assert np.array_equal(second[inside], data.images[0][inside])
+    assert calls[0].seed != calls[1].seed
+    pixels = found.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
+    assert (pixels[~inside] == 51).all()
+    assert (pixels[inside] == 102).all()
