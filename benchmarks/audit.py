@@ -35,7 +35,7 @@ from cfaug.decode import CounterfactualModel
 from cfaug.judge.effects import ALL, Answers, effects
 from cfaug.stages.attribute_classifiers import feature_store, settings_of, to_pixels
 from cfaug.stages.checked_inputs import open_inputs
-from cfaug.stages.gate_readers import shapes
+from cfaug.stages.shapes import shapes
 from cfaug.train import TensorImages, train_classifier
 from cfaug.train.heads import Weighted, fit_logistic
 from cfaug.train.models import as_input

@@ -37,6 +37,7 @@ from cfaug.data import FolderDataset, load_images  # noqa: E402
 from cfaug.data.images import to_float, to_uint8  # noqa: E402
 from cfaug.data.micro_batch import Sources  # noqa: E402
 from cfaug.decode import CounterfactualModel  # noqa: E402
+from cfaug.decode.editors.passes import Passes  # noqa: E402
 from cfaug.editor_config import AbductionConfig  # noqa: E402
 from cfaug.judge.accuracy import read_results  # noqa: E402
 from cfaug.judge.tables import summarise  # noqa: E402
@@ -215,12 +216,14 @@ def overhead(given: argparse.Namespace, images: int = 12, turns: int = 3) -> Non
         work.batch(rows)
         return time.perf_counter() - before
 
+    passes = Passes(decoder.pipe, decoder.traits, decoder.editor, decoder.layers)
+
     def bare() -> float:
         before = time.perf_counter()
         for row in rows:
             i = position[row.source_key]
             image = Image.fromarray(inputs.sources.image(i)).resize((32, 32), Image.Resampling.LANCZOS)
-            region = decoder._region(_noise(inputs, i), 0, row.do.names)
+            region = passes.region(_noise(inputs, i), 0, row.do.names)
             prompt = decoder.words.prompt({**table.iloc[i].to_dict(), **row.do.assignments}, row.do.names)
             decoder.pipe(
                 prompt=[prompt], image=[image], mask_image=[Image.fromarray(region).resize((32, 32))], strength=1.0, guidance_scale=2.0,
@@ -243,7 +246,7 @@ def overhead(given: argparse.Namespace, images: int = 12, turns: int = 3) -> Non
 
 
 def _noise(inputs: Any, i: int) -> Any:
-    from cfaug.decode.editors.decoder import EditNoise
+    from cfaug.decode.editors.passes import EditNoise
 
     return EditNoise(
         inputs.sources.image(i)[None], inputs.sources.mask(i)[None], ["x"], [0], inputs.sources.table.iloc[[i]]

@@ -14,7 +14,7 @@ from cfaug.decode.mechanism import FitReport
 
 
 class PixelMechanism:
-    """Schema, parents and arithmetic of a mechanism that maps uint8 images to uint8 images on the CPU."""
+    """Schema, parents and arithmetic of a mechanism that maps uint8 images to uint8 images, on the CPU unless it says otherwise."""
 
     report: FitReport | None = None
 

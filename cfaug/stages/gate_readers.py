@@ -4,7 +4,7 @@
 
 so no image is judged by a reader that saw its source. With pretrained weights a reader is a linear head on the frozen net; without
 them it is a small net of its own, trained from scratch. Groups are re-weighted, so that a reader does not read the target in place of
-an attribute. Of what is not intervened on a second net is trained that sees shapes alone (:func:`shapes`), and the better one is kept:
+an attribute. Of what is not intervened on a second net is trained that sees shapes alone (:func:`cfaug.stages.shapes.shapes`), and the better one is kept:
 where colours are the shortcut, a net that sees them needs examples of every cell, and there are few. They are never the oracles that
 ``cfaug evaluate`` judges with.
 """
@@ -27,6 +27,7 @@ from cfaug.data import AttributeDataset, load_images
 from cfaug.offline.gate import Candidates, Floats
 from cfaug.stages.attribute_classifiers import settings_of
 from cfaug.stages.checked_inputs import Inputs
+from cfaug.stages.shapes import ShapeNet, inverted, shapes
 from cfaug.train import TensorImages, train_classifier
 from cfaug.train.features import FeatureStore
 from cfaug.train.heads import PENALTIES, Weighted, fit_logistic
@@ -94,39 +95,6 @@ class HeadReader:
 
     def arrays(self) -> dict[str, Tensor]:
         return {"weight": self.weight, "bias": self.bias}
-
-
-def shapes(images: Tensor) -> Tensor:
-    """Images (B, C, H, W) without their colours, uint8 (B, 1, H, W): how far each pixel is along the image's own main axis of colour.
-
-    The first principal component of an image's pixels, stretched from 0 to 255; more of every channel is brighter.
-    """
-    pixels = images.flatten(2).float()
-    pixels = pixels - pixels.mean(2, keepdim=True)
-    axis = torch.linalg.eigh((pixels @ pixels.transpose(1, 2)).double())[1][:, :, -1].float()
-    axis = axis * torch.where(axis.sum(1, keepdim=True) < 0, -1.0, 1.0)
-    along = torch.einsum("bc,bcn->bn", axis, pixels)
-    low, high = along.amin(1, keepdim=True), along.amax(1, keepdim=True)
-    stretched = (along - low) / (high - low).clamp(min=1e-6)
-    return (255 * stretched).round().to(torch.uint8).reshape(-1, 1, *images.shape[2:])
-
-
-class ShapeNet(nn.Module):
-    """A net that is given the shapes of images alone."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W)."""
-        said: Tensor = self.net(as_input(shapes(images)))
-        return said
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Features (B, D)."""
-        found: Tensor = self.net.embed(as_input(shapes(images)))  # type: ignore[operator]
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,8 +258,8 @@ def _net(
     nets = []
     for fold in range(folds.max() + 1):
         rows, codes = _known(train, name, folds != fold)
-        inverted = partial(_inverted, generator=torch.Generator().manual_seed(recipe.seed + fold))
-        source = TensorImages(pool[rows], codes, groups[rows], inverted if blind else None)
+        negatives = partial(inverted, generator=torch.Generator().manual_seed(recipe.seed + fold))
+        source = TensorImages(pool[rows], codes, groups[rows], negatives if blind else None)
         trained = train_classifier(
             method, source, None, settings, recipe.seed, train.schema[name].categories, progress=progress
         )
@@ -300,11 +268,6 @@ def _net(
     reader = NetReader(nets)
     said = [reader.of_images(as_input(images[i : i + 2000]), folds[i : i + 2000]) for i in range(0, len(images), 2000)]
     return reader, np.concatenate(said)
-
-
-def _inverted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images as their negatives: whether a shape is darker than its ground says nothing."""
-    return torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, 255 - images, images)
 
 
 def _right(train: AttributeDataset, name: str, scores: Floats, weights: npt.NDArray[np.float32]) -> float:

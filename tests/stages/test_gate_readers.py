@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from cfaug.config import load_recipe
 from cfaug.shipped_recipes import shipped_recipes
 from cfaug.stages.checked_inputs import open_inputs
-from cfaug.stages.gate_readers import fold_count, folds_of, learn_readers, shapes
+from cfaug.stages.gate_readers import fold_count, folds_of, learn_readers
+from cfaug.stages.shapes import shapes
 
 colours = st.tuples(*[st.integers(0, 255)] * 3)
 

@@ -16,29 +16,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import torch
-from PIL import Image
 
 from cfaug.data import AttributeDataset, Schema
 from cfaug.data.files import expand, replace_file
-from cfaug.data.images import Pixels, to_float
+from cfaug.data.images import Pixels
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
-from cfaug.decode.diffusion.training import seed_of
-from cfaug.decode.editors import adapters, backends, open_pipeline
-from cfaug.decode.editors.backends import CLASSES, Edit, Traits
+from cfaug.decode.editors import adapters, open_pipeline
+from cfaug.decode.editors.backends import CLASSES, Traits
+from cfaug.decode.editors.passes import EditNoise, Passes
 from cfaug.decode.editors.words import Words
-from cfaug.decode.layered.layers import LAYERS, check_layers
-from cfaug.decode.mechanism import Capabilities, FitReport, differing
-from cfaug.decode.pixel_mechanism import as_images
+from cfaug.decode.layered.layers import check_layers
+from cfaug.decode.mechanism import Capabilities, differing
+from cfaug.decode.pixel_mechanism import PixelMechanism, as_images
 from cfaug.decoder_config import DecoderConfig
 from cfaug.editor_config import EditorConfig
 from cfaug.errors import ShardError, UsageError, lacks_memory
@@ -47,19 +43,7 @@ PLACE = "editor.json"
 """Where the pipeline lies on this machine, and the sums of its files: beside the model, and not part of it."""
 
 
-@dataclass(frozen=True)
-class EditNoise:
-    """What abduction returns: uint8 images (B, H, W, C), masks (B, H, W) or None, seeds and factual values."""
-
-    images: Pixels
-    masks: Pixels | None
-    keys: Sequence[str]
-    seeds: Sequence[int]
-    table: pd.DataFrame
-    device: torch.device | str = "cpu"
-
-
-class PretrainedDecoder:
+class PretrainedDecoder(PixelMechanism):
     """A pipeline of diffusers that edits images.
 
     Args:
@@ -80,7 +64,7 @@ class PretrainedDecoder:
     ) -> None:
         config = config or DecoderConfig(kind="pretrained")
         self.config = dataclasses.replace(config, editor=dataclasses.replace(config.editor, **settings))
-        self._schema, self._parents = schema, tuple(name for name in schema.names if name in parents)
+        super().__init__(schema, parents)
         self.layers = check_layers(self.config.layers, self.parents, schema) if self.config.layers else {}
         self.place = open_pipeline.find(self.editor)
         self.pipeline_class = open_pipeline.class_of(self.place, self.editor)
@@ -92,7 +76,6 @@ class PretrainedDecoder:
             )
         if self.editor.lora.steps or self.editor.abduction.steps:
             adapters.check_class(self.pipeline_class)
-        self.report: FitReport | None = None
         self._files: open_pipeline.Files = {}
         self._lora: dict[str, torch.Tensor] = {}
 
@@ -113,16 +96,6 @@ class PretrainedDecoder:
         return Words(self.schema, self.parents, self.editor.template, self.editor.words, lora.tokens and lora.steps > 0)
 
     @property
-    def schema(self) -> Schema:
-        """The attributes, with statistics once fitted."""
-        return self._schema
-
-    @property
-    def parents(self) -> tuple[str, ...]:
-        """The image's parents, in the schema's order."""
-        return self._parents
-
-    @property
     def capabilities(self) -> Capabilities:
         """As the table of pipeline classes has it; null interventions are round trips of the autoencoder."""
         free = self.editor.size is not None
@@ -130,11 +103,6 @@ class PretrainedDecoder:
             "round_trip", needs_masks=bool(self.layers), keeps_outside_mask=bool(self.layers), redraws_own_value=True,
             stochastic=self.traits.draws, min_side=1 if free else self.traits.least, multiple=1 if free else self.multiple,
         )  # fmt: skip
-
-    @property
-    def canvas(self) -> None:
-        """All images have one size."""
-        return None
 
     @property
     def device(self) -> str:
@@ -160,9 +128,7 @@ class PretrainedDecoder:
         Raises:
             UsageError: a pipeline whose class cannot be trained here.
         """
-        self._schema = self.schema.fit(
-            dataset.table, [name for name in self.schema.names if name != self.schema.target]
-        )
+        self._fit_schema(dataset)
         self._files = open_pipeline.hashed(self.place, self._files)
         if self.editor.lora.steps:
             self._lora, self.report = adapters.train(self, dataset, seed, progress, checkpoint)
@@ -217,8 +183,9 @@ class PretrainedDecoder:
         nulls, edited = ([i for i in jobs.values() if bool(changed[i]) is edits] for edits in (False, True))
         try:
             with torch.inference_mode(mode=not self.editor.abduction.steps):
-                made.update(self._round_trips(noise, nulls, size))
-                made.update(self._edits(noise, edited, prompts, factual, changed, size))
+                passes = Passes(self.pipe, self.traits, self.editor, self.layers)
+                made.update(passes.round_trips(noise, nulls, size))
+                made.update(passes.edits(noise, edited, prompts, factual, changed, size))
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error):
                 raise
@@ -227,57 +194,6 @@ class PretrainedDecoder:
                 "offload: sequential; or a smaller decoder.editor.size"
             ) from None
         return as_images([made[job] for job in which], noise.device)
-
-    def _edits(
-        self, noise: EditNoise, rows: Sequence[int], prompts: Sequence[str], factual: Sequence[str], changed: Sequence[Collection[str]],
-        size: tuple[int, int],
-    ) -> dict[int, Pixels]:  # fmt: skip
-        """The rows' images, edited layer by layer: what one pass draws, the next one sees, and the outline between them stays."""
-        found = {i: noise.images[i] for i in rows}
-        abducting = self.editor.abduction.steps > 0
-        step = self.editor.batch if self.traits.batches and not abducting else 1
-        for layer in LAYERS:
-            own = {i: [name for name in changed[i] if self.layers.get(name, LAYERS[0]) == layer] for i in rows}
-            left = [i for i in rows if own[i]]
-            for start in range(0, len(left), step):
-                some = left[start : start + step]
-                regions = [self._region(noise, i, own[i]) for i in some]
-                edits = [
-                    Edit(
-                        open_pipeline.resized(found[i], size), _as_mask(region, size), prompts[i], factual[i],
-                        int(noise.seeds[i]) if layer == LAYERS[0] else seed_of(int(noise.seeds[i]), 1),
-                    )
-                    for i, region in zip(some, regions)
-                ]  # fmt: skip
-                if abducting:
-                    made = adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
-                else:
-                    made = backends.run(self.pipe, self.traits, edits, self.editor)
-                for i, region, image in zip(some, regions, made):
-                    drawn = _as_source(np.round(image.clip(0, 1) * 255).astype(np.uint8), noise.images[i])
-                    found[i] = _pasted(found[i], drawn, region)
-        return found
-
-    def _round_trips(self, noise: EditNoise, rows: Sequence[int], size: tuple[int, int]) -> dict[int, Pixels]:
-        found = {}
-        for start in range(0, len(rows), max(1, self.editor.batch)):
-            some = rows[start : start + max(1, self.editor.batch)]
-            pixels = np.stack([np.asarray(open_pipeline.resized(noise.images[i], size)) for i in some])
-            back = backends.round_trip(self.pipe, to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()))
-            for i, image in zip(some, back.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()):
-                region = self._region(noise, i, tuple(self.layers))
-                found[i] = _pasted(noise.images[i], _as_source(image, noise.images[i]), region)
-        return found
-
-    def _region(self, noise: EditNoise, i: int, changed: Collection[str]) -> npt.NDArray[np.bool_] | None:
-        """(H, W) where pixels may change; None: everywhere."""
-        if noise.masks is None or not self.layers or any(name not in self.layers for name in changed):
-            return None
-        inside: npt.NDArray[np.bool_] = noise.masks[i] > 127
-        found = np.zeros_like(inside)
-        for name in changed:
-            found |= inside if self.layers[name] == "foreground" else ~inside
-        return found
 
     # -- the pipeline --------------------------------------------------------------------------------------------------
 
@@ -354,22 +270,3 @@ class PretrainedDecoder:
                 "again with --overwrite"
             )
         return decoder
-
-
-def _as_mask(region: npt.NDArray[np.bool_] | None, size: tuple[int, int]) -> Image.Image | None:
-    if region is None:
-        return None
-    return Image.fromarray(np.where(region, np.uint8(255), np.uint8(0))).resize(size[::-1], Image.Resampling.NEAREST)
-
-
-def _as_source(made: Pixels, source: Pixels) -> Pixels:
-    """An RGB image in the size and the channels of its source."""
-    height, width, channels = source.shape
-    picture = Image.fromarray(made)
-    if picture.size != (width, height):
-        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
-
-
-def _pasted(source: Pixels, made: Pixels, region: npt.NDArray[np.bool_] | None) -> Pixels:
-    return made if region is None else np.where(region[..., None], made, source)

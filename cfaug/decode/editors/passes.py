@@ -1,0 +1,112 @@
+"""The passes of an edit: layer by layer, each in its region and pasted into what came before; and the round trips of null interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import torch
+from PIL import Image
+
+from cfaug.data.images import Pixels, to_float
+from cfaug.decode.diffusion.training import seed_of
+from cfaug.decode.editors import adapters, backends, open_pipeline
+from cfaug.decode.editors.backends import Edit, Traits
+from cfaug.decode.layered.layers import LAYERS
+from cfaug.editor_config import EditorConfig
+
+
+@dataclass(frozen=True)
+class EditNoise:
+    """What abduction returns: uint8 images (B, H, W, C), masks (B, H, W) or None, seeds and factual values."""
+
+    images: Pixels
+    masks: Pixels | None
+    keys: Sequence[str]
+    seeds: Sequence[int]
+    table: pd.DataFrame
+    device: torch.device | str = "cpu"
+
+
+@dataclass(frozen=True)
+class Passes:
+    """A pipeline at work: with what traits, settings and layers (attribute -> layer)."""
+
+    pipe: Any
+    traits: Traits
+    editor: EditorConfig
+    layers: Mapping[str, str]
+
+    def edits(
+        self, noise: EditNoise, rows: Sequence[int], prompts: Sequence[str], factual: Sequence[str], changed: Sequence[Collection[str]],
+        size: tuple[int, int],
+    ) -> dict[int, Pixels]:  # fmt: skip
+        """The rows' images, edited layer by layer: what one pass draws, the next one sees, and the outline between them stays."""
+        found = {i: noise.images[i] for i in rows}
+        abducting = self.editor.abduction.steps > 0
+        step = self.editor.batch if self.traits.batches and not abducting else 1
+        for layer in LAYERS:
+            own = {i: [name for name in changed[i] if self.layers.get(name, LAYERS[0]) == layer] for i in rows}
+            left = [i for i in rows if own[i]]
+            for start in range(0, len(left), step):
+                some = left[start : start + step]
+                regions = [self.region(noise, i, own[i]) for i in some]
+                edits = [
+                    Edit(
+                        open_pipeline.resized(found[i], size), _as_mask(region, size), prompts[i], factual[i],
+                        int(noise.seeds[i]) if layer == LAYERS[0] else seed_of(int(noise.seeds[i]), 1),
+                    )
+                    for i, region in zip(some, regions)
+                ]  # fmt: skip
+                if abducting:
+                    made = adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
+                else:
+                    made = backends.run(self.pipe, self.traits, edits, self.editor)
+                for i, region, image in zip(some, regions, made):
+                    drawn = _as_source(np.round(image.clip(0, 1) * 255).astype(np.uint8), noise.images[i])
+                    found[i] = _pasted(found[i], drawn, region)
+        return found
+
+    def round_trips(self, noise: EditNoise, rows: Sequence[int], size: tuple[int, int]) -> dict[int, Pixels]:
+        found = {}
+        for start in range(0, len(rows), max(1, self.editor.batch)):
+            some = rows[start : start + max(1, self.editor.batch)]
+            pixels = np.stack([np.asarray(open_pipeline.resized(noise.images[i], size)) for i in some])
+            back = backends.round_trip(self.pipe, to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()))
+            for i, image in zip(some, back.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()):
+                region = self.region(noise, i, tuple(self.layers))
+                found[i] = _pasted(noise.images[i], _as_source(image, noise.images[i]), region)
+        return found
+
+    def region(self, noise: EditNoise, i: int, changed: Collection[str]) -> npt.NDArray[np.bool_] | None:
+        """(H, W) where pixels may change; None: everywhere."""
+        if noise.masks is None or not self.layers or any(name not in self.layers for name in changed):
+            return None
+        inside: npt.NDArray[np.bool_] = noise.masks[i] > 127
+        found = np.zeros_like(inside)
+        for name in changed:
+            found |= inside if self.layers[name] == "foreground" else ~inside
+        return found
+
+
+def _as_mask(region: npt.NDArray[np.bool_] | None, size: tuple[int, int]) -> Image.Image | None:
+    if region is None:
+        return None
+    return Image.fromarray(np.where(region, np.uint8(255), np.uint8(0))).resize(size[::-1], Image.Resampling.NEAREST)
+
+
+def _as_source(made: Pixels, source: Pixels) -> Pixels:
+    """An RGB image in the size and the channels of its source."""
+    height, width, channels = source.shape
+    picture = Image.fromarray(made)
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
+
+
+def _pasted(source: Pixels, made: Pixels, region: npt.NDArray[np.bool_] | None) -> Pixels:
+    return made if region is None else np.where(region[..., None], made, source)
