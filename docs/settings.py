@@ -16,7 +16,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("recipe_file", "editor_config", "decoder_config", "config")
-WORDS = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "None": "null", "JsonValue": "anything"}
+WORDS = {
+    "str": "text",
+    "int": "whole number",
+    "float": "number",
+    "bool": "true or false",
+    "None": "null",
+    "JsonValue": "anything",
+}
 ALIASES = {"Count": "whole number from 1", "Number": "whole number from 0", "Seed": "whole number from 0", "Share": "number from 0 to 1",
            "Finite": "number", "Flag": "true or false", "Category": "value"}  # fmt: skip
 
@@ -80,9 +87,17 @@ def page() -> str:
     lines = []
     for group in groups():
         about = group.about.replace("``", "`")
-        lines += [f"## {group.name or 'The recipe itself'}", "", about, "", "| setting | what it takes | default | what it does, and why |", "|---|---|---|---|"]
         lines += [
-            f"| `{one.name}` | {_cell(one.kind)} | `{one.default.replace('|', chr(92) + '|')}` | {_cell(one.reason)} |" for one in group.settings
+            f"## {group.name or 'The recipe itself'}",
+            "",
+            about,
+            "",
+            "| setting | what it takes | default | what it does, and why |",
+            "|---|---|---|---|",
+        ]
+        lines += [
+            f"| `{one.name}` | {_cell(one.kind)} | `{one.default.replace('|', chr(92) + '|')}` | {_cell(one.reason)} |"
+            for one in group.settings
         ]
         lines.append("")
     return "\n".join(lines)
@@ -90,7 +105,7 @@ def page() -> str:
 
 def _cell(text: str) -> str:
     parts = text.replace("|", "\\|").split("`")  # what stands between two of them is code, and needs no escapes
-    parts[::2] = [re.sub(r"([*_<])", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"([*_])", r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "`".join(parts)
 
 
@@ -106,7 +121,9 @@ def _default(value: ast.expr | None) -> str:
         factory = next(one.value for one in value.keywords if one.arg == "default_factory")
         value = factory.body if isinstance(factory, ast.Lambda) else ast.Call(factory, [], [])
     written = "" if value is None else ast.unparse(value)
-    written = {"list()": "[]", "dict()": "{}", "None": "null", "True": "true", "False": "false", "''": '""'}.get(written, written)
+    written = {"list()": "[]", "dict()": "{}", "None": "null", "True": "true", "False": "false", "''": '""'}.get(
+        written, written
+    )
     return written if written[:1] not in ("'",) else written.strip("'")
 
 
@@ -135,7 +152,13 @@ def _kind(node: ast.expr, named: dict[str, ast.expr]) -> str:
 
 def _range(rules: str) -> str:
     bounds = dict(re.findall(r"(ge|gt|le|multiple_of|min_length)=([\w.\-]+)", rules))
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "multiple_of": "divisible by", "min_length": "entries at least"}
+    words = {
+        "ge": "at least",
+        "gt": "more than",
+        "le": "at most",
+        "multiple_of": "divisible by",
+        "min_length": "entries at least",
+    }
     said = ", ".join(f"{words[rule]} {bound.replace('_', '')}" for rule, bound in bounds.items())
     return f", {said}" if said else ""
 
