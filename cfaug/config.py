@@ -98,7 +98,7 @@ class DataConfig:
 class AttributesConfig:
     """Which columns matter, and how."""
 
-    target: str = "digit"
+    target: str = "digit"  # what the classifier predicts; every training image needs it
     spurious: list[str] = field(default_factory=lambda: ["foreground", "background"])  # [] for `cfaug suspect` alone
     pseudo: list[str] = field(
         default_factory=list
@@ -155,9 +155,9 @@ class GenerateConfig:
     """
 
     engine: EngineName = "local"  # local | torchrun | slurm | submitit | ray
-    workers: Annotated[Number, Field(le=1024)] = 2
-    samples_per_shard: Annotated[Count, Field(le=100_000)] = 1000
-    batch_size: Count = 100
+    workers: Annotated[Number, Field(le=1024)] = 2  # processes; 0: this one
+    samples_per_shard: Annotated[Count, Field(le=100_000)] = 1000  # what a kill can cost; readers like few large files
+    batch_size: Count = 100  # micro-batches, fixed by the plan; smaller where memory is short
     image: ImageFormat = "png"  # png | png-stored (not compressed: larger, read much faster) | webp; all lossless
     # where shards/ goes: a directory or a URL (s3://BUCKET/RUN); null: the run's directory
     destination: str | None = None
@@ -175,6 +175,7 @@ class GateConfig:
     care: list[str] = field(default_factory=list)  # attributes, beside the target, that must not change
     # of real images, the share that all criteria together would reject; every threshold follows from it
     false_rejections: Annotated[Finite, Field(gt=0, le=0.5)] = 0.05
+    # those that are asked, where they can be
     criteria: list[Literal["shown", "kept", "text", "direction", "unchanged", "trace", "near", "copy"]] = field(
         default_factory=lambda: ["shown", "kept", "text", "direction", "unchanged", "trace", "near", "copy"]
     )
@@ -200,9 +201,11 @@ class GateConfig:
 class TrainConfig:
     """The classifiers that are compared. The same settings for every method."""
 
+    # rows of the table: baselines, the control of reconstructions, and ours
     methods: Annotated[list[str], Field(min_length=1)] = field(
         default_factory=lambda: ["erm", "group_resampling", "group_dro", "null_control", "cfaug"]
     )
+    # of the classifiers; one alone cannot tell a gain from chance
     seeds: Annotated[list[Seed], Field(min_length=1)] = field(default_factory=lambda: [0, 1, 2])
     # small_cnn, any classifier of torchvision.models, or timm:NAME
     model: str = "small_cnn"
@@ -216,18 +219,18 @@ class TrainConfig:
     selection: Literal["worst_group", "average", "last"] = "worst_group"
     # of a method alone: {jtt: {upweight: 20}, cfaug+consistency: {weight: 1}}
     method_settings: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
-    epochs: Count = 25
-    batch_size: Annotated[Count, Field(ge=2)] = 64
+    epochs: Count = 25  # as many steps for every method
+    batch_size: Annotated[Count, Field(ge=2)] = 64  # images in a step
     learning_rate: Rate = 2e-2  # peak of the schedule
     optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: with Nesterov momentum of 0.9
-    schedule: Literal["one_cycle", "cosine"] = "one_cycle"
+    schedule: Literal["one_cycle", "cosine"] = "one_cycle"  # one_cycle: the rate rises first; cosine: it only falls
     clip: Annotated[Finite, Field(gt=0)] | None = None  # the largest norm of a gradient; null: any
     weight_decay: Annotated[Finite, Field(ge=0)] = 0.5  # decoupled under adamw
     # what group methods balance: cross (target x all spurious) | each (one at a time)
     groups: Literal["each", "cross"] = "each"
     p: Share = 0.8  # cfaug: share of counterfactuals
     null_p: Share = 0.1  # cfaug: share of reconstructions; real fraction = 1 - p - null_p
-    device: str = "cpu"
+    device: str = "cpu"  # cpu | cuda | mps, or cuda:1
     threads: Annotated[Count, Field(le=1024)] = 1  # a net this small loses time to a second thread
     bf16: Flag = False  # as decoder.bf16
     keep: Flag | None = None  # the classifiers, for `cfaug audit`; null: where they are small (10 MB)
@@ -247,7 +250,7 @@ class EvaluateConfig:
 class Recipe:
     """One whole run."""
 
-    name: str = "recipe"
+    name: str = "recipe"  # of the output directory, shards/NAME, and of the rows of results
     data: DataConfig = field(default_factory=DataConfig)
     attributes: AttributesConfig = field(default_factory=AttributesConfig)
     graph: str = ""  # "species <-> background; species -> image; background -> image"
@@ -259,7 +262,7 @@ class Recipe:
     gate: GateConfig = field(default_factory=GateConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    seed: Seed = 0
+    seed: Seed = 0  # of model, plan and generation; the classifiers have train.seeds
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionaries, as they are written to ``config.yaml``."""

@@ -67,12 +67,13 @@ class DecoderConfig:
     structure: Literal["layout", "gradient", "none"] = "none"
     # space-to-depth factor; null: 1 up to 8 px, 2 up to 16 px, 4 beyond
     patch: Annotated[Count, Field(le=64)] | None = None
+    # of the U-Net, one entry for each resolution
     channels: Annotated[list[Width], Field(min_length=1)] = field(default_factory=lambda: [64, 96])
     # training budget; null: at most 3 minutes at 2 000 images, 25 at 20 000
     seconds: Annotated[Finite, Field(ge=0.1)] | None = None
     max_steps: Count | None = None  # a fixed number of steps makes training reproducible; null: by seconds
-    batch_size: Count = 128
-    learning_rate: Annotated[Finite, Field(ge=1e-9, le=10)] = 2e-3
+    batch_size: Count = 128  # images in a step of training
+    learning_rate: Annotated[Finite, Field(ge=1e-9, le=10)] = 2e-3  # peak; it falls to the end of the budget
     # each attribute block is hidden independently (decoupled guidance needs it)
     drop_attribute: Annotated[Finite, Field(ge=0, le=0.9)] = 0.1
     cell_power: Share = 0.5  # an image weighs count(cell) ** -cell_power: rare attribute combinations count

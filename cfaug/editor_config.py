@@ -18,9 +18,9 @@ class LoraConfig:
     """Low-rank adapters (Hu et al., 2022) of the user's own images; ``steps: 0`` trains none."""
 
     steps: Number = 0  # optimiser steps on the training images, by `cfaug fit`
-    rank: Annotated[Count, Field(le=256)] = 8
-    batch_size: Count = 4
-    learning_rate: Annotated[Finite, Field(ge=1e-9, le=1)] = 1e-4
+    rank: Annotated[Count, Field(le=256)] = 8  # of the adapters: how much they can learn
+    batch_size: Count = 4  # images in a step
+    learning_rate: Annotated[Finite, Field(ge=1e-9, le=1)] = 1e-4  # of its optimiser
     tokens: Flag = False  # one new token for each attribute value, learned with the adapters
     checkpoint_seconds: Annotated[Finite, Field(ge=0)] = 300.0  # how much training a kill can cost
 
@@ -31,8 +31,8 @@ class AbductionConfig:
 
     steps: Number = 0  # optimiser steps of the U-Net's adapter, by which the image's own prompt gives the image
     text_steps: Number = 0  # of the text encoder's, by which the new prompt gives it too; subtracted, it undoes that
-    rank: Annotated[Count, Field(le=256)] = 16
-    learning_rate: Annotated[Finite, Field(ge=1e-9, le=1)] = 1e-4
+    rank: Annotated[Count, Field(le=256)] = 16  # of both adapters
+    learning_rate: Annotated[Finite, Field(ge=1e-9, le=1)] = 1e-4  # of their optimiser
     strength: Annotated[Finite, Field(ge=0, le=10)] = 1.0  # times which the text encoder's adapter is subtracted
 
 
@@ -55,7 +55,7 @@ class EditorConfig:
     strength: Annotated[Finite, Field(gt=0, le=1)] = 0.8
     batch: Count = 1  # edits in one call, where the pipeline takes different images and prompts at once
     size: Count | None = None  # pixels of the short side at which it works; null: the working size
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of weights and images; half of the memory on a GPU
     scheduler: str | None = None  # a class of diffusers that suits the pipeline; null: its own
     offload: Literal["none", "model", "sequential"] = "none"  # of parts that are not at work to the CPU's memory
     slicing: Flag = False  # attention and autoencoder in slices: slower, less memory
