@@ -20,7 +20,8 @@ from helpers.tiny_run import Answer, call, contents, folder, folder_recipe
 from PIL import Image
 
 from cfaug import __version__
-from cfaug.cli import STAGES, main
+from cfaug.cli import main
+from cfaug.command_line import STAGES
 from cfaug.config import load_recipe
 from cfaug.shipped_recipes import shipped_recipes
 
