@@ -35,7 +35,12 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     overrides = overrides_of(rest)
     if arguments.seed is not None:
         overrides.append(f"--seed={arguments.seed}")
-    given = expand(arguments.recipe or shipped_recipes()["demo"])
+    photos = arguments.photos if arguments.command == "demo" else None
+    given = expand(arguments.recipe or shipped_recipes()["demo" if photos is None else "demo_photos"])
+    if photos is not None:
+        from cfaug.stages.demo_photos import photo_settings
+
+        overrides = photo_settings(given, photos, overrides)
     there = given if (given / "config.yaml").exists() else None
     recipe = load_recipe(given if there is None else there / "config.yaml", overrides)
     if arguments.print_config:

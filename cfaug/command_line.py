@@ -42,6 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     demo = command("demo", "the whole story on data that ships with scikit-learn")
     demo.set_defaults(recipe=None)
+    demo.add_argument(
+        "--photos", metavar="DIR", help="on photographs instead: a folder with metadata.csv and masks of the objects"
+    )
     _run_options(demo)
     for name, text in STAGES.items():
         stage = command(name, text)
