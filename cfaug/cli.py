@@ -237,9 +237,9 @@ def _suspect(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from cfaug.stages.doctor import examine
 
-    content = examine(arguments.recipe, arguments.overrides)
-    _print("\n".join(f"{name}: {value}" for name, value in content.items()) + "\nall good", content, arguments.json)
-    return 0
+    found = examine(arguments.recipe, arguments.overrides)
+    _print(str(found), found.to_json(), arguments.json)
+    return found.exit_code
 
 
 def _compare(arguments: argparse.Namespace) -> int:

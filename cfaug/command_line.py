@@ -124,7 +124,7 @@ def make_parser() -> argparse.ArgumentParser:
         parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
     doctor = command("doctor", "check this installation, and a recipe's inputs")
     doctor.add_argument("recipe", metavar="RECIPE.yaml|RUN", nargs="?", help="a recipe, or the directory of a run")
-    doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
+    doctor.epilog = "One verdict per line: ok, warning or refused; --json has them as `verdicts`, and `starts`: whether `cfaug run` would start. With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
     compare = command("compare", "the results of several runs side by side")
     compare.add_argument("runs", metavar="RUN", nargs="+")
     recipes = command("recipes", "list the shipped recipes, or copy one here to change it")
