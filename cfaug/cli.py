@@ -12,7 +12,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -20,155 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cfaug import __version__
+from cfaug.command_line import make_parser, overrides_of
 from cfaug.errors import CfaugError, UsageError
 from cfaug.shipped_recipes import copy_shipped, shipped_names, shipped_recipes
 
 if TYPE_CHECKING:
     from cfaug.stages import Run
-
-STAGES = {
-    "run": "every stage; resumes where it stopped",
-    "diagnose": "measure the confounding and say what is safe to intervene on",
-    "discover": "propose edges between the attributes, and a graph to paste, with a ? at every edge to confirm",
-    "fit": "fit the SCM and train the decoder",
-    "plan": "decide every counterfactual",
-    "generate": "write the counterfactual shards",
-    "train": "train and test the listed methods",
-    "evaluate": "judge the counterfactuals: composition, effectiveness, reversibility",
-    "report": "write report.html",
-}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see `{self.prog} --help`")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="cfaug", description="Counterfactual data augmentation that debiases image classifiers.")
-    parser.add_argument("--version", action="version", version=f"cfaug {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-
-    def command(name: str, text: str) -> argparse.ArgumentParser:
-        found = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        found.add_argument("--json", action="store_true", help="print the result as JSON")
-        return found
-
-    demo = command("demo", "the whole story on data that ships with scikit-learn")
-    demo.set_defaults(recipe=None)
-    _run_options(demo)
-    for name, text in STAGES.items():
-        stage = command(name, text)
-        stage.add_argument("recipe", metavar="RECIPE.yaml", help="or the directory of a run, which is gone on with")
-        _run_options(stage)
-    verify = command("verify", "re-read every committed byte of a run or of its shards")
-    verify.add_argument("directory", metavar="DIR", help="a run, its shards, or a URL of either")
-    verify.add_argument(
-        "--regenerate", type=int, metavar="N", help="also make N random samples again and compare bytes"
-    )
-    verify.add_argument("--seed", type=int, default=0, metavar="N", help="which ones (default: 0)")
-    verify.add_argument(
-        "--tolerance", type=float, default=0.0, metavar="LEVELS",
-        help="grey levels of 255 by which an image that is made again may differ on average, on a GPU (default: 0, the same bytes)",
-    )  # fmt: skip
-    inspect = command("inspect", "what a run's shards hold: counts, groups, confounding before and after")
-    inspect.add_argument("directory", metavar="DIR", help="a run, its shards, or a URL of either")
-    inspect.add_argument(
-        "--contact-sheet", metavar="FILE.png", help="write a grid of sources and their counterfactuals"
-    )
-    inspect.add_argument("--seed", type=int, default=0, metavar="N", help="which sources the grid shows (default: 0)")
-    for parser_ in (verify, inspect):
-        parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
-    audit = command("audit", "what a classifier uses, asked with the run's counterfactuals")
-    audit.add_argument("directory", metavar="DIR", help="a run with shards")
-    audit.add_argument(
-        "--model",
-        metavar="FILE",
-        help=".pt2, .onnx, TorchScript, .safetensors or .csv (default: the run's own classifiers)",
-    )
-    audit.add_argument("--against", metavar="FILE", help="a second one, to compare with the first")
-    audit.add_argument(
-        "--architecture", metavar="NAME", help="the net of torchvision that a safetensors file has the weights of"
-    )
-    audit.add_argument(
-        "--normalization", default="imagenet", metavar="NAME", help="what the net expects (default: imagenet)"
-    )
-    audit.add_argument(
-        "--classes", metavar="A,B,...", help="names of its outputs, in their order (default: the values of the target)"
-    )
-    audit.add_argument(
-        "--images", type=int, default=1000, metavar="N", help="sources, at most, that it is asked about (default: 1000)"
-    )
-    audit.add_argument("--seed", type=int, default=0, metavar="N", help="which ones (default: 0)")
-    audit.add_argument("--no-progress", action="store_true", help="no progress bars")
-    suspect = command("suspect", "which attributes could be shortcuts, from images and labels alone")
-    suspect.add_argument(
-        "recipe",
-        metavar="RECIPE.yaml",
-        help="data, attributes.target and train.weights are read; attributes.spurious may be []",
-    )
-    suspect.add_argument("--out", metavar="DIR", help="where columns and collages go (default: suspects/NAME)")
-    suspect.add_argument("--no-progress", action="store_true", help="no progress bars")
-    review = command("review", "a page of pairs to say yes or no to, and what becomes of the answers")
-    review.add_argument("directory", metavar="DIR", help="a run with shards")
-    review.add_argument("--pairs", type=int, default=200, metavar="N", help="pairs on the page, at most (default: 200)")
-    review.add_argument(
-        "--decisions", metavar="FILE", help="what the page has saved: say how far a person agrees with the gate"
-    )
-    review.add_argument("--seed", type=int, default=0, metavar="N", help="which pairs (default: 0)")
-    review.add_argument("--no-progress", action="store_true", help="no progress bars")
-    export = command("export", "the edits that a run's plan wants, for a tool of your own")
-    export.add_argument("directory", metavar="DIR", help="a run with a plan")
-    export.add_argument(
-        "--edits",
-        metavar="FILE",
-        help="the table, .jsonl or .csv; images go beside it (default: DIR/edits/edits.jsonl)",
-    )
-    import_ = command("import", "make shards of images that were edited elsewhere")
-    import_.add_argument("directory", metavar="DIR", help="a run with a plan")
-    import_.add_argument("edits", metavar="EDITS", help="a folder of edited images with edits.jsonl or edits.csv")
-    import_.add_argument(
-        "--overwrite", action="store_true", help="drop the model, the shards and what came of them first"
-    )
-    import_.epilog = "How the shards are written can be changed: --generate.workers=4, ..."
-    for parser_ in (export, import_):
-        parser_.add_argument("--no-progress", action="store_true", help="no progress bars")
-    doctor = command("doctor", "check this installation, and a recipe's inputs")
-    doctor.add_argument("recipe", metavar="RECIPE.yaml|RUN", nargs="?", help="a recipe, or the directory of a run")
-    doctor.epilog = "With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
-    compare = command("compare", "the results of several runs side by side")
-    compare.add_argument("runs", metavar="RUN", nargs="+")
-    recipes = command("recipes", "list the shipped recipes, or copy one here to change it")
-    recipes.add_argument("action", choices=["ls", "cp"])
-    recipes.add_argument("name", nargs="?")
-    return parser
-
-
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="DIR", help="output directory (default: shards/NAME)")
-    parser.add_argument("--seed", type=int, metavar="N", help="seed of model, plan and generation")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved configuration and stop")
-    parser.add_argument("--no-progress", action="store_true", help="no progress bars")
-    again = parser.add_mutually_exclusive_group()
-    again.add_argument("--resume", action="store_true", help="continue what is in the directory (the default)")
-    again.add_argument(
-        "--overwrite", action="store_true", help="start over; `plan` and `generate` keep a model that still fits"
-    )
-    parser.epilog = "Any setting can be changed: --train.epochs=5, --decoder.seconds=60, ... (see --print_config)"
-
-
-def _overrides(rest: Sequence[str]) -> list[str]:
-    """``--a.b value`` and ``--a.b=value`` as the latter."""
-    found: list[str] = []
-    for word in rest:
-        if word.startswith("--"):
-            found.append(word)
-        elif found and "=" not in found[-1]:
-            found[-1] += f"={word}"
-        else:
-            raise UsageError(f"unexpected argument {word!r}; settings are written --a.b=value")
-    return found
 
 
 def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
@@ -176,10 +32,15 @@ def _stage(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     from cfaug.data.files import expand
     from cfaug.recipe_file import dump_yaml
 
-    overrides = _overrides(rest)
+    overrides = overrides_of(rest)
     if arguments.seed is not None:
         overrides.append(f"--seed={arguments.seed}")
-    given = expand(arguments.recipe or shipped_recipes()["demo"])
+    photos = arguments.photos if arguments.command == "demo" else None
+    given = expand(arguments.recipe or shipped_recipes()["demo" if photos is None else "demo_photos"])
+    if photos is not None:
+        from cfaug.stages.demo_photos import photo_settings
+
+        overrides = photo_settings(given, photos, overrides)
     there = given if (given / "config.yaml").exists() else None
     recipe = load_recipe(given if there is None else there / "config.yaml", overrides)
     if arguments.print_config:
@@ -374,35 +235,11 @@ def _suspect(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    import torch
+    from cfaug.stages.doctor import examine
 
-    from cfaug.stages.run_directory import versions
-
-    content: dict[str, Any] = {
-        "versions": versions(),
-        "cores": os.cpu_count(),
-        "torch threads": torch.get_num_threads(),
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "free disk (GB)": round(shutil.disk_usage(".").free / 1e9, 1),
-    }
-    if arguments.recipe:
-        from cfaug.config import load_recipe
-        from cfaug.data.files import expand
-        from cfaug.stages import advise_decoder, check_recipe
-        from cfaug.stages.near_duplicates import duplicates_in_run
-
-        run = expand(arguments.recipe)
-        recipe = load_recipe(run / "config.yaml" if run.is_dir() else arguments.recipe, arguments.overrides)
-        inputs = check_recipe(recipe)
-        content["recipe"] = {split: len(getattr(inputs, split)) for split in ("train", "val", "test")}
-        content |= {
-            f"decoder for {line.split(':')[0]}": line.partition(": ")[2] for line in advise_decoder(recipe, inputs)
-        }
-        if run.is_dir() and (notes := duplicates_in_run(recipe, inputs, run)):
-            content["near-duplicates"] = " ".join(notes)
-    _print("\n".join(f"{name}: {value}" for name, value in content.items()) + "\nall good", content, arguments.json)
-    return 0
+    found = examine(arguments.recipe, arguments.overrides)
+    _print(str(found), found.to_json(), arguments.json)
+    return found.exit_code
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -467,14 +304,14 @@ def _command(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("cfaug").setLevel(logging.INFO)
     try:
-        arguments, rest = _parser().parse_known_args(argv)
+        arguments, rest = make_parser().parse_known_args(argv)
         if arguments.command in _OTHERS:
             checks = arguments.command in ("doctor", "suspect") and arguments.recipe is not None
             if rest and not (checks or arguments.command == "import"):
                 raise UsageError(
                     f"`cfaug {arguments.command}` does not take {rest[0]!r}; see `cfaug {arguments.command} --help`"
                 )
-            arguments.overrides = _overrides(rest)
+            arguments.overrides = overrides_of(rest)
             return _OTHERS[arguments.command](arguments)
         return _stage(arguments, rest)
     except CfaugError as error:

@@ -52,7 +52,7 @@ def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_readme_names_only_commands_that_exist() -> None:
-    from cfaug.cli import STAGES
+    from cfaug.command_line import STAGES
 
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`?cfaug (demo|[a-z-]+)(?= |`)", text))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,11 +26,28 @@ def check_recipe(recipe: Recipe, progress: bool = False) -> Inputs:
         UsageError, DataError: as the checks of a run.
     """
     inputs = open_inputs(recipe, progress)
-    if uses_counterfactuals(recipe):
-        check_generation(recipe, inputs)
-        draw_plan(recipe, inputs)
-    fit_scm(recipe, inputs)
+    for check in later_checks(recipe, inputs).values():
+        check()
     return inputs
+
+
+def later_checks(recipe: Recipe, inputs: Inputs) -> dict[str, Callable[[], str]]:
+    """What is looked at -> a check that needs the opened data; each says what it found, or raises as the run would."""
+
+    def generation() -> str:
+        check_generation(recipe, inputs)
+        return f"{recipe.decoder.kind}, by the engine {recipe.generate.engine}"
+
+    def planned() -> str:
+        rows = draw_plan(recipe, inputs)
+        return f"{len(rows)} images, {rows.summary.nulls} of them null interventions"
+
+    def fitted() -> str:
+        fit_scm(recipe, inputs)
+        return f"fits the training table: {inputs.graph}"
+
+    made = {"counterfactuals": generation, "plan": planned} if uses_counterfactuals(recipe) else {}
+    return {**made, "SCM": fitted}
 
 
 def check_generation(recipe: Recipe, inputs: Inputs) -> None:
