@@ -88,13 +88,28 @@ def _alt(kind: str, pair: Pair) -> str:
 
 
 def _fitted(pairs: Sequence[Pair], budget: int) -> list[list[tuple[str, str, str]]]:
-    """(kind, alternative text, data URI) of each pair's pictures; the largest size at which all of them fit, or the smallest."""
+    """(kind, alternative text, data URI) of each pair's pictures, as large as they may be to fit; never smaller than the last size.
+
+    About ten of the pairs tell how large all of them will be, so that few are encoded in vain.
+    """
     found: list[list[tuple[str, str, str]]] = []
-    for side in _SIDES:
-        found = [
-            [(kind, _alt(kind, pair), thumbnail_uri(image, side)) for kind, image in pair.pictures.items()]
-            for pair in pairs
-        ]
-        if sum(len(uri) for row in found for _, _, uri in row) <= budget:
+    few = pairs[:: max(1, len(pairs) // 10)]
+    longest = max((max(image.shape[:2]) for pair in pairs for image in pair.pictures.values()), default=0)
+    sides = [side for i, side in enumerate(_SIDES) if i + 1 == len(_SIDES) or _SIDES[i + 1] < longest]
+    for side in sides:
+        if side != sides[-1] and _total(_encoded(few, side)) * len(pairs) > budget * len(few):
+            continue
+        found = _encoded(pairs, side)
+        if _total(found) <= budget:
             break
     return found
+
+
+def _encoded(pairs: Sequence[Pair], side: int) -> list[list[tuple[str, str, str]]]:
+    return [
+        [(kind, _alt(kind, pair), thumbnail_uri(image, side)) for kind, image in pair.pictures.items()] for pair in pairs
+    ]
+
+
+def _total(rows: Sequence[Sequence[tuple[str, str, str]]]) -> int:
+    return sum(len(uri) for row in rows for _, _, uri in row)

@@ -144,16 +144,17 @@ def breakable(text: str) -> Any:
     return Markup(re.sub(r"([=(,])", r"\1<wbr>", str(escape(text))))
 
 
-def headline(summaries: Sequence[MethodSummary], advice: Advice | None) -> str:
-    """One sentence: the worst group before and after, in which group and how sure, and what to do next; "" without plain training.
+def _after(summaries: Sequence[MethodSummary], advice: Advice | None) -> MethodSummary | None:
+    """The method that stands for ours: the one that the advice takes, otherwise cfaug, otherwise the first of ours."""
+    own = {item.method: item for item in summaries if _ours(item)}
+    return next((own[name] for name in (advice.method if advice else "", "cfaug", *own) if name in own), None)
 
-    "After" is the method of ours that the advice takes, otherwise cfaug, otherwise the first of ours.
-    """
-    by_name = {item.method: item for item in summaries}
-    if "erm" not in by_name:
+
+def headline(summaries: Sequence[MethodSummary], advice: Advice | None) -> str:
+    """One sentence: the worst group before and after, in which group and how sure, and what to do next; "" without plain training."""
+    erm, ours = next((item for item in summaries if item.method == "erm"), None), _after(summaries, advice)
+    if erm is None:
         return ""
-    erm, own = by_name["erm"], {name: item for name, item in by_name.items() if _ours(item)}
-    ours = next((own[name] for name in (advice and advice.method, "cfaug", *own) if name in own), None)
     if ours is None:
         text = f"Plain training (erm) classifies {percent(erm.worst[0])} of its worst group correctly ({_where(erm)})"
     else:
@@ -163,7 +164,10 @@ def headline(summaries: Sequence[MethodSummary], advice: Advice | None) -> str:
             f"The accuracy of the worst group {verb} {percent(erm.worst[0])} with plain training ({_where(erm)}) to "
             f"{percent(ours.worst[0])} with {ours.method} ({_where(ours)})"
         )
-    return text + (f"; what to do next: {advice.reasons[0]}." if advice else ".")
+    if advice is None:
+        return text + "."
+    taken = advice.reasons[0].replace(f"{advice.method}: {advice.method} ", f"{advice.method}, which ")
+    return f"{text}; what to do next: {taken}."
 
 
 def _where(item: MethodSummary) -> str:
@@ -268,6 +272,7 @@ def render_report(data: ReportData) -> str:
     if any(len(example.captions) != len(example.counterfactuals) for rows in data.grids.values() for example in rows):
         raise UsageError("report: expected one caption per counterfactual image, got a different number; give one each")
     summaries = summarise(data.rows)
+    after = _after(summaries, data.advice)
     style, _ = _own("report.css")
     script, script_digest = _own("report.js")
     page = template("report.html").render(
@@ -279,7 +284,7 @@ def render_report(data: ReportData) -> str:
         headline=headline(summaries, data.advice),
         verdict=verdict(summaries) if data.rows else "",
         gallery=gallery(data.gallery) if data.gallery else None,
-        group_chart=group_chart(data.rows, [name for name in _compared(summaries) if name in ("erm", "cfaug")]),
+        group_chart=group_chart(data.rows, ["erm", *([after.method] if after else [])]),
         confounding_chart=_confounding_chart(data),
         configuration=json.dumps(data.configuration, indent=1) if data.configuration else "",
         gaps=attribute_gaps(data.rows, data.spurious) if len(data.spurious) > 1 else {},
