@@ -75,6 +75,8 @@ def test_a_wheel_carries_the_recipes_the_template_and_the_types(tmp_path: Path) 
     assert {
         "cfaug/py.typed",
         "cfaug/judge/report.html",
+        "cfaug/judge/report.css",
+        "cfaug/judge/report.js",
         "cfaug/stages/run.py",
         "cfaug/data/sources/digits.py",
     } <= names

@@ -13,15 +13,26 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from PIL import Image
 
+_EXAMPLE = 160  # pixels of an example's longer side
+_FEW = 40  # pixels of a side: below it a lossy picture is larger than a lossless one, and worse
 # low, middle and high accuracy, which differ in lightness as well as in hue
 SCALE = ((122, 31, 43), (233, 180, 84), (38, 132, 118))
 
 
-def png_uri(image: npt.NDArray[np.uint8]) -> str:
-    """A data URI of a uint8 image (H, W, 1 or 3)."""
+def picture_uri(image: npt.NDArray[np.uint8]) -> str:
+    """A data URI of a uint8 image (H, W, 1 or 3) among the examples of a page."""
+    return thumbnail_uri(image, _EXAMPLE)
+
+
+def thumbnail_uri(image: npt.NDArray[np.uint8], side: int, quality: int = 80) -> str:
+    """A data URI of a uint8 image (H, W, 1 or 3), at most ``side`` pixels long; what has few pixels keeps each of them."""
     from PIL import Image
 
-    return data_uri(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image), "png", optimize=True)
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    if max(picture.size) <= _FEW:
+        return data_uri(picture, "png", optimize=True)
+    picture.thumbnail((side, side))
+    return data_uri(picture, "webp", quality=quality)
 
 
 def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
@@ -34,9 +45,55 @@ def data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
 def scale_colour(value: float) -> tuple[str, str]:
     """(fill, text colour) of an accuracy in [0, 1]."""
     low, high, t = (SCALE[0], SCALE[1], value * 2) if value < 0.5 else (SCALE[1], SCALE[2], value * 2 - 1)
-    red, green, blue = (round(a + (b - a) * t) for a, b in zip(low, high))
-    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 140
-    return f"#{red:02x}{green:02x}{blue:02x}", "#ffffff" if dark else "#1b1b1b"
+    colour = [round(a + (b - a) * t) for a, b in zip(low, high)]
+    fill = "#" + "".join(f"{part:02x}" for part in colour)
+    # black or white, whichever has the higher contrast: at least 4.58 with any fill
+    return fill, "#ffffff" if _luminance(colour) < 0.179 else "#000000"
+
+
+def _luminance(colour: Sequence[int]) -> float:
+    """Relative luminance of sRGB in [0, 255], as the Web Content Accessibility Guidelines define it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (part / 255 for part in colour)]
+    return float(np.dot((0.2126, 0.7152, 0.0722), linear))
+
+
+def group_chart(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], most: int = 24) -> dict[str, Any] | None:
+    """The accuracy of each group by method, one mark per seed; the groups worst by the first method first, ``most`` at most.
+
+    Returns a chart of :func:`dot_chart`; None without rows of the methods.
+    """
+    by_method = {name: [row["groups"] for row in rows if row["method"] == name] for name in methods}
+    by_method = {name: found for name, found in by_method.items() if found}
+    if not by_method:
+        return None
+    first = next(iter(by_method.values()))
+    filled = [name for name in first[0] if first[0][name]["n"]]
+    mean = {name: float(np.mean([groups[name]["accuracy"] for groups in first])) for name in filled}
+    lines = [
+        (name, f"n {first[0][name]['n']}", [[groups[name]["accuracy"] for groups in found] for found in by_method.values()])
+        for name in sorted(filled, key=lambda name: mean[name])
+    ]  # fmt: skip
+    return dot_chart(list(by_method), lines[:most]) | {"left_out": max(0, len(lines) - most)}
+
+
+def dot_chart(series: Sequence[str], lines: Sequence[tuple[str, str, Sequence[Sequence[float]]]]) -> dict[str, Any]:
+    """Plain data of a chart of values in [0, 1]: ``lines`` are (name, note, values of each series)."""
+    return {
+        "series": list(series),
+        "lines": [
+            {
+                "name": name,
+                "note": note,
+                "series": [
+                    {"values": list(some), "mean": float(np.mean(some)), "low": min(some), "high": max(some)}
+                    if len(some)
+                    else None
+                    for some in values
+                ],
+            }
+            for name, note, values in lines
+        ],
+    }
 
 
 def group_matrix(rows: Sequence[Mapping[str, Any]], method: str, target: str, attribute: str) -> dict[str, Any] | None:

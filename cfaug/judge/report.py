@@ -1,12 +1,16 @@
-"""The self-contained report of a run: one HTML file, no script, no external address, readable by a stranger.
+"""The self-contained report of a run: one HTML file, no external address, readable by a stranger.
 
-The grids include the worst counterfactuals, every spurious attribute has its own worst group, and the verdict is computed
+One script of its own sorts and enlarges pictures; its digest is the only one that the page allows. The gallery begins with the worst
+counterfactuals, every spurious attribute has its own worst group, and the verdict is computed
 from the results rows. Everything comes in as plain data.
-Not promised: that the chosen examples are typical; the random draw among them is.
+Not promised: that what is shown first is typical; it is the worst.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +24,9 @@ import numpy.typing as npt
 from cfaug.causal.audit.assumptions import STATUS_WORDS, effect_words, pair_words
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
-from cfaug.judge.charts import group_matrix, png_uri
+from cfaug.judge.advice import Advice
+from cfaug.judge.charts import dot_chart, group_chart, group_matrix, picture_uri
+from cfaug.judge.gallery import Pair, gallery
 from cfaug.judge.tables import CONTROLS, MethodSummary, attribute_gaps, empty_groups, summarise
 
 Pixels = npt.NDArray[np.uint8]
@@ -83,9 +89,9 @@ class LossTable:
 class ReportData:
     """Everything that the report shows; an empty field is left out. ``rows`` are results rows (see ``result_row``).
 
-    ``grids``: heading -> examples, for instance a random draw, the worst reconstructions and those the predictor
-    contradicts. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
-    target in [0, 1]. ``run``: facts such as versions, seeds, timings and the command.
+    ``gallery``: pairs to sort and enlarge; ``grids``: heading -> further examples. ``advice``: which method the rows speak for. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
+    target in [0, 1]. ``run``: facts such as the number of images; ``remake``: the command, seeds, digests, versions and timings, to be
+    copied; ``configuration``: the resolved recipe.
     ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
     ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's. ``audit``: lines, points and grids of
@@ -96,6 +102,8 @@ class ReportData:
     rows: Sequence[Mapping[str, Any]] = ()
     target: str = ""
     spurious: Sequence[str] = ()
+    advice: Advice | None = None
+    gallery: Sequence[Pair] = ()
     grids: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     confounding_before: Mapping[str, float] = field(default_factory=dict)
     confounding_after: Mapping[str, float] = field(default_factory=dict)
@@ -109,6 +117,8 @@ class ReportData:
     assumptions: Sequence[str] = ()
     notes: Sequence[str] = ()
     run: Mapping[str, str] = field(default_factory=dict)
+    remake: Mapping[str, str] = field(default_factory=dict)
+    configuration: Mapping[str, Any] | None = None
     introduction: str = ""
     diagnosis: Mapping[str, Any] | None = None
     falsification: Mapping[str, Any] | None = None
@@ -132,6 +142,38 @@ def breakable(text: str) -> Any:
     from markupsafe import Markup, escape
 
     return Markup(re.sub(r"([=(,])", r"\1<wbr>", str(escape(text))))
+
+
+def _after(summaries: Sequence[MethodSummary], advice: Advice | None) -> MethodSummary | None:
+    """The method that stands for ours: the one that the advice takes, otherwise cfaug, otherwise the first of ours."""
+    own = {item.method: item for item in summaries if _ours(item)}
+    return next((own[name] for name in (advice.method if advice else "", "cfaug", *own) if name in own), None)
+
+
+def headline(summaries: Sequence[MethodSummary], advice: Advice | None) -> str:
+    """One sentence: the worst group before and after, in which group and how sure, and what to do next; "" without plain training."""
+    erm, ours = next((item for item in summaries if item.method == "erm"), None), _after(summaries, advice)
+    if erm is None:
+        return ""
+    if ours is None:
+        text = f"Plain training (erm) classifies {percent(erm.worst[0])} of its worst group correctly ({_where(erm)})"
+    else:
+        change = ours.worst[0] - erm.worst[0]
+        verb = "stays where it was, from" if abs(change) < 0.0005 else "rises from" if change > 0 else "FALLS from"
+        text = (
+            f"The accuracy of the worst group {verb} {percent(erm.worst[0])} with plain training ({_where(erm)}) to "
+            f"{percent(ours.worst[0])} with {ours.method} ({_where(ours)})"
+        )
+    if advice is None:
+        return text + "."
+    taken = advice.reasons[0].replace(f"{advice.method}: {advice.method} ", f"{advice.method}, which ")
+    return f"{text}; what to do next: {taken}."
+
+
+def _where(item: MethodSummary) -> str:
+    seeds = "" if len(item.seeds) == 1 else f", in the worst of {len(item.seeds)} seeds"
+    low, high = (100 * end for end in item.worst_ci95)
+    return f"{item.worst_group.replace(',', ', ')}: 95\u00a0% interval {low:.0f} to {high:.0f}\u00a0%{seeds}"
 
 
 def verdict(summaries: Sequence[MethodSummary]) -> str:
@@ -168,11 +210,16 @@ def _ours(item: MethodSummary) -> bool:
     return item.method.startswith("cfaug")
 
 
-def _matrices(data: ReportData, summaries: Sequence[MethodSummary]) -> dict[str, list[dict[str, Any]]]:
-    """Spurious attribute -> one matrix per chosen method: erm, the best baseline, cfaug and the oracle."""
+def _compared(summaries: Sequence[MethodSummary]) -> list[str]:
+    """The methods that group by group pictures show: erm, the best baseline, cfaug and the oracle."""
     baselines = [s for s in summaries if s.method not in ("erm", "oracle", *CONTROLS) and not _ours(s)]
     best = max(baselines, key=lambda s: s.worst[0]).method if baselines else ""
-    chosen = [s.method for s in summaries if s.method in ("erm", best, "cfaug", "oracle")]
+    return [s.method for s in summaries if s.method in ("erm", best, "cfaug", "oracle")]
+
+
+def _matrices(data: ReportData, summaries: Sequence[MethodSummary]) -> dict[str, list[dict[str, Any]]]:
+    """Spurious attribute -> one matrix per compared method."""
+    chosen = _compared(summaries)
     found = {
         name: [panel for method in chosen if (panel := group_matrix(data.rows, method, data.target, name))]
         for name in data.spurious
@@ -192,7 +239,8 @@ def template(name: str) -> Any:
         "percent": percent,
         "whole": partial(percent, digits=0),
         "points": points,
-        "png": png_uri,
+        "picture": picture_uri,
+        "sections": sections,
         "breakable": breakable,
         "pair_words": pair_words,
         "effect_words": effect_words,
@@ -200,15 +248,45 @@ def template(name: str) -> Any:
     return environment.get_template(name)
 
 
+def sections(body: str) -> list[tuple[str, str]]:
+    """(id, heading) of each section of a page, for its table of contents."""
+    return re.findall(r'<section id="(\w+)">\s*<h2>(.*?)</h2>', body)
+
+
+def _own(name: str) -> tuple[Any, str]:
+    """A file of this room that goes into the page as it is, and its digest as a Content-Security-Policy has it."""
+    from markupsafe import Markup
+
+    text = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    return Markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _confounding_chart(data: ReportData) -> dict[str, Any]:
+    before, after = data.confounding_before, data.confounding_after
+    lines = [(name, "", [[before[name]], [after[name]] if name in after else []]) for name in before]
+    return dot_chart(["training images", "counterfactuals alone"] if after else ["training images"], lines)
+
+
 def render_report(data: ReportData) -> str:
     """The page as text."""
     if any(len(example.captions) != len(example.counterfactuals) for rows in data.grids.values() for example in rows):
         raise UsageError("report: expected one caption per counterfactual image, got a different number; give one each")
     summaries = summarise(data.rows)
+    after = _after(summaries, data.advice)
+    style, _ = _own("report.css")
+    script, script_digest = _own("report.js")
     page = template("report.html").render(
         data=data,
         summaries=summaries,
+        style=style,
+        script=script,
+        script_digest=script_digest,
+        headline=headline(summaries, data.advice),
         verdict=verdict(summaries) if data.rows else "",
+        gallery=gallery(data.gallery) if data.gallery else None,
+        group_chart=group_chart(data.rows, ["erm", *([after.method] if after else [])]),
+        confounding_chart=_confounding_chart(data),
+        configuration=json.dumps(data.configuration, indent=1) if data.configuration else "",
         gaps=attribute_gaps(data.rows, data.spurious) if len(data.spurious) > 1 else {},
         unconfirmed=[list(pair) for pair in data.unconfirmed],
         matrices=_matrices(data, summaries),

@@ -32,6 +32,7 @@ from cfaug.offline.gate import CriteriaGate
 from cfaug.stages import generation
 from cfaug.stages.attribute_classifiers import Pixels, attribute_readers, feature_store, to_pixels
 from cfaug.stages.checked_inputs import Inputs
+from cfaug.stages.doubt import least_margins
 from cfaug.stages.fitting import fit
 from cfaug.stages.gate import gate_is_on, make_gate
 from cfaug.stages.gate_figures import acceptance
@@ -113,8 +114,8 @@ def evaluate_counterfactuals(
     factual = as_input(images)
     table = inputs.train.table.iloc[wanted].set_axis([row.key for row in rows])  # a source may have several rows
     made = torch.from_numpy(np.stack([shards.image(place[row.key]) for row in rows])).permute(0, 3, 1, 2)
-    records = pd.DataFrame([shards.record(place[row.key])["attributes"] for row in rows], index=table.index)
-    attributes = inputs.schema.canonical(records)
+    records = [shards.record(place[row.key]) for row in rows]
+    attributes = inputs.schema.canonical(pd.DataFrame([one["attributes"] for one in records], index=table.index))
     acts: list[Intervention] = [row.do for row in rows]
     cycles = recipe.evaluate.cycles
     bar.set_postfix_str(f"{cycles} null cycles")
@@ -158,12 +159,18 @@ def evaluate_counterfactuals(
     figures["rows"] = [
         {
             "source": row.source_key,
+            "sample": row.key,
             "do": str(row.do),
             "reconstruction_l1": float(errors[i]),
             "misread": [name for name in wrong if wrong[name][i]],
+            "attempt": int(one["quality"].get("attempt", 0)),
         }
-        for i, row in enumerate(rows)
+        for i, (row, one) in enumerate(zip(rows, records))
     ]
+    if gate is not None and gate.criteria:
+        margins, criteria = least_margins(gate, model, inputs, records, [shards.image(place[row.key]) for row in rows])
+        for found, margin, criterion in zip(figures["rows"], margins.tolist(), criteria):
+            found |= {"margin": margin, "criterion": criterion}
     pixels = [to_pixels(each) for each in (images, rebuilt, made)]
     test_pixels = to_pixels(test) if inputs.measures and isinstance(test, torch.Tensor) else pixels[0]
     figures["measures"] = {

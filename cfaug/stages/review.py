@@ -14,31 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
-from scipy.stats import rankdata
 
 from cfaug.config import Recipe
 from cfaug.data.files import replace_file
-from cfaug.data.images import Pixels, as_rgb, pixel_digest, to_float
-from cfaug.data.loading import load_images
-from cfaug.data.micro_batch import Sources
+from cfaug.data.images import Pixels, pixel_digest
 from cfaug.decode import CounterfactualModel
 from cfaug.errors import UsageError, listed
-from cfaug.judge.charts import data_uri
+from cfaug.judge.charts import thumbnail_uri
 from cfaug.judge.report import template
 from cfaug.offline import ShardReader
 from cfaug.offline.reviewed import read_decisions
 from cfaug.stages.checked_inputs import Inputs
+from cfaug.stages.doubt import least_margins, ranks
 from cfaug.stages.gate import make_gate
-from cfaug.stages.generated_sets import masks_of
 from cfaug.stages.masks import with_masks
 from cfaug.stages.run_directory import shards_of
 from cfaug.stages.verification import open_finished
 
 PAGE = "review.html"
 _LARGEST = 320  # pixels of a picture's longer side
-_BATCH = 50
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ def review_page(directory: str | Path, pairs: int = 200, seed: int = 0, progress
     place = {inputs.train.key(i): i for i in range(len(inputs.train))}
     listed_pairs = [
         {
-            "key": records[k]["key"], "digest": pixel_digest(images[k]), "before": _uri(inputs.train.image(place[records[k]["source_key"]])), "after": _uri(images[k]),
+            "key": records[k]["key"], "digest": pixel_digest(images[k]), "before": thumbnail_uri(inputs.train.image(place[records[k]["source_key"]]), _LARGEST), "after": thumbnail_uri(images[k], _LARGEST),
             "factual": f"{records[k]['source_key']}: {_said(records[k]['factual'])}",
             "done": f"do({_said(records[k]['do'])}), {inputs.target}={records[k]['target']}", "why": why[k],
         }
@@ -132,37 +126,10 @@ def _doubt(
     gate = make_gate(recipe, inputs, model, run)
     if gate is None or not gate.criteria:
         change = np.array([record["quality"]["change_l1"] for record in records])
-        middle = np.abs(_ranks(change) - 0.5)
+        middle = np.abs(ranks(change) - 0.5)
         return 0.5 - middle, [""] * len(records)
-    place = {inputs.sources.key(i): i for i in range(len(inputs.sources))}
-    found: dict[str, list[float]] = {}
-    for start in range(0, len(records), _BATCH):
-        part = range(start, min(start + _BATCH, len(records)))
-        wanted = [place[records[k]["source_key"]] for k in part]
-        pixels = load_images(inputs.sources, wanted, progress=False)
-        table = inputs.sources.table.iloc[wanted].set_axis([records[k]["key"] for k in part])
-        sources = Sources(
-            to_float(pixels), table, [records[k]["source_key"] for k in part], [records[k]["seed"] for k in part],
-            masks_of(model, inputs.sources, wanted),
-        )  # fmt: skip
-        for name, margins in gate.margins([images[k] for k in part], [dict(records[k]) for k in part], sources).items():
-            found.setdefault(name, []).extend(margins.tolist())
-    ranks = np.stack([np.where(np.isnan(v), 1.0, _ranks(np.asarray(v))) for v in found.values()])
-    names = list(found)
-    return ranks.min(axis=0), [names[i] for i in ranks.argmin(axis=0)]
-
-
-def _ranks(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
-    """(N,) from 0 for the least to 1; equal values in their order."""
-    found = np.asarray(rankdata(values, method="ordinal"), dtype=np.float64)
-    return (found - 1) / max(1, len(found) - 1)
+    return least_margins(gate, model, inputs, records, images)
 
 
 def _said(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
-
-
-def _uri(image: Pixels) -> str:
-    picture = Image.fromarray(as_rgb(image))
-    picture.thumbnail((_LARGEST, _LARGEST))
-    return data_uri(picture, "webp", quality=85)
