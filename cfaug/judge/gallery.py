@@ -52,7 +52,7 @@ class Pair:
 def difference(factual: Pixels, counterfactual: Pixels) -> Pixels:
     """Absolute difference of two images (H, W, C), the largest over their channels, uint8 (H, W, 1)."""
     found = np.abs(as_rgb(factual).astype(np.int16) - as_rgb(counterfactual).astype(np.int16)).max(axis=2)
-    return found.astype(np.uint8)[..., None]
+    return np.asarray(found, dtype=np.uint8)[..., None]
 
 
 def gallery(pairs: Sequence[Pair], budget: int = BUDGET) -> dict[str, Any]:
@@ -107,7 +107,8 @@ def _fitted(pairs: Sequence[Pair], budget: int) -> list[list[tuple[str, str, str
 
 def _encoded(pairs: Sequence[Pair], side: int) -> list[list[tuple[str, str, str]]]:
     return [
-        [(kind, _alt(kind, pair), thumbnail_uri(image, side)) for kind, image in pair.pictures.items()] for pair in pairs
+        [(kind, _alt(kind, pair), thumbnail_uri(image, side)) for kind, image in pair.pictures.items()]
+        for pair in pairs
     ]
 
 
