@@ -10,7 +10,7 @@ import griffe
 ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`~?([^`]+)`")
 
 
-class Roles(griffe.Extension):
+class Roles(griffe.Extension):  # type: ignore[misc, unused-ignore]  # no types where griffe is not installed
     """``:class:`~cfaug.stages.run.Run``` -> ```Run```."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
