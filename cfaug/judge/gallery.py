@@ -107,7 +107,8 @@ def _fitted(pairs: Sequence[Pair], budget: int) -> list[list[tuple[str, str, str
 
 def _encoded(pairs: Sequence[Pair], side: int) -> list[list[tuple[str, str, str]]]:
     return [
-        [(kind, _alt(kind, pair), thumbnail_uri(image, side)) for kind, image in pair.pictures.items()] for pair in pairs
+        [(kind, _alt(kind, pair), thumbnail_uri(image, side)) for kind, image in pair.pictures.items()]
+        for pair in pairs
     ]
 
 

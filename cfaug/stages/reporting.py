@@ -22,7 +22,7 @@ from cfaug.offline import ShardReader
 from cfaug.stages.audit_report import audit_section
 from cfaug.stages.checked_inputs import Inputs, oracle_copies, uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
-from cfaug.stages.evaluation import Evaluation, evaluate
+from cfaug.stages.evaluation import evaluate
 from cfaug.stages.fitting import fit
 from cfaug.stages.gate_figures import acceptance_notes
 from cfaug.stages.generation import shards

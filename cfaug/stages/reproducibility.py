@@ -19,7 +19,11 @@ def reproducibility(run: Run) -> dict[str, str]:
     recipe, directory = run.recipe, run.directory
     spent = (directory.read_json("run.json") or {}).get("seconds", {})
     plan: Plan | None = saved_plan(run.out)
-    made = {"plan": plan and plan.digest, "model": _digest(run, "model/model.json"), "gate": _digest(run, "gate/gate.json")}
+    made = {
+        "plan": plan and plan.digest,
+        "model": _digest(run, "model/model.json"),
+        "gate": _digest(run, "gate/gate.json"),
+    }
     return {
         "command": "cfaug run config.yaml --out NEW",
         "where": "in the directory of this report, whose config.yaml is the resolved recipe",

@@ -70,7 +70,9 @@ class Browser:
     def picture(self, path: Path, whole: bool = False) -> Path:
         """A screenshot, of the window or of the whole page."""
         path.write_bytes(
-            base64.b64decode(self.call("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))["data"])
+            base64.b64decode(
+                self.call("Page.captureScreenshot", captureBeyondViewport=whole, **self._clip(whole))["data"]
+            )
         )
         return path
 
