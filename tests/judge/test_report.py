@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import re
 import shutil
 import subprocess
@@ -19,8 +21,9 @@ from cfaug.causal.audit.falsification import falsify
 from cfaug.data import Attribute, Schema
 from cfaug.errors import CfaugError, UsageError
 from cfaug.judge import format_table, summarise
-from cfaug.judge.charts import scale_colour
-from cfaug.judge.report import MOST_TESTS, ReportData, render_report, verdict, write_report
+from cfaug.judge.advice import Advice
+from cfaug.judge.charts import group_chart, scale_colour
+from cfaug.judge.report import MOST_TESTS, ReportData, headline, percent, render_report, verdict, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -28,7 +31,10 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 def test_nothing_external_and_everything_there(report: ReportData) -> None:
     page = render_report(report)
     assert not re.findall(r"(?:https?:)?//[a-z]", page)
-    assert "<script" not in page
+    assert page.count("<script>") == 1
+    script = page[page.index("<script>") + 8 : page.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in page  # its own script and no other one
     assert page.count("<img ") == page.count('src="data:image/png;base64,') == 4 * 6
     for word in (
         "digit=<wbr>3,<wbr> foreground=<wbr>red",
@@ -101,8 +107,46 @@ def test_half_a_report_is_never_left(tmp_path: Path, report: ReportData) -> None
 
 def test_cell_colours_run_over_the_range() -> None:
     assert len({scale_colour(v)[0] for v in np.linspace(0, 1, 11)}) == 11
-    assert scale_colour(0.0)[1] == "#ffffff"
-    assert scale_colour(0.5)[1] == "#1b1b1b"
+    for value in np.linspace(0, 1, 101):
+        light, dark = sorted((luminance(colour) for colour in scale_colour(value)), reverse=True)
+        assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+def luminance(colour: str) -> float:
+    channels = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
+
+
+def test_the_headline_says_before_after_where_and_what_next(rows: list[dict[str, Any]]) -> None:
+    summaries = summarise(rows)
+    erm, ours = summaries[0], next(item for item in summaries if item.method == "cfaug")
+    text = headline(summaries, Advice("cfaug", ("take cfaug: cfaug has the best worst group", "facts")))
+    assert text.startswith(f"The accuracy of the worst group rises from {percent(erm.worst[0])} with plain training")
+    assert f"to {percent(ours.worst[0])} with cfaug" in text
+    for item in (erm, ours):
+        low, high = (100 * end for end in item.worst_ci95)
+        assert f"{item.worst_group.replace(',', ', ')}: 95\u00a0% interval {low:.0f} to {high:.0f}" in text
+    assert text.endswith("; what to do next: take cfaug, which has the best worst group.")
+    swap = {"cfaug": "erm", "erm": "cfaug"}
+    turned = summarise([{**row, "method": swap.get(row["method"], row["method"])} for row in rows])
+    assert "FALLS from" in headline(turned, None)
+    plain = summarise([row for row in rows if row["method"] == "erm"])
+    assert headline(plain, None).startswith("Plain training (erm) classifies")
+    assert headline(summarise([row for row in rows if row["method"] == "cfaug"]), None) == ""
+    page = render_report(ReportData(title="t", rows=rows, target="digit", spurious=["foreground"]))
+    assert page.index('class="headline"') < page.index("<table>") < page.index('class="bars"')
+
+
+def test_the_group_chart_has_every_seed_and_its_twin_the_means(rows: list[dict[str, Any]]) -> None:
+    chart = group_chart(rows, ["erm", "cfaug", "absent"], most=5)
+    assert chart is not None
+    assert chart["series"] == ["erm", "cfaug"]
+    assert chart["left_out"] == 45
+    means = [line["series"][0]["mean"] for line in chart["lines"]]
+    assert means == sorted(means)
+    assert [len(one["values"]) for line in chart["lines"] for one in line["series"]] == [3] * 10
+    assert group_chart(rows, ["absent"]) is None
 
 
 def with_causes(report: ReportData, text: str, **changes: Any) -> ReportData:
