@@ -22,7 +22,7 @@ from cfaug.offline import ShardReader
 from cfaug.stages.audit_report import audit_section
 from cfaug.stages.checked_inputs import Inputs, oracle_copies, uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
-from cfaug.stages.evaluation import evaluate
+from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
 from cfaug.stages.gate_figures import acceptance_notes
 from cfaug.stages.generation import shards
@@ -57,7 +57,10 @@ def report_data(run: Run) -> ReportData:
     """Everything that the page shows."""
     recipe, inputs = run.recipe, run.inputs
     rows = train(run)
-    generated, evaluation, model, after = None, None, None, {}  # type: Any, Evaluation | None, CounterfactualModel | None, dict[str, float]
+    generated: ShardReader | None = None
+    evaluation: Evaluation | None = None
+    model: CounterfactualModel | None = None
+    after: dict[str, float] = {}
     if uses_counterfactuals(recipe):
         evaluation, generated, model = evaluate(run), shards(run), fit(run)
         after = _shard_confounding(inputs, generated)
