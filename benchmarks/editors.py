@@ -159,7 +159,7 @@ def options(given: argparse.Namespace) -> list[str]:
         "--decoder.layers={background: [ground], foreground: [colour]}", "--decoder.mask.from=given", "--decoder.kind=pretrained",
         f"--decoder.editor.pipeline={given.out / 'pipeline'}", f"--decoder.editor.template={TEMPLATE}", "--decoder.editor.steps=6",
         "--decoder.editor.strength=1.0", "--decoder.editor.size=32", "--decoder.editor.guidance=2.0", "--decoder.editor.batch=25", "--generate.batch_size=25",
-        "--generate.samples_per_shard=250", "--generate.workers=0", "--plan.per_image=1", "--gate.retries=0", "--train.threads=1", "--train.selection=worst_group",
+        "--generate.samples_per_shard=250", "--generate.workers=0", "--plan.per_image=1", "--gate.enabled=false", "--train.threads=1", "--train.selection=worst_group",
         "--train.methods=[erm, group_resampling, counterfactuals_only, cfaug, oracle]", "--train.seeds=[0, 1, 2]",
     ]  # fmt: skip
 

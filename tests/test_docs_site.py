@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cfaug.cli import STAGES, _overrides, _parser
+from cfaug.command_line import STAGES, make_parser, overrides_of
 from cfaug.config import REMOVED, Recipe, option_names
 from cfaug.errors import UsageError
 from cfaug.recipe_file import set_option
@@ -146,10 +146,10 @@ def refusal(arguments: list[str]) -> str | None:
 
 def _refusal(arguments: list[str]) -> str | None:
     try:
-        parsed, rest = _parser().parse_known_args(arguments)
+        parsed, rest = make_parser().parse_known_args(arguments)
         if rest and parsed.command not in (*STAGES, "demo", "doctor", "suspect", "import"):
             return f"{parsed.command} does not take {rest[0]}"
-        for override in _overrides(rest):
+        for override in overrides_of(rest):
             if override != "--a.b=value":
                 set_option({}, Recipe, override.lstrip("-"), REMOVED)
     except UsageError as error:
@@ -158,7 +158,7 @@ def _refusal(arguments: list[str]) -> str | None:
 
 
 def _subcommands() -> set[str]:
-    found = next(one for one in _parser()._actions if isinstance(one, argparse._SubParsersAction))
+    found = next(one for one in make_parser()._actions if isinstance(one, argparse._SubParsersAction))
     return set(found.choices)
 
 

@@ -71,7 +71,7 @@ def report_data(run: Run) -> ReportData:
         rows=rows,
         target=inputs.target,
         spurious=inputs.schema.spurious,
-        gallery=gallery_pairs(run.out, inputs, generated, evaluation) if evaluation else (),
+        gallery=gallery_pairs(run.out, inputs, generated, evaluation) if evaluation and generated else (),
         grids=mask_grid(run.inputs, evaluation.figures) if evaluation else {},
         confounding_before=confounding(inputs.train.table, inputs.schema),
         confounding_after=after,

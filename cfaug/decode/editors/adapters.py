@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +26,11 @@ from cfaug.data.images import as_rgb, to_float
 from cfaug.decode.diffusion.training import optimise, seed_of
 from cfaug.decode.editors import backends, open_pipeline
 from cfaug.decode.editors.backends import Edit, Floats, Traits
+from cfaug.decode.editors.words import Words
 from cfaug.decode.mechanism import FitReport
 from cfaug.decoder_config import DecoderConfig
 from cfaug.editor_config import EditorConfig
 from cfaug.errors import UsageError
-
-if TYPE_CHECKING:
-    from cfaug.decode.editors.decoder import PretrainedDecoder
 
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 TEXT = ["q_proj", "k_proj", "v_proj", "out_proj"]
@@ -52,14 +50,12 @@ def check_class(name: str) -> None:
 
 
 def train(
-    decoder: PretrainedDecoder, dataset: AttributeDataset, seed: int, progress: bool, checkpoint: Path | None
-) -> tuple[dict[str, torch.Tensor], FitReport]:
-    """Adapters of the data set's images under their prompts, and what training did; resumed from ``checkpoint`` after a kill."""
-    editor, lora = decoder.editor, decoder.editor.lora
-    pipe, words, table = decoder.pipe, decoder.words, decoder.schema.canonical(dataset.table)
-    size = open_pipeline.size_of(dataset.image(0).shape[:2], editor, decoder.multiple)
-    every = [frozenset(decoder.parents)] * len(table)
-    prompts = words.prompts(table, every)
+    pipe: Any, words: Words, editor: EditorConfig, size: tuple[int, int], dataset: AttributeDataset, seed: int, progress: bool,
+    checkpoint: Path | None,
+) -> tuple[dict[str, torch.Tensor], FitReport]:  # fmt: skip
+    """Adapters of the data set's images, at ``size``, under their prompts, and what training did; resumed from ``checkpoint`` after a kill."""
+    lora, table = editor.lora, words.schema.canonical(dataset.table)
+    prompts = words.prompts(table, [frozenset(words.parents)] * len(table))
     with _trainable(pipe):
         tokens = _new_tokens(pipe, words.tokens()) if lora.tokens else {}
         _add(pipe.unet, lora.rank, ATTENTION, seed)
@@ -74,7 +70,7 @@ def train(
 
         config = DecoderConfig(
             max_steps=lora.steps, batch_size=lora.batch_size, learning_rate=lora.learning_rate,
-            checkpoint_seconds=lora.checkpoint_seconds, device=decoder.device,
+            checkpoint_seconds=lora.checkpoint_seconds, device=str(pipe.device),
         )  # fmt: skip
         report = optimise(
             module, loss, torch.ones(len(dataset)), config, seed, checkpoint=checkpoint, progress=progress,

@@ -131,7 +131,10 @@ class PretrainedDecoder(PixelMechanism):
         self._fit_schema(dataset)
         self._files = open_pipeline.hashed(self.place, self._files)
         if self.editor.lora.steps:
-            self._lora, self.report = adapters.train(self, dataset, seed, progress, checkpoint)
+            size = open_pipeline.size_of(dataset.image(0).shape[:2], self.editor, self.multiple, self.traits.least)
+            self._lora, self.report = adapters.train(
+                self.pipe, self.words, self.editor, size, dataset, seed, progress, checkpoint
+            )
         return self
 
     def check(self, size: tuple[int, ...], changed: Collection[str]) -> None:

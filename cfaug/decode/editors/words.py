@@ -41,6 +41,7 @@ class Words:
         as_tokens: bool = False,
     ) -> None:  # fmt: skip
         self.schema, self.template, self.words, self.as_tokens = schema, template, words, as_tokens
+        self.parents = tuple(parents)
         try:
             self.named = (
                 []
