@@ -88,7 +88,7 @@ def api(room: str) -> str:
 
 def linked(markdown: str, link: str) -> str:
     """The first use of each glossary word in running text, as a link to ``link``."""
-    left = dict(WORDS)
+    left = {anchor: words for anchor, words in WORDS.items() if f"{link}#{anchor})" not in markdown}
     out, start = [], 0
 
     def first_uses(text: str) -> str:

@@ -230,6 +230,8 @@ def test_first_uses_are_linked_to_the_glossary(hooks: Any) -> None:
     text = "# The gate\n\n`gate` is code. The gate looks, the gate again.\n\n    a gate in code\n\nA [gate](x.md) and shards.\n"
     assert hooks.linked(text, "glossary.md").count("glossary.md#gate") == 1
     assert "The [gate](glossary.md#gate) looks, the gate again" in hooks.linked(text, "glossary.md")
+    by_hand = "[shards](glossary.md#shard) here, shards there\n"
+    assert hooks.linked(by_hand, "glossary.md") == by_hand
     glossary = (DOCS / "glossary.md").read_text(encoding="utf-8")
     assert set(re.findall(r'<a id="([\w-]+)">', glossary)) == set(hooks.WORDS)
 
