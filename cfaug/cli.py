@@ -19,7 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from cfaug.command_line import make_parser, overrides_of
+from cfaug.command_line import STAGES, make_parser, overrides_of
+from cfaug.completion import completion_script
 from cfaug.errors import CfaugError, UsageError
 from cfaug.shipped_recipes import copy_shipped, shipped_names, shipped_recipes
 
@@ -264,7 +265,16 @@ def _recipes(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _completion(arguments: argparse.Namespace) -> int:
+    from cfaug.config import option_names
+
+    settings = dict.fromkeys((*STAGES, "demo", "doctor", "suspect", "import"), option_names())
+    sys.stdout.write(completion_script(arguments.shell, make_parser(), settings))
+    return 0
+
+
 _OTHERS = {
+    "completion": _completion,
     "audit": _audit,
     "suspect": _suspect,
     "review": _review,

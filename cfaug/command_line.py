@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from cfaug import __version__
+from cfaug.completion import SHELLS
 from cfaug.errors import UsageError
 
 STAGES = {
@@ -130,6 +131,11 @@ def make_parser() -> argparse.ArgumentParser:
     recipes = command("recipes", "list the shipped recipes, or copy one here to change it")
     recipes.add_argument("action", choices=["ls", "cp"])
     recipes.add_argument("name", nargs="?")
+    completion = commands.add_parser("completion", help="a completion script for your shell, to be evaluated")
+    completion.add_argument("shell", choices=SHELLS)
+    completion.epilog = (
+        'In ~/.bashrc: eval "$(cfaug completion bash)"; in ~/.zshrc, after compinit: eval "$(cfaug completion zsh)"'
+    )
     return parser
 
 

@@ -29,6 +29,7 @@ FLOORS = {
     "learn": 3,
     "train": 3,
     "stages": 4,
+    "completion": 0,
     "command_line": 4,
     "cli": 5,
     "__main__": 6,

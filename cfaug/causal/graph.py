@@ -22,6 +22,7 @@ from typing import Any
 
 import networkx as nx
 
+from cfaug.causal.graph_svg import graph_svg
 from cfaug.data.schema import IMAGE, Schema, refuse_no_schema
 from cfaug.errors import UsageError, near, shown
 
@@ -214,6 +215,11 @@ class CausalGraph:
 
     def __repr__(self) -> str:
         return f"CausalGraph({str(self)!r})"
+
+    def _repr_html_(self) -> str:
+        generations = nx.topological_generations(self._graph)
+        depth = {name: column for column, names in enumerate(generations) for name in sorted(names)}
+        return graph_svg(depth, self._edges, self._bidirected, self._doubtful)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CausalGraph) and self.to_json() == other.to_json()

@@ -23,6 +23,7 @@ from cfaug.causal.intervention import Intervention, Value
 from cfaug.errors import UsageError
 from cfaug.offline import plan_files
 from cfaug.offline.format import MAX_SAMPLES, SPLITS, shard_name
+from cfaug.offline.inspect.cells import cells_table
 from cfaug.offline.plan_columns import Columns, acts_of, listed, numbered
 from cfaug.offline.plan_files import digest_of
 from cfaug.offline.storage import open_storage
@@ -127,6 +128,9 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({len(self)} rows, {len(self.shards())} shards, split={self.split!r})"
+
+    def _repr_html_(self) -> str:
+        return cells_table(repr(self), self._columns.levels, self._columns.codes)
 
     def shards(self) -> list[int]:
         """The shard numbers, ascending."""

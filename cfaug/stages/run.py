@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,8 @@ class Run:
     sharing: bool = False
     overwrite: bool = False
     progress: bool = True
+    whole: tuple[str, ...] = ()
+    """The stages of a whole run, in their order, where this is one and its progress is shown."""
 
     @property
     def out(self) -> Path:
@@ -54,15 +56,30 @@ class Run:
         return self.rank == 0
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Log a stage's beginning and end, and add its wall clock to ``run.json``."""
+    def timed(self, stage: str, kept: bool = True) -> Iterator[None]:
+        """Log a stage's beginning and end, and add its wall clock to ``run.json`` where it is to be ``kept``."""
         started = time.monotonic()
-        log.log(logging.INFO if self.leads else logging.DEBUG, "%s ...", stage)
+        log.log(logging.INFO if self.leads else logging.DEBUG, "%s ...", self._announced(stage))
         yield
         seconds = time.monotonic() - started
         if self.leads:
-            self.directory.took(stage, seconds)
+            if kept:
+                self.directory.took(stage, seconds)
             log.info("%s done in %.1f s", stage, seconds)
+
+    def step(self, stage: str) -> AbstractContextManager[None]:
+        """Around a short stage, which is spoken of as a part of a whole run only."""
+        return self.timed(stage, kept=False) if stage in self.whole else nullcontext()
+
+    def _announced(self, stage: str) -> str:
+        """Which of how many stages it is, and how long the rest took when this directory was filled before."""
+        if stage not in self.whole:
+            return stage
+        place = self.whole.index(stage)
+        earlier = (self.directory.read_json("run.json") or {}).get("earlier", {})
+        left = sum(earlier.get(name, 0.0) for name in self.whole[place:])
+        told = f", about {max(1, round(left / 60))} min left" if left else ""
+        return f"stage {place + 1} of {len(self.whole)}: {stage}{told}"
 
     def meet(self) -> None:
         """Wait for the other processes; there are none without torchrun, and none that matter while a plan is shared."""

@@ -78,6 +78,7 @@ class RunDirectory:
         Raises:
             UsageError: the directory holds a run on other data (a folder of the same name, or one that has changed).
         """
+        before = self.read_json("run.json") if self.overwrite else None
         if self.overwrite:
             self._clear(MODEL if self._model_kept else ())
         owner, made = self.read_json("run.json"), self._there(MADE)
@@ -107,7 +108,9 @@ class RunDirectory:
             self.write("config.yaml", dump_yaml(self.recipe.to_dict()))
         if renewed or not isinstance(owner, dict) or owner.get("fingerprint") != self.recipe.fingerprint():
             fresh = {"fingerprint": self.recipe.fingerprint(), "data": data, "seed": self.recipe.seed}
-            self.write_json("run.json", {**fresh, "versions": versions(), "seconds": {}})
+            spent = before.get("seconds") or before.get("earlier") if isinstance(before, dict) else None
+            earlier = {"earlier": spent} if spent else {}  # from which the minutes left are told
+            self.write_json("run.json", {**fresh, **earlier, "versions": versions(), "seconds": {}})
 
     def _there(self, names: Collection[str]) -> list[str]:
         return [name for name in names if (self.path / name).exists()]
