@@ -84,10 +84,8 @@ def pairs(place: str | Path | ShardReader, n: int = 8, sources: Sources | None =
     found = []
     for i, record in zip(chosen, records):
         key = record["source_key"]
-        if sources is not None:
-            source, kind = sources.image(where[key]), "source"
-        else:
-            source, kind = _null(reader, key), NULL
+        source = _null(reader, key) if sources is None else sources.image(where[key])
+        kind = NULL if sources is None else "source"
         found.append(Pair(source, reader.image(i), record, kind))
     return Pairs(tuple(found))
 
