@@ -64,6 +64,20 @@ def test_capabilities_add_up(model: CounterfactualModel) -> None:
     assert model.decoder.parents == ("shape", "ground", "colour")
 
 
+def test_files_are_marked_as_what_the_strongest_mechanism_makes(model: CounterfactualModel) -> None:
+    layered, functional = (part.mechanism.capabilities.source_type for part in model.decoder.parts)  # type: ignore[attr-defined]
+    assert (layered, functional) == ("compositeCapture", "algorithmicallyEnhanced")
+    assert model.capabilities.source_type == "compositeCapture"
+    diffusion = DiffusionDecoder(schema(), ["shape", "ground", "colour"])
+    assert diffusion.capabilities.source_type == "trainedAlgorithmicMedia"
+    redrawn = LayeredDecoder(
+        schema(),
+        ["shape", "colour"],
+        DecoderConfig(kind="layered", layers={"foreground": ["colour"]}, composite={"redraw": "diffusion"}),  # type: ignore[arg-type]
+    )
+    assert redrawn.capabilities.source_type == "trainedAlgorithmicMedia"
+
+
 def test_saved_and_loaded(model: CounterfactualModel, data: ArrayDataset, tmp_path: Path) -> None:
     model.save(tmp_path)
     again = CounterfactualModel.load(tmp_path)

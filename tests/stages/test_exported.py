@@ -301,7 +301,9 @@ def test_an_image_that_changes_later_is_not_taken_for_the_imported_one(
         in call(capsys, "verify", copy, "--regenerate", "120", "--no-progress").complaint
     )
     assert "holds the model of other images" in import_(capsys, copy).complaint
+    planned = (copy / "plan" / "plan.json").stat().st_mtime_ns
     assert import_(capsys, copy, "--overwrite").code == 0
+    assert (copy / "plan" / "plan.json").stat().st_mtime_ns == planned  # the plan that was edited, not one drawn anew
     assert call(capsys, "verify", copy, "--regenerate", "120", "--no-progress").out.count("ok: ") == 2
 
 
