@@ -263,8 +263,8 @@ def _net(
         trained = train_classifier(
             method, source, None, settings, recipe.seed, train.schema[name].categories, progress=progress
         )
-        net = trained.model.eval().requires_grad_(False)
-        nets.append(ShapeNet(net) if blind else net)
+        net = ShapeNet(trained.model) if blind else trained.model
+        nets.append(net.eval().requires_grad_(False))
     reader = NetReader(nets)
     said = [reader.of_images(as_input(images[i : i + 2000]), folds[i : i + 2000]) for i in range(0, len(images), 2000)]
     return reader, np.concatenate(said)
