@@ -240,6 +240,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     found = examine(arguments.recipe, arguments.overrides)
     _print(str(found), found.to_json(), arguments.json)
+    refused = next((line.found for line in found.verdicts if line.verdict == "refused"), None)
+    if refused is not None:  # as the run would say it
+        print(f"cfaug: {refused}", file=sys.stderr)
     return found.exit_code
 
 

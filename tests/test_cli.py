@@ -96,7 +96,7 @@ def test_bad_files(case: str, own: Path, tmp_path: Path, capsys: Any) -> None:
             assert words in answer.complaint
         assert answer.out == ""
     asked = call(capsys, "doctor", recipe)
-    assert (asked.code, asked.err) == (code, "")
+    assert (asked.code, asked.complaint) == (code, answer.complaint)
     assert answer.complaint.removeprefix("cfaug: ") in asked.out
     assert not (tmp_path / "out").exists()
 
