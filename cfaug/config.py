@@ -294,7 +294,7 @@ class Recipe:
             came = content[group][place]
             content[group][place] = Path(came).name if came else None
         for group, place in ((content["decoder"]["mask"], "path"), (content["decoder"]["editor"], "pipeline")):
-            if group.get(place):
+            if isinstance(group, dict) and group.get(place):
                 group[place] = Path(str(group[place])).name
         return content
 

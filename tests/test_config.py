@@ -329,7 +329,10 @@ PLAIN = Recipe(graph="digit -> image").fingerprint()
 def test_the_fingerprint_covers_everything_else(name: str) -> None:
     content = Recipe(graph="digit -> image").to_dict()
     *parents, leaf = name.split(".")
-    (content[parents[0]] if parents else content)[leaf] = "something else"
+    place = content
+    for parent in parents:
+        place = place[parent]
+    place[leaf] = "something else"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recipe, "to_dict", lambda self: content)
         assert Recipe(graph="digit -> image").fingerprint() != PLAIN

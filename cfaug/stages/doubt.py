@@ -42,7 +42,8 @@ def least_margins(
         for name, margins in gate.margins([images[k] for k in part], [dict(records[k]) for k in part], sources).items():
             found.setdefault(name, []).extend(margins.tolist())
     values = {name: np.asarray(margins) for name, margins in found.items()}
-    ranked = np.stack([np.where(np.isnan(margins), 1.0, ranks(margins)) for margins in values.values()])
+    # where one abstains it is the last of all: ranks of NaN would be NaN for everybody
+    ranked = np.stack([np.where(np.isnan(one), 1.0, ranks(np.nan_to_num(one, nan=np.inf))) for one in values.values()])
     names = list(values)
     return ranked.min(axis=0), [names[i] for i in ranked.argmin(axis=0)]
 

@@ -79,7 +79,7 @@ def test_a_gate_that_was_just_made_judges_as_one_that_is_read(
         "name": "read", "data": {"source": "folder", "root": str(tmp_path / "data"), "masks": "mask"},
         "attributes": {"target": "shape", "spurious": ["ground"]}, "graph": "shape <-> ground; shape -> image; ground -> image",
         "decoder": {"kind": "layered", "layers": {"background": ["ground"]}}, "plan": {"per_image": 1, "null_fraction": 0.0},
-        "generate": {"workers": 0, "samples_per_shard": 60, "batch_size": 20}, "gate": {"enabled": True, "least": 2}, "train": {"epochs": 3},
+        "generate": {"workers": 0, "samples_per_shard": 60, "batch_size": 20}, "gate": {"enabled": True, "least": 2}, "train": {"epochs": 3, "null_p": 0.0, "methods": ["erm", "cfaug"]},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(content))
     assert call(capsys, "fit", path, "--out", tmp_path / "out").code == 0
