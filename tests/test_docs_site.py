@@ -7,7 +7,6 @@ import ast
 import configparser
 import contextlib
 import importlib
-import importlib.util
 import io
 import os
 import re
@@ -15,13 +14,13 @@ import runpy
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers.python_files import module
 
 from cfaug.command_line import STAGES, make_parser, overrides_of
 from cfaug.config import REMOVED, Recipe, option_names
@@ -37,16 +36,6 @@ RUN = [page for page in PAGES if "<!-- run -->" in page.read_text(encoding="utf-
 
 def named(path: Path) -> str:
     return str(path.relative_to(ROOT))
-
-
-def module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = found  # dataclasses look their module up
-    spec.loader.exec_module(found)
-    return found
 
 
 @pytest.fixture(scope="module")

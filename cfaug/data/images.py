@@ -60,6 +60,11 @@ def as_rgb(image: Pixels) -> Pixels:
     return image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
 
 
+def as_grey(image: Pixels) -> Pixels:
+    """An image (H, W, C) as its luminance, uint8 (H, W); of one channel, that."""
+    return image[..., 0] if image.shape[2] == 1 else np.asarray(Image.fromarray(image).convert("L"))
+
+
 def to_pil(image: Pixels) -> Image.Image:
     """A uint8 array (H, W, C) as a PIL image: mode L for C = 1, RGB for C = 3."""
     return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
@@ -144,8 +149,7 @@ def resize(pixels: Pixels, size: tuple[int, int], fit: Fit = "crop") -> Pixels:
 
 def read_mask(path: Path) -> Pixels:
     """A mask file: uint8 (H, W), 255 on the object. DataError as :func:`decode`, which says what can be read."""
-    pixels = decode(path).pixels
-    return pixels[..., 0] if pixels.shape[2] == 1 else np.asarray(Image.fromarray(pixels).convert("L"))
+    return as_grey(decode(path).pixels)
 
 
 def read_image(path: Path) -> Pixels:

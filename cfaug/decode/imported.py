@@ -21,11 +21,10 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from cfaug.data import Schema
 from cfaug.data.files import expand, replace_file
-from cfaug.data.images import Pixels, as_rgb, decode
+from cfaug.data.images import Pixels, as_grey, as_rgb, decode
 from cfaug.data.micro_batch import Sources
 from cfaug.data.source_types import TRAINED
 from cfaug.decode import save_decoder
@@ -183,7 +182,7 @@ def in_shape(pixels: Pixels, shape: Sequence[int]) -> Pixels:
     """An image, uint8 (H, W, C), in another ``shape``: averaged over areas where it shrinks, else cubic; grey and RGB become one another."""
     height, width, channels = shape
     if pixels.shape[2] != channels:
-        pixels = as_rgb(pixels) if channels == 3 else np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+        pixels = as_rgb(pixels) if channels == 3 else as_grey(pixels)[..., None]
     if pixels.shape[:2] == (height, width):
         return pixels
     shrinks = height <= pixels.shape[0] and width <= pixels.shape[1]

@@ -8,6 +8,7 @@ from typing import Any
 from PIL import features
 
 from cfaug.data.datasets import AttributeDataset
+from cfaug.data.images import Pixels
 from cfaug.data.source_types import SOURCE_TYPES, TRAINED
 from cfaug.errors import UsageError, near
 
@@ -18,6 +19,13 @@ def working_size_of(dataset: AttributeDataset) -> str | None:
     """The size to which a data set brings its images, and how ("224x224 crop", width first); None where they stay as they are."""
     size = getattr(dataset, "size", None)
     return None if size is None else f"{size[1]}x{size[0]} {dataset.fit}"  # type: ignore[attr-defined]
+
+
+def stored_image(dataset: AttributeDataset, i: int, shown: Pixels | None = None) -> Pixels:
+    """Image ``i`` before it was brought to a working size, as its digest is taken; ``shown``: ``dataset.image(i)``, where it is there."""
+    if working_size_of(dataset) is not None:
+        return dataset.original(i)  # type: ignore[attr-defined, no-any-return]
+    return dataset.image(i) if shown is None else shown
 
 
 def environment_of(

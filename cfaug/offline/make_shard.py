@@ -31,7 +31,7 @@ from cfaug.data.pixel_hashes import pixels_hash, sample_hash
 from cfaug.errors import CfaugError, DataError, UsageError, generating
 from cfaug.offline.batch_pixels import check_images, masks_of_sources, pixels_of
 from cfaug.offline.commit import Destination
-from cfaug.offline.environment import Environment, canvas_of, source_type_of, working_size_of
+from cfaug.offline.environment import Environment, canvas_of, source_type_of, stored_image, working_size_of
 from cfaug.offline.format import FORMAT, MAX_SEED, ManifestRow, Sample, SourceHashes
 from cfaug.offline.gate import Gate
 from cfaug.offline.plan import Plan, PlanRow
@@ -286,7 +286,7 @@ class ShardWork:
         if place not in self._identities:
             if len(self._identities) >= REMEMBERED:
                 self._identities.clear()
-            stored = source if working_size_of(self.dataset) is None else self.dataset.original(place)  # type: ignore[attr-defined]
+            stored = stored_image(self.dataset, place, source)
             hashes = SourceHashes(sample_hash(stored), pixels_hash(stored))
             self._identities[place] = pixel_digest(stored), hashes
         return self._identities[place]

@@ -29,7 +29,7 @@ from cfaug.data.images import pixel_digest, to_pil
 from cfaug.decode.editors.words import Words
 from cfaug.errors import CfaugError, UsageError
 from cfaug.offline import PlanRow
-from cfaug.offline.environment import working_size_of
+from cfaug.offline.environment import stored_image
 from cfaug.offline.make_shard import plain_rows
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.verification import open_planned
@@ -94,8 +94,7 @@ def prompt_of(recipe: Recipe, inputs: Inputs, attributes: Mapping[str, Any], cha
 
 def source_digest(dataset: AttributeDataset, i: int) -> str:
     """The digest of a source as the records have it: before it was brought to a working size."""
-    stored = dataset.image(i) if working_size_of(dataset) is None else dataset.original(i)  # type: ignore[attr-defined]
-    return pixel_digest(stored)
+    return pixel_digest(stored_image(dataset, i))
 
 
 def _write_sources(dataset: AttributeDataset, keys: set[str], place: Path, progress: bool) -> dict[str, dict[str, str]]:

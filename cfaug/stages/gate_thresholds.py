@@ -102,8 +102,16 @@ def measured(
         "thresholds": thresholds,
         "accuracy": accuracy,
         "outside": _outside(recipe, inputs, model),
-        "texts": {name: _text_thresholds(recipe, inputs, name, reader, share) for name, reader in texts.items()},
-        "directions": {name: _direction(recipe, inputs, name, reader, share) for name, reader in texts.items()},
+        "texts": {
+            name: _text_thresholds(recipe, inputs, name, reader, share)
+            for name, reader in texts.items()
+            if "text" in gate.criteria
+        },
+        "directions": {
+            name: _direction(recipe, inputs, name, reader, share)
+            for name, reader in texts.items()
+            if "direction" in gate.criteria
+        },
         "trace": _trace(recipe, inputs, share),
         **_distances(recipe, inputs, learned, share),
     }

@@ -6,7 +6,6 @@ import configparser
 import contextlib
 import difflib
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -22,6 +21,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers.python_files import module
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,16 +32,6 @@ HERE = ("plain_pytorch", "sklearn_features", "torchvision_reference")
 EPOCHS = {"plain_pytorch": 8, "torchvision_reference": 4, "hf_trainer": 4, "hf_accelerate": 8}
 # an import of transformers takes as long as a training: of the hf_ loops the default suite runs only what has cfaug in it
 RUN = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("hf_") else name for name in NAMES]
-
-
-def module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    found = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = found  # dataclasses look their module up
-    spec.loader.exec_module(found)
-    return found
 
 
 @pytest.fixture(scope="session")

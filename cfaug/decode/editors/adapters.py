@@ -16,13 +16,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from cfaug.data import AttributeDataset
-from cfaug.data.images import as_rgb, to_float
 from cfaug.decode.diffusion.training import optimise, seed_of
 from cfaug.decode.editors import backends, open_pipeline
 from cfaug.decode.editors.backends import Edit, Floats, Traits
@@ -65,7 +63,8 @@ def train(
 
         def loss(_: nn.Module, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
             images = [open_pipeline.resized(dataset.image(int(i)), size) for i in rows]
-            latents = _latents(pipe, images)
+            with torch.no_grad():
+                latents = backends.latents_of(pipe, images)
             return _eps_loss(pipe, latents, _embedded(pipe, [prompts[int(i)] for i in rows]), generator)
 
         config = DecoderConfig(
@@ -135,7 +134,8 @@ def doubly_abducted(pipe: Any, traits: Traits, edit: Edit, config: EditorConfig)
     """One edit by the doubly abductive scheme: (1, H, W, 3) in [0, 1]. The pipeline is left as it was."""
     own = config.abduction
     with torch.inference_mode(False), torch.enable_grad(), _trainable(pipe):
-        latents = _latents(pipe, [edit.image])
+        with torch.no_grad():
+            latents = backends.latents_of(pipe, [edit.image])
         try:
             _add(pipe.unet, own.rank, ATTENTION, edit.seed)
             with torch.no_grad():
@@ -203,14 +203,6 @@ def _remove(part: Any) -> None:
     part.__dict__.pop("peft_config", None)
 
 
-def _latents(pipe: Any, images: Sequence[Any]) -> torch.Tensor:
-    pixels = np.stack([as_rgb(np.asarray(image)) for image in images])
-    given = to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).to(pipe.device, pipe.vae.dtype)
-    with torch.no_grad():
-        found: torch.Tensor = pipe.vae.encode(given).latent_dist.mode() * pipe.vae.config.scaling_factor
-    return found
-
-
 def _embedded(pipe: Any, prompts: Sequence[str]) -> torch.Tensor:
     tokens = pipe.tokenizer(
         list(prompts), padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
@@ -228,10 +220,9 @@ def _eps_loss(pipe: Any, latents: torch.Tensor, embedded: torch.Tensor, generato
     if pipe.unet.config.in_channels > latents.shape[1]:  # in-painting: everything is to be drawn
         whole = torch.ones_like(latents[:, :1])
         with torch.no_grad():
-            grey = pipe.vae.encode(
-                torch.zeros(n, 3, *(side * pipe.vae_scale_factor for side in latents.shape[2:])).to(latents)
-            )
-        noisy = torch.cat([noisy, whole, grey.latent_dist.mode() * pipe.vae.config.scaling_factor], 1)
+            sides = [side * pipe.vae_scale_factor for side in latents.shape[2:]]
+            grey = pipe.vae.encode(torch.zeros(1, 3, *sides).to(latents)).latent_dist.mode()
+        noisy = torch.cat([noisy, whole, (grey * pipe.vae.config.scaling_factor).expand_as(latents)], 1)
     said = pipe.unet(noisy, times, encoder_hidden_states=embedded).sample
     velocity = scheduler.config.prediction_type == "v_prediction"
     return F.mse_loss(said.float(), (scheduler.get_velocity(latents, noise, times) if velocity else noise).float())

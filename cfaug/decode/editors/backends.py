@@ -121,8 +121,7 @@ def _inverted(pipe: Any, traits: Traits, edits: Sequence[Edit], config: EditorCo
     """DDIM inversion (Song et al., 2021) under the factual prompt, then sampling under the new one from the noise that was found."""
     from diffusers import DDIMInverseScheduler, DDIMScheduler
 
-    pixels = pipe.image_processor.preprocess([edit.image for edit in edits]).to(pipe.device, pipe.vae.dtype)
-    latents = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    latents = latents_of(pipe, [edit.image for edit in edits])
     settings = {**pipe.scheduler.config, "clip_sample": False, "timestep_spacing": "leading"}
     given = {"height": edits[0].image.height, "width": edits[0].image.width}
     with _scheduler(pipe, DDIMInverseScheduler.from_config(settings)):
@@ -176,6 +175,13 @@ def _scheduler(pipe: Any, scheduler: Any) -> Any:
         yield
     finally:
         pipe.scheduler = before
+
+
+def latents_of(pipe: Any, images: Sequence[Image.Image]) -> torch.Tensor:
+    """RGB images as the latents (B, c, h, w) that a Stable Diffusion U-Net works on."""
+    pixels = pipe.image_processor.preprocess(list(images)).to(pipe.device, pipe.vae.dtype)
+    found: torch.Tensor = pipe.vae.encode(pixels).latent_dist.mode() * pipe.vae.config.scaling_factor
+    return found
 
 
 def round_trip(pipe: Any, images: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from cfaug.data.images import Pixels, to_float
+from cfaug.data.images import Pixels, as_grey, to_float
 from cfaug.decode.diffusion.training import seed_of
 from cfaug.decode.editors import adapters, backends, open_pipeline
 from cfaug.decode.editors.backends import Edit, Traits
@@ -73,8 +73,8 @@ class Passes:
 
     def round_trips(self, noise: EditNoise, rows: Sequence[int], size: tuple[int, int]) -> dict[int, Pixels]:
         found = {}
-        for start in range(0, len(rows), max(1, self.editor.batch)):
-            some = rows[start : start + max(1, self.editor.batch)]
+        for start in range(0, len(rows), self.editor.batch):
+            some = rows[start : start + self.editor.batch]
             pixels = np.stack([np.asarray(open_pipeline.resized(noise.images[i], size)) for i in some])
             back = backends.round_trip(self.pipe, to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()))
             for i, image in zip(some, back.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()):
@@ -105,7 +105,8 @@ def _as_source(made: Pixels, source: Pixels) -> Pixels:
     picture = Image.fromarray(made)
     if picture.size != (width, height):
         picture = picture.resize((width, height), Image.Resampling.LANCZOS)
-    return np.asarray(picture.convert("L"))[..., None] if channels == 1 else np.asarray(picture)
+    pixels = np.asarray(picture)
+    return as_grey(pixels)[..., None] if channels == 1 else pixels
 
 
 def _pasted(source: Pixels, made: Pixels, region: npt.NDArray[np.bool_] | None) -> Pixels:

@@ -61,7 +61,7 @@ def test_each_abduction_changes_the_edit(pipe: Any) -> None:
 def test_the_first_abduction_learns_the_image(pipe: Any) -> None:
     """The loss of the image under its own prompt falls."""
     with torch.inference_mode(False), torch.enable_grad(), adapters._trainable(pipe):
-        latents = adapters._latents(pipe, [edit().image])
+        latents = backends.latents_of(pipe, [edit().image]).detach()
         with torch.no_grad():
             said = adapters._embedded(pipe, ["a red disc"])
 
