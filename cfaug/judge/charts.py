@@ -1,10 +1,11 @@
-"""Pictures of the report as plain data: images as data URIs, and group accuracies as coloured cells."""
+"""Pictures of the report as plain data: images as data URIs, the values of charts, and group accuracies as coloured cells."""
 
 from __future__ import annotations
 
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,43 +58,44 @@ def _luminance(colour: Sequence[int]) -> float:
     return float(np.dot((0.2126, 0.7152, 0.0722), linear))
 
 
-def group_chart(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], most: int = 24) -> dict[str, Any] | None:
-    """The accuracy of each group by method, one mark per seed; the groups worst by the first method first, ``most`` at most.
+@dataclass(frozen=True)
+class Line:
+    """A line of a chart: its name, a note below it, and the values in [0, 1] of each series; a series may have none."""
 
-    Returns a chart of :func:`dot_chart`; None without rows of the methods.
+    name: str
+    note: str
+    values: Sequence[Sequence[float]]
+
+    def mean(self, series: int) -> float:
+        """The mean of one series' values."""
+        return float(np.mean(self.values[series]))
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Values in [0, 1] by line and series; ``left_out`` lines are not shown."""
+
+    series: Sequence[str]
+    lines: Sequence[Line]
+    left_out: int = 0
+
+
+def group_chart(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], most: int = 24) -> Chart | None:
+    """The accuracy of each group by method, one value per seed; the groups worst by the first method first, ``most`` at most.
+
+    None without rows of the methods.
     """
     by_method = {name: [row["groups"] for row in rows if row["method"] == name] for name in methods}
     by_method = {name: found for name, found in by_method.items() if found}
     if not by_method:
         return None
-    first = next(iter(by_method.values()))
-    filled = [name for name in first[0] if first[0][name]["n"]]
-    mean = {name: float(np.mean([groups[name]["accuracy"] for groups in first])) for name in filled}
+    first = next(iter(by_method.values()))[0]
     lines = [
-        (name, f"n {first[0][name]['n']}", [[groups[name]["accuracy"] for groups in found] for found in by_method.values()])
-        for name in sorted(filled, key=lambda name: mean[name])
+        Line(name, f"n {group['n']}", [[groups[name]["accuracy"] for groups in found] for found in by_method.values()])
+        for name, group in first.items() if group["n"]
     ]  # fmt: skip
-    return dot_chart(list(by_method), lines[:most]) | {"left_out": max(0, len(lines) - most)}
-
-
-def dot_chart(series: Sequence[str], lines: Sequence[tuple[str, str, Sequence[Sequence[float]]]]) -> dict[str, Any]:
-    """Plain data of a chart of values in [0, 1]: ``lines`` are (name, note, values of each series)."""
-    return {
-        "series": list(series),
-        "lines": [
-            {
-                "name": name,
-                "note": note,
-                "series": [
-                    {"values": list(some), "mean": float(np.mean(some)), "low": min(some), "high": max(some)}
-                    if len(some)
-                    else None
-                    for some in values
-                ],
-            }
-            for name, note, values in lines
-        ],
-    }
+    lines.sort(key=lambda line: line.mean(0))
+    return Chart(list(by_method), lines[:most], max(0, len(lines) - most))
 
 
 def group_matrix(rows: Sequence[Mapping[str, Any]], method: str, target: str, attribute: str) -> dict[str, Any] | None:

@@ -24,8 +24,9 @@ import numpy.typing as npt
 from cfaug.causal.audit.assumptions import STATUS_WORDS, effect_words, pair_words
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
+from cfaug.judge import plots
 from cfaug.judge.advice import Advice
-from cfaug.judge.charts import dot_chart, group_chart, group_matrix, picture_uri
+from cfaug.judge.charts import Chart, Line, group_chart, group_matrix, picture_uri
 from cfaug.judge.gallery import Pair, gallery
 from cfaug.judge.tables import CONTROLS, MethodSummary, attribute_gaps, empty_groups, summarise
 
@@ -95,7 +96,7 @@ class ReportData:
     ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
     ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's. ``audit``: lines, points and grids of
-    :func:`cfaug.stages.audit_report.audit_section`.
+    :func:`cfaug.stages.audit_report.audit_section`; ``gate``: notes and charts of :func:`cfaug.stages.gate_figures.gate_section`.
     """
 
     title: str
@@ -125,6 +126,7 @@ class ReportData:
     card: Mapping[str, Any] | None = None
     discovery: Mapping[str, Any] | None = None
     audit: Mapping[str, Any] | None = None
+    gate: Mapping[str, Any] | None = None
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -244,6 +246,8 @@ def template(name: str) -> Any:
         "breakable": breakable,
         "pair_words": pair_words,
         "effect_words": effect_words,
+        "dots": plots.dots,
+        "scatter": plots.scatter,
     }
     return environment.get_template(name)
 
@@ -261,10 +265,18 @@ def _own(name: str) -> tuple[Any, str]:
     return Markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _confounding_chart(data: ReportData) -> dict[str, Any]:
+def _method_chart(summaries: Sequence[MethodSummary]) -> Chart:
+    lines = [Line(item.method, "", [[item.average[0]], item.worst_by_seed]) for item in summaries]
+    return Chart(["average over test images", "worst group, per seed"], lines)
+
+
+def _confounding_chart(data: ReportData) -> Chart:
     before, after = data.confounding_before, data.confounding_after
-    lines = [(name, "", [[before[name]], [after[name]] if name in after else []]) for name in before]
-    return dot_chart(["training images", "counterfactuals alone"] if after else ["training images"], lines)
+    lines = [
+        Line(name, "", [[before[name]], *([[after[name]] if name in after else []] if after else [])])
+        for name in before
+    ]
+    return Chart(["training images", "counterfactuals alone"] if after else ["training images"], lines)
 
 
 def render_report(data: ReportData) -> str:
@@ -284,6 +296,7 @@ def render_report(data: ReportData) -> str:
         headline=headline(summaries, data.advice),
         verdict=verdict(summaries) if data.rows else "",
         gallery=gallery(data.gallery) if data.gallery else None,
+        method_chart=_method_chart(summaries),
         group_chart=group_chart(data.rows, ["erm", *([after.method] if after else [])]),
         confounding_chart=_confounding_chart(data),
         configuration=json.dumps(data.configuration, indent=1) if data.configuration else "",

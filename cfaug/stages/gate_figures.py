@@ -10,12 +10,15 @@ import numpy as np
 import pandas as pd
 
 from cfaug.errors import listed
+from cfaug.judge.charts import Chart, Line
 from cfaug.judge.report import percent
 from cfaug.offline import PlanRow, ShardReader
 from cfaug.stages.checked_inputs import Inputs
 
 MOST_READ = 1_000_000
 """Rows of a plan, at most, whose acceptance is counted."""
+MOST_SHOWN = 24
+"""Groups in the chart, the least kept ones."""
 LEAST_P = 0.01
 """Below this probability of chance, the accepted images are said to depend on target and attribute."""
 
@@ -52,6 +55,37 @@ def _chance(asked: Any, accepted: Any) -> float | None:
     if chi2_contingency(asked).pvalue < 0.5:
         return None
     return float(chi2_contingency(accepted).pvalue)
+
+
+def gate_section(
+    figures: Mapping[str, Any], gate: Mapping[str, Any] | None, reasons: Mapping[str, int]
+) -> dict[str, Any] | None:
+    """``notes``, and ``charts`` (heading, what a line is, chart) by group and by reason; None where no gate judged anything.
+
+    ``reasons``: criterion -> rows that it rejected for good, by the generation's log.
+    """
+    if not (notes := acceptance_notes(figures, gate)):
+        return None
+    counted = figures["gate"]["acceptance"]
+    cells = [Line(cell, f"of {asked}", [[kept / asked]]) for cell, (kept, asked) in counted["cells"].items() if asked]
+    cells.sort(key=lambda line: line.mean(0))
+    charts = [
+        (
+            "Kept, by target and the value that was asked for",
+            "group",
+            Chart(["kept"], cells[:MOST_SHOWN], max(0, len(cells) - MOST_SHOWN)),
+        )
+    ]
+    if reasons:
+        lines = [Line(name, f"{count} rows", [[min(1.0, count / counted["asked"])]]) for name, count in reasons.items()]
+        charts.append(
+            (
+                "Rejected for good, by reason; a row may have several",
+                "criterion",
+                Chart(["rejected, of all that was asked for"], lines),
+            )
+        )
+    return {"notes": notes, "charts": [chart for chart in charts if chart[2].lines]}
 
 
 def acceptance_notes(figures: Mapping[str, Any], gate: Mapping[str, Any] | None) -> list[str]:

@@ -19,12 +19,13 @@ from cfaug.errors import CfaugError, listed
 from cfaug.judge.advice import Advice, advise
 from cfaug.judge.report import ReportData, percent, write_report
 from cfaug.offline import ShardReader
+from cfaug.offline.progress import read_stats
 from cfaug.stages.audit_report import audit_section
 from cfaug.stages.checked_inputs import Inputs, oracle_copies, uses_counterfactuals
 from cfaug.stages.diagnosis import diagnosed
 from cfaug.stages.evaluation import Evaluation, evaluate
 from cfaug.stages.fitting import fit
-from cfaug.stages.gate_figures import acceptance_notes
+from cfaug.stages.gate_figures import gate_section
 from cfaug.stages.generation import shards
 from cfaug.stages.masks import mask_grid, mask_notes
 from cfaug.stages.near_duplicates import duplicate_notes
@@ -87,7 +88,6 @@ def report_data(run: Run) -> ReportData:
             *filter(None, [pseudo_groups(recipe)]),
             *([f"Do you need counterfactuals? {'; '.join(advised.reasons)}."] if advised else []),
             *mask_notes(evaluation.figures if evaluation else {}),
-            *acceptance_notes(evaluation.figures if evaluation else {}, run.directory.read_json("gate/gate.json")),
             *duplicate_notes(evaluation.figures if evaluation else {}),
             *_notes(recipe, inputs, model),
         ],
@@ -99,8 +99,14 @@ def report_data(run: Run) -> ReportData:
         falsification=found["falsification"],
         card=run.directory.read_json("assumptions.json"),
         discovery=run.directory.read_json("discovery.json"),
+        gate=_gate(run, evaluation) if evaluation else None,
         audit=audit_section(run.out, inputs, rows, generated),
     )
+
+
+def _gate(run: Run, evaluation: Evaluation) -> dict[str, Any] | None:
+    stats = read_stats(run.out)
+    return gate_section(evaluation.figures, run.directory.read_json("gate/gate.json"), stats.reasons if stats else {})
 
 
 def advice(inputs: Inputs, rows: Sequence[dict[str, Any]]) -> Advice | None:
