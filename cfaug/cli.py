@@ -255,7 +255,12 @@ def _compare(arguments: argparse.Namespace) -> int:
     for run in arguments.runs:
         path = expand(run)
         found[run] = read_results(path / "results.jsonl" if path.is_dir() else path)
-    _print("\n\n".join(f"{run}\n{format_table(rows)}" for run, rows in found.items()), found, arguments.json)
+    text = "\n\n".join(f"{run}\n{format_table(rows)}" for run, rows in found.items())
+    if arguments.out:
+        from cfaug.judge.report import ReportData, write_report
+
+        text += f"\n\n{write_report(expand(arguments.out), ReportData(title='Runs side by side', compared=found))}"
+    _print(text, found, arguments.json)
     return 0
 
 

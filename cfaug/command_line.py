@@ -128,6 +128,7 @@ def make_parser() -> argparse.ArgumentParser:
     doctor.epilog = "One verdict per line: ok, warning or refused; --json has them as `verdicts`, and `starts`: whether `cfaug run` would start. With a recipe any setting can be changed, as for the stages: --train.epochs=5, ..."
     compare = command("compare", "the results of several runs side by side")
     compare.add_argument("runs", metavar="RUN", nargs="+")
+    compare.add_argument("--out", metavar="PAGE.html", help="also as a page like the report")
     recipes = command("recipes", "list the shipped recipes, or copy one here to change it")
     recipes.add_argument("action", choices=["ls", "cp"])
     recipes.add_argument("name", nargs="?")

@@ -325,6 +325,9 @@ def test_compare(finished: Path, recipe: Path, tmp_path: Path, capsys: Any) -> N
     assert {len(rows) for rows in found.values()} == {2}
     text = call(capsys, "compare", finished, finished / "results.jsonl").out
     assert text.count("cfaug") >= 2
+    said = call(capsys, "compare", finished, finished / "results.jsonl", "--out", tmp_path / "page.html").out
+    assert str(tmp_path / "page.html") in said
+    assert "Runs side by side" in (tmp_path / "page.html").read_text(encoding="utf-8")
     answer = call(capsys, "compare", finished, tmp_path)
     assert answer.code == 1
     assert "results.jsonl" in answer.complaint

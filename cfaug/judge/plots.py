@@ -26,16 +26,18 @@ _OF_PAGE = {
     ORACLE: "var(--oracle)",
 }
 """Colour that matplotlib is given -> what stands in its place in the page."""
+MOST_SERIES = 3
 _INCH = 96  # CSS pixels
 
 
 def dots(chart: Chart, title: str, unit: str = "%") -> Any:
     """Values in [0, 1], a line each, one mark per value and the range behind them; ``unit``: "%" or "" for plain fractions."""
-    offsets = [0.0] if len(chart.series) == 1 else [-0.16, 0.16]
+    count = len(chart.series)
     with _page():
-        figure, axes = _axes(760, 60 + 30 * len(chart.lines))
-        for k, (name, colour, offset) in enumerate(zip(chart.series, (OTHER, OURS), offsets)):
-            fill = "none" if k == 0 and len(chart.series) > 1 else colour
+        figure, axes = _axes(760, 60 + (18 + 12 * min(count, 3)) * len(chart.lines))
+        for k, (name, colour) in enumerate(zip(chart.series, (OTHER, OURS, ORACLE))):
+            offset = (k - (count - 1) / 2) * 0.3
+            fill = "none" if k == 0 and count > 1 else colour
             for i, line in enumerate(chart.lines):
                 if values := line.values[k]:
                     axes.plot([min(values), max(values)], [i + offset] * 2, color=colour, lw=2, zorder=2)
@@ -47,8 +49,8 @@ def dots(chart: Chart, title: str, unit: str = "%") -> Any:
         axes.set_xlim(-0.02, 1.02)
         ticks = [0, 0.25, 0.5, 0.75, 1]
         axes.set_xticks(ticks, [f"{100 * tick:.0f} %" if unit == "%" else f"{tick:g}" for tick in ticks])
-        if len(chart.series) > 1:
-            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
+        if count > 1:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=count, frameon=False)
         means = [
             (line, [f"{name} {line.mean(k):.2f}" for k, name in enumerate(chart.series) if line.values[k]])
             for line in chart.lines

@@ -28,7 +28,7 @@ from cfaug.judge import plots
 from cfaug.judge.advice import Advice
 from cfaug.judge.charts import Chart, Line, group_chart, group_matrix, picture_uri
 from cfaug.judge.gallery import Pair, gallery
-from cfaug.judge.tables import CONTROLS, MethodSummary, attribute_gaps, empty_groups, summarise
+from cfaug.judge.tables import CONTROLS, MethodSummary, attribute_gaps, beside, empty_groups, summarise
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -96,7 +96,8 @@ class ReportData:
     ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
     ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's. ``audit``: lines, points and grids of
-    :func:`cfaug.stages.audit_report.audit_section`; ``gate``: notes and charts of :func:`cfaug.stages.gate_figures.gate_section`.
+    :func:`cfaug.stages.audit_report.audit_section`; ``gate``: notes and charts of :func:`cfaug.stages.gate_figures.gate_section`;
+    ``compared``: run -> its results rows, for a page of several runs.
     """
 
     title: str
@@ -127,6 +128,7 @@ class ReportData:
     discovery: Mapping[str, Any] | None = None
     audit: Mapping[str, Any] | None = None
     gate: Mapping[str, Any] | None = None
+    compared: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
 
 def percent(value: float, digits: int = 1) -> str:
@@ -265,6 +267,15 @@ def _own(name: str) -> tuple[Any, str]:
     return Markup(text), "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _compared_chart(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Chart | None:
+    if not 1 < len(runs) <= plots.MOST_SERIES:
+        return None
+    lines = [
+        Line(name, "", [item.worst_by_seed if item else () for item in items]) for name, items in beside(runs).items()
+    ]
+    return Chart(list(runs), lines)
+
+
 def _method_chart(summaries: Sequence[MethodSummary]) -> Chart:
     lines = [Line(item.method, "", [[item.average[0]], item.worst_by_seed]) for item in summaries]
     return Chart(["average over test images", "worst group, per seed"], lines)
@@ -296,6 +307,8 @@ def render_report(data: ReportData) -> str:
         headline=headline(summaries, data.advice),
         verdict=verdict(summaries) if data.rows else "",
         gallery=gallery(data.gallery) if data.gallery else None,
+        beside=beside(data.compared),
+        compared_chart=_compared_chart(data.compared),
         method_chart=_method_chart(summaries),
         group_chart=group_chart(data.rows, ["erm", *([after.method] if after else [])]),
         confounding_chart=_confounding_chart(data),

@@ -83,6 +83,15 @@ def summarise(rows: Iterable[Mapping[str, Any]], split: str = "test") -> list[Me
     return summaries
 
 
+def beside(
+    runs: Mapping[str, Sequence[Mapping[str, Any]]], split: str = "test"
+) -> dict[str, list[MethodSummary | None]]:
+    """Method -> its summary in each run, in the order of ``runs``; None where the run has no row of it."""
+    found = [{item.method: item for item in summarise(rows, split)} for rows in runs.values()]
+    names = sorted(dict.fromkeys(name for run in found for name in run), key=_place)
+    return {name: [run.get(name) for run in found] for name in names}
+
+
 def attribute_gaps(
     rows: Iterable[Mapping[str, Any]], spurious: Sequence[str], split: str = "test"
 ) -> dict[str, dict[str, float]]:

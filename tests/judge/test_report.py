@@ -24,6 +24,7 @@ from cfaug.judge import format_table, summarise
 from cfaug.judge.advice import Advice
 from cfaug.judge.charts import group_chart, scale_colour
 from cfaug.judge.report import MOST_TESTS, ReportData, headline, percent, render_report, verdict, write_report
+from cfaug.judge.tables import beside
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -147,6 +148,20 @@ def test_the_group_chart_has_every_seed_and_its_twin_the_means(rows: list[dict[s
     assert means == sorted(means)
     assert [len(some) for line in chart.lines for some in line.values] == [3] * 10
     assert group_chart(rows, ["absent"]) is None
+
+
+def test_runs_side_by_side(rows: list[dict[str, Any]]) -> None:
+    fewer = [row for row in rows if row["method"] != "oracle"]
+    found = beside({"one": rows, "two": fewer})
+    assert next(iter(found)) == "erm"
+    assert found["oracle"][0] is not None
+    assert found["oracle"][1] is None
+    page = render_report(ReportData(title="t", compared={"one": rows, "two": fewer}))
+    assert page.count("<svg") == 1
+    assert 'id="results"' not in page
+    assert (
+        render_report(ReportData(title="t", compared=dict.fromkeys("abcd", rows))).count("<svg") == 0
+    )  # the table alone
 
 
 def with_causes(report: ReportData, text: str, **changes: Any) -> ReportData:
