@@ -94,7 +94,7 @@ def _result(name: str, run: Run) -> tuple[str, Any]:
         findings = stages.discover(run)
         return "\n".join(findings.text), findings.to_json()
     if name == "fit":
-        digest = stages.fit(run).digest
+        digest = stages.fit_with_gate(run).digest
         return f"model {digest[:12]} in {run.out / 'model'}", {"model": digest}
     if name == "plan":
         plan = stages.plan(run)

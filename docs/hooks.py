@@ -11,14 +11,10 @@ import logging
 import os
 import posixpath
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-
-import settings  # noqa: E402
 
 LOG = logging.getLogger("mkdocs.hooks.cfaug")
 ELSEWHERE = (
@@ -46,6 +42,12 @@ WORDS = {
     "leak": r"leaks?",
     "provenance": r"provenance",
     "oracle": r"oracle|gap closed",
+    "adjusted-average": r"adjusted average",
+    "nmi": r"NMI|Cramér's V",
+    "effective-size": r"effective number of images",
+    "axioms": r"composition|reversibility|effectiveness|minimality",
+    "reader": r"readers?|probes?",
+    "methods": r"group_resampling|group_dro|dfr",
 }
 """Anchor of the glossary -> the words that are linked to it, once on each page."""
 
@@ -148,5 +150,4 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     markdown = relinked(markdown, here, lambda path: files.get_file_from_path(path) is not None)
     if here not in ("glossary.md", "CHANGELOG.md"):
         markdown = linked(markdown, os.path.relpath("glossary.md", posixpath.dirname(here) or "."))
-    markdown = markdown.replace("<!-- settings -->", settings.page())
     return re.sub(r"<!-- api ([\w.]+) -->", lambda found: api(found[1]), markdown)

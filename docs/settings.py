@@ -1,6 +1,6 @@
 """The reference of settings, read from the configuration's source: fields, types, defaults and the comments beside them.
 
-python docs/settings.py        # prints the page that the site shows
+python docs/settings.py        # writes them into docs/reference/settings.md
 
 Nothing is imported, so that the site needs neither torch nor pydantic; a test compares the names with ``cfaug.config.option_names()``.
 """
@@ -163,5 +163,14 @@ def _range(rules: str) -> str:
     return f", {said}" if said else ""
 
 
+PAGE = ROOT / "docs" / "reference" / "settings.md"
+MARK = "<!-- made by docs/settings.py: what follows is overwritten -->\n"
+
+
+def written() -> str:
+    """What the page should be."""
+    return PAGE.read_text(encoding="utf-8").split(MARK)[0] + MARK + "\n" + page()
+
+
 if __name__ == "__main__":
-    print(page())
+    PAGE.write_text(written(), encoding="utf-8")

@@ -216,10 +216,13 @@ class CausalGraph:
     def __repr__(self) -> str:
         return f"CausalGraph({str(self)!r})"
 
-    def _repr_html_(self) -> str:
+    def drawing(self) -> str:
+        """The graph as an ``<svg>`` for a page."""
         generations = nx.topological_generations(self._graph)
         depth = {name: column for column, names in enumerate(generations) for name in sorted(names)}
         return graph_svg(depth, self._edges, self._bidirected, self._doubtful)
+
+    _repr_html_ = drawing
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CausalGraph) and self.to_json() == other.to_json()

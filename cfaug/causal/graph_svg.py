@@ -45,7 +45,7 @@ def graph_svg(
     ]
     said = [f"{a} -> {b}" for a, b in edges] + [f"{a} <-> {b}, a hidden common cause" for a, b in bidirected]
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '
+        f'<svg role="img" width="{width:g}" height="{height:g}" viewBox="0 0 {width:g} {height:g}" '
         f'style="background:#fff;font:14px sans-serif"><title>{escape("; ".join(said))}</title>'
         '<defs><marker id="cfaug-arrow" viewBox="0 0 8 8" refX="8" refY="4" markerWidth="8" markerHeight="8" orient="auto-start-reverse">'
         f'<path d="M0 0L8 4L0 8z" fill="#333"/></marker></defs>{"".join(lines)}{"".join(boxes)}</svg>'

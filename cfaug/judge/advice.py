@@ -38,6 +38,11 @@ def effective_size(counts: Sequence[int]) -> float:
     return float(len(sizes) ** 2 / (1 / sizes).sum()) if len(sizes) else 0.0
 
 
+def by_chance(item: MethodSummary) -> float:
+    """How far two accuracies of the worst group may be apart by chance: the 95 % half-width of this one's."""
+    return (item.worst_ci95[1] - item.worst_ci95[0]) / 2
+
+
 def advise(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> Advice:
     """The method that the rows of one table, with plain training among them, speak for.
 
@@ -47,7 +52,7 @@ def advise(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> Advi
     if "erm" not in found:
         raise DataError("advice: expected rows of erm in the results, got none; train it too")
     erm, oracle = found["erm"], found.get("oracle")
-    chance = (erm.worst_ci95[1] - erm.worst_ci95[0]) / 2
+    chance = by_chance(erm)
     ceiling = erm.average[0] if oracle is None else oracle.worst[0]
     measured = "the oracle's worst group" if oracle else "its average, as there is no oracle"
     gap = ceiling - erm.worst[0]
@@ -63,7 +68,7 @@ def advise(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> Advi
     )
     facts = [
         f"plain training: {_percent(erm.worst[0])} in the worst group, {_percent(erm.average[0])} on average; the gap to {measured} is "
-        f"{100 * gap:.1f} points, and {100 * chance:.1f} may be chance",
+        f"{100 * gap:.1f} points; accuracies closer than {100 * chance:.1f} points may differ by chance",
         sizes,
     ]
     if cheap is not None:

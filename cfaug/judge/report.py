@@ -25,7 +25,7 @@ from cfaug.causal.audit.assumptions import STATUS_WORDS, effect_words, pair_word
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
 from cfaug.judge import plots
-from cfaug.judge.advice import Advice
+from cfaug.judge.advice import Advice, by_chance
 from cfaug.judge.charts import Chart, Line, group_chart, group_matrix, picture_uri
 from cfaug.judge.gallery import Pair, gallery
 from cfaug.judge.tables import CONTROLS, MethodSummary, attribute_gaps, beside, empty_groups, summarise
@@ -37,10 +37,17 @@ METHOD_NOTES: Mapping[str, str] = {
     "class_resampling": "real images, every class equally often",
     "group_resampling": "real images, every group equally often",
     "group_dro": "real images, the worst group weighted up (Sagawa et al. 2020)",
+    "subg": "real images, every group cut to the smallest (Idrissi et al. 2022)",
+    "jtt": "real images, the errors of a first net weighted up (Liu et al. 2021)",
+    "lisa": "real images mixed across groups (Yao et al. 2022)",
+    "dfr": "plain features, the last layer fitted anew on balanced validation images (Kirichenko et al. 2023)",
+    "ffr": "plain features, the last layer fitted anew on factual images and counterfactuals",
     "null_control": "real images and their reconstructions: is it only that generated images help?",
     "counterfactuals_only": "counterfactuals without the real images",
     "cfaug": "real images with counterfactuals mixed in",
     "cfaug+group_dro": "the mixture, the worst group weighted up",
+    "cfaug+dfr": "features of the mixture, the last layer fitted anew on balanced validation images",
+    "cfaug+consistency": "the mixture, an image and its counterfactual to be classified alike",
     "oracle": "the same images without the confounding: the ceiling, which no method may use",
 }
 
@@ -93,7 +100,7 @@ class ReportData:
     ``gallery``: pairs to sort and enlarge; ``grids``: heading -> further examples. ``advice``: which method the rows speak for. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
     target in [0, 1]. ``run``: facts such as the number of images; ``remake``: the command, seeds, digests, versions and timings, to be
     copied; ``configuration``: the resolved recipe.
-    ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
+    ``drawing``: the graph's own, an ``<svg>``. ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
     ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's. ``audit``: lines, points and grids of
     :func:`cfaug.stages.audit_report.audit_section`; ``gate``: notes and charts of :func:`cfaug.stages.gate_figures.gate_section`;
@@ -109,6 +116,7 @@ class ReportData:
     grids: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     confounding_before: Mapping[str, float] = field(default_factory=dict)
     confounding_after: Mapping[str, float] = field(default_factory=dict)
+    drawing: str = ""
     nodes: Sequence[str] = ()
     edges: Sequence[tuple[str, str]] = ()
     bidirected: Sequence[tuple[str, str]] = ()
@@ -190,15 +198,19 @@ def verdict(summaries: Sequence[MethodSummary]) -> str:
     change = (
         f"{abs(points):.1f} points {'more' if points >= 0 else 'LESS'} than plain training ({percent(erm.worst[0])})"
     )
+    spread = f"mean of {len(ours.seeds)} seeds, {percent(ours.worst[1])} to {percent(ours.worst[2])}"
+    seeds = spread if len(ours.seeds) > 1 else "one seed, which cannot tell a gain from chance"
     text = (
         f"With counterfactuals mixed in, the worst group is classified correctly in {percent(ours.worst[0])} of its "
-        f"images, {change}; mean of {len(ours.seeds)} seed{'s' if len(ours.seeds) > 1 else ''}, "
-        f"{percent(ours.worst[1])} to {percent(ours.worst[2])}."
+        f"images, {change}; {seeds}."
     )
     ready = [item for item in summaries if item.method not in ("erm", "oracle", *CONTROLS) and not _ours(item)]
     if ready:
         best = max(ready, key=lambda item: item.worst[0])
-        beats = "beats" if ours.worst[0] > best.worst[0] else "does NOT beat"
+        if abs(ours.worst[0] - best.worst[0]) <= by_chance(erm):
+            beats = "does not differ beyond chance from"
+        else:
+            beats = "beats" if ours.worst[0] > best.worst[0] else "does NOT beat"
         text += f" It {beats} the best baseline, {best.method} ({percent(best.worst[0])})."
     control = by_name.get("null_control")
     if control is not None:
@@ -309,6 +321,8 @@ def render_report(data: ReportData) -> str:
         gallery=gallery(data.gallery) if data.gallery else None,
         beside=beside(data.compared),
         compared_chart=_compared_chart(data.compared),
+        still=all(item.worst[1] == item.worst[2] for item in summaries if len(item.seeds) > 1)
+        and any(len(item.seeds) > 1 for item in summaries),
         method_chart=_method_chart(summaries),
         group_chart=group_chart(data.rows, ["erm", *([after.method] if after else [])]),
         confounding_chart=_confounding_chart(data),

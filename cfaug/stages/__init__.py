@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cfaug.stages.discovery import discover as discover
     from cfaug.stages.evaluation import evaluate as evaluate
     from cfaug.stages.fitting import fit as fit
+    from cfaug.stages.generation import fit_with_gate as fit_with_gate
     from cfaug.stages.generation import generate as generate
     from cfaug.stages.generation import plan as plan
     from cfaug.stages.recipe_checks import check_recipe as check_recipe
@@ -38,7 +39,7 @@ __getattr__, __dir__, __all__ = lazy(
         "discovery": "discover",
         "evaluation": "evaluate",
         "fitting": "fit",
-        "generation": "generate plan",
+        "generation": "fit_with_gate generate plan",
         "recipe_checks": "check_recipe",
         "reporting": "advice report",
         "run": "Run open_run",

@@ -229,7 +229,6 @@ def _check_graph(recipe: Recipe, graph: CausalGraph) -> None:
 
 def _check_training_settings(recipe: Recipe) -> None:
     """Refuse an unknown method, classifier or device before the decoder trains for minutes."""
-    import torch
 
     from cfaug.train.methods import check_method_settings, method_named
     from cfaug.train.models import check_model
@@ -251,12 +250,19 @@ def _check_training_settings(recipe: Recipe) -> None:
         raise UsageError(
             "train.mode is frozen, so features are computed once, and nothing is augmented; write augment: none"
         )
+    check_devices(recipe)
+
+
+def check_devices(recipe: Recipe) -> None:
+    """UsageError for a device that this machine does not have."""
+    import torch
+
     for setting, device in (("decoder.device", recipe.decoder.device), ("train.device", recipe.train.device)):
         try:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError):
             raise UsageError(
-                f"{setting}: expected a device of this machine, got {device!r}, which cannot be used; write cpu, or see `cfaug doctor`"
+                f"{setting}: expected a device of this machine, got {device!r}, which cannot be used; write cpu, or start it where there is one"
             ) from None
 
 

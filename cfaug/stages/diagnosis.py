@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cfaug.causal import SCM, falsify, forecast
 from cfaug.causal import diagnose as diagnose_table
+from cfaug.causal.audit.assumptions import STATUS_WORDS, assumption_card, effect_words, pair_words
 from cfaug.decode import CounterfactualModel
 from cfaug.stages.checked_inputs import uses_counterfactuals
 from cfaug.stages.decoder_advice import advise_decoder
@@ -31,8 +33,11 @@ def diagnose(run: Run, scm: SCM | None = None) -> dict[str, Any]:
         train = run.recipe.train
         shares = {"real": 1 - train.p - train.null_p, "counterfactual": train.p, "null": train.null_p}
         acts = [(row.source_key, row.do) for row in rows.sample(MOST_PLANNED)]
-        found["forecast"] = forecast(table, schema, scm or _scm(run), acts, shares, of=len(rows))
+        scm = scm or _scm(run)
+        found["forecast"] = forecast(table, schema, scm, acts, shares, of=len(rows))
+        found["identified"] = assumption_card(scm)["summary"]
         parts.append(found["forecast"]["text"])
+        parts.append(_identified(found["identified"]))
         found["decoder"] = advise_decoder(run.recipe, run.inputs)
         parts.append(
             ["which mechanism suits an attribute (decoder.kind):", *(f"  {line}" for line in found["decoder"])]
@@ -45,6 +50,23 @@ def diagnose(run: Run, scm: SCM | None = None) -> dict[str, Any]:
     found["text"] = text
     run.directory.write_json("diagnosis.json", found)
     return found
+
+
+def _identified(groups: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which counterfactuals the data decide, by the graph alone."""
+    if not groups:
+        return [
+            "no attribute follows from an intervention on another one: only the image has to be a model's answer, and it is not identified"
+        ]
+    head = "what follows from an intervention, if the graph is true (the image itself is never identified):"
+    return [
+        head,
+        *(
+            f"  {', '.join(map(pair_words, group['pairs']))}: in one row {STATUS_WORDS[group['status']]} ({group['under']}); on the population: "
+            f"{effect_words(group)}"
+            for group in groups
+        ),
+    ]
 
 
 def diagnosed(run: Run, scm: SCM | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,7 +16,7 @@ import torch
 from cfaug.config import Recipe, load_recipe
 from cfaug.data.files import expand
 from cfaug.errors import CfaugError
-from cfaug.stages.checked_inputs import Inputs, open_inputs
+from cfaug.stages.checked_inputs import Inputs, check_devices, open_inputs
 from cfaug.stages.decoder_advice import advise_decoder
 from cfaug.stages.near_duplicates import duplicates_in_run
 from cfaug.stages.recipe_checks import later_checks
@@ -108,6 +108,11 @@ def _examine_recipe(found: Examination, recipe: Recipe, run: Path | None) -> Non
         RunDirectory(out, recipe)  # looks, and writes nothing
     except CfaugError as error:  # another --out may be given
         found.say("warning", "directory", error)
+    if (
+        found.ask("devices", lambda: check_devices(recipe), lambda _: f"{recipe.decoder.device}, {recipe.train.device}")
+        is None
+    ):
+        recipe = _on_cpu(recipe)  # a login node: everything else can be checked here
     fitted = (out / "model" / "model.json").exists() if run else False
     inputs = found.ask("inputs", lambda: open_inputs(recipe, False, fitted), _counted)
     if inputs is None:
@@ -122,6 +127,11 @@ def _examine_recipe(found: Examination, recipe: Recipe, run: Path | None) -> Non
     if run is not None and (notes := " ".join(duplicates_in_run(recipe, inputs, run))):
         found.facts["near-duplicates"] = notes
         found.say("warning" if notes.startswith("WARNING") else "ok", "near-duplicates", notes)
+
+
+def _on_cpu(recipe: Recipe) -> Recipe:
+    decoder, train = replace(recipe.decoder, device="cpu"), replace(recipe.train, device="cpu")
+    return replace(recipe, decoder=decoder, train=train)
 
 
 def _counted(inputs: Inputs) -> str:

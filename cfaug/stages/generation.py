@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from contextlib import nullcontext
 
+from cfaug.decode import CounterfactualModel
 from cfaug.decode.diffusion import distributed
 from cfaug.errors import UsageError
 from cfaug.offline import GenerateReport, Plan, ShardReader
@@ -12,7 +13,7 @@ from cfaug.offline import generate as write_shards
 from cfaug.offline.commit import RUN, open_destination
 from cfaug.offline.format import MANIFEST, PLAN_HEADER
 from cfaug.stages.fitting import fit, refuse_without_import
-from cfaug.stages.gate import make_gate
+from cfaug.stages.gate import gate_is_on, make_gate
 from cfaug.stages.ranks import SHARED
 from cfaug.stages.recipe_checks import check_generation, draw_plan, engine_options
 from cfaug.stages.run import Run
@@ -28,13 +29,22 @@ def plan(run: Run) -> Plan:
     return found
 
 
+def fit_with_gate(run: Run) -> CounterfactualModel:
+    """The fitted model; and the recipe's gate is made, so that the ranks of a generation read one and the same."""
+    model = fit(run)
+    if run.leads:
+        make_gate(run.recipe, run.inputs, model, run.out, run.progress)
+    return model
+
+
 def generate(run: Run) -> GenerateReport:
     """Write the shards that are missing; whatever cannot be is refused before anything is fitted."""
     config, out = run.recipe.generate, run.out
     refuse_without_import(run)
-    if run.sharing and not all((out / name).exists() for name in ("model/model.json", f"plan/{PLAN_HEADER}")):
+    needed = ("model/model.json", f"plan/{PLAN_HEADER}", *(("gate/gate.json",) if gate_is_on(run.recipe) else ()))
+    if run.sharing and not all((out / name).exists() for name in needed):
         raise UsageError(
-            f"expected a model and a plan in {out} before several processes share the work; run "
+            f"expected a model{' with its gate' * gate_is_on(run.recipe)} and a plan in {out} before several processes share the work; run "
             f"`cfaug plan RECIPE.yaml --out {out}` and `cfaug fit RECIPE.yaml --out {out}` first"
         )
     check_generation(run.recipe, run.inputs)

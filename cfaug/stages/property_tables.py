@@ -20,8 +20,7 @@ def axioms(figures: dict[str, Any]) -> list[Axiom]:
         )
     ]
     for key, value in figures.items():
-        if key.startswith("composition_l1_"):
-            cycles = key.split("_")[2]
+        if key.startswith("composition_l1_") and (cycles := key.split("_")[2]) != "1":
             found.append(
                 Axiom(
                     f"composition, {cycles} cycles",

@@ -76,6 +76,7 @@ def report_data(run: Run) -> ReportData:
         grids=mask_grid(run.inputs, evaluation.figures) if evaluation else {},
         confounding_before=confounding(inputs.train.table, inputs.schema),
         confounding_after=after,
+        drawing=inputs.graph.drawing(),
         nodes=inputs.graph.nodes,
         edges=inputs.graph.edges,
         bidirected=inputs.graph.bidirected,

@@ -11,7 +11,7 @@ import pytest
 from helpers.bird_folder import ROWS, open_folder, write
 
 from cfaug.data import AttributeDataset, FolderDataset, duplicates_across_splits
-from cfaug.errors import DataError
+from cfaug.errors import DataError, UsageError
 
 
 def rewrite(root: Path, change: object) -> Path:
@@ -38,6 +38,22 @@ def test_grey_stays_one_channel_and_a_transform_is_applied(tmp_path: Path) -> No
     grey = open_folder(write(tmp_path / "d", mode="L"), transform=np.asarray)
     assert grey.image(0).shape == (4, 6, 1)
     assert grey[0][0].shape == (4, 6)
+
+
+def test_a_hidden_cause_is_no_column_and_the_message_says_how_to_write_it(tmp_path: Path) -> None:
+    root = write(tmp_path / "d")
+    with pytest.raises(UsageError, match=r"'region'.*a cause that no column has is written a <-> b"):
+        FolderDataset(root, "train", "species", ["place"], attributes=["region"])
+    with pytest.raises(UsageError, match="'plaice'; did you mean place") as spurious:
+        FolderDataset(root, "train", "species", ["plaice"])
+    assert "<->" not in str(spurious.value)
+
+
+def test_a_table_of_another_name_is_pointed_at(tmp_path: Path) -> None:
+    root = write(tmp_path / "d")
+    (root / "metadata.csv").rename(root / "labels.csv")
+    with pytest.raises(UsageError, match=r"write one, out of labels\.csv"):
+        open_folder(root)
 
 
 def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

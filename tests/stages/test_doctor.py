@@ -54,6 +54,15 @@ def test_what_doctor_refuses_a_run_refuses(
     assert json.loads(call(capsys, "doctor", recipe, change, "--json").out)["starts"] is False
 
 
+def test_without_the_card_everything_else_is_checked(recipe: Path, capsys: Any) -> None:
+    """As on a cluster's login node."""
+    answer = call(capsys, "doctor", recipe, "--decoder.device=cuda:77")
+    found = verdicts(answer.out)
+    assert [what for verdict, what in found if verdict == "refused"] == ["devices"]
+    assert {"inputs", "plan", "SCM"} <= {what for verdict, what in found if verdict == "ok"}
+    assert answer.code == 2
+
+
 def test_a_warning_is_a_line_and_does_not_refuse(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = folder(tmp_path / "birds")

@@ -80,6 +80,8 @@ def test_ranks_do_their_parts_whenever_they_come(
     early = call(capsys, *share)
     assert early.code == 2
     assert "expected a model and a plan in" in early.complaint
+    gated = call(capsys, *share, "--gate.enabled=true")
+    assert "expected a model with its gate and a plan in" in gated.complaint  # or each rank would make its own
     shutil.rmtree(out, ignore_errors=True)
     with_its_model(out, alone)
     first = call(capsys, *share)

@@ -27,6 +27,7 @@ from cfaug.data.schema import Schema
 from cfaug.data.table import refuse_no_table
 from cfaug.errors import UsageError, shown
 
+MOST_SAID = 8  # independences that hold, in the text
 Claim = tuple[str, str, tuple[str, ...]]
 """(a, b, given): a and b are independent given these attributes."""
 
@@ -189,6 +190,9 @@ def _text(found: dict[str, Any]) -> list[str]:
             f"the graph implies {len(tests)} independence{'s' * (len(tests) > 1)}{which}; of {tested} tested, "
             f"{failed or 'none'} fail{'s' * (failed < 2)} at alpha {found['alpha']:g} with Holm's correction"
         ]
+        lines += [
+            f"holds: {claim_text(t)} (p {t['p']:.2g}, n {t['n']})" for t in tests if t["decided"] and not t["fails"]
+        ][:MOST_SAID]
         pairs: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for test in (t for t in tests if t["decided"]):
             pairs.setdefault((test["a"], test["b"]), []).append(test)
@@ -196,7 +200,7 @@ def _text(found: dict[str, Any]) -> list[str]:
             worst, fails = same[0], sum(t["fails"] for t in same)
             lines.append(
                 f"fails: {claim_text(worst)} (p {worst['p']:.2g}, corrected {worst['p_corrected']:.2g}, n {worst['n']}); "
-                f"{fails} of the {len(same)} sets said to separate them do not"
+                f"{fails} of the {len(same)} sets said to separate them {'does' if fails == 1 else 'do'} not"
             )
         if failed:
             lines.append(

@@ -291,7 +291,7 @@ def _lines(result: Mapping[str, Any], target: str) -> list[str]:
     shares = ", ".join(f"{share:.0%} {part}" for part, share in result["shares"].items())
     lines = [
         f"plan: {result['rows']} rows, {planned} interventions and {result['null']} null ones{of}",
-        f"{result['unchanged']} of the {planned} interventions change nothing (the value is what it was)",
+        f"{result['unchanged']} of the {planned} interventions set the value that the image has",
         *(f"{name} follows in {n} counterfactual rows" for name, n in result["recomputed"].items()),
         f"dependence on {target}; the training mixture is {shares}",
     ]

@@ -21,7 +21,7 @@ from cfaug.data.images import Decoded, Fit, Pixels, decode, read_mask, resize
 from cfaug.data.schema import Schema
 from cfaug.data.sources.published import LAYOUTS
 from cfaug.data.sources.stored_images import Size, StoredImages, column_schema
-from cfaug.errors import DataError, UsageError, near, one_line, shown
+from cfaug.errors import DataError, UsageError, listed, near, one_line, shown
 
 METADATA = "metadata.csv"
 
@@ -145,8 +145,10 @@ def read_metadata(root: Path) -> pd.DataFrame:
             f"{root}: expected a directory of images with {METADATA}, but it does not exist; correct the path"
         )
     if not path.is_file():
+        others = sorted(other.name for other in root.glob("*.csv"))
+        there = f", out of {listed(others)}, which is there" if others else ""
         raise UsageError(
-            f"{path}: expected this file with file_name, split and one column per attribute, but it was not found; write one"
+            f"{path}: expected this file with file_name, split and one column per attribute, but it was not found; write one{there}"
         )
     lines, header, rows = _read_cells(path)
     for column in ("file_name", "split"):

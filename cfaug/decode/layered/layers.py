@@ -35,7 +35,8 @@ def check_layers(layers: Mapping[str, Sequence[str]], parents: Collection[str], 
             found[name] = layer
     absent = [name for name in parents if name not in found and name != schema.target]
     if absent:
-        raise UsageError(
-            f"decoder.layers: {absent[0]!r} is in no layer; write for example layers: {{background: [{absent[0]}]}}"
-        )
+        whole = {layer: list(names) for layer, names in layers.items()}
+        whole["background"] = [*whole.get("background", []), *absent]
+        written = ", ".join(f"{layer}: [{', '.join(names)}]" for layer, names in whole.items())
+        raise UsageError(f"decoder.layers: {absent[0]!r} is in no layer; write for example layers: {{{written}}}")
     return found
