@@ -11,6 +11,8 @@ image, so it is for small sets and as a measure of what plain inversion loses.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +75,7 @@ def train(
         )  # fmt: skip
         report = optimise(
             module, loss, torch.ones(len(dataset)), config, seed, checkpoint=checkpoint, progress=progress,
-            identity=f"{dataset.schema.digest} {len(dataset)} {prompts[0]}",
+            identity=_identity(dataset, prompts, size) if checkpoint else "",
         )  # fmt: skip
     from peft.utils import get_peft_model_state_dict
 
@@ -82,6 +84,14 @@ def train(
         rows = pipe.text_encoder.get_input_embeddings().more.detach().cpu()
         found |= {f"{_TOKEN}{name}": rows[i].clone() for i, name in enumerate(tokens)}
     return found, report
+
+
+def _identity(dataset: AttributeDataset, prompts: Sequence[str], size: tuple[int, int]) -> str:
+    """A digest of what is learned: every prompt and every image, at the working size."""
+    content = hashlib.sha256(json.dumps([list(prompts), list(size)]).encode())
+    for i in range(len(dataset)):
+        content.update(dataset.image(i).tobytes())
+    return content.hexdigest()
 
 
 def put_in(pipe: Any, weights: Mapping[str, torch.Tensor]) -> None:

@@ -12,9 +12,11 @@ from helpers.layered import scenes
 from helpers.tiny_pipelines import save_pipeline
 from PIL import Image
 
+from cfaug.data import ArrayDataset
 from cfaug.decode.editors import adapters, backends, open_pipeline
 from cfaug.decode.editors.backends import CLASSES, Edit
-from cfaug.editor_config import EditorConfig
+from cfaug.decode.editors.words import Words
+from cfaug.editor_config import EditorConfig, LoraConfig
 from cfaug.errors import UsageError
 
 
@@ -86,6 +88,22 @@ def test_the_first_abduction_learns_the_image(pipe: Any) -> None:
 def test_other_classes_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match=r"adapters are trained for Stable Diffusion 1.x classes, got"):
         adapters.check_class(name)
+
+
+def test_a_checkpoint_of_other_images_is_refused(tmp_path: Path) -> None:
+    place = save_pipeline("StableDiffusionImg2ImgPipeline", tmp_path / "p")
+    editor = EditorConfig(pipeline=str(place), lora=LoraConfig(steps=2, rank=2, batch_size=2, checkpoint_seconds=0.0))
+    data = scenes(4, side=32)
+    words = Words(data.schema, ("shape", "ground", "colour"), "a {colour} {shape} on {ground}", {}, False)
+
+    def trained(images: np.ndarray) -> None:
+        own = open_pipeline.load(place, "StableDiffusionImg2ImgPipeline", editor, "cpu")
+        one = ArrayDataset(images, data.table, data.schema)
+        adapters.train(own, words, editor, (32, 32), one, 0, False, tmp_path / "checkpoint")
+
+    trained(data.images)
+    with pytest.raises(UsageError, match="checkpoint"):
+        trained(np.concatenate([data.images[:3], data.images[:1]]))  # the last image is another one
 
 
 def test_a_saved_adapter_is_the_trained_one(tmp_path: Path, pipe: Any) -> None:
