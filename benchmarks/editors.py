@@ -16,6 +16,7 @@ import dataclasses
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ import numpy as np
 import torch
 from layers import textured_folder
 from photos import mean_of_groups
+from PIL import Image
 from rows import cpu, record
 from torch.nn import functional as F
+from torchvision.transforms.functional import to_tensor
 
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1] / "tests")]
@@ -37,6 +40,7 @@ from cfaug.data.images import to_float, to_uint8  # noqa: E402
 from cfaug.data.micro_batch import Sources  # noqa: E402
 from cfaug.decode import CounterfactualModel  # noqa: E402
 from cfaug.decode.editors import backends  # noqa: E402
+from cfaug.decode.editors.open_pipeline import resized  # noqa: E402
 from cfaug.editor_config import AbductionConfig  # noqa: E402
 from cfaug.judge.accuracy import read_results  # noqa: E402
 from cfaug.judge.tables import summarise  # noqa: E402
@@ -48,7 +52,7 @@ from cfaug.train import TensorImages, TrainSettings, train_classifier  # noqa: E
 
 RESULTS, RECIPES = HERE.parent / "results" / "editors.jsonl", HERE.parents[1] / "recipes"
 TEMPLATE = "a {colour} digit on {ground}"
-STEPS, BATCH = {"autoencoder": 600, "unet": 2500}, 32
+STEPS, BATCH, SIDE = {"autoencoder": 1000, "unet": 2500, "rare pairs": 1000}, 32, 32
 
 
 def folders(given: argparse.Namespace) -> tuple[Path, Path]:
@@ -58,52 +62,74 @@ def folders(given: argparse.Namespace) -> tuple[Path, Path]:
 
 
 def train(given: argparse.Namespace, name: str = "StableDiffusionInpaintPipeline") -> None:
-    """Autoencoder and U-Net from scratch on the confounded training images; the text encoder is a random one, frozen."""
+    """Autoencoder, then U-Net and text encoder together, from scratch on the confounded training images, at the size that edits are made in."""
     import diffusers
+    from transformers import CLIPTextConfig, CLIPTextModel
 
     root, _ = folders(given)
     data = FolderDataset(root, "train", "digit", ["colour", "ground"], masks="mask")
-    images = to_float(load_images(data, range(len(data)), progress=False))
-    inside = torch.from_numpy(np.stack([data.mask(i) for i in range(len(data))]))[:, None].float() / 255
+    images = torch.stack([to_tensor(resized(data.image(i), (SIDE, SIDE))) for i in range(len(data))]) * 2 - 1
+    masks = [Image.fromarray(data.mask(i)).resize((SIDE, SIDE), Image.Resampling.NEAREST) for i in range(len(data))]
+    inside = torch.stack([to_tensor(mask) for mask in masks]) > 0.5
     prompts = [TEMPLATE.format(colour=c, ground=g) for c, g in zip(data.table["colour"], data.table["ground"])]
     torch.manual_seed(0)
     tokenizer = tiny._clip_tokenizer()
-    text = tiny._clip_encoder(tokenizer).requires_grad_(False)
+    tokenizer.model_max_length = 12
+    tokenizer.add_tokens(
+        sorted({word for prompt in prompts for word in prompt.split()})
+    )  # a word is a token, not spelled
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+            max_position_embeddings=12, pad_token_id=1, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        )
+    )  # fmt: skip
     vae = diffusers.AutoencoderKL(
-        **{**tiny.AUTOENCODER, "block_out_channels": (16, 16), "sample_size": 28}, latent_channels=4
+        **{**tiny.AUTOENCODER, "block_out_channels": (16, 32), "sample_size": SIDE}, latent_channels=4
     )
     unet = diffusers.UNet2DConditionModel(
-        sample_size=14, in_channels=9, out_channels=4, layers_per_block=1, block_out_channels=(32, 64), norm_num_groups=8,
+        sample_size=SIDE // 2, in_channels=9, out_channels=4, layers_per_block=1, block_out_channels=(48, 96), norm_num_groups=8,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=8, attention_head_dim=8,
+        cross_attention_dim=64, attention_head_dim=4,
     )  # fmt: skip
     scheduler = diffusers.DDIMScheduler(
         num_train_timesteps=1000, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
     )
     began = time.monotonic()
 
-    def steps(net: Any, count: int, loss: Any, rate: float) -> None:
-        average = diffusers.training_utils.EMAModel(net.parameters(), decay=0.995)
-        optimiser = torch.optim.AdamW(net.parameters(), lr=rate)
+    usual = data.table.groupby(["colour", "ground"]).ngroup()
+    common = torch.from_numpy((usual.map(usual.value_counts()) > len(data) / 50).to_numpy())
+
+    def phase(name: str, nets: Sequence[Any], loss: Any, rate: float, rare: bool = False) -> None:
+        """Train, unless it was trained before; ``rare``: half of each batch are images whose ground does not go with their colour."""
+        kept = given.out / f"{name.replace(' ', '_')}.pt"
+        if kept.exists():
+            for net, state in zip(nets, torch.load(kept, weights_only=True)):
+                net.load_state_dict(state)
+        else:
+            chance = torch.where(common, 1 / common.sum(), 1 / (~common).sum()) if rare else torch.ones(len(data))
+            steps(nets, STEPS[name], loss, rate, chance)
+            torch.save([net.state_dict() for net in nets], kept)
+        for net in nets:
+            net.eval().requires_grad_(False)
+
+    def steps(nets: Sequence[Any], count: int, loss: Any, rate: float, chance: torch.Tensor) -> None:
+        for net in nets:
+            net.train().requires_grad_(True)
+        weights = [weight for net in nets for weight in net.parameters()]
+        average = diffusers.training_utils.EMAModel(weights, decay=0.995)
+        optimiser = torch.optim.AdamW(weights, lr=rate)
         annealed = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=count)
         for step in range(count):
-            rows = torch.randint(0, len(images), (BATCH,))
-            value = loss(rows)
+            value = loss(torch.multinomial(chance, BATCH, replacement=True))
             optimiser.zero_grad(set_to_none=True)
             value.backward()
             optimiser.step()
             annealed.step()
-            average.step(net.parameters())
+            average.step(weights)
             if step % 100 == 0:
-                print(
-                    type(net).__name__,
-                    step,
-                    round(float(value.detach()), 4),
-                    round(time.monotonic() - began),
-                    flush=True,
-                )
-        average.copy_to(net.parameters())
-        net.eval().requires_grad_(False)
+                print(step, round(float(value.detach()), 4), round(time.monotonic() - began), flush=True)
+        average.copy_to(weights)
 
     def rebuilt(rows: torch.Tensor) -> torch.Tensor:
         posterior = vae.encode(images[rows]).latent_dist
@@ -112,31 +138,42 @@ def train(given: argparse.Namespace, name: str = "StableDiffusionInpaintPipeline
         ).abs().mean() + 1e-4 * posterior.kl().mean() / 784
         return found
 
-    steps(vae, STEPS["autoencoder"], rebuilt, 3e-3)
+    phase("autoencoder", [vae], rebuilt, 3e-3)
+    regions = [inside, ~inside, torch.ones_like(inside)]
+
+    def encoded(some: torch.Tensor) -> torch.Tensor:
+        return torch.cat([vae.encode(part).latent_dist.mode() for part in some.split(500)])
+
     with torch.no_grad():
-        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in images.split(500)])
-        vae.register_to_config(scaling_factor=float(1 / latents.std()))
-        latents = latents * vae.config.scaling_factor
-        said = {
-            p: text(tokenizer([p], padding="max_length", max_length=77, return_tensors="pt")["input_ids"])[0][0]
-            for p in {*prompts, ""}
-        }
+        latents = encoded(images)
+        scale = float(1 / latents.std())
+        vae.register_to_config(scaling_factor=scale)
+        latents = latents * scale
+        left = torch.stack([encoded(images * ~region) * scale for region in regions])
+        small = torch.stack([F.interpolate(region.float(), size=latents.shape[2:]) for region in regions])
+    tokens = torch.cat(
+        [tokenizer([p], padding="max_length", return_tensors="pt")["input_ids"] for p in [*sorted(set(prompts)), ""]]
+    )
+    which = torch.tensor([sorted(set(prompts)).index(prompt) for prompt in prompts])
 
     def noise(rows: torch.Tensor) -> torch.Tensor:
-        region = torch.where(torch.rand(len(rows), 1, 1, 1) < 0.5, inside[rows] > 0.5, inside[rows] <= 0.5).float()
-        region[torch.rand(len(rows)) < 0.1] = 1.0
-        with torch.no_grad():
-            left = vae.encode(images[rows] * (1 - region)).latent_dist.mode() * vae.config.scaling_factor
-        small = F.interpolate(region, size=latents.shape[2:])
+        kind = torch.multinomial(torch.tensor([0.35, 0.55, 0.1]), len(rows), replacement=True)
         times, drawn = torch.randint(0, 1000, (len(rows),)), torch.randn(len(rows), *latents.shape[1:])
         noisy = scheduler.add_noise(latents[rows], drawn, times)
-        context = torch.stack([said["" if torch.rand(()) < 0.1 else prompts[int(i)]] for i in rows])
+        wanted, place = torch.unique(
+            torch.where(torch.rand(len(rows)) < 0.1, len(tokens) - 1, which[rows]), return_inverse=True
+        )
+        context = text(tokens[wanted])[0][place]
         found: torch.Tensor = F.mse_loss(
-            unet(torch.cat([noisy, small, left], 1), times, encoder_hidden_states=context).sample, drawn
+            unet(
+                torch.cat([noisy, small[kind, rows], left[kind, rows]], 1), times, encoder_hidden_states=context
+            ).sample,
+            drawn,
         )
         return found
 
-    steps(unet, STEPS["unet"], noise, 1e-3)
+    phase("unet", [unet, text], noise, 1e-3)
+    phase("rare pairs", [unet, text], noise, 5e-4, rare=True)
     parts = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
     made = getattr(diffusers, name)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     made.save_pretrained(given.out / "pipeline", safe_serialization=True)
