@@ -69,23 +69,15 @@ def gate_section(
     counted = figures["gate"]["acceptance"]
     cells = [Line(cell, f"of {asked}", [[kept / asked]]) for cell, (kept, asked) in counted["cells"].items() if asked]
     cells.sort(key=lambda line: line.mean(0))
-    charts = [
-        (
-            "Kept, by target and the value that was asked for",
-            "group",
-            Chart(["kept"], cells[:MOST_SHOWN], max(0, len(cells) - MOST_SHOWN)),
-        )
-    ]
+    charts = []
+    if cells and cells[0].mean(0) < 1:  # that all were kept is said
+        kept = Chart(["kept"], cells[:MOST_SHOWN], max(0, len(cells) - MOST_SHOWN))
+        charts.append(("Kept, by target and the value that was asked for", "group", kept))
     if reasons:
         lines = [Line(name, f"{count} rows", [[min(1.0, count / counted["asked"])]]) for name, count in reasons.items()]
-        charts.append(
-            (
-                "Rejected for good, by reason; a row may have several",
-                "criterion",
-                Chart(["rejected, of all that was asked for"], lines),
-            )
-        )
-    return {"notes": notes, "charts": [chart for chart in charts if chart[2].lines]}
+        rejected = Chart(["rejected, of all that was asked for"], lines)
+        charts.append(("Rejected for good, by reason; a row may have several", "criterion", rejected))
+    return {"notes": notes, "charts": charts}
 
 
 def acceptance_notes(figures: Mapping[str, Any], gate: Mapping[str, Any] | None) -> list[str]:
@@ -100,6 +92,7 @@ def acceptance_notes(figures: Mapping[str, Any], gate: Mapping[str, Any] | None)
     rates = {cell: kept / asked for cell, (kept, asked) in counted["cells"].items() if asked}
     if rates:
         low, high = min(rates, key=lambda cell: rates[cell]), max(rates, key=lambda cell: rates[cell])
+    if rates and rates[low] < rates[high]:
         notes[0] += f" The least in {low} ({percent(rates[low])}), the most in {high} ({percent(rates[high])})."
     dependent = [name for name, p in counted["dependence"].items() if p is not None and p < LEAST_P]
     if dependent:

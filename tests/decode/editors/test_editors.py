@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -164,6 +165,26 @@ def test_inversion_and_sampling_under_one_prompt_return_the_image(data: ArrayDat
     assert (null - same).abs().max() <= 2.01 / 127.5
     away = edited(made(data, saved("StableDiffusionImg2ImgPipeline"), strength=1.0), data, own, [1, 2])
     assert (null - away).abs().mean() > 0.1
+
+
+def test_an_image_is_inverted_under_its_own_words(
+    data: ArrayDataset, saved: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = made(data, saved("StableDiffusionPipeline"), steps=2)
+    kind, said = type(model.decoder.pipe), []  # type: ignore[attr-defined]
+    call = kind.__call__
+
+    @functools.wraps(call)
+    def recorded(self: Any, *args: Any, **given: Any) -> Any:
+        said.append((given["prompt"], type(self.scheduler).__name__))
+        return call(self, *args, **given)
+
+    monkeypatch.setattr(kind, "__call__", recorded)
+    own = data.table.iloc[0]
+    other = next(value for value in ("lines", "dots") if value != own["ground"])
+    edited(model, data, [do(ground=other)], [1])
+    words = [f"a {own['colour']} {own['shape']} on {ground}" for ground in (own["ground"], other)]
+    assert said == [([words[0]], "DDIMInverseScheduler"), ([words[1]], "DDIMScheduler")]
 
 
 def test_other_backends_of_the_same_parts(data: ArrayDataset, saved: Any) -> None:
