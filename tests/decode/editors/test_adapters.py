@@ -60,6 +60,20 @@ def test_each_abduction_changes_the_edit(pipe: Any) -> None:
     assert np.abs(doubly(pipe, strength=0.0) - both).max() > 1e-4  # subtracted, not merely there
 
 
+def test_the_second_abduction_is_subtracted_and_the_first_is_not(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: dict[str, set[float]] = {}
+
+    def looked(own: Any, *_: Any) -> np.ndarray:
+        for name in ("unet", "text_encoder"):
+            parts = getattr(own, name).modules()
+            found[name] = {v for part in parts if hasattr(part, "scaling") for v in dict(part.scaling).values()}
+        return np.zeros((1, 32, 32, 3), np.float32)
+
+    monkeypatch.setattr(backends, "run", looked)
+    doubly(pipe, strength=0.5)
+    assert found == {"unet": {1.0}, "text_encoder": {-0.5}}
+
+
 def test_the_first_abduction_learns_the_image(pipe: Any) -> None:
     """The loss of the image under its own prompt falls."""
     with torch.inference_mode(False), torch.enable_grad(), adapters._trainable(pipe):
