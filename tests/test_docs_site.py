@@ -282,6 +282,7 @@ def test_a_dead_link_or_a_dead_anchor_ends_the_build(tmp_path: Path) -> None:
     (tmp_path / "mkdocs.yml").write_text(
         "site_name: x\nhooks: [docs/hooks.py]\nplugins: []\nexclude_docs: '*.py'\nvalidation: {links: {anchors: warn}}\n"
     )
+    (tmp_path / "docs" / "training.md").write_text("# Training\n")  # the glossary links to it
     page = tmp_path / "docs" / "page.md"
     for text, good in (("[a](glossary.md#gate)", True), ("[a](glossary.md#gait)", False), ("[a](gone.md)", False)):
         page.write_text(f"# A page\n\n{text}\n")
