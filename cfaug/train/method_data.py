@@ -187,7 +187,7 @@ class TrainingSets:
         levels = torch.from_numpy(self._levels(source.table))
         if self.augment is None and self._fits(source):
             pool = self._mixed.pool if self._mixed is not None and kind == "real" else None
-            images = load_images(source) if pool is None else pool[: len(source)]
+            images = load_images(source, progress=False) if pool is None else pool[: len(source)]
             self._images[kind] = TensorImages(images, target_tensor(source), codes, attributes=levels)
         else:
             shown = self._augmented(self._readable(source), seed)
