@@ -54,7 +54,7 @@ def advise(rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> Advi
     erm, oracle = found["erm"], found.get("oracle")
     chance = by_chance(erm)
     ceiling = erm.average[0] if oracle is None else oracle.worst[0]
-    measured = "the oracle's worst group" if oracle else "its average, as there is no oracle"
+    measured = "the oracle's worst group" if oracle else "its average, as no oracle was trained"
     gap = ceiling - erm.worst[0]
     empty = [name for name, n in counts.items() if not n]
     ours = _best([item for name, item in found.items() if name.startswith("cfaug")])

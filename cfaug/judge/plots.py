@@ -62,10 +62,15 @@ def scatter(points: Sequence[Mapping[str, Any]], title: str, across: str) -> Any
     """``points``: ``model``, ``change`` (fraction, across) and ``worst`` (fraction, upwards), coloured by whose classifier it is."""
     with _page():
         figure, axes = _axes(560, 330)
-        for point in points:
-            own = str(point["model"])
-            colour = OURS if own.startswith("cfaug") else ORACLE if own.startswith("oracle") else OTHER
-            axes.plot(100 * point["change"], 100 * point["worst"], "o", color=colour, ms=7)
+        kinds = (("cfaug", OURS), ("oracle", ORACLE), ("", OTHER))
+        of = [next(kind for kind in kinds if str(point["model"]).startswith(kind[0])) for point in points]
+        for kind in (kind for kind in kinds if kind in of):
+            own = [point for point, one in zip(points, of) if one == kind]
+            axes.plot(
+                [100 * point["change"] for point in own], [100 * point["worst"] for point in own], "o", color=kind[1], ms=7,
+                label=kind[0] or "others",
+            )  # fmt: skip
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
         axes.set_xlabel(across)
         axes.set_ylabel("worst group, %")
         axes.set_ylim(-3, 103)

@@ -178,7 +178,9 @@ def headline(summaries: Sequence[MethodSummary], advice: Advice | None) -> str:
         )
     if advice is None:
         return text + "."
-    taken = advice.reasons[0].replace(f"{advice.method}: {advice.method} ", f"{advice.method}, which ")
+    other = (item for item in summaries if item.method == advice.method and item not in (erm, ours))
+    best = next((f" ({percent(item.worst[0])})" for item in other), "")  # the figures of those two are said above
+    taken = advice.reasons[0].replace(f"{advice.method}: {advice.method} ", f"{advice.method}{best}, which ")
     return f"{text}; what to do next: {taken}."
 
 

@@ -77,9 +77,7 @@ def _pairs(run: Path, model: str, inputs: Inputs, shards: ShardReader) -> list[E
         if len(found) < _SHOWN and pair["source"] in source and pair["sample"] in sample:
             (before, p), (after, q) = pair["before"], pair["after"]
             done = ", ".join(f"{name}={value}" for name, value in pair["do"].items())
-            note = (
-                f"{pair['label']}: said {before} ({100 * p:.0f} % for {pair['label']}), then {after} ({100 * q:.0f} %)"
-            )
+            note = f"{pair['label']}: said {before} ({100 * p:.0f} % for {pair['label']}), then {after} ({100 * q:.0f} % for {pair['label']})"
             found.append(
                 Example(
                     inputs.train.image(source[pair["source"]]),

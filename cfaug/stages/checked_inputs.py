@@ -244,7 +244,7 @@ def _check_training_settings(recipe: Recipe) -> None:
     if recipe.train.mode == "frozen" and recipe.train.weights is None:
         raise UsageError(
             f"train.mode is frozen, but train.weights names no file, and features of an untrained {recipe.train.model} say nothing; give "
-            "pretrained weights, or write mode: finetune"
+            "pretrained weights, or write model: small_cnn, mode: finetune (as the recipe demo_photos)"
         )
     if recipe.train.mode == "frozen" and recipe.train.augment != "none":
         raise UsageError(

@@ -31,7 +31,13 @@ def acceptance(inputs: Inputs, plan: Iterable[PlanRow], shards: ShardReader) -> 
     table = pd.DataFrame([dict(row.do.assignments) for row in rows])
     table[inputs.target] = target.loc[[row.source_key for row in rows]].to_numpy()
     here = np.array([row.key in kept for row in rows])
-    found: dict[str, Any] = {"asked": len(rows), "kept": int(here.sum()), "cells": {}, "dependence": {}}
+    again = sum(
+        bool(shards.record(i).get("quality", {}).get("attempt"))
+        for i in np.flatnonzero(~shards.nulls)[:MOST_READ].tolist()
+    )
+    found: dict[str, Any] = {
+        "asked": len(rows), "kept": int(here.sum()), "drawn_again": again, "cells": {}, "dependence": {},
+    }  # fmt: skip
     for name in table.columns.drop(inputs.target):
         if name not in inputs.schema.spurious:
             continue
@@ -86,8 +92,11 @@ def acceptance_notes(figures: Mapping[str, Any], gate: Mapping[str, Any] | None)
     if not found or not found["acceptance"]["asked"]:
         return []
     counted = found["acceptance"]
+    drawn = counted.get("drawn_again")
+    again = f", {drawn} of them after it had rejected their first drawing" if drawn else ""
     notes = [
-        f"The gate kept {counted['kept']} of {counted['asked']} counterfactuals ({percent(counted['kept'] / counted['asked'])})."
+        f"The gate kept {counted['kept']} of {counted['asked']} counterfactuals ({percent(counted['kept'] / counted['asked'])})"
+        f"{again}."
     ]
     rates = {cell: kept / asked for cell, (kept, asked) in counted["cells"].items() if asked}
     if rates:

@@ -183,6 +183,8 @@ def _notes(recipe: Recipe, inputs: Inputs, model: CounterfactualModel | None) ->
         )
     if inputs.oracle is None:
         notes.append("There is no oracle: these images cannot be had without their confounding.")
+    elif "oracle" not in recipe.train.methods:
+        notes.append("No oracle was trained, so the table closes no gap: add it to train.methods.")
     elif uses_counterfactuals(recipe):
         shown, own = len(inputs.train) * (1 + recipe.plan.per_image), len(inputs.oracle) * oracle_copies(recipe)
         more = ", so more than the oracle may come from more images" if own < shown else ""

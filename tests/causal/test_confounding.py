@@ -365,6 +365,13 @@ def test_dependence_that_the_graph_has_no_way_for_is_remarked() -> None:
     assert "no way" not in " ".join(diagnose(t, SCHEMA, CausalGraph("y <-> a; t"))["text"])
 
 
+def test_an_attribute_that_depends_on_nothing_is_no_shortcut() -> None:
+    graph = CausalGraph("y <-> a; t")
+    even = " ".join(diagnose(table([(0, "r"), (0, "g"), (1, "r"), (1, "g")] * 20), SCHEMA, graph)["text"])
+    assert "a: no dependence on y beyond chance in this table" in even
+    assert "beyond chance" not in " ".join(diagnose(table([(0, "r"), (1, "g")] * 20), SCHEMA, graph)["text"])
+
+
 def test_a_constant_target_or_attribute_is_all_zeros() -> None:
     for pairs in ([(0, "r")] * 6, [(0, "r"), (0, "g")] * 3, [(0, "g"), (1, "g")] * 3):
         found = diagnose(table(pairs), SCHEMA)

@@ -129,6 +129,9 @@ def test_the_headline_says_before_after_where_and_what_next(rows: list[dict[str,
         low, high = (100 * end for end in item.worst_ci95)
         assert f"{item.worst_group.replace(',', ', ')}: 95\u00a0% interval {low:.0f} to {high:.0f}" in text
     assert text.endswith("; what to do next: take cfaug, which has the best worst group.")
+    cheap = next(item for item in summaries if item.method == "group_dro")
+    other = headline(summaries, Advice("group_dro", ("take group_dro: group_dro closes the gap",)))
+    assert other.endswith(f"take group_dro ({percent(cheap.worst[0])}), which closes the gap.")
     swap = {"cfaug": "erm", "erm": "cfaug"}
     turned = summarise([{**row, "method": swap.get(row["method"], row["method"])} for row in rows])
     assert "FALLS from" in headline(turned, None)

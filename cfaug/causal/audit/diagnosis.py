@@ -213,6 +213,10 @@ def _intervention_lines(result: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name}: safe to intervene on, {row['why']}{follows}")
             if row["open_paths"]:
                 lines.append(f"{name}: confounded through {'; '.join(row['open_paths'])}; do({name}) cuts it")
+                if not result["attributes"][name]["dependent"]:
+                    lines.append(
+                        f"{name}: no dependence on {target} beyond chance in this table, so there may be no shortcut to remove"
+                    )
             elif result["attributes"][name]["dependent"]:
                 lines.append(
                     f"{name}: depends on {target}, yet the graph has no open path between them: an arrow, a <-> or how the rows were selected is missing"
