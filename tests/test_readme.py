@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from helpers.python_files import module
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,11 @@ def test_the_readme_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     told = runpy.run_path(str(tmp_path / "story.py"), run_name="__main__")  # its worker imports it: the guard is needed
     assert next(iter(told["loader"]))[0].shape == (36, 3, 16, 16)
+
+
+def test_the_table_is_that_of_the_committed_rows() -> None:
+    table = module(ROOT / "benchmarks" / "readme_table.py").table()
+    assert "\n".join(table) in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_readme_names_only_commands_that_exist() -> None:
