@@ -253,17 +253,19 @@ def _check_training_settings(recipe: Recipe) -> None:
     check_devices(recipe)
 
 
-def check_devices(recipe: Recipe) -> None:
-    """UsageError for a device that this machine does not have."""
+def check_devices(recipe: Recipe) -> tuple[str, ...]:
+    """The devices of decoder and training; UsageError for one that this machine does not have."""
     import torch
 
-    for setting, device in (("decoder.device", recipe.decoder.device), ("train.device", recipe.train.device)):
+    devices = {"decoder.device": recipe.decoder.device, "train.device": recipe.train.device}
+    for setting, device in devices.items():
         try:
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError):
             raise UsageError(
                 f"{setting}: expected a device of this machine, got {device!r}, which cannot be used; write cpu, or start it where there is one"
             ) from None
+    return tuple(devices.values())
 
 
 def _check_classifier(recipe: Recipe, train: AttributeDataset) -> None:

@@ -108,10 +108,7 @@ def _examine_recipe(found: Examination, recipe: Recipe, run: Path | None) -> Non
         RunDirectory(out, recipe)  # looks, and writes nothing
     except CfaugError as error:  # another --out may be given
         found.say("warning", "directory", error)
-    if (
-        found.ask("devices", lambda: check_devices(recipe), lambda _: f"{recipe.decoder.device}, {recipe.train.device}")
-        is None
-    ):
+    if found.ask("devices", lambda: check_devices(recipe), ", ".join) is None:
         recipe = _on_cpu(recipe)  # a login node: everything else can be checked here
     fitted = (out / "model" / "model.json").exists() if run else False
     inputs = found.ask("inputs", lambda: open_inputs(recipe, False, fitted), _counted)

@@ -63,6 +63,24 @@ def test_without_the_card_everything_else_is_checked(recipe: Path, capsys: Any) 
     assert answer.code == 2
 
 
+def test_devices_that_are_there_are_those_of_the_later_checks(
+    recipe: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cfaug.stages import doctor
+
+    seen: list[str] = []
+    opened = doctor.open_inputs
+
+    def recorded(own: Any, *rest: Any) -> Any:
+        seen.append(own.train.device)
+        return opened(own, *rest)
+
+    monkeypatch.setattr(doctor, "open_inputs", recorded)
+    text = call(capsys, "doctor", recipe, "--train.device=meta").out  # torch has it everywhere
+    assert seen == ["meta"]
+    assert "cpu, meta" in text
+
+
 def test_a_warning_is_a_line_and_does_not_refuse(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     root = folder(tmp_path / "birds")
