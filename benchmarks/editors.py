@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from layers import textured_folder
-from photos import mean_of_groups
 from PIL import Image
-from rows import cpu, record
+from rows import cpu, mean_of_groups, record
 from torch.nn import functional as F
 from torchvision.transforms.functional import to_tensor
 

@@ -26,9 +26,8 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from photos import mean_of_groups
 from PIL import Image
-from rows import cpu, record
+from rows import cpu, mean_of_groups, record
 
 from cfaug.data import FolderDataset
 from cfaug.decode.layered.bank import Bank

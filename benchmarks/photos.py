@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import torchvision
 from PIL import Image
-from rows import cpu, record
+from rows import cpu, mean_of_groups, record
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
@@ -63,12 +63,6 @@ def run(out: Path, root: Path, weights: Path, options: list[str]) -> dict[str, A
         "peak_gb": round(peak, 2),
         "rows": read_results(out / "results.jsonl"),
     }
-
-
-def mean_of_groups(rows: list[dict[str, Any]], method: str) -> float:
-    """The mean over groups of the accuracy, and over seeds."""
-    own = [row for row in rows if row["method"] == method]
-    return float(np.mean([np.mean([g["accuracy"] for g in row["groups"].values() if g["n"]]) for row in own]))
 
 
 def table(given: argparse.Namespace) -> None:

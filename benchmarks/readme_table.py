@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from rows import mean_of_groups
+
+from cfaug.judge.accuracy import read_results
+from cfaug.judge.tables import summarise
 
 RESULTS = Path(__file__).resolve().parent / "results"
 METHODS = {
@@ -34,28 +37,23 @@ def summed(found: Sequence[Mapping[str, Any]]) -> Figures:
     return {row["method"]: (row["worst_group"][0], row["mean_of_groups"]) for row in found if "method" in row}
 
 
-def of_seeds(found: Sequence[Mapping[str, Any]], groups: bool = False) -> Figures:
-    """Method -> (worst group, average, or with ``groups`` their mean), means over seeds."""
-    made: Figures = {}
-    for method in dict.fromkeys(row["method"] for row in found):
-        own = [row for row in found if row["method"] == method]
-        worst = np.mean([row["worst_group_accuracy"] for row in own])
-        means = [np.mean([g["accuracy"] for g in row["groups"].values() if g["n"]]) for row in own]
-        made[method] = (float(worst), float(np.mean(means if groups else [row["average_accuracy"] for row in own])))
-    return made
+def of_seeds(name: str) -> Figures:
+    """Method -> (worst group, average) of a run's own rows, means over seeds."""
+    return {item.method: (item.worst[0], item.average[0]) for item in summarise(read_results(RESULTS / name))}
 
 
 def columns() -> dict[str, Figures]:
     """Heading -> figures."""
-    garments = of_seeds(rows("garments.jsonl"), groups=True)
+    own = read_results(RESULTS / "garments.jsonl")
+    garments = {item.method: (item.worst[0], mean_of_groups(own, item.method)) for item in summarise(own)}
     return {
         "garments on scenes": {**summed(rows("gate.jsonl", what="compare", masks="given", gate="on")), **garments},
         "x-rays with a marker": {
             **summed(rows("photos.jsonl", data="xray_marker")),
             **summed(rows("layers.jsonl", what="xray_marker")),
         },
-        "demo's digits, 8 px": of_seeds(rows("demo.jsonl")),
-        "Double-colored MNIST": of_seeds(rows("double_colored_mnist.jsonl")),
+        "demo's digits, 8 px": of_seeds("demo.jsonl"),
+        "Double-colored MNIST": of_seeds("double_colored_mnist.jsonl"),
     }
 
 

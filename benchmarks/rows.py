@@ -8,12 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 def record(path: Path, found: Mapping[str, Any], **about: Any) -> None:
     """Append ``found`` and what is ``about`` it (command, machine, ...) to ``path`` as it comes, and print ``found``."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({**found, **about}) + "\n")
     print(json.dumps(found), flush=True)
+
+
+def mean_of_groups(rows: list[dict[str, Any]], method: str) -> float:
+    """The mean over groups of the accuracy, and over seeds."""
+    own = [row for row in rows if row["method"] == method]
+    return float(np.mean([np.mean([g["accuracy"] for g in row["groups"].values() if g["n"]]) for row in own]))
 
 
 def forget(path: Path, command: str) -> None:

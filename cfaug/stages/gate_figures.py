@@ -101,8 +101,8 @@ def acceptance_notes(figures: Mapping[str, Any], gate: Mapping[str, Any] | None)
     rates = {cell: kept / asked for cell, (kept, asked) in counted["cells"].items() if asked}
     if rates:
         low, high = min(rates, key=lambda cell: rates[cell]), max(rates, key=lambda cell: rates[cell])
-    if rates and rates[low] < rates[high]:
-        notes[0] += f" The least in {low} ({percent(rates[low])}), the most in {high} ({percent(rates[high])})."
+        if rates[low] < rates[high]:
+            notes[0] += f" The least in {low} ({percent(rates[low])}), the most in {high} ({percent(rates[high])})."
     dependent = [name for name, p in counted["dependence"].items() if p is not None and p < LEAST_P]
     if dependent:
         notes.append(

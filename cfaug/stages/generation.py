@@ -41,10 +41,12 @@ def generate(run: Run) -> GenerateReport:
     """Write the shards that are missing; whatever cannot be is refused before anything is fitted."""
     config, out = run.recipe.generate, run.out
     refuse_without_import(run)
-    needed = ("model/model.json", f"plan/{PLAN_HEADER}", *(("gate/gate.json",) if gate_is_on(run.recipe) else ()))
+    needed, said = ["model/model.json", f"plan/{PLAN_HEADER}"], "a model"
+    if gate_is_on(run.recipe):
+        needed, said = [*needed, "gate/gate.json"], "a model with its gate"
     if run.sharing and not all((out / name).exists() for name in needed):
         raise UsageError(
-            f"expected a model{' with its gate' * gate_is_on(run.recipe)} and a plan in {out} before several processes share the work; run "
+            f"expected {said} and a plan in {out} before several processes share the work; run "
             f"`cfaug plan RECIPE.yaml --out {out}` and `cfaug fit RECIPE.yaml --out {out}` first"
         )
     check_generation(run.recipe, run.inputs)

@@ -170,12 +170,12 @@ def column_schema(
     columns = [str(column) for column in whole.columns if column != "split"]
     for name in names:
         if name not in columns:
-            by_graph = name in attributes and name not in (target, *spurious, *kinds, *values)
-            hidden = (
-                "; the graph names it, and a cause that no column has is written a <-> b, between what it causes"
-                * by_graph
-            )
-            raise UsageError(f"{where}: expected a column {name!r}; {near(name, columns)}{hidden}")
+            cure = near(name, columns)
+            if name in attributes and name not in (target, *spurious, *kinds, *values):
+                cure += (
+                    "; the graph names it, and a cause that no column has is written a <-> b, between what it causes"
+                )
+            raise UsageError(f"{where}: expected a column {name!r}; {cure}")
     declared = [Attribute(n, kinds.get(n, "categorical"), tuple(values[n]) if n in values else None) for n in names]
     train = whole[whole["split"] == "train"]
     if train.empty:
