@@ -11,7 +11,7 @@ import pandas as pd
 
 from cfaug.errors import listed
 from cfaug.judge.charts import Chart, Line
-from cfaug.judge.report import percent
+from cfaug.judge.sentences import percent
 from cfaug.offline import PlanRow, ShardReader
 from cfaug.stages.checked_inputs import Inputs
 

@@ -14,7 +14,8 @@ from cfaug.data import AttributeDataset
 from cfaug.decode.layered.mask_quality import quality
 from cfaug.decode.layered.mask_sources import GrabCut, Heat, mask_source
 from cfaug.decode.layered.masked import MaskedDataset
-from cfaug.judge.report import Example, percent
+from cfaug.judge.report import Example
+from cfaug.judge.sentences import percent
 from cfaug.stages.attribution import Attributed
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.image_mechanism import needs_masks

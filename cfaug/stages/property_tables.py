@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import product
 from typing import Any
 
-from cfaug.judge.report import Axiom, LossTable, percent
+from cfaug.judge.report import Axiom, LossTable
+from cfaug.judge.sentences import percent
 
 
 def axioms(figures: dict[str, Any]) -> list[Axiom]:

@@ -17,7 +17,8 @@ from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel, ImportedDecoder
 from cfaug.errors import CfaugError, listed
 from cfaug.judge.advice import Advice, advise
-from cfaug.judge.report import ReportData, percent, write_report
+from cfaug.judge.report import ReportData, write_report
+from cfaug.judge.sentences import percent
 from cfaug.offline import ShardReader
 from cfaug.offline.progress import read_stats
 from cfaug.stages.audit_report import audit_section

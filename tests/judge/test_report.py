@@ -23,7 +23,8 @@ from cfaug.errors import CfaugError, UsageError
 from cfaug.judge import format_table, summarise
 from cfaug.judge.advice import Advice
 from cfaug.judge.charts import group_chart, scale_colour
-from cfaug.judge.report import MOST_TESTS, ReportData, headline, percent, render_report, verdict, write_report
+from cfaug.judge.report import MOST_TESTS, ReportData, render_report, write_report
+from cfaug.judge.sentences import headline, percent, verdict
 from cfaug.judge.tables import beside
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -15,7 +15,7 @@ from helpers.tiny_run import call, folder_recipe
 from cfaug.causal import do
 from cfaug.data import ArrayDataset, Attribute, Schema
 from cfaug.decode import CounterfactualModel
-from cfaug.judge.report import percent
+from cfaug.judge.sentences import percent
 from cfaug.offline import Plan, ShardReader, verify
 from cfaug.stages.generated_sets import exchanged_acts
 
