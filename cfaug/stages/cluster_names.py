@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cfaug.data import AttributeDataset
-from cfaug.stages.gate_text import TextReader, text_scores
+from cfaug.decode.text_image import TextImageModel
+from cfaug.stages.gate_text import TextReader
 
 WORDS = (
     "water", "the sea", "a beach", "sand", "a forest", "grass", "a field", "flowers", "mountains", "rocks", "snow", "the sky", "clouds",
@@ -46,11 +47,11 @@ def name_clusters(
     """
     rng = np.random.default_rng(29)
     cells = [(int(y), int(c)) for y, c in np.unique(np.stack([labels, clusters], 1), axis=0)]
-    reader = TextReader(directory, tuple(f"a photo of {word}" for word in words))
+    reader = TextReader(TextImageModel(directory), tuple(f"a photo of {word}" for word in words))
     said = {}
     for y, c in cells:
         rows = rng.permutation(np.flatnonzero((labels == y) & (clusters == c)))[:most]
-        said[y, c] = text_scores(reader, dataset, rows.tolist())
+        said[y, c] = reader.of_rows(dataset, rows.tolist())
     found = {}
     for y, c in cells:
         rest = [scores for (label, other), scores in said.items() if label == y and other != c]

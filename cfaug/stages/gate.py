@@ -21,6 +21,7 @@ from cfaug.config import Recipe
 from cfaug.data.files import replace_file
 from cfaug.decode import CounterfactualModel, save_decoder
 from cfaug.decode.layered.mask_gate import ObjectFound
+from cfaug.decode.text_image import TextImageModel
 from cfaug.errors import UsageError, near
 from cfaug.offline.criteria import NoTrace, Original, Plausible, Shown, Unchanged
 from cfaug.offline.gate import CriteriaGate, Criterion
@@ -38,7 +39,7 @@ from cfaug.stages.gate_readers import (
     fold_count,
     learn_readers,
 )
-from cfaug.stages.gate_text import MatchesText, MovesAsText, check_texts, text_digest, text_readers
+from cfaug.stages.gate_text import MatchesText, MovesAsText, check_texts, text_readers
 from cfaug.stages.gate_thresholds import asked_of, exchanged, measured, regions_of
 from cfaug.stages.image_mechanism import needs_masks
 from cfaug.train.features import FeatureStore
@@ -99,7 +100,7 @@ def make_gate(
     store = feature_store(recipe, inputs, out / "features", progress) if recipe.train.weights else None
     identity = {
         "format": 2,
-        "data": inputs.digest, "gate": recipe.identity()["gate"], "text": text_digest(recipe), "seed": recipe.seed, "model": model.digest,
+        "data": inputs.digest, "gate": recipe.identity()["gate"], "text": recipe.gate.clip and TextImageModel(recipe.gate.clip).digest, "seed": recipe.seed, "model": model.digest,
         "net": "small_cnn" if store is None else store.digest,
     }  # fmt: skip
     place = out / "gate"

@@ -1,61 +1,47 @@
-"""A reader that was never trained on these images: how well an image goes with a text, by a local model of the kind of CLIP.
+"""The gate's questions to a text-image model that was never trained on these images (:mod:`cfaug.decode.text_image`).
 
-    text        log p(value | image) = log softmax_v  s cos(image, text_v)     Radford et al. (2021); s is the model's own temperature
-    direction   cos(image' - image, text_v' - text_v)                          StyleGAN-NADA (Gal et al., 2022), CF-CLIP (Yu et al., 2022)
-
-It knows nothing of the data's confounding, and of medical or technical images little else; its threshold is, as those of all readers, a
-quantile of what real images score. Needs the package transformers; nothing is downloaded.
+Its threshold is, as those of all readers, a quantile of what real images score.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 
 from cfaug.config import Recipe
 from cfaug.data import AttributeDataset, Schema
-from cfaug.data.files import expand
-from cfaug.data.images import as_rgb
-from cfaug.errors import UsageError, near, one_line
+from cfaug.data.images import Pixels
+from cfaug.decode.text_image import BATCH, TextImageModel
+from cfaug.errors import UsageError, near
 from cfaug.offline.criteria import Shown
 from cfaug.offline.gate import Candidates, Floats
-
-BATCH = 64
 
 
 @dataclass(frozen=True, eq=False)
 class TextReader:
-    """Log-probabilities (B, K) of K texts, by the model in ``directory``."""
+    """Log-probabilities (B, K) of K texts, by ``model``."""
 
-    directory: str
+    model: TextImageModel
     texts: tuple[str, ...]
 
     def __call__(self, seen: Candidates) -> Floats:
-        return self.of_images(seen.images)
+        return self.model.log_probabilities(seen.images, self.texts)
 
-    def of_images(self, images: Sequence[Any]) -> Floats:
-        """(N, K) of uint8 images (H, W, C)."""
-        return np.concatenate([one.logits_per_image.double().log_softmax(1).numpy() for one in self._said(images)])
+    def of_rows(self, dataset: AttributeDataset, rows: Sequence[int]) -> Floats:
+        """(len(rows), K) of the images of a data set, which are decoded a batch at a time."""
+        parts = [
+            self.model.log_probabilities([dataset.image(int(i)) for i in rows[start : start + BATCH]], self.texts)
+            for start in range(0, len(rows), BATCH)
+        ]
+        return np.concatenate(parts)
 
-    def embedded(self, images: Sequence[Any]) -> tuple[Floats, Floats]:
-        """Embeddings of images (N, D) and of the texts (K, D), of length 1."""
-        said = list(self._said(images))
-        return np.concatenate([one.image_embeds.double().numpy() for one in said]), said[0].text_embeds.double().numpy()
-
-    def _said(self, images: Sequence[Any]) -> Iterator[Any]:
-        model, tokens, pixels = _loaded(self.directory)
-        said = tokens(list(self.texts), padding=True, return_tensors="pt")
-        with torch.inference_mode():
-            for start in range(0, len(images), BATCH):
-                batch = pixels(images=[as_rgb(image) for image in images[start : start + BATCH]], return_tensors="pt")
-                yield model(**said, **batch)
+    def directions(
+        self, made: Sequence[Pixels], sources: Sequence[Pixels], new: Sequence[int], old: Sequence[int]
+    ) -> Floats:
+        """(N,) cosines between the moves of images and those of the texts of their values, which are given by number."""
+        return self.model.directions(made, sources, [self.texts[i] for i in new], [self.texts[i] for i in old])
 
 
 class MatchesText(Shown):
@@ -91,22 +77,10 @@ class MovesAsText:
         pairs = [(one["factual"].get(self.attribute), one["do"].get(self.attribute)) for one in seen.records]
         rows = [i for i, (old, new) in enumerate(pairs) if old is not None and new is not None and old != new]
         if rows:
-            before, after = zip(
-                *((self.values.index(str(pairs[i][0])), self.values.index(str(pairs[i][1]))) for i in rows)
-            )
+            old, new = zip(*((self.values.index(str(pairs[i][0])), self.values.index(str(pairs[i][1]))) for i in rows))
             images = [seen.images[i] for i in rows], [seen.pixels[i] for i in rows]
-            found[rows] = directions(self.read, *images, before, after) - self.least
+            found[rows] = self.read.directions(*images, new, old) - self.least
         return found
-
-
-def directions(
-    reader: TextReader, images: Sequence[Any], sources: Sequence[Any], before: Sequence[int], after: Sequence[int]
-) -> Floats:
-    """(N,) cosines between the moves of images and of the texts of their values."""
-    (made, texts), (from_, _) = reader.embedded(images), reader.embedded(sources)
-    moved, said = made - from_, texts[list(after)] - texts[list(before)]
-    lengths = np.linalg.norm(moved, axis=1) * np.linalg.norm(said, axis=1)
-    return np.asarray((moved * said).sum(1) / np.maximum(lengths, 1e-12))
 
 
 def texts_of(recipe: Recipe, schema: Schema, name: str) -> tuple[str, ...]:
@@ -119,24 +93,8 @@ def text_readers(recipe: Recipe, schema: Schema, names: Sequence[str]) -> dict[s
     """A reader of each categorical attribute among ``names``; none without ``gate.clip``."""
     if recipe.gate.clip is None:
         return {}
-    place = str(expand(recipe.gate.clip))
-    return {n: TextReader(place, texts_of(recipe, schema, n)) for n in names if schema[n].kind == "categorical"}
-
-
-def text_scores(reader: TextReader, train: AttributeDataset, rows: Sequence[int]) -> Floats:
-    """(len(rows), K) of training images, which are decoded a batch at a time."""
-    parts = [
-        reader.of_images([train.image(int(i)) for i in rows[start : start + BATCH]])
-        for start in range(0, len(rows), BATCH)
-    ]
-    return np.concatenate(parts)
-
-
-def text_digest(recipe: Recipe) -> str | None:
-    """sha256 (hex) of the model's weights; None without one."""
-    if recipe.gate.clip is None:
-        return None
-    return hashlib.sha256((expand(recipe.gate.clip) / "model.safetensors").read_bytes()).hexdigest()
+    model = TextImageModel(recipe.gate.clip)
+    return {n: TextReader(model, texts_of(recipe, schema, n)) for n in names if schema[n].kind == "categorical"}
 
 
 def check_texts(recipe: Recipe, schema: Schema) -> None:
@@ -150,34 +108,4 @@ def check_texts(recipe: Recipe, schema: Schema) -> None:
                     f"gate.texts.{name}: expected values of {name}, got {value!r}; {near(value, schema[name].categories)}"
                 )
     if recipe.gate.clip is not None:
-        check_model(recipe)
-
-
-def check_model(recipe: Recipe) -> None:
-    """UsageError unless ``gate.clip`` can be opened."""
-    if recipe.gate.clip is None or not (expand(recipe.gate.clip) / "model.safetensors").is_file():
-        raise UsageError(
-            f"gate.clip: expected a directory that transformers has saved a CLIP model in, with model.safetensors, got {recipe.gate.clip}; "
-            "name one, or remove the line"
-        )
-    _loaded(str(expand(recipe.gate.clip)))
-
-
-@cache
-def _loaded(directory: str) -> tuple[Any, Any, Any]:
-    try:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-    except ImportError:
-        raise UsageError(
-            'gate.clip needs the package transformers, which is not installed; pip install "cfaug[clip]"'
-        ) from None
-    try:
-        model = CLIPModel.from_pretrained(directory, local_files_only=True, use_safetensors=True).eval()
-        tokens = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        pixels = AutoImageProcessor.from_pretrained(directory, local_files_only=True)
-    except Exception as error:  # transformers raises its own, of many kinds
-        raise UsageError(
-            f"gate.clip: expected a CLIP model with its tokenizer and image processor in {Path(directory).name}, got something else "
-            f"({one_line(error, 120)}); save them there with save_pretrained"
-        ) from None
-    return model, tokens, pixels
+        TextImageModel(recipe.gate.clip).check()

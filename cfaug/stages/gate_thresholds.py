@@ -15,11 +15,12 @@ import pandas as pd
 from cfaug.causal import do
 from cfaug.config import Recipe
 from cfaug.decode import CounterfactualModel, FunctionalDecoder, LayeredDecoder, PretrainedDecoder
+from cfaug.decode.text_image import BATCH
 from cfaug.errors import listed
 from cfaug.offline.criteria import Boxes, Unchanged, correlation, threshold
 from cfaug.stages.checked_inputs import Inputs
 from cfaug.stages.gate_readers import Learned, fold_count, folds_of
-from cfaug.stages.gate_text import BATCH, TextReader, directions, text_readers, text_scores
+from cfaug.stages.gate_text import TextReader, text_readers
 from cfaug.stages.generated_sets import make_pool
 from cfaug.stages.image_mechanism import mechanisms_of
 from cfaug.train.method_data import group_codes
@@ -136,7 +137,7 @@ def _text_thresholds(recipe: Recipe, inputs: Inputs, name: str, reader: TextRead
     known = np.flatnonzero(inputs.train.table[name].notna().to_numpy())
     rows = np.sort(np.random.default_rng([recipe.seed, 17]).permutation(known)[:_PAIRS])
     codes = np.asarray(inputs.schema.index(name, inputs.train.table[name].iloc[rows]))
-    said, weights = text_scores(reader, inputs.train, rows.tolist()), _balanced(inputs, [name])[rows]
+    said, weights = reader.of_rows(inputs.train, rows.tolist()), _balanced(inputs, [name])[rows]
     return {
         value: threshold(said[codes == code, code], weights[codes == code], share)
         for code, value in enumerate(inputs.schema[name].categories)
@@ -160,12 +161,11 @@ def _direction(recipe: Recipe, inputs: Inputs, name: str, reader: TextReader, sh
         return -1.0
     before, after = (inputs.schema.index(name, table[name].iloc[list(side)]).tolist() for side in zip(*pairs))
     found = [
-        directions(
-            reader,
+        reader.directions(
             [train.image(b) for _, b in some],
             [train.image(a) for a, _ in some],
-            before[i : i + BATCH],
             after[i : i + BATCH],
+            before[i : i + BATCH],
         )
         for i, some in ((i, pairs[i : i + BATCH]) for i in range(0, len(pairs), BATCH))
     ]

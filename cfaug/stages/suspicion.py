@@ -29,6 +29,7 @@ from cfaug.data import AttributeDataset, open_source
 from cfaug.data.files import expand, replace_file
 from cfaug.data.images import as_rgb
 from cfaug.data.sources.folder import read_metadata
+from cfaug.decode.text_image import TextImageModel
 from cfaug.errors import DataError
 from cfaug.judge.properties import (
     Clusters,
@@ -40,7 +41,6 @@ from cfaug.judge.properties import (
     suspicions,
 )
 from cfaug.stages.cluster_names import name_clusters
-from cfaug.stages.gate_text import check_model
 from cfaug.train.features import FeatureStore
 from cfaug.train.models import build_model
 
@@ -120,7 +120,7 @@ def suspect(recipe: Recipe, out: Path, progress: bool = False) -> Suspects:
             )
         )
     if recipe.gate.clip is not None:
-        check_model(recipe)
+        TextImageModel(recipe.gate.clip).check()
     train, classes = opened[0], [str(name) for name in opened[0].schema[target].categories]
     labels = [np.asarray(one.schema.index(target, one.table[target]), dtype=np.int64) for one in opened]
     if min(np.bincount(labels[0], minlength=len(classes))) < 10:
@@ -137,7 +137,7 @@ def suspect(recipe: Recipe, out: Path, progress: bool = False) -> Suspects:
         if max(clusters.stability) >= LEAST_STABLE:
             columns["cluster"] = [[str(code + 1) for code in clusters.of(*pair)] for pair in zip(features, labels)]
         if recipe.gate.clip is not None:
-            named = name_clusters(str(expand(recipe.gate.clip)), train, labels[0], clusters.of(features[0], labels[0]))
+            named = name_clusters(recipe.gate.clip, train, labels[0], clusters.of(features[0], labels[0]))
             for (label, code), (word, _) in named.items():
                 names.setdefault(classes[label], {})[str(code + 1)] = word
         columns["error"] = [["wrong" if one else "right" for one in some] for some in wrong]

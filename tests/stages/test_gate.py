@@ -17,6 +17,7 @@ from helpers.wrong_models import Recording, WrongModel
 from cfaug.cli import main
 from cfaug.config import load_recipe
 from cfaug.decode import CounterfactualModel
+from cfaug.decode.text_image import TextImageModel
 from cfaug.offline import Plan, ShardReader
 from cfaug.offline.commit import open_destination
 from cfaug.offline.gate import Candidates
@@ -24,7 +25,6 @@ from cfaug.offline.make_shard import ShardWork
 from cfaug.stages.checked_inputs import open_inputs
 from cfaug.stages.gate import make_gate
 from cfaug.stages.gate_readers import folds_of
-from cfaug.stages.gate_text import TextReader
 from cfaug.stages.masks import with_masks
 from cfaug.stages.verification import regenerate_run
 
@@ -219,9 +219,8 @@ def test_a_local_model_compares_images_with_texts(
     assert [one.name for one in made.criteria] == ["object found", "ground matches its text"]
     reader: Any = made.criteria[1].read  # type: ignore[attr-defined]
     assert reader.texts == ("a photo of dots", "rows")
-    images = [inputs.train.image(i) for i in range(3)]
-    alone = [reader.of_images([image])[0] for image in images]
-    assert np.allclose(reader.of_images(images), alone, atol=1e-5)
+    alone = [reader.of_rows(inputs.train, [i])[0] for i in range(3)]
+    assert np.allclose(reader.of_rows(inputs.train, range(3)), alone, atol=1e-5)
     assert np.allclose(np.exp(alone).sum(1), 1)
 
 
@@ -254,11 +253,14 @@ def test_an_image_moves_as_the_texts_of_its_values_do(
     assert made is not None
     (criterion,) = [one for one in made.criteria if one.name == "ground moves as its text"]
     assert -1 <= criterion.least < 1  # type: ignore[attr-defined]
-    # the first number of an image is where its embedding lies; texts lie at 0 and 1
+    # the first number of an image is where its embedding lies; the text of lines lies at 1, others at 0
     monkeypatch.setattr(
-        TextReader,
+        TextImageModel,
         "embedded",
-        lambda self, images: (np.array([[float(i[0, 0, 0]), 0.0] for i in images]), np.array([[0.0, 0.0], [1.0, 0.0]])),
+        lambda self, images, texts: (
+            np.array([[float(i[0, 0, 0]), 0.0] for i in images]),
+            np.array([[float("lines" in text), 0.0] for text in texts]),
+        ),
     )
     at = {value: np.full((2, 2, 3), value, np.uint8) for value in (3, 4, 5)}
     rows = [
@@ -270,7 +272,5 @@ def test_an_image_moves_as_the_texts_of_its_values_do(
     records: Any = [{"factual": old, "do": new} for old, new in rows]
     seen = Candidates([at[5], at[5], at[5], at[4]], records, None)  # type: ignore[arg-type]
     seen._known["pixels"] = np.stack([at[4]] * 4)
-    values = list(criterion.values)  # type: ignore[attr-defined]
-    sign = 1 if values.index("lines") > values.index("dots") else -1
     found = criterion.margins(seen) + criterion.least  # type: ignore[attr-defined]
-    assert np.array_equal(found, [sign, -sign, np.nan, np.nan], equal_nan=True)
+    assert np.array_equal(found, [1, -1, np.nan, np.nan], equal_nan=True)

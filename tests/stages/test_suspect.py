@@ -115,7 +115,7 @@ def test_a_cluster_is_called_what_its_images_go_with(monkeypatch: pytest.MonkeyP
             said[i] = np.log([0.8, 0.15, 0.05] if row < 10 else [0.8, 0.05, 0.15])
         return said
 
-    monkeypatch.setattr(cluster_names, "text_scores", scores)
+    monkeypatch.setattr(cluster_names.TextReader, "of_rows", scores)
     found = cluster_names.name_clusters("", Two(), labels, clusters, ["a bird", "water", "sand"])  # type: ignore[arg-type]
     assert {cell: word for cell, (word, _) in found.items()} == {(0, 0): "water", (0, 1): "sand"}
     assert found[0, 0][1] == pytest.approx(np.log(3))
