@@ -293,7 +293,8 @@ class Recipe:
         ):
             came = content[group][place]
             content[group][place] = Path(came).name if came else None
-        for group, place in ((content["decoder"]["mask"], "path"), (content["decoder"]["editor"], "pipeline")):
+        editor = content["decoder"]["editor"]
+        for group, place in ((content["decoder"]["mask"], "path"), (editor, "pipeline"), (editor["guide"], "clip")):
             if isinstance(group, dict) and group.get(place):
                 group[place] = Path(str(group[place])).name
         return content

@@ -36,6 +36,22 @@ class AbductionConfig:
     strength: Annotated[Finite, Field(ge=0, le=10)] = 1.0  # times which the text encoder's adapter is subtracted
 
 
+@settings("decoder.editor.guide")
+class GuideConfig:
+    """Several draws of each edit, of which the one is kept whose image moved as its words did (CF-CLIP, Yu et al., 2022)."""
+
+    clip: str | None = None  # a directory that transformers has saved a CLIP model in; it chooses
+    draws: Count = 1  # of each edit, which takes as many times as long
+
+    def __post_init__(self) -> None:
+        """Raise UsageError for draws that nobody chooses from, and for a model with nothing to choose from."""
+        if (self.draws > 1) != (self.clip is not None):
+            raise UsageError(
+                f"decoder.editor.guide: expected clip, which chooses, and at least 2 draws, got clip: {self.clip} and draws: {self.draws}; set both "
+                "or neither"
+            )
+
+
 @settings("decoder.editor")
 class EditorConfig:
     """A pipeline of diffusers that edits images by words (kind: pretrained). Nothing is downloaded, and no code of its directory is run."""
@@ -64,6 +80,7 @@ class EditorConfig:
     )  # further arguments of the pipeline's call, by its names
     lora: LoraConfig = field(default_factory=LoraConfig)
     abduction: AbductionConfig = field(default_factory=AbductionConfig)
+    guide: GuideConfig = field(default_factory=GuideConfig)
 
     def __post_init__(self) -> None:
         """Raise UsageError for a strength of which no step is left."""

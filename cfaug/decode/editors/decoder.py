@@ -28,7 +28,7 @@ from cfaug.data.files import expand, replace_file
 from cfaug.data.images import Pixels
 from cfaug.data.micro_batch import Sources
 from cfaug.decode import save_decoder
-from cfaug.decode.editors import adapters, open_pipeline
+from cfaug.decode.editors import adapters, guidance, open_pipeline
 from cfaug.decode.editors.backends import CLASSES, Traits
 from cfaug.decode.editors.passes import EditNoise, Passes
 from cfaug.decode.editors.words import Words
@@ -36,7 +36,7 @@ from cfaug.decode.layered.layers import check_layers
 from cfaug.decode.mechanism import Capabilities, differing
 from cfaug.decode.pixel_mechanism import PixelMechanism, as_images
 from cfaug.decoder_config import DecoderConfig
-from cfaug.editor_config import EditorConfig
+from cfaug.editor_config import EditorConfig, GuideConfig
 from cfaug.errors import ShardError, UsageError, lacks_memory
 
 PLACE = "editor.json"
@@ -76,7 +76,9 @@ class PretrainedDecoder(PixelMechanism):
             )
         if self.editor.lora.steps or self.editor.abduction.steps:
             adapters.check_class(self.pipeline_class)
+        guidance.check(self.editor.guide, self.traits, self.pipeline_class)
         self._files: open_pipeline.Files = {}
+        self._chooser: str | None = None
         self._lora: dict[str, torch.Tensor] = {}
 
     @property
@@ -130,6 +132,7 @@ class PretrainedDecoder(PixelMechanism):
         """
         self._fit_schema(dataset)
         self._files = open_pipeline.hashed(self.place, self._files)
+        self._chooser = guidance.digest(self.editor.guide)
         if self.editor.lora.steps:
             size = open_pipeline.size_of(dataset.image(0).shape[:2], self.editor, self.multiple, self.traits.least)
             self._lora, self.report = adapters.train(
@@ -142,7 +145,9 @@ class PretrainedDecoder(PixelMechanism):
         open_pipeline.size_of(size, self.editor, self.multiple, self.traits.least)
         said = [name for name in changed if name in self.parents]
         self.words.check(said)
-        open_pipeline.check_length(self.place, self.words.longest(said))
+        folders = [self.place / "tokenizer", *([expand(self.editor.guide.clip)] if self.editor.guide.clip else [])]
+        for folder in folders:
+            open_pipeline.check_length(folder, self.words.longest(said))
 
     # -- abduction and prediction ----------------------------------------------------------------------------------
 
@@ -222,11 +227,14 @@ class PretrainedDecoder(PixelMechanism):
     def _description(self) -> dict[str, Any]:
         if not self._files:
             raise UsageError("expected a fitted decoder, got one that was not; call fit(dataset) first")
+        editor = {**dataclasses.asdict(self.editor), "pipeline": None}
+        guide = {**editor.pop("guide"), "clip": self._chooser}
         return {
             "format": save_decoder.FORMAT,
             "kind": self.kind,
             "class": self.pipeline_class,
-            "editor": {**dataclasses.asdict(self.editor), "pipeline": None},
+            "editor": editor,
+            **({"guide": guide} if self._chooser else {}),
             "layers": self.config.layers,
             "schema": self.schema.to_json(),
             "parents": list(self.parents),
@@ -237,7 +245,9 @@ class PretrainedDecoder(PixelMechanism):
         """Write ``decoder.json`` (settings and sums), ``decoder.safetensors`` (adapters), and ``editor.json`` (where the pipeline is)."""
         directory = expand(directory)
         save_decoder.save(directory, self._description(), self._lora, self.report)
-        here = {"pipeline": str(self.place.absolute()), "files": self._files}
+        here: dict[str, Any] = {"pipeline": str(self.place.absolute()), "files": self._files}
+        if self.editor.guide.clip is not None:
+            here["clip"] = str(expand(self.editor.guide.clip).absolute())
         replace_file(directory / PLACE, json.dumps(here, indent=1, sort_keys=True).encode())
 
     @classmethod
@@ -258,11 +268,18 @@ class PretrainedDecoder(PixelMechanism):
             raise UsageError(
                 f"{expand(directory) / PLACE}: expected the pipeline's directory, got {place}, which is not there; correct the path in it"
             )
-        editor = EditorConfig(**{**content["editor"], "pipeline": place})
+        guide = {**content["guide"], "clip": here.get("clip")} if "guide" in content else {}
+        editor = EditorConfig(**{**content["editor"], "pipeline": place, "guide": GuideConfig(**guide)})
         config = DecoderConfig(kind="pretrained", layers=content["layers"], editor=editor, device=device)
         decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
         decoder._files = open_pipeline.hashed(decoder.place, here.get("files", {}))
         decoder._lora, decoder.report = weights, report
+        decoder._chooser = guidance.digest(editor.guide)
+        if decoder._chooser != content.get("guide", {}).get("clip"):
+            raise ShardError(
+                f"{editor.guide.clip}: expected the CLIP model that chose when the model was made, got another; put the old file back, or run "
+                "`cfaug fit` again with --overwrite"
+            )
         found = {name: digest for name, (_, _, digest) in decoder._files.items()}
         if found != content["files"]:
             name = next(

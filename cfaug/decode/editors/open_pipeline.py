@@ -159,11 +159,10 @@ def hashed(place: Path, known: Mapping[str, Any]) -> Files:
     return found
 
 
-def check_length(place: Path, prompt: str) -> None:
-    """UsageError where the tokenizer would cut the prompt, with what would be lost."""
+def check_length(folder: Path, prompt: str) -> None:
+    """UsageError where the tokenizer in ``folder`` would cut the prompt, with what would be lost; a pipeline may have none."""
     from transformers import AutoTokenizer
 
-    folder = place / "tokenizer"
     if not folder.is_dir():
         return
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)

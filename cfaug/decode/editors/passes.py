@@ -14,7 +14,7 @@ from PIL import Image
 
 from cfaug.data.images import Pixels, as_grey, to_float
 from cfaug.decode.diffusion.training import seed_of
-from cfaug.decode.editors import adapters, backends, open_pipeline
+from cfaug.decode.editors import adapters, backends, guidance, open_pipeline
 from cfaug.decode.editors.backends import Edit, Traits
 from cfaug.decode.layered.layers import LAYERS
 from cfaug.editor_config import EditorConfig
@@ -47,8 +47,7 @@ class Passes:
     ) -> dict[int, Pixels]:  # fmt: skip
         """The rows' images, edited layer by layer: what one pass draws, the next one sees, and the outline between them stays."""
         found = {i: noise.images[i] for i in rows}
-        abducting = self.editor.abduction.steps > 0
-        step = self.editor.batch if self.traits.batches and not abducting else 1
+        step = self.editor.batch if self.traits.batches and not self.editor.abduction.steps else 1
         for layer in LAYERS:
             own = {i: [name for name in changed[i] if self.layers.get(name, LAYERS[0]) == layer] for i in rows}
             left = [i for i in rows if own[i]]
@@ -62,14 +61,16 @@ class Passes:
                     )
                     for i, region in zip(some, regions)
                 ]  # fmt: skip
-                if abducting:
-                    made = adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
-                else:
-                    made = backends.run(self.pipe, self.traits, edits, self.editor)
+                made = guidance.best_of(self._drawn, edits, self.editor.guide)
                 for i, region, image in zip(some, regions, made):
                     drawn = _as_source(np.round(image.clip(0, 1) * 255).astype(np.uint8), noise.images[i])
                     found[i] = _pasted(found[i], drawn, region)
         return found
+
+    def _drawn(self, edits: Sequence[Edit]) -> backends.Floats:
+        if self.editor.abduction.steps:
+            return adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
+        return backends.run(self.pipe, self.traits, edits, self.editor)
 
     def round_trips(self, noise: EditNoise, rows: Sequence[int], size: tuple[int, int]) -> dict[int, Pixels]:
         found = {}
