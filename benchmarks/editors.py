@@ -2,6 +2,7 @@
 
     python benchmarks/editors.py train OUT --data DIR        an in-painting pipeline of Stable Diffusion's class, half an hour on a core
     python benchmarks/editors.py toy OUT --data DIR          `cfaug run` with it: the table, and the gap to the oracle that is closed
+    python benchmarks/editors.py train-garments OUT --data DIR     the same of photographs, at 64 px; `garments OUT --weights FILE` is its table
     python benchmarks/editors.py overhead OUT --data DIR     `cfaug generate` beside a bare loop of the same calls, and the gain of batches
     python benchmarks/editors.py abduction OUT --data DIR    the doubly abductive scheme beside plain inversion: fidelity and editability
 
@@ -16,30 +17,25 @@ import dataclasses
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from layers import textured_folder
-from PIL import Image
 from rows import cpu, mean_of_groups, record
-from torch.nn import functional as F
-from torchvision.transforms.functional import to_tensor
 
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1] / "tests")]
 
-from helpers import tiny_pipelines as tiny  # noqa: E402
+from train_editor import Task, train  # noqa: E402
 
 from cfaug.config import load_recipe  # noqa: E402
-from cfaug.data import FolderDataset, load_images  # noqa: E402
+from cfaug.data import load_images  # noqa: E402
 from cfaug.data.images import to_float, to_uint8  # noqa: E402
 from cfaug.data.micro_batch import Sources  # noqa: E402
 from cfaug.decode import CounterfactualModel  # noqa: E402
 from cfaug.decode.editors import backends  # noqa: E402
-from cfaug.decode.editors.open_pipeline import resized  # noqa: E402
 from cfaug.editor_config import AbductionConfig  # noqa: E402
 from cfaug.judge.accuracy import read_results  # noqa: E402
 from cfaug.judge.tables import summarise  # noqa: E402
@@ -51,7 +47,6 @@ from cfaug.train import TensorImages, TrainSettings, train_classifier  # noqa: E
 
 RESULTS, RECIPES = HERE.parent / "results" / "editors.jsonl", HERE.parents[1] / "recipes"
 TEMPLATE = "a {colour} digit on {ground}"
-STEPS, BATCH, SIDE = {"autoencoder": 1000, "unet": 2500, "rare pairs": 1000}, 32, 32
 
 
 def folders(given: argparse.Namespace) -> tuple[Path, Path]:
@@ -60,127 +55,24 @@ def folders(given: argparse.Namespace) -> tuple[Path, Path]:
     )
 
 
-def train(given: argparse.Namespace, name: str = "StableDiffusionInpaintPipeline") -> None:
-    """Autoencoder, then U-Net and text encoder together, from scratch on the confounded training images, at the size that edits are made in."""
-    import diffusers
-    from transformers import CLIPTextConfig, CLIPTextModel
-
+def train_toy(given: argparse.Namespace) -> None:
     root, _ = folders(given)
-    data = FolderDataset(root, "train", "digit", ["colour", "ground"], masks="mask")
-    images = torch.stack([to_tensor(resized(data.image(i), (SIDE, SIDE))) for i in range(len(data))]) * 2 - 1
-    masks = [Image.fromarray(data.mask(i)).resize((SIDE, SIDE), Image.Resampling.NEAREST) for i in range(len(data))]
-    inside = torch.stack([to_tensor(mask) for mask in masks]) > 0.5
-    prompts = [TEMPLATE.format(colour=c, ground=g) for c, g in zip(data.table["colour"], data.table["ground"])]
-    torch.manual_seed(0)
-    tokenizer = tiny._clip_tokenizer()
-    tokenizer.model_max_length = 12
-    tokenizer.add_tokens(
-        sorted({word for prompt in prompts for word in prompt.split()})
-    )  # a word is a token, not spelled
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=12, pad_token_id=1, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-        )
-    )  # fmt: skip
-    vae = diffusers.AutoencoderKL(
-        **{**tiny.AUTOENCODER, "block_out_channels": (16, 32), "sample_size": SIDE}, latent_channels=4
+    task = Task(
+        root,
+        "digit",
+        ("colour", "ground"),
+        ("colour", "ground"),
+        TEMPLATE,
+        32,
+        (16, 32),
+        (0.35, 0.55, 0.1),
+        (1000, 2500, 1000),
     )
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=SIDE // 2, in_channels=9, out_channels=4, layers_per_block=1, block_out_channels=(48, 96), norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=64, attention_head_dim=4,
-    )  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(
-        num_train_timesteps=1000, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False
-    )
-    began = time.monotonic()
-
-    usual = data.table.groupby(["colour", "ground"]).ngroup()
-    common = torch.from_numpy((usual.map(usual.value_counts()) > len(data) / 50).to_numpy())
-
-    def phase(name: str, nets: Sequence[Any], loss: Any, rate: float, rare: bool = False) -> None:
-        """Train, unless it was trained before; ``rare``: half of each batch are images whose ground does not go with their colour."""
-        kept = given.out / f"{name.replace(' ', '_')}.pt"
-        if kept.exists():
-            for net, state in zip(nets, torch.load(kept, weights_only=True)):
-                net.load_state_dict(state)
-        else:
-            chance = torch.where(common, 1 / common.sum(), 1 / (~common).sum()) if rare else torch.ones(len(data))
-            steps(nets, STEPS[name], loss, rate, chance)
-            torch.save([net.state_dict() for net in nets], kept)
-        for net in nets:
-            net.eval().requires_grad_(False)
-
-    def steps(nets: Sequence[Any], count: int, loss: Any, rate: float, chance: torch.Tensor) -> None:
-        for net in nets:
-            net.train().requires_grad_(True)
-        weights = [weight for net in nets for weight in net.parameters()]
-        average = diffusers.training_utils.EMAModel(weights, decay=0.995)
-        optimiser = torch.optim.AdamW(weights, lr=rate)
-        annealed = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=count)
-        for step in range(count):
-            value = loss(torch.multinomial(chance, BATCH, replacement=True))
-            optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            optimiser.step()
-            annealed.step()
-            average.step(weights)
-            if step % 100 == 0:
-                print(step, round(float(value.detach()), 4), round(time.monotonic() - began), flush=True)
-        average.copy_to(weights)
-
-    def rebuilt(rows: torch.Tensor) -> torch.Tensor:
-        posterior = vae.encode(images[rows]).latent_dist
-        found: torch.Tensor = (
-            vae.decode(posterior.sample()).sample - images[rows]
-        ).abs().mean() + 1e-4 * posterior.kl().mean() / 784
-        return found
-
-    phase("autoencoder", [vae], rebuilt, 3e-3)
-    regions = [inside, ~inside, torch.ones_like(inside)]
-
-    def encoded(some: torch.Tensor) -> torch.Tensor:
-        return torch.cat([vae.encode(part).latent_dist.mode() for part in some.split(500)])
-
-    with torch.no_grad():
-        latents = encoded(images)
-        scale = float(1 / latents.std())
-        vae.register_to_config(scaling_factor=scale)
-        latents = latents * scale
-        left = torch.stack([encoded(images * ~region) * scale for region in regions])
-        small = torch.stack([F.interpolate(region.float(), size=latents.shape[2:]) for region in regions])
-    tokens = torch.cat(
-        [tokenizer([p], padding="max_length", return_tensors="pt")["input_ids"] for p in [*sorted(set(prompts)), ""]]
-    )
-    which = torch.tensor([sorted(set(prompts)).index(prompt) for prompt in prompts])
-
-    def noise(rows: torch.Tensor) -> torch.Tensor:
-        kind = torch.multinomial(torch.tensor([0.35, 0.55, 0.1]), len(rows), replacement=True)
-        times, drawn = torch.randint(0, 1000, (len(rows),)), torch.randn(len(rows), *latents.shape[1:])
-        noisy = scheduler.add_noise(latents[rows], drawn, times)
-        wanted, place = torch.unique(
-            torch.where(torch.rand(len(rows)) < 0.1, len(tokens) - 1, which[rows]), return_inverse=True
-        )
-        context = text(tokens[wanted])[0][place]
-        found: torch.Tensor = F.mse_loss(
-            unet(
-                torch.cat([noisy, small[kind, rows], left[kind, rows]], 1), times, encoder_hidden_states=context
-            ).sample,
-            drawn,
-        )
-        return found
-
-    phase("unet", [unet, text], noise, 1e-3)
-    phase("rare pairs", [unet, text], noise, 5e-4, rare=True)
-    parts = {"vae": vae, "text_encoder": text, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
-    made = getattr(diffusers, name)(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    made.save_pretrained(given.out / "pipeline", safe_serialization=True)
     record(
         RESULTS,
-        {"what": "trained", "seconds": round(time.monotonic() - began)},
+        {"what": "trained", "seconds": round(train(given.out, task))},
         cpu=cpu(),
-        command="python benchmarks/editors.py train OUT",
+        command="python benchmarks/editors.py train OUT --data DIR",
     )
 
 
@@ -194,35 +86,78 @@ def options(given: argparse.Namespace) -> list[str]:
         "--decoder.layers={background: [ground], foreground: [colour]}", "--decoder.mask.from=given", "--decoder.kind=pretrained",
         f"--decoder.editor.pipeline={given.out / 'pipeline'}", f"--decoder.editor.template={TEMPLATE}", "--decoder.editor.steps=6",
         "--decoder.editor.strength=1.0", "--decoder.editor.size=32", "--decoder.editor.guidance=2.0", "--decoder.editor.batch=25", "--generate.batch_size=25",
-        "--generate.samples_per_shard=250", "--generate.workers=0", "--plan.per_image=1", "--gate.enabled=false", "--train.threads=1", "--train.selection=worst_group",
+        "--generate.samples_per_shard=250", "--generate.workers=0", f"--plan.per_image={given.per_image}", "--gate.enabled=false", "--train.threads=1", "--train.selection=worst_group",
         "--train.methods=[erm, group_resampling, counterfactuals_only, cfaug, oracle]", "--train.seeds=[0, 1, 2]",
     ]  # fmt: skip
 
 
+def train_garments(given: argparse.Namespace) -> None:
+    root = given.data / "photos" / "garments"
+    task = Task(
+        root,
+        "garment",
+        ("scene",),
+        ("garment", "scene"),
+        "a photo of {scene}",
+        64,
+        (16, 32, 64),
+        (0.0, 0.9, 0.1),
+        (1500, 2000, 700),
+        8,
+    )
+    seconds = round(train(given.out, task))
+    record(
+        RESULTS,
+        {"what": "trained", "data": "garments", "seconds": seconds},
+        cpu=cpu(),
+        command="python benchmarks/editors.py train-garments OUT --data DIR",
+    )
+
+
+def garments(given: argparse.Namespace) -> None:
+    """The recipe of the layered decoder with the scenes drawn by the pipeline in place of another image's."""
+    photos = given.data / "photos"
+    table(
+        given, "photos_layered", given.out / "run", "garments",
+        [
+            f"--data.root={photos / 'garments'}", f"--data.oracle={photos / 'garments_oracle'}", f"--train.weights={given.weights}", "--train.threads=1",
+            "--decoder.kind=pretrained", f"--decoder.editor.pipeline={given.out / 'pipeline'}", "--decoder.editor.template=a photo of {scene}",
+            "--decoder.editor.steps=10", "--decoder.editor.strength=1.0", "--decoder.editor.size=64", "--decoder.editor.guidance=2.0",
+            "--decoder.editor.batch=32", "--generate.workers=0", f"--plan.per_image={given.per_image}", "--gate.enabled=false",
+            "--train.methods=[erm, group_resampling, dfr, counterfactuals_only, cfaug, cfaug+dfr, oracle]",
+        ],
+    )  # fmt: skip
+
+
 def toy(given: argparse.Namespace) -> None:
-    out = given.out / "run"
+    out = given.out / ("run" if given.per_image == 1 else f"run_{given.per_image}")
+    table(given, "confounded_mnist", out, "toy", options(given))
+
+
+def table(given: argparse.Namespace, recipe: str, out: Path, what: str, options: list[str]) -> None:
+    """`cfaug run`, and a row for each method."""
     command = [
         sys.executable,
         "-m",
         "cfaug",
         "run",
-        str(RECIPES / "confounded_mnist.yaml"),
+        str(RECIPES / f"{recipe}.yaml"),
         "--out",
         str(out),
         "--no-progress",
     ]
     before = time.perf_counter()
-    subprocess.run([*command, *options(given)], check=True)
+    subprocess.run([*command, *options], check=True)
     rows = read_results(out / "results.jsonl")
     for one in summarise(rows):
         record(
             RESULTS,
             {
-                "what": "toy", "method": one.method, "seeds": len(one.seeds), "worst_group": [round(v, 4) for v in one.worst],
+                "what": what, "per_image": given.per_image, "method": one.method, "seeds": len(one.seeds), "worst_group": [round(v, 4) for v in one.worst],
                 "mean_of_groups": round(mean_of_groups(rows, one.method), 4), "average": [round(v, 4) for v in one.average],
                 "gap_closed": one.gap_closed, "seconds": round(time.perf_counter() - before, 1),
             },
-            cpu=cpu(), command="python benchmarks/editors.py toy OUT --data DIR",
+            cpu=cpu(), command=f"python benchmarks/editors.py {what} OUT --data DIR --per-image {given.per_image}",
         )  # fmt: skip
 
 
@@ -278,18 +213,24 @@ def overhead(given: argparse.Namespace, images: int = 6, turns: int = 3) -> None
     )  # fmt: skip
 
 
-def abduction(given: argparse.Namespace, images: int = 24) -> None:
-    """do(ground) on whole images, without masks: what stays of digit and colour (fidelity), and whether the ground is the new one (editability)."""
-    readers = {}
-    inputs, _, _ = opened(given)
+def readers_of(inputs: Any) -> dict[str, Any]:
+    """A net of each attribute, trained on the unconfounded images."""
     clean, schema = inputs.oracle, inputs.schema
     pixels = load_images(clean, range(len(clean)), progress=False)
     settings = TrainSettings(epochs=6, batch_size=128, lr=1e-2, selection="last")
-    for name in ("digit", "colour", "ground"):
-        codes = torch.from_numpy(np.asarray(schema.index(name, clean.table[name])))
-        readers[name] = train_classifier(
-            "erm", TensorImages(pixels, codes), None, settings, 0, schema[name].categories, progress=False
+    codes = {name: torch.from_numpy(np.asarray(schema.index(name, clean.table[name]))) for name in schema.names}
+    return {
+        name: train_classifier(
+            "erm", TensorImages(pixels, own), None, settings, 0, schema[name].categories, progress=False
         )
+        for name, own in codes.items()
+    }
+
+
+def abduction(given: argparse.Namespace, images: int = 24) -> None:
+    """do(ground) on whole images, without masks: what stays of digit and colour (fidelity), and whether the ground is the new one (editability)."""
+    inputs, _, _ = opened(given)
+    readers, schema = readers_of(inputs), inputs.schema
     test = inputs.test
     real, table = load_images(test, range(images), progress=False), test.table.iloc[:images]
     grounds = list(schema["ground"].categories)
@@ -327,10 +268,19 @@ def abduction(given: argparse.Namespace, images: int = 24) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parts = {"train": train, "toy": toy, "overhead": overhead, "abduction": abduction}
+    parts = {
+        "train": train_toy,
+        "toy": toy,
+        "train-garments": train_garments,
+        "garments": garments,
+        "overhead": overhead,
+        "abduction": abduction,
+    }
     parser.add_argument("part", choices=parts)
     parser.add_argument("out", type=Path)
     parser.add_argument("--data", type=Path)
+    parser.add_argument("--weights", type=Path, help="garments: torchvision's mobilenet_v2")
+    parser.add_argument("--per-image", type=int, default=1, help="toy: counterfactuals of each image")
     parser.add_argument("--steps", type=int, default=50, help="overhead: of the sampler; abduction: of each adapter")
     given = parser.parse_args()
     torch.set_num_threads(1)

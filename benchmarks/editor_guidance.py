@@ -1,0 +1,180 @@
+"""What the directional score is worth as guidance: draws that it chooses from, beside steps along its gradient.
+
+    python benchmarks/editor_guidance.py OUT --data DIR      after `editors.py train` and `editors.py toy`; a quarter of an hour on a core
+
+A CLIP model is trained on unconfounded images of the toy (the real one has not seen the user's data either), the pipeline edits test
+images by do(ground, colour), and other nets, trained on unconfounded images too, read what came out. Rows go to results/editors.jsonl.
+
+    draws      the best of K by the score: cfaug's own `decoder.editor.guide`
+    gradient   x_(t-1) += g sqrt(alpha_(t-1)) d score(decode(x0)) / d x0, of length sqrt(n), at every step (He et al., 2024, MPGD)
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from editors import RESULTS, TEMPLATE, folders, opened, readers_of
+from rows import cpu, record
+from torch.nn import functional as F
+from torchvision.transforms.functional import to_tensor
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests")]
+
+from helpers import tiny_pipelines as tiny  # noqa: E402
+
+from cfaug.causal import do  # noqa: E402
+from cfaug.data import FolderDataset, load_images  # noqa: E402
+from cfaug.data.images import as_rgb, to_float, to_uint8  # noqa: E402
+from cfaug.decode.editors import backends  # noqa: E402
+from cfaug.editor_config import GuideConfig  # noqa: E402
+
+STEPS, BATCH, SIDE = 1500, 64, 28
+
+
+def train_clip(place: Path, root: Path) -> None:
+    """A text-image model of the toy's words, contrastive (Radford et al., 2021), saved as transformers does."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    torch.manual_seed(0)
+    data = FolderDataset(root, "train", "digit", ["colour", "ground"], masks="mask")
+    prompts = [TEMPLATE.format(colour=c, ground=g) for c, g in zip(data.table["colour"], data.table["ground"])]
+    tokenizer = tiny._clip_tokenizer()
+    tokenizer.model_max_length = 12
+    tokenizer.add_tokens(sorted({word for prompt in prompts for word in prompt.split()}))
+    ends = {"pad_token_id": 1, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, **ends}
+    vision = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={**text, "vocab_size": len(tokenizer), "max_position_embeddings": 12},
+            vision_config={**vision, "image_size": SIDE, "patch_size": 4}, projection_dim=64,
+        )
+    )  # fmt: skip
+    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    pixels = processor(images=[as_rgb(data.image(i)) for i in range(len(data))], return_tensors="pt")["pixel_values"]
+    tokens = tokenizer(prompts, padding="max_length", return_tensors="pt")["input_ids"]
+    said = torch.from_numpy(np.unique(prompts, return_inverse=True)[1])
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
+    annealed = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-3, total_steps=STEPS)
+    for _ in range(STEPS):
+        rows = torch.randint(0, len(data), (BATCH,))
+        logits = model(
+            input_ids=tokens[rows], pixel_values=pixels[rows] + 0.1 * torch.randn(BATCH, 1, 1, 1)
+        ).logits_per_image
+        same = (said[rows][:, None] == said[rows][None]).float()
+        same /= same.sum(1, keepdim=True)
+        loss = -sum((same * side.log_softmax(1)).sum(1).mean() for side in (logits, logits.T)) / 2
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        annealed.step()
+    for part in (model.eval(), tokenizer, processor):
+        part.save_pretrained(place)
+
+
+@contextmanager
+def steps_along(place: Path, scale: float) -> Iterator[None]:
+    """Every call of a pipeline takes steps along the gradient of the score; DDIM steps are what it knows."""
+    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+    model = CLIPModel.from_pretrained(place).eval().requires_grad_(False)
+    tokenizer, processor = AutoTokenizer.from_pretrained(place), CLIPImageProcessor.from_pretrained(place)
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
+
+    @functools.cache
+    def said(text: str) -> torch.Tensor:
+        found: torch.Tensor = F.normalize(
+            model.get_text_features(**tokenizer([text], return_tensors="pt")).pooler_output
+        )[0]
+        return found
+
+    def seen(images: torch.Tensor) -> torch.Tensor:
+        images = F.interpolate(images, size=SIDE, mode="bicubic", antialias=True)
+        found: torch.Tensor = F.normalize(
+            model.get_image_features(pixel_values=(images - mean) / deviation).pooler_output
+        )
+        return found
+
+    plain = backends.run
+
+    def run(pipe: Any, traits: Any, edits: Sequence[backends.Edit], config: Any) -> Any:
+        sources = seen(torch.stack([to_tensor(edit.image) for edit in edits]))
+        moves = torch.stack([said(edit.prompt) - said(edit.factual) for edit in edits])
+        step, every = pipe.scheduler.step, pipe.scheduler.config.num_train_timesteps // config.steps
+
+        def guided(noise: torch.Tensor, t: Any, sample: torch.Tensor, **more: Any) -> Any:
+            made = step(noise, t, sample, **{**more, "return_dict": True})
+            with torch.inference_mode(False), torch.enable_grad():
+                clean = made.pred_original_sample.clone().detach().requires_grad_()
+                images = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample / 2 + 0.5
+                score = torch.cosine_similarity(seen(images.clamp(0, 1)) - sources.clone(), moves.clone()).sum()
+                (gradient,) = torch.autograd.grad(score, clean)
+            length = gradient.flatten(1).norm(dim=1)[:, None, None, None] + 1e-8
+            left = pipe.scheduler.alphas_cumprod[int(t) - every] if int(t) >= every else torch.tensor(1.0)
+            return (made.prev_sample + scale * left.sqrt() * gradient / length * clean[0].numel() ** 0.5,)
+
+        pipe.scheduler.step = functools.wraps(step)(guided)
+        try:
+            return plain(pipe, traits, edits, config)
+        finally:
+            del pipe.scheduler.step
+
+    backends.run = run  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        backends.run = plain
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--images", type=int, default=100)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    given.out = given.out.absolute()
+    place, n = given.out / "clip", given.images
+    if not place.exists():
+        train_clip(place, folders(given)[1])
+    inputs, _, _ = opened(given)
+    readers, schema, test = readers_of(inputs), inputs.schema, inputs.test
+    real, table = load_images(test, range(n), progress=False), test.table.iloc[:n]
+    masks = torch.from_numpy(np.stack([test.mask(i) for i in range(n)]))[:, None].float() / 255
+    rng = np.random.default_rng(0)
+    wanted = {name: [str(v) for v in rng.choice(schema[name].categories, n)] for name in ("ground", "colour")}
+    truth = {**wanted, "digit": [str(v) for v in table["digit"]]}
+    ways: list[tuple[int, float]] = [(1, 0.0), (2, 0.0), (4, 0.0), (1, 0.03), (1, 0.1), (1, 0.3)]
+    for draws, scale in ways:
+        guide = GuideConfig(clip=str(place), draws=draws) if draws > 1 else GuideConfig()
+        _, _, model = opened(given, guide=guide)
+        began, made = time.perf_counter(), []
+        with steps_along(place, scale) if scale else nullcontext():
+            for i in range(0, n, 25):
+                own = slice(i, min(i + 25, n))
+                noise = model.abduct(to_float(real[own]), table.iloc[own], list(range(n))[own], masks=masks[own])
+                acts = [do(ground=g, colour=c) for g, c in zip(wanted["ground"][own], wanted["colour"][own])]
+                made.append(to_uint8(model.act(acts).predict(noise)[0]))
+        done = torch.cat(made)
+        right = {
+            name: round(float((net.predict(done).numpy() == np.asarray(schema.index(name, truth[name]))).mean()), 3)
+            for name, net in readers.items()
+        }
+        what = {"what": "guidance", "draws": draws, "gradient": scale, "images": n, **right}
+        record(
+            RESULTS, {**what, "seconds_an_image": round((time.perf_counter() - began) / n, 2)}, cpu=cpu(),
+            command="python benchmarks/editor_guidance.py OUT --data DIR",
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
