@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from helpers.layered import write_folder
+from helpers.text_model import save_text_model
 from helpers.tiny_pipelines import save_pipeline
 from helpers.tiny_run import call, merged
 
@@ -71,7 +72,8 @@ def test_a_whole_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_workers_and_a_kill_change_no_byte(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(tmp_path / "r.yaml", place)
+    guide = {"clip": str(save_text_model(tmp_path)), "draws": 2}  # another batch must choose no other draw
+    path = recipe(tmp_path / "r.yaml", place, decoder={"editor": {"guide": guide}})
     assert call(capsys, "generate", path, "--out", tmp_path / "one", "--no-progress").code == 0
     wanted = bytes_of(tmp_path / "one")
     command = [
@@ -116,6 +118,11 @@ def test_a_gate_of_regions_passes_what_stays_inside(
         ({"size": None, "pipeline": "klein"}, "expected a directory"),
         ({"strength": 1.5}, "decoder.editor.strength"),
         ({"lora": {"rank": 0}}, "decoder.editor.lora.rank"),
+        ({"guide": {"draws": 2}}, "decoder.editor.guide: expected clip, which chooses"),
+        (
+            {"guide": {"clip": "nowhere", "draws": 2}},
+            "decoder.editor.guide.clip: expected a directory that transformers",
+        ),
     ],
 )
 def test_the_doctor_refuses_what_the_run_would(
