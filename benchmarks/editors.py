@@ -58,16 +58,9 @@ def folders(given: argparse.Namespace) -> tuple[Path, Path]:
 def train_toy(given: argparse.Namespace) -> None:
     root, _ = folders(given)
     task = Task(
-        root,
-        "digit",
-        ("colour", "ground"),
-        ("colour", "ground"),
-        TEMPLATE,
-        32,
-        (16, 32),
-        (0.35, 0.55, 0.1),
-        (1000, 2500, 1000),
-    )
+        root, "digit", ("colour", "ground"), usual=("colour", "ground"), template=TEMPLATE, side=32, channels=(16, 32),
+        regions=(0.35, 0.55, 0.1), steps=(1000, 2500, 1000),
+    )  # fmt: skip
     record(
         RESULTS,
         {"what": "trained", "seconds": round(train(given.out, task))},
@@ -94,17 +87,9 @@ def options(given: argparse.Namespace) -> list[str]:
 def train_garments(given: argparse.Namespace) -> None:
     root = given.data / "photos" / "garments"
     task = Task(
-        root,
-        "garment",
-        ("scene",),
-        ("garment", "scene"),
-        "a photo of {scene}",
-        64,
-        (16, 32, 64),
-        (0.0, 0.9, 0.1),
-        (1500, 2000, 700),
-        8,
-    )
+        root, "garment", ("scene",), usual=("garment", "scene"), template="a photo of {scene}", side=64, channels=(16, 32, 64),
+        regions=(0.0, 0.9, 0.1), steps=(1500, 1300, 500), first_batch=8,
+    )  # fmt: skip
     seconds = round(train(given.out, task))
     record(
         RESULTS,
@@ -122,7 +107,7 @@ def garments(given: argparse.Namespace) -> None:
         [
             f"--data.root={photos / 'garments'}", f"--data.oracle={photos / 'garments_oracle'}", f"--train.weights={given.weights}", "--train.threads=1",
             "--decoder.kind=pretrained", f"--decoder.editor.pipeline={given.out / 'pipeline'}", "--decoder.editor.template=a photo of {scene}",
-            "--decoder.editor.steps=10", "--decoder.editor.strength=1.0", "--decoder.editor.size=64", "--decoder.editor.guidance=2.0",
+            "--decoder.editor.steps=6", "--decoder.editor.strength=1.0", "--decoder.editor.size=64", "--decoder.editor.guidance=2.0",
             "--decoder.editor.batch=32", "--generate.workers=0", f"--plan.per_image={given.per_image}", "--gate.enabled=false",
             "--train.methods=[erm, group_resampling, dfr, counterfactuals_only, cfaug, cfaug+dfr, oracle]",
         ],
