@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cfaug.causal import CausalGraph
 from cfaug.causal.audit.assumptions import STATUS_WORDS, effect_words, pair_words
 from cfaug.data.files import replace_file
 from cfaug.errors import CfaugError, UsageError
@@ -101,7 +102,6 @@ class ReportData:
     ``gallery``: pairs to sort and enlarge; ``grids``: heading -> further examples. ``advice``: which method the rows speak for. ``confounding_before`` / ``_after``: spurious attribute -> normalised mutual information with the
     target in [0, 1]. ``run``: facts such as the number of images; ``remake``: the command, seeds, digests, versions and timings, to be
     copied; ``configuration``: the resolved recipe.
-    ``drawing``: the graph's own, an ``<svg>``. ``unconfirmed`` are the arrows of the graph that no person has confirmed yet.
     ``diagnosis``, ``falsification``, ``card`` and ``discovery`` are what ``cfaug.causal`` returns: ``diagnose``, ``falsify``,
     ``assumption_card`` and ``discover``; ``assumptions`` are further ones, beside the card's. ``audit``: lines, points and grids of
     :func:`cfaug.stages.audit_report.audit_section`; ``gate``: notes and charts of :func:`cfaug.stages.gate_figures.gate_section`;
@@ -117,11 +117,7 @@ class ReportData:
     grids: Mapping[str, Sequence[Example]] = field(default_factory=dict)
     confounding_before: Mapping[str, float] = field(default_factory=dict)
     confounding_after: Mapping[str, float] = field(default_factory=dict)
-    drawing: str = ""
-    nodes: Sequence[str] = ()
-    edges: Sequence[tuple[str, str]] = ()
-    bidirected: Sequence[tuple[str, str]] = ()
-    unconfirmed: Sequence[tuple[str, str]] = ()
+    graph: CausalGraph | None = None
     axioms: Sequence[Axiom] = ()
     losses: LossTable | None = None
     leaks: Sequence[Axiom] = ()
@@ -249,7 +245,6 @@ def render_report(data: ReportData) -> str:
         confounding_chart=_confounding_chart(data),
         configuration=json.dumps(data.configuration, indent=1) if data.configuration else "",
         gaps=attribute_gaps(data.rows, data.spurious) if len(data.spurious) > 1 else {},
-        unconfirmed=[list(pair) for pair in data.unconfirmed],
         matrices=_matrices(data, summaries),
         empty=empty_groups(data.rows),
         method_notes=METHOD_NOTES,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cfaug.causal import CausalGraph
 from cfaug.data import Attribute, Grouper, Schema
 from cfaug.judge import result_row
 from cfaug.judge.report import Axiom, Example, LossTable, ReportData
@@ -83,9 +84,9 @@ def report(rows: list[dict[str, Any]]) -> ReportData:
         },
         confounding_before={"foreground": 0.83, "background": 0.79},
         confounding_after={"foreground": 0.11, "background": 0.09},
-        nodes=["digit", "foreground", "background", "image"],
-        edges=[("digit", "image"), ("foreground", "image"), ("background", "image")],
-        bidirected=[("digit", "foreground"), ("digit", "background")],
+        graph=CausalGraph(
+            "digit -> image; foreground -> image; background -> image; digit <-> foreground; digit <-> background"
+        ),
         axioms=[
             Axiom(
                 "composition, 1 cycle",

@@ -183,8 +183,7 @@ def with_causes(report: ReportData, text: str, **changes: Any) -> ReportData:
         "card": assumption_card(SCM(graph, schema).fit(table), table),
         "falsification": falsify(table, schema, graph),
     }
-    drawn = {"nodes": graph.nodes, "edges": graph.edges, "bidirected": graph.bidirected}
-    return dataclasses.replace(report, **(found | drawn | changes))
+    return dataclasses.replace(report, graph=graph, **(found | changes))
 
 
 RIGHT = "digit -> foreground; foreground -> background; digit -> image; background -> image"
@@ -235,7 +234,7 @@ def test_unconfirmed_and_discovered_edges_are_marked(report: ReportData) -> None
         table, Schema([Attribute("x", "continuous"), Attribute("y", "continuous")]), bootstraps=0
     ).to_json()
     assert "foreground &rarr; image ?" not in render_report(report)
-    page = render_report(dataclasses.replace(report, unconfirmed=[("foreground", "image")]))
+    page = render_report(dataclasses.replace(report, graph=CausalGraph("foreground ->? image; digit -> image")))
     assert section(page, "assumptions").count("foreground &rarr; image ?") == 1
     assert "confirmed by nobody" in section(page, "assumptions")
     page = render_report(dataclasses.replace(report, discovery=found))
