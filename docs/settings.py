@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("recipe_file", "editor_config", "decoder_config", "config")
+FILES = ("recipe_file", "editor_config", "decoder_config", "train_config", "config")
 WORDS = {
     "str": "text",
     "int": "whole number",

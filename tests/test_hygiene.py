@@ -20,6 +20,7 @@ FLOORS = {
     "config": 0,
     "decoder_config": 0,
     "editor_config": 0,
+    "train_config": 0,
     "recipe_file": 0,
     "shipped_recipes": 0,
     "causal": 1,
