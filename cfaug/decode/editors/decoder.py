@@ -5,7 +5,7 @@
               null intervention:  paste(x, region, decode(encode(x)))
 
 Pixels outside the region are the source's, bit by bit; where layers of both kinds are intervened on, the background is drawn first and
-then the object in it, because a whole image drawn anew would keep no outline. A null intervention goes through the autoencoder and back, so that its traces do
+then the object in it, each by its own words, because a whole image drawn anew would keep no outline. A null intervention goes through the autoencoder and back, so that its traces do
 not say "is counterfactual"; an intervention to the value that an image has is edited as any other. Each row has a generator of its own
 seed. Rows that a micro-batch is padded with are not edited again. Nothing says that an editor changes what was asked for and nothing
 else: its answers go past the gate.
@@ -180,7 +180,6 @@ class PretrainedDecoder(PixelMechanism):
         changed = differing(noise.table, attributes, self.parents) if affected is None else affected
         words = self.words
         prompts = words.prompts(attributes, changed)
-        factual = words.prompts(noise.table, changed)
         size = open_pipeline.size_of(noise.images.shape[1:3], self.editor, self.multiple, self.traits.least)
         jobs: dict[tuple[Any, ...], int] = {}  # what is the same is made once
         which = []
@@ -191,9 +190,9 @@ class PretrainedDecoder(PixelMechanism):
         nulls, edited = ([i for i in jobs.values() if bool(changed[i]) is edits] for edits in (False, True))
         try:
             with torch.inference_mode(mode=not self.editor.abduction.steps):
-                passes = Passes(self.pipe, self.traits, self.editor, self.layers)
+                passes = Passes(self.pipe, self.traits, self.editor, self.layers, words)
                 made.update(passes.round_trips(noise, nulls, size))
-                made.update(passes.edits(noise, edited, prompts, factual, changed, size))
+                made.update(passes.edits(noise, edited, attributes, changed, size))
         except (MemoryError, RuntimeError) as error:
             if not lacks_memory(error):
                 raise

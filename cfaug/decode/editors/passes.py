@@ -16,6 +16,7 @@ from cfaug.data.images import Pixels, as_grey, to_float
 from cfaug.decode.diffusion.training import seed_of
 from cfaug.decode.editors import adapters, backends, guidance, open_pipeline
 from cfaug.decode.editors.backends import Edit, Traits
+from cfaug.decode.editors.words import Words
 from cfaug.decode.layered.layers import LAYERS
 from cfaug.editor_config import EditorConfig
 
@@ -34,23 +35,32 @@ class EditNoise:
 
 @dataclass(frozen=True)
 class Passes:
-    """A pipeline at work: with what traits, settings and layers (attribute -> layer)."""
+    """A pipeline at work: with what traits, settings, layers (attribute -> layer) and words."""
 
     pipe: Any
     traits: Traits
     editor: EditorConfig
     layers: Mapping[str, str]
+    words: Words
 
     def edits(
-        self, noise: EditNoise, rows: Sequence[int], prompts: Sequence[str], factual: Sequence[str], changed: Sequence[Collection[str]],
-        size: tuple[int, int],
+        self, noise: EditNoise, rows: Sequence[int], attributes: pd.DataFrame, changed: Sequence[Collection[str]], size: tuple[int, int]
     ) -> dict[int, Pixels]:  # fmt: skip
-        """The rows' images, edited layer by layer: what one pass draws, the next one sees, and the outline between them stays."""
+        """The rows' images, edited layer by layer: what one pass draws, the next one sees, and the outline between them stays.
+
+        A pass is asked for what it draws alone; the last one of a row for all that the row of ``attributes`` says.
+        """
         found = {i: noise.images[i] for i in rows}
+        now, then = _rows(noise.table), _rows(attributes)
         step = self.editor.batch if self.traits.batches and not self.editor.abduction.steps else 1
         for layer in LAYERS:
             own = {i: [name for name in changed[i] if self.layers.get(name, LAYERS[0]) == layer] for i in rows}
             left = [i for i in rows if own[i]]
+            factual = {i: self.words.prompt(now[i], own[i]) for i in left}
+            for i in left:
+                last = layer == LAYERS[-1] or len(own[i]) == len(changed[i])
+                now[i] = then[i] if last else {**now[i], **{name: then[i][name] for name in own[i]}}
+            prompts = {i: self.words.prompt(now[i], own[i]) for i in left}
             for start in range(0, len(left), step):
                 some = left[start : start + step]
                 regions = [self.region(noise, i, own[i]) for i in some]
@@ -92,6 +102,10 @@ class Passes:
         for name in changed:
             found |= inside if self.layers[name] == "foreground" else ~inside
         return found
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    return [{str(name): value for name, value in row.items()} for row in table.to_dict("records")]
 
 
 def _as_mask(region: npt.NDArray[np.bool_] | None, size: tuple[int, int]) -> Image.Image | None:

@@ -317,6 +317,15 @@ def test_too_little_memory_says_what_helps(data: ArrayDataset, saved: Any, monke
         edited(model, data)
 
 
+def test_each_pass_says_what_it_draws(data: ArrayDataset, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(data, saved("StableDiffusionInpaintPipeline"), template=None)
+    calls: list[Any] = []
+    monkeypatch.setattr(backends, "run", lambda *given: calls.append(given[2][0]) or np.zeros((1, 32, 32, 3)))
+    edited(model, data, [do(ground="dots", colour="red")], [7])
+    own = data.table.iloc[0]
+    assert [(call.factual, call.prompt) for call in calls] == [(own["ground"], "dots"), (own["colour"], "red")]
+
+
 def test_the_object_is_drawn_in_the_new_ground(data: ArrayDataset, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of do(ground, colour) the second pass sees what the first has drawn, and the outline stays where it was."""
     model = made(data, saved("StableDiffusionInpaintPipeline"))
@@ -334,6 +343,10 @@ def test_the_object_is_drawn_in_the_new_ground(data: ArrayDataset, saved: Any, m
     assert (second[~inside] == 51).all()
     assert np.array_equal(second[inside], data.images[0][inside])
     assert calls[0].seed != calls[1].seed
+    own = data.table.iloc[0]
+    assert calls[0].factual == f"a {own['colour']} {own['shape']} on {own['ground']}"
+    assert calls[0].prompt == calls[1].factual == f"a {own['colour']} {own['shape']} on dots"  # what this pass draws
+    assert calls[1].prompt == f"a red {own['shape']} on dots"
     pixels = found.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
     assert (pixels[~inside] == 51).all()
     assert (pixels[inside] == 102).all()

@@ -76,7 +76,7 @@ def test_each_row_keeps_the_draw_that_scores_most(levels: list[list[int]]) -> No
         return np.stack([np.full((2, 2, 3), own[draw] / 255, np.float32) for own in levels])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextImageModel, "directions", lambda self, made, *_: made.reshape(len(made), -1)[:, 0] / 255.0)
+        patch.setattr(TextImageModel, "directions", lambda self, made, *_: np.stack(made)[:, 0, 0, 0] / 255.0)
         edits = [Edit(Image.new("RGB", (2, 2)), None, "new", "old", seed) for seed in range(len(levels))]
         found = guidance.best_of(run, edits, GuideConfig(clip="anywhere", draws=3))
     assert np.round(found[:, 0, 0, 0] * 255).astype(int).tolist() == [max(own) for own in levels]
