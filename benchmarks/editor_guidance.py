@@ -5,27 +5,21 @@
 A CLIP model is trained on unconfounded images of the toy (the real one has not seen the user's data either), the pipeline edits test
 images by do(ground, colour), and other nets, trained on unconfounded images too, read what came out. Rows go to results/editors.jsonl.
 
-    draws      the best of K by the score: cfaug's own `decoder.editor.guide`
-    gradient   x_(t-1) += g sqrt(alpha_(t-1)) d score(decode(x0)) / d x0, of length sqrt(n), at every step (He et al., 2024, MPGD)
+    draws      `decoder.editor.guide.draws`: the best of K by the score
+    gradient   `decoder.editor.guide.scale`: every step of the sampler along the score's gradient
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from editors import RESULTS, TEMPLATE, folders, opened, readers_of
 from rows import cpu, record
-from torch.nn import functional as F
-from torchvision.transforms.functional import to_tensor
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests")]
 
@@ -34,7 +28,6 @@ from helpers import tiny_pipelines as tiny  # noqa: E402
 from cfaug.causal import do  # noqa: E402
 from cfaug.data import FolderDataset, load_images  # noqa: E402
 from cfaug.data.images import as_rgb, to_float, to_uint8  # noqa: E402
-from cfaug.decode.editors import backends  # noqa: E402
 from cfaug.editor_config import GuideConfig  # noqa: E402
 
 STEPS, BATCH, SIDE = 1500, 64, 28
@@ -81,60 +74,6 @@ def train_clip(place: Path, root: Path) -> None:
         part.save_pretrained(place)
 
 
-@contextmanager
-def steps_along(place: Path, scale: float) -> Iterator[None]:
-    """Every call of a pipeline takes steps along the gradient of the score; DDIM steps are what it knows."""
-    from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
-
-    model = CLIPModel.from_pretrained(place).eval().requires_grad_(False)
-    tokenizer, processor = AutoTokenizer.from_pretrained(place), CLIPImageProcessor.from_pretrained(place)
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std))
-
-    @functools.cache
-    def said(text: str) -> torch.Tensor:
-        found: torch.Tensor = F.normalize(
-            model.get_text_features(**tokenizer([text], return_tensors="pt")).pooler_output
-        )[0]
-        return found
-
-    def seen(images: torch.Tensor) -> torch.Tensor:
-        images = F.interpolate(images, size=SIDE, mode="bicubic", antialias=True)
-        found: torch.Tensor = F.normalize(
-            model.get_image_features(pixel_values=(images - mean) / deviation).pooler_output
-        )
-        return found
-
-    plain = backends.run
-
-    def run(pipe: Any, traits: Any, edits: Sequence[backends.Edit], config: Any) -> Any:
-        sources = seen(torch.stack([to_tensor(edit.image) for edit in edits]))
-        moves = torch.stack([said(edit.prompt) - said(edit.factual) for edit in edits])
-        step, every = pipe.scheduler.step, pipe.scheduler.config.num_train_timesteps // config.steps
-
-        def guided(noise: torch.Tensor, t: Any, sample: torch.Tensor, **more: Any) -> Any:
-            made = step(noise, t, sample, **{**more, "return_dict": True})
-            with torch.inference_mode(False), torch.enable_grad():
-                clean = made.pred_original_sample.clone().detach().requires_grad_()
-                images = pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample / 2 + 0.5
-                score = torch.cosine_similarity(seen(images.clamp(0, 1)) - sources.clone(), moves.clone()).sum()
-                (gradient,) = torch.autograd.grad(score, clean)
-            length = gradient.flatten(1).norm(dim=1)[:, None, None, None] + 1e-8
-            left = pipe.scheduler.alphas_cumprod[int(t) - every] if int(t) >= every else torch.tensor(1.0)
-            return (made.prev_sample + scale * left.sqrt() * gradient / length * clean[0].numel() ** 0.5,)
-
-        pipe.scheduler.step = functools.wraps(step)(guided)
-        try:
-            return plain(pipe, traits, edits, config)
-        finally:
-            del pipe.scheduler.step
-
-    backends.run = run  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        backends.run = plain
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("out", type=Path)
@@ -155,15 +94,14 @@ def main() -> None:
     truth = {**wanted, "digit": [str(v) for v in table["digit"]]}
     ways: list[tuple[int, float]] = [(1, 0.0), (2, 0.0), (4, 0.0), (1, 0.03), (1, 0.1), (1, 0.3)]
     for draws, scale in ways:
-        guide = GuideConfig(clip=str(place), draws=draws) if draws > 1 else GuideConfig()
+        guide = GuideConfig(clip=str(place) if draws > 1 or scale else None, draws=draws, scale=scale)
         _, _, model = opened(given, guide=guide)
         began, made = time.perf_counter(), []
-        with steps_along(place, scale) if scale else nullcontext():
-            for i in range(0, n, 25):
-                own = slice(i, min(i + 25, n))
-                noise = model.abduct(to_float(real[own]), table.iloc[own], list(range(n))[own], masks=masks[own])
-                acts = [do(ground=g, colour=c) for g, c in zip(wanted["ground"][own], wanted["colour"][own])]
-                made.append(to_uint8(model.act(acts).predict(noise)[0]))
+        for i in range(0, n, 25):
+            own = slice(i, min(i + 25, n))
+            noise = model.abduct(to_float(real[own]), table.iloc[own], list(range(n))[own], masks=masks[own])
+            acts = [do(ground=g, colour=c) for g, c in zip(wanted["ground"][own], wanted["colour"][own])]
+            made.append(to_uint8(model.act(acts).predict(noise)[0]))
         done = torch.cat(made)
         right = {
             name: round(float((net.predict(done).numpy() == np.asarray(schema.index(name, truth[name]))).mean()), 3)

@@ -38,17 +38,19 @@ class AbductionConfig:
 
 @settings("decoder.editor.guide")
 class GuideConfig:
-    """Several draws of each edit, of which the one is kept whose image moved as its words did (CF-CLIP, Yu et al., 2022)."""
+    """Edits whose images move as their words do: the directional score (CF-CLIP, Yu et al., 2022) steers them, or chooses among draws."""
 
-    clip: str | None = None  # a directory that transformers has saved a CLIP model in; it chooses
-    draws: Count = 1  # of each edit, which takes as many times as long
+    clip: str | None = None  # a directory that transformers has saved a CLIP model in; it gives the score
+    # how far each step of the sampler is moved along the score's gradient, of the latents' own size; Stable Diffusion with a DDIMScheduler
+    scale: Annotated[Finite, Field(ge=0, le=10)] = 0.0
+    draws: Count = 1  # of each edit, which takes as many times as long; the one that scores most is kept
 
     def __post_init__(self) -> None:
-        """Raise UsageError for draws that nobody chooses from, and for a model with nothing to choose from."""
-        if (self.draws > 1) != (self.clip is not None):
+        """Raise UsageError for a guide without a model, and for a model that guides nothing."""
+        if (self.draws > 1 or self.scale > 0) != (self.clip is not None):
             raise UsageError(
-                f"decoder.editor.guide: expected clip, which chooses, and at least 2 draws, got clip: {self.clip} and draws: {self.draws}; set both "
-                "or neither"
+                f"decoder.editor.guide: expected clip, and a scale above 0 or at least 2 draws, got clip: {self.clip}, scale: {self.scale:g} and "
+                f"draws: {self.draws}; set them or none"
             )
 
 

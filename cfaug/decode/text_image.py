@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn import functional as F
 
 from cfaug.data.files import expand
 from cfaug.data.images import Pixels, as_rgb
@@ -55,6 +56,22 @@ class TextImageModel:
         said = embedded[[texts.index(text) for text in new]] - embedded[[texts.index(text) for text in old]]
         lengths = np.linalg.norm(moved, axis=1) * np.linalg.norm(said, axis=1)
         return np.asarray((moved * said).sum(1) / np.maximum(lengths, 1e-12))
+
+    def moves(
+        self, made: torch.Tensor, sources: Sequence[Pixels], new: Sequence[str], old: Sequence[str]
+    ) -> torch.Tensor:
+        """(N,) cosines as :meth:`directions`, of images (N, 3, H, W) in [0, 1], with a gradient to them."""
+        model, _, processor = _loaded(self.directory, self.setting)
+        texts = sorted({*new, *old})
+        from_, embedded = (torch.from_numpy(some).float() for some in self.embedded(sources, texts))
+        said = embedded[[texts.index(text) for text in new]] - embedded[[texts.index(text) for text in old]]
+        mean, deviation = (
+            torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
+        )
+        side = model.config.vision_config.image_size
+        pixels = F.interpolate(made.clamp(0, 1), size=side, mode="bicubic", antialias=True)
+        seen = model.get_image_features(pixel_values=(pixels - mean) / deviation).pooler_output
+        return torch.cosine_similarity(F.normalize(seen) - from_, said)
 
     def embedded(self, images: Sequence[Pixels], texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Embeddings of images (N, D) and of texts (K, D), of length 1."""
@@ -100,7 +117,11 @@ def _loaded(directory: str, setting: str) -> tuple[Any, Any, Any]:
     place = str(expand(directory))
     try:
         with torch.inference_mode(False):
-            model = CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True).eval()
+            model = (
+                CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True)
+                .eval()
+                .requires_grad_(False)
+            )
         tokens = AutoTokenizer.from_pretrained(place, local_files_only=True)
         pixels = AutoImageProcessor.from_pretrained(place, local_files_only=True)
     except Exception as error:  # transformers raises its own, of many kinds

@@ -72,7 +72,11 @@ def test_a_whole_run(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_workers_and_a_kill_change_no_byte(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    guide = {"clip": str(save_text_model(tmp_path)), "draws": 2}  # another batch must choose no other draw
+    guide = {
+        "clip": str(save_text_model(tmp_path)),
+        "draws": 2,
+        "scale": 0.1,
+    }  # another batch must choose no other draw
     path = recipe(tmp_path / "r.yaml", place, decoder={"editor": {"guide": guide}})
     assert call(capsys, "generate", path, "--out", tmp_path / "one", "--no-progress").code == 0
     wanted = bytes_of(tmp_path / "one")
@@ -118,7 +122,7 @@ def test_a_gate_of_regions_passes_what_stays_inside(
         ({"size": None, "pipeline": "klein"}, "expected a directory"),
         ({"strength": 1.5}, "decoder.editor.strength"),
         ({"lora": {"rank": 0}}, "decoder.editor.lora.rank"),
-        ({"guide": {"draws": 2}}, "decoder.editor.guide: expected clip, which chooses"),
+        ({"guide": {"draws": 2}}, "decoder.editor.guide: expected clip, and a scale"),
         (
             {"guide": {"clip": "nowhere", "draws": 2}},
             "decoder.editor.guide.clip: expected a directory that transformers",

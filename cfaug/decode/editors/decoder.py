@@ -76,7 +76,8 @@ class PretrainedDecoder(PixelMechanism):
             )
         if self.editor.lora.steps or self.editor.abduction.steps:
             adapters.check_class(self.pipeline_class)
-        guidance.check(self.editor.guide, self.traits, self.pipeline_class)
+        scheduler = self.editor.scheduler or open_pipeline.scheduler_of(self.place)
+        guidance.check(self.editor.guide, self.traits, self.pipeline_class, scheduler)
         self._files: open_pipeline.Files = {}
         self._chooser: str | None = None
         self._lora: dict[str, torch.Tensor] = {}

@@ -101,6 +101,11 @@ def class_of(place: Path, config: EditorConfig) -> str:
     return other
 
 
+def scheduler_of(place: Path) -> str:
+    """The class of the pipeline's scheduler, by ``model_index.json``."""
+    return str(json.loads((place / "model_index.json").read_text(encoding="utf-8")).get("scheduler", ["", ""])[1])
+
+
 def multiple_of(place: Path, traits: Traits) -> int:
     """What heights and widths must be multiples of, by the autoencoder's description."""
     try:

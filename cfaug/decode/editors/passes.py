@@ -71,16 +71,22 @@ class Passes:
                     )
                     for i, region in zip(some, regions)
                 ]  # fmt: skip
-                made = guidance.best_of(self._drawn, edits, self.editor.guide)
-                for i, region, image in zip(some, regions, made):
-                    drawn = _as_source(np.round(image.clip(0, 1) * 255).astype(np.uint8), noise.images[i])
-                    found[i] = _pasted(found[i], drawn, region)
+                sources = [found[i] for i in some]
+
+                def pasted(edits: Sequence[Edit], sources: Any = sources, regions: Any = regions) -> list[Pixels]:
+                    drawn = np.round(self._drawn(edits).clip(0, 1) * 255).astype(np.uint8)
+                    return [
+                        _pasted(own, _as_source(new, own), region) for new, own, region in zip(drawn, sources, regions)
+                    ]
+
+                found.update(zip(some, guidance.best_of(pasted, edits, sources, self.editor.guide)))
         return found
 
     def _drawn(self, edits: Sequence[Edit]) -> backends.Floats:
-        if self.editor.abduction.steps:
-            return adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
-        return backends.run(self.pipe, self.traits, edits, self.editor)
+        with guidance.steered(self.pipe, edits, self.editor.guide):
+            if self.editor.abduction.steps:
+                return adapters.doubly_abducted(self.pipe, self.traits, edits[0], self.editor)
+            return backends.run(self.pipe, self.traits, edits, self.editor)
 
     def round_trips(self, noise: EditNoise, rows: Sequence[int], size: tuple[int, int]) -> dict[int, Pixels]:
         found = {}

@@ -27,7 +27,8 @@ from cfaug.editor_config import EditorConfig, GuideConfig
 from cfaug.errors import ShardError, UsageError
 
 GRAPH = CausalGraph("shape <-> ground; shape <-> colour; shape -> image; ground -> image; colour -> image")
-ACTS = [do(ground="dots"), do(colour="red"), do(ground="lines", colour="blue"), do(ground="lines")]
+ACTS = [do(ground="dots"), do(colour="red"), do(ground="lines"), do(ground="dots")]
+"""Of one pass each, so that what is scored is the whole move; of the first four images none has the value already."""
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +46,10 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pipeline("StableDiffusionInpaintPipeline", tmp_path_factory.mktemp("pipeline"))
 
 
-def made(data: ArrayDataset, pipeline: Path, **guide: Any) -> CounterfactualModel:
+def made(data: ArrayDataset, pipeline: Path, editor_: Any = None, **guide: Any) -> CounterfactualModel:
     scm = SCM(GRAPH, data.schema).fit(data.table, seed=0)
-    editor = EditorConfig(
-        pipeline=str(pipeline), template="a {colour} {shape} on {ground}", steps=2, batch=2, guide=GuideConfig(**guide)
-    )
+    words = {"template": "a {colour} {shape} on {ground}", "steps": 2, "batch": 2}
+    editor = EditorConfig(pipeline=str(pipeline), guide=GuideConfig(**guide), **{**words, **(editor_ or {})})
     config = DecoderConfig(
         kind="pretrained", layers={"background": ["ground"], "foreground": ["colour"]}, editor=editor
     )
@@ -73,31 +73,51 @@ def test_each_row_keeps_the_draw_that_scores_most(levels: list[list[int]]) -> No
     def run(edits: Any) -> Any:
         calls.append([edit.seed for edit in edits])
         draw = len(calls) - 1
-        return np.stack([np.full((2, 2, 3), own[draw] / 255, np.float32) for own in levels])
+        return [np.full((2, 2, 3), own[draw], np.uint8) for own in levels]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextImageModel, "directions", lambda self, made, *_: np.stack(made)[:, 0, 0, 0] / 255.0)
+        patch.setattr(TextImageModel, "directions", lambda self, made, *_: np.stack(made)[:, 0, 0, 0].astype(float))
         edits = [Edit(Image.new("RGB", (2, 2)), None, "new", "old", seed) for seed in range(len(levels))]
-        found = guidance.best_of(run, edits, GuideConfig(clip="anywhere", draws=3))
-    assert np.round(found[:, 0, 0, 0] * 255).astype(int).tolist() == [max(own) for own in levels]
+        found = guidance.best_of(run, edits, [], GuideConfig(clip="anywhere", draws=3))
+    assert [int(image[0, 0, 0]) for image in found] == [max(own) for own in levels]
     assert calls[0] == list(range(len(levels)))  # the first draw is the one there is without guidance
     assert len({seed for call in calls for seed in call}) == 3 * len(levels)
 
 
-def test_more_draws_move_more_as_the_words_do(data: ArrayDataset, pipeline: Path, clip: Path) -> None:
-    once, more = edited(made(data, pipeline), data), edited(made(data, pipeline, clip=str(clip), draws=4), data)
-    moved = (once != more).flatten(1).any(1)
-    assert moved.any()
-    rows = [0, 3]  # one pass, so that what is scored is the whole move
-    pixels = [x[rows].add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy() for x in (once, more)]
-    table = data.table.iloc[rows].to_dict("records")
-    old = [f"a {row['colour']} {row['shape']} on {row['ground']}" for row in table]
-    new = [f"a {row['colour']} {row['shape']} on {ACTS[i].assignments['ground']}" for i, row in zip(rows, table)]
-    scores = [TextImageModel(str(clip)).directions(x, data.images[rows], new, old) for x in pixels]
-    assert (scores[1] >= scores[0] - 1e-6).all()
-    for i in rows:
+def scores(images: torch.Tensor, data: ArrayDataset, clip: Path) -> Any:
+    pixels = list(images.add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy())
+    factual = data.table.iloc[: len(ACTS)].to_dict("records")
+    old, new = (
+        [f"a {row['colour']} {row['shape']} on {row['ground']}" for row in rows]
+        for rows in (factual, [{**row, **act.assignments} for row, act in zip(factual, ACTS)])
+    )
+    assert all(a != b for a, b in zip(old, new))
+    return TextImageModel(str(clip)).directions(pixels, [image.copy() for image in data.images[: len(ACTS)]], new, old)
+
+
+@pytest.mark.parametrize("guide", [{"draws": 4}, {"scale": 0.3}])
+def test_a_guided_edit_moves_more_as_its_words_do(
+    guide: dict[str, Any], data: ArrayDataset, pipeline: Path, clip: Path
+) -> None:
+    model = made(data, pipeline, clip=str(clip), **guide)
+    once, more = edited(made(data, pipeline), data), edited(model, data)
+    assert scores(more, data, clip).mean() > scores(once, data, clip).mean()
+    for i in (0, 2, 3):
         inside = torch.from_numpy(data.mask(i) > 127)  # type: ignore[operator]
         assert torch.equal(once[i][:, inside], more[i][:, inside])
+    assert torch.equal(edited(model, data), more)
+    assert "step" not in vars(model.decoder.pipe.scheduler)  # type: ignore[attr-defined]
+
+
+def test_the_score_with_a_gradient_is_the_score(data: ArrayDataset, clip: Path) -> None:
+    model, rng = TextImageModel(str(clip)), np.random.default_rng(0)
+    made_, sources = ([rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(3)] for _ in range(2))
+    new, old = ["a red disc", "dots", "lines"], ["a blue disc", "lines", "dots"]
+    images = torch.from_numpy(np.stack(made_)).permute(0, 3, 1, 2).float().div(255).requires_grad_()
+    found = model.moves(images, sources, new, old)
+    assert np.allclose(found.detach().numpy(), model.directions(made_, sources, new, old), atol=1e-3)
+    (gradient,) = torch.autograd.grad(found.sum(), images)
+    assert gradient.flatten(1).norm(dim=1).gt(0).all()
 
 
 def test_a_model_says_by_what_it_was_chosen(data: ArrayDataset, pipeline: Path, tmp_path: Path) -> None:
@@ -123,9 +143,11 @@ def _empty(place: Path) -> Path:
     return place
 
 
-@pytest.mark.parametrize("guide", [{"draws": 3}, {"clip": "somewhere"}, {"clip": "somewhere", "draws": 1}])
+@pytest.mark.parametrize(
+    "guide", [{"draws": 3}, {"scale": 0.1}, {"clip": "somewhere"}, {"clip": "somewhere", "draws": 1}]
+)
 def test_both_or_neither(guide: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="expected clip, which chooses, and at least 2 draws, got clip"):
+    with pytest.raises(UsageError, match="expected clip, and a scale above 0 or at least 2 draws, got clip"):
         GuideConfig(**guide)
 
 
@@ -144,3 +166,8 @@ def test_what_cannot_be_chosen_from(data: ArrayDataset, pipeline: Path, clip: Pa
     inverting = save_pipeline("StableDiffusionPipeline", tmp_path / "inverting")
     with pytest.raises(UsageError, match="expected a pipeline that draws another image under another seed, got Stable"):
         made(data, inverting, clip=str(clip), draws=2)
+    with pytest.raises(UsageError, match="expected a DDIMScheduler, got EulerDiscreteScheduler; set"):
+        made(data, pipeline, {"scheduler": "EulerDiscreteScheduler"}, clip=str(clip), scale=0.1)
+    other = save_pipeline("FluxKontextPipeline", tmp_path / "other")
+    with pytest.raises(UsageError, match="expected a class of Stable Diffusion, got FluxKontextPipeline; set scale: 0"):
+        made(data, other, clip=str(clip), scale=0.1)
