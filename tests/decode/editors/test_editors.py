@@ -321,9 +321,9 @@ def test_each_pass_says_what_it_draws(data: ArrayDataset, saved: Any, monkeypatc
     model = made(data, saved("StableDiffusionInpaintPipeline"), template=None)
     calls: list[Any] = []
     monkeypatch.setattr(backends, "run", lambda *given: calls.append(given[2][0]) or np.zeros((1, 32, 32, 3)))
-    edited(model, data, [do(ground="dots", colour="red")], [7])
+    edited(model, data, [do(ground="dots", colour="blue")], [7])
     own = data.table.iloc[0]
-    assert [(call.factual, call.prompt) for call in calls] == [(own["ground"], "dots"), (own["colour"], "red")]
+    assert [(call.factual, call.prompt) for call in calls] == [(own["ground"], "dots"), (own["colour"], "blue")]
 
 
 def test_the_object_is_drawn_in_the_new_ground(data: ArrayDataset, saved: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,7 +336,7 @@ def test_the_object_is_drawn_in_the_new_ground(data: ArrayDataset, saved: Any, m
         return np.full((1, 32, 32, 3), 0.2 * len(calls), np.float32)
 
     monkeypatch.setattr(backends, "run", grey)
-    found = edited(model, data, [do(ground="dots", colour="red")], [7])[0]
+    found = edited(model, data, [do(ground="dots", colour="blue")], [7])[0]
     inside = data.mask(0) > 127  # type: ignore[operator]
     first, second = (np.asarray(call.image) for call in calls)
     assert np.array_equal(first, data.images[0])
@@ -346,7 +346,7 @@ def test_the_object_is_drawn_in_the_new_ground(data: ArrayDataset, saved: Any, m
     own = data.table.iloc[0]
     assert calls[0].factual == f"a {own['colour']} {own['shape']} on {own['ground']}"
     assert calls[0].prompt == calls[1].factual == f"a {own['colour']} {own['shape']} on dots"  # what this pass draws
-    assert calls[1].prompt == f"a red {own['shape']} on dots"
+    assert calls[1].prompt == f"a blue {own['shape']} on dots"
     pixels = found.add(1).mul(127.5).round().byte().permute(1, 2, 0).numpy()
     assert (pixels[~inside] == 51).all()
     assert (pixels[inside] == 102).all()
