@@ -23,7 +23,7 @@ from rows import cpu, record
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests")]
 
-from helpers import tiny_pipelines as tiny  # noqa: E402
+from train_editor import word_tokenizer  # noqa: E402
 
 from cfaug.causal import do  # noqa: E402
 from cfaug.data import FolderDataset, load_images  # noqa: E402
@@ -40,9 +40,7 @@ def train_clip(place: Path, root: Path) -> None:
     torch.manual_seed(0)
     data = FolderDataset(root, "train", "digit", ["colour", "ground"], masks="mask")
     prompts = [TEMPLATE.format(colour=c, ground=g) for c, g in zip(data.table["colour"], data.table["ground"])]
-    tokenizer = tiny._clip_tokenizer()
-    tokenizer.model_max_length = 12
-    tokenizer.add_tokens(sorted({word for prompt in prompts for word in prompt.split()}))
+    tokenizer = word_tokenizer(prompts)
     ends = {"pad_token_id": 1, "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, **ends}
     vision = {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4}

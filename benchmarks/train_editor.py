@@ -54,6 +54,14 @@ class Task:
     first_batch: int = BATCH
 
 
+def word_tokenizer(prompts: Sequence[str]) -> Any:
+    """One whose tokens are the prompts' words, which are not spelled; for prompts of up to ten words."""
+    tokenizer = tiny._clip_tokenizer()
+    tokenizer.model_max_length = 12
+    tokenizer.add_tokens(sorted({word for prompt in prompts for word in prompt.split()}))
+    return tokenizer
+
+
 def train(out: Path, task: Task) -> float:
     """Write ``out/pipeline``; the seconds that it took."""
     import diffusers
@@ -66,11 +74,7 @@ def train(out: Path, task: Task) -> float:
     inside = torch.stack([to_tensor(mask) for mask in masks]) > 0.5
     prompts = [task.template.format(**{str(k): v for k, v in row.items()}) for row in data.table.to_dict("records")]
     torch.manual_seed(0)
-    tokenizer = tiny._clip_tokenizer()
-    tokenizer.model_max_length = 12
-    tokenizer.add_tokens(
-        sorted({word for prompt in prompts for word in prompt.split()})
-    )  # a word is a token, not spelled
+    tokenizer = word_tokenizer(prompts)
     text = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,

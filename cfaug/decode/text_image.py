@@ -10,7 +10,7 @@ downloaded.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,28 +50,34 @@ class TextImageModel:
         self, made: Sequence[Pixels], sources: Sequence[Pixels], new: Sequence[str], old: Sequence[str]
     ) -> Floats:
         """(N,) cosines between the moves of images and of their texts; 0 where either did not move."""
-        texts = sorted({*new, *old})
-        (to, embedded), (from_, _) = self.embedded(made, texts), self.embedded(sources, texts)
-        moved = to - from_
-        said = embedded[[texts.index(text) for text in new]] - embedded[[texts.index(text) for text in old]]
+        from_, said = self._start(sources, new, old)
+        moved = self.embedded(made, new[:1])[0] - from_
         lengths = np.linalg.norm(moved, axis=1) * np.linalg.norm(said, axis=1)
         return np.asarray((moved * said).sum(1) / np.maximum(lengths, 1e-12))
 
     def moves(
-        self, made: torch.Tensor, sources: Sequence[Pixels], new: Sequence[str], old: Sequence[str]
-    ) -> torch.Tensor:
-        """(N,) cosines as :meth:`directions`, of images (N, 3, H, W) in [0, 1], with a gradient to them."""
-        model, _, processor = _loaded(self.directory, self.setting)
-        texts = sorted({*new, *old})
-        from_, embedded = (torch.from_numpy(some).float() for some in self.embedded(sources, texts))
-        said = embedded[[texts.index(text) for text in new]] - embedded[[texts.index(text) for text in old]]
+        self, sources: Sequence[Pixels], new: Sequence[str], old: Sequence[str]
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What gives, of images (N, 3, H, W) in [0, 1], the (N,) cosines of :meth:`directions` with a gradient to the images."""
+        model, _, processor = self._parts()
+        from_, said = (torch.from_numpy(some).float() for some in self._start(sources, new, old))
         mean, deviation = (
             torch.tensor(values)[:, None, None] for values in (processor.image_mean, processor.image_std)
         )
         side = model.config.vision_config.image_size
-        pixels = F.interpolate(made.clamp(0, 1), size=side, mode="bicubic", antialias=True)
-        seen = model.get_image_features(pixel_values=(pixels - mean) / deviation).pooler_output
-        return torch.cosine_similarity(F.normalize(seen) - from_, said)
+
+        def cosines(made: torch.Tensor) -> torch.Tensor:
+            pixels = F.interpolate(made.clamp(0, 1), size=side, mode="bicubic", antialias=True)
+            seen = model.get_image_features(pixel_values=(pixels - mean) / deviation).pooler_output
+            return torch.cosine_similarity(F.normalize(seen) - from_, said)
+
+        return cosines
+
+    def _start(self, sources: Sequence[Pixels], new: Sequence[str], old: Sequence[str]) -> tuple[Floats, Floats]:
+        """Where images start from (N, D), and how their texts move (N, D)."""
+        texts = sorted({*new, *old})
+        from_, embedded = self.embedded(sources, texts)
+        return from_, embedded[[texts.index(text) for text in new]] - embedded[[texts.index(text) for text in old]]
 
     def embedded(self, images: Sequence[Pixels], texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Embeddings of images (N, D) and of texts (K, D), of length 1."""
@@ -79,7 +85,7 @@ class TextImageModel:
         return np.concatenate([one.image_embeds.double().numpy() for one in said]), said[0].text_embeds.double().numpy()
 
     def _said(self, images: Sequence[Pixels], texts: Sequence[str]) -> Iterator[Any]:
-        model, tokens, pixels = _loaded(self.directory, self.setting)
+        model, tokens, pixels = self._parts()
         said = tokens(list(texts), padding=True, return_tensors="pt")
         with torch.inference_mode():
             for start in range(0, len(images), BATCH):
@@ -93,7 +99,22 @@ class TextImageModel:
                 f"{self.setting}: expected a directory that transformers has saved a CLIP model in, with model.safetensors, got {self.directory}; "
                 "name one, or remove the line"
             )
-        _loaded(self.directory, self.setting)
+        self._parts()
+
+    def _parts(self) -> tuple[Any, Any, Any]:
+        """Model, tokenizer and image processor, loaded once in each process whatever setting names them."""
+        place = expand(self.directory)
+        try:
+            return _loaded(str(place))
+        except ImportError:
+            raise UsageError(
+                f'{self.setting} needs the package transformers, which is not installed; pip install "cfaug[clip]"'
+            ) from None
+        except Exception as error:  # transformers raises its own, of many kinds
+            raise UsageError(
+                f"{self.setting}: expected a CLIP model with its tokenizer and image processor in {place.name}, got something else "
+                f"({one_line(error, 120)}); save them there with save_pretrained"
+            ) from None
 
     @property
     def weights(self) -> Path:
@@ -107,26 +128,10 @@ class TextImageModel:
 
 
 @cache
-def _loaded(directory: str, setting: str) -> tuple[Any, Any, Any]:
-    try:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
-    except ImportError:
-        raise UsageError(
-            f'{setting} needs the package transformers, which is not installed; pip install "cfaug[clip]"'
-        ) from None
-    place = str(expand(directory))
-    try:
-        with torch.inference_mode(False):
-            model = (
-                CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True)
-                .eval()
-                .requires_grad_(False)
-            )
-        tokens = AutoTokenizer.from_pretrained(place, local_files_only=True)
-        pixels = AutoImageProcessor.from_pretrained(place, local_files_only=True)
-    except Exception as error:  # transformers raises its own, of many kinds
-        raise UsageError(
-            f"{setting}: expected a CLIP model with its tokenizer and image processor in {Path(place).name}, got something else "
-            f"({one_line(error, 120)}); save them there with save_pretrained"
-        ) from None
-    return model, tokens, pixels
+def _loaded(place: str) -> tuple[Any, Any, Any]:
+    from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+
+    with torch.inference_mode(False):
+        model = CLIPModel.from_pretrained(place, local_files_only=True, use_safetensors=True).eval()
+    tokens = AutoTokenizer.from_pretrained(place, local_files_only=True)
+    return model.requires_grad_(False), tokens, AutoImageProcessor.from_pretrained(place, local_files_only=True)

@@ -79,7 +79,7 @@ class PretrainedDecoder(PixelMechanism):
         scheduler = self.editor.scheduler or open_pipeline.scheduler_of(self.place)
         guidance.check(self.editor.guide, self.traits, self.pipeline_class, scheduler)
         self._files: open_pipeline.Files = {}
-        self._chooser: str | None = None
+        self._guide_files: open_pipeline.Files = {}
         self._lora: dict[str, torch.Tensor] = {}
 
     @property
@@ -133,7 +133,8 @@ class PretrainedDecoder(PixelMechanism):
         """
         self._fit_schema(dataset)
         self._files = open_pipeline.hashed(self.place, self._files)
-        self._chooser = guidance.digest(self.editor.guide)
+        if self.editor.guide.clip is not None:
+            self._guide_files = open_pipeline.hashed(expand(self.editor.guide.clip), self._guide_files, "*")
         if self.editor.lora.steps:
             size = open_pipeline.size_of(dataset.image(0).shape[:2], self.editor, self.multiple, self.traits.least)
             self._lora, self.report = adapters.train(
@@ -147,8 +148,9 @@ class PretrainedDecoder(PixelMechanism):
         said = [name for name in changed if name in self.parents]
         self.words.check(said)
         folders = [self.place / "tokenizer", *([expand(self.editor.guide.clip)] if self.editor.guide.clip else [])]
+        longest = self.words.longest(said)
         for folder in folders:
-            open_pipeline.check_length(folder, self.words.longest(said))
+            open_pipeline.check_length(folder, longest)
 
     # -- abduction and prediction ----------------------------------------------------------------------------------
 
@@ -228,17 +230,17 @@ class PretrainedDecoder(PixelMechanism):
         if not self._files:
             raise UsageError("expected a fitted decoder, got one that was not; call fit(dataset) first")
         editor = {**dataclasses.asdict(self.editor), "pipeline": None}
-        guide = {**editor.pop("guide"), "clip": self._chooser}
+        guide = {**editor.pop("guide"), "clip": open_pipeline.sums(self._guide_files)}
         return {
             "format": save_decoder.FORMAT,
             "kind": self.kind,
             "class": self.pipeline_class,
             "editor": editor,
-            **({"guide": guide} if self._chooser else {}),
+            **({"guide": guide} if self._guide_files else {}),
             "layers": self.config.layers,
             "schema": self.schema.to_json(),
             "parents": list(self.parents),
-            "files": {name: digest for name, (_, _, digest) in sorted(self._files.items())},
+            "files": open_pipeline.sums(self._files),
         }
 
     def save(self, directory: str | Path) -> None:
@@ -247,7 +249,7 @@ class PretrainedDecoder(PixelMechanism):
         save_decoder.save(directory, self._description(), self._lora, self.report)
         here: dict[str, Any] = {"pipeline": str(self.place.absolute()), "files": self._files}
         if self.editor.guide.clip is not None:
-            here["clip"] = str(expand(self.editor.guide.clip).absolute())
+            here |= {"clip": str(expand(self.editor.guide.clip).absolute()), "clip_files": self._guide_files}
         replace_file(directory / PLACE, json.dumps(here, indent=1, sort_keys=True).encode())
 
     @classmethod
@@ -274,13 +276,14 @@ class PretrainedDecoder(PixelMechanism):
         decoder = cls(Schema.from_json(content["schema"]), content["parents"], config)
         decoder._files = open_pipeline.hashed(decoder.place, here.get("files", {}))
         decoder._lora, decoder.report = weights, report
-        decoder._chooser = guidance.digest(editor.guide)
-        if decoder._chooser != content.get("guide", {}).get("clip"):
+        if editor.guide.clip is not None:
+            decoder._guide_files = open_pipeline.hashed(expand(editor.guide.clip), here.get("clip_files", {}), "*")
+        if open_pipeline.sums(decoder._guide_files) != content.get("guide", {}).get("clip", {}):
             raise ShardError(
                 f"{editor.guide.clip}: expected the CLIP model that chose when the model was made, got another; put the old file back, or run "
                 "`cfaug fit` again with --overwrite"
             )
-        found = {name: digest for name, (_, _, digest) in decoder._files.items()}
+        found = open_pipeline.sums(decoder._files)
         if found != content["files"]:
             name = next(
                 name for name in sorted({*found, *content["files"]}) if found.get(name) != content["files"].get(name)

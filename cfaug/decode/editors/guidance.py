@@ -34,12 +34,6 @@ def model_of(guide: GuideConfig) -> TextImageModel | None:
     return None if guide.clip is None else TextImageModel(guide.clip, "decoder.editor.guide.clip")
 
 
-def digest(guide: GuideConfig) -> str | None:
-    """sha256 (hex) of the weights of the model that guides; None where none does."""
-    model = model_of(guide)
-    return None if model is None else model.digest
-
-
 def check(guide: GuideConfig, traits: Traits, name: str, scheduler: str) -> None:
     """UsageError for a model that cannot be opened, and for a pipeline class or a scheduler that cannot be guided so."""
     model = model_of(guide)
@@ -75,6 +69,7 @@ def steered(pipe: Any, edits: Sequence[Edit], guide: GuideConfig) -> Iterator[No
     with torch.inference_mode(False):
         before = torch.stack([to_tensor(edit.image) for edit in edits])
         region = torch.stack([to_tensor(edit.region or whole) for edit in edits])
+        score = model.moves(sources, *words)
 
     @functools.wraps(step)
     def moved(noise: torch.Tensor, t: Any, sample: torch.Tensor, **more: Any) -> Any:
@@ -83,7 +78,7 @@ def steered(pipe: Any, edits: Sequence[Edit], guide: GuideConfig) -> Iterator[No
             clean = made.pred_original_sample.clone().detach().requires_grad_()
             images = (pipe.vae.decode(clean / pipe.vae.config.scaling_factor).sample / 2 + 0.5).float().cpu()
             images = region * images + (1 - region) * before  # as it is pasted
-            (gradient,) = torch.autograd.grad(model.moves(images, sources, *words).sum(), clean)
+            (gradient,) = torch.autograd.grad(score(images).sum(), clean)
         earlier = int(t) - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
         alpha = scheduler.alphas_cumprod[earlier] if earlier >= 0 else scheduler.final_alpha_cumprod
         length = gradient.flatten(1).norm(dim=1)[:, None, None, None].clamp_min(1e-8)

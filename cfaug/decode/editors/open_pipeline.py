@@ -149,10 +149,10 @@ def resized(image: Pixels, size: tuple[int, int]) -> Image.Image:
     return picture if picture.size == size[::-1] else picture.resize(size[::-1], Image.Resampling.LANCZOS)
 
 
-def hashed(place: Path, known: Mapping[str, Any]) -> Files:
-    """The sums of the pipeline's files; those ``known`` whose size and time are the same are not computed again."""
+def hashed(place: Path, known: Mapping[str, Any], pattern: str = "**/*") -> Files:
+    """The sums of a model's files; those ``known`` whose size and time are the same are not computed again."""
     found: Files = {}
-    for path in sorted(place.rglob("*")):
+    for path in sorted(place.glob(pattern)):
         if path.suffix not in KEPT or not path.is_file():
             continue
         name, stat = path.relative_to(place).as_posix(), path.stat()
@@ -162,6 +162,11 @@ def hashed(place: Path, known: Mapping[str, Any]) -> Files:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
         found[name] = (stat.st_size, stat.st_mtime_ns, digest)
     return found
+
+
+def sums(files: Files) -> dict[str, str]:
+    """File -> sha256, without what this machine knows of it."""
+    return {name: digest for name, (_, _, digest) in sorted(files.items())}
 
 
 def check_length(folder: Path, prompt: str) -> None:

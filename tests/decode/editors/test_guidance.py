@@ -114,7 +114,7 @@ def test_the_score_with_a_gradient_is_the_score(data: ArrayDataset, clip: Path) 
     made_, sources = ([rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(3)] for _ in range(2))
     new, old = ["a red disc", "dots", "lines"], ["a blue disc", "lines", "dots"]
     images = torch.from_numpy(np.stack(made_)).permute(0, 3, 1, 2).float().div(255).requires_grad_()
-    found = model.moves(images, sources, new, old)
+    found = model.moves(sources, new, old)(images)
     assert np.allclose(found.detach().numpy(), model.directions(made_, sources, new, old), atol=1e-3)
     (gradient,) = torch.autograd.grad(found.sum(), images)
     assert gradient.flatten(1).norm(dim=1).gt(0).all()
